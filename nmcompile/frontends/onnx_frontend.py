@@ -1,0 +1,281 @@
+"""ONNX models in: files (weights in external files too) and `onnx.ModelProto` objects."""
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    ShapeInferencePass,
+    TopologicalSortPass,
+)
+
+from nmcompile.errors import ModelError, NmcompileError, ShapeError, UnsupportedOperatorError
+
+OLDEST_OPSET = 11
+"""Models of older operator sets are converted to this one."""
+
+
+def load(
+    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> ir.Model:
+    """Read a model, fix its input shapes, and bring it into the form that `OnnxGraph` expects.
+
+    Args:
+        source: a path, or a model in memory (which is not changed).
+        shapes: dimensions by input name, for inputs that leave some open.
+
+    Raises:
+        ModelError: not an ONNX model, a damaged file, external data missing, or an operator set
+            that cannot be converted.
+        ShapeError: an input shape is open, or `shapes` contradicts the model.
+        UnsupportedOperatorError: an operator that the ONNX standard does not know.
+    """
+    if isinstance(source, onnx.ModelProto):
+        title, folder, proto = "the ONNX model", Path(), source
+    else:
+        path = Path(source)
+        title, folder, proto = f"model file {path}", path.parent, _read(path)
+    if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
+        raise ModelError(
+            f"{title} is not an ONNX model: expected a graph with outputs and an operator set, "
+            "found none; export the model again, or check that the file is the right one"
+        )
+    model = _in_memory(proto, folder, title)
+    model = _at_least_oldest_opset(model, title)
+    _check_operators(model, title)
+    _check(model, title)
+    InlinePass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    RemoveInitializersFromInputsPass()(model)
+    TopologicalSortPass()(model)
+    _fix_shapes(model, shapes or {}, title)
+    return model
+
+
+def input_specs(model: ir.Model) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and numpy dtype name of every input, in order."""
+    specs = []
+    for value in model.graph.inputs:
+        assert value.shape is not None and value.dtype is not None
+        specs.append((str(value.name), tuple(value.shape.numpy()), value.dtype.numpy().name))
+    return specs
+
+
+def output_names(model: ir.Model) -> list[str]:
+    """Names of the graph outputs, in order."""
+    return [str(value.name) for value in model.graph.outputs]
+
+
+def to_relax(proto: onnx.ModelProto) -> Any:
+    """Import into Relax with every initializer a constant; returns a `tvm.IRModule`.
+
+    `main` takes the inputs of `input_specs` in their order (TVM may respell their names); one
+    output is returned bare, several as a tuple.
+
+    Raises:
+        UnsupportedOperatorError: TVM has no conversion for an operator; names the node.
+    """
+    from tvm.relax.frontend.onnx import from_onnx
+
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in proto.graph.input
+    }
+    # The importer prints what it is about to raise.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
+        except Exception as error:
+            raise _unsupported(proto, error) from error
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"model file {path} cannot be read: {error.strerror or error}; check the path"
+        ) from error
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:
+        raise ModelError(
+            f"model file {path} is not an ONNX model or is truncated: expected an ONNX protobuf, "
+            f"found {len(content)} bytes that do not parse ({error}); export or copy it again"
+        ) from error
+
+
+def _in_memory(proto: onnx.ModelProto, folder: Path, title: str) -> ir.Model:
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(
+            f"{title} is damaged: {_first_line(error)}; export or copy it again"
+        ) from error
+    ir.external_data.set_base_dir(model.graph, folder)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            path = folder / tensor.location
+            if not path.is_file():
+                raise ModelError(
+                    f"{title} keeps weight {name} in the external file {path}: expected that "
+                    "file, found none; put it next to the model (an ONNX model in memory must "
+                    "have its external data loaded)"
+                )
+            end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+            if path.stat().st_size < end:
+                raise ModelError(
+                    f"external file {path} is truncated: expected at least {end} bytes for "
+                    f"weight {name}, found {path.stat().st_size}; copy it again"
+                )
+    try:
+        return ir.external_data.load_to_model(model)
+    except Exception as error:
+        raise ModelError(
+            f"external data of {title} cannot be read: {_first_line(error)}; keep it in the "
+            "model's own folder"
+        ) from error
+
+
+def _at_least_oldest_opset(model: ir.Model, title: str) -> ir.Model:
+    found = model.graph.opset_imports.get("", OLDEST_OPSET)
+    if found >= OLDEST_OPSET:
+        return model
+    try:
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET)
+        return ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(
+            f"{title} uses ONNX opset {found}: expected {OLDEST_OPSET} or later, and conversion "
+            f"fails ({_first_line(error)}); export it again with a newer opset"
+        ) from error
+
+
+def _check_operators(model: ir.Model, title: str) -> None:
+    for node in model.graph.all_nodes():
+        if node.op_identifier() in model.functions:
+            continue
+        version = model.graph.opset_imports.get(node.domain)
+        if node.domain == "" and not (
+            version and onnx.defs.has(node.op_type, max_inclusive_version=version)
+        ):
+            raise UnsupportedOperatorError(
+                f"{title}: node {node.name or node.outputs[0].name} has the operator "
+                f"{node.op_type}, which ONNX opset {version} does not have; replace the operator, "
+                "or export the model again with the right opset"
+            )
+
+
+def _check(model: ir.Model, title: str) -> None:
+    try:
+        onnx.checker.check_model(ir.to_proto(model))
+    except Exception as error:
+        raise ModelError(
+            f"{title} is not a valid ONNX model: {_first_line(error)}; export it again"
+        ) from error
+
+
+def _fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], title: str) -> None:
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    for name in shapes:
+        if name not in inputs:
+            raise ShapeError(
+                f"{title} has no input {name}: expected one of {', '.join(inputs) or 'none'}; "
+                "correct the name given with --shape"
+            )
+    changed = False
+    for name, value in inputs.items():
+        if value.dtype is None:
+            raise ModelError(f"{title}: input {name} is not a tensor; only tensors can be inputs")
+        given = tuple(int(dim) for dim in shapes[name]) if name in shapes else None
+        declared = None if value.shape is None else list(value.shape)
+        if given is None:
+            if declared is None or not all(isinstance(dim, int) for dim in declared):
+                raise ShapeError(
+                    f"{title}: input {name} has the open shape {_spell(declared)}; expected fixed "
+                    f"dimensions: say --shape {name}={_example(declared)} "
+                    f'(shapes={{"{name}": (...)}} in Python)'
+                )
+            given = tuple(int(cast(int, dim)) for dim in declared)
+        else:
+            fits = declared is None or (
+                len(declared) == len(given)
+                and all(
+                    d == g or not isinstance(d, int) for d, g in zip(declared, given, strict=True)
+                )
+            )
+            if not fits:
+                raise ShapeError(
+                    f"{title}: input {name} is declared as {_spell(declared)}, but --shape "
+                    f"{name}={','.join(map(str, given))} contradicts that; change the open "
+                    "dimensions only"
+                )
+            changed |= declared != list(given)
+        if any(dim < 1 for dim in given):
+            raise ShapeError(
+                f"{title}: input {name} has the shape {_spell(given)}; expected dimensions of at "
+                f"least 1: say --shape {name}={_example(declared)}"
+            )
+        value.shape = ir.Shape(given)
+    if changed:
+        # What was inferred for open dimensions would contradict the fixed ones.
+        for node in model.graph:
+            for output in node.outputs:
+                output.shape = None
+    ShapeInferencePass(strict_mode=False)(model)
+
+
+def _unsupported(proto: onnx.ModelProto, error: Exception) -> UnsupportedOperatorError:
+    node = _node_in_traceback(error.__traceback__)
+    nodes = [node] if node is not None else []
+    named = re.search(r"not supported for frontend ONNX: (.*)", str(error))
+    if named is not None:
+        types = {name.strip() for name in named[1].split(",")}
+        nodes = [node for node in proto.graph.node if node.op_type in types]
+    spelled = ", ".join(f"{n.op_type} (node {n.name or n.output[0]})" for n in nodes[:5])
+    more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
+    return UnsupportedOperatorError(
+        f"the model cannot be imported into TVM: {spelled or 'unknown operator'}{more}: "
+        f"{_first_line(error)}; replace the operator, or export the model without that part"
+    )
+
+
+def _node_in_traceback(trace: TracebackType | None) -> onnx.NodeProto | None:
+    """The node that the importer's loop was at: it does not say so itself."""
+    while trace is not None:
+        node = trace.tb_frame.f_locals.get("node")
+        if isinstance(node, onnx.NodeProto):
+            return node
+        trace = trace.tb_next
+    return None
+
+
+def _spell(dims: Sequence[Any] | None) -> str:
+    if dims is None:
+        return "of unknown rank"
+    return "(" + ", ".join(str(getattr(dim, "value", dim) or "?") for dim in dims) + ")"
+
+
+def _example(dims: Sequence[Any] | None) -> str:
+    if dims is None:
+        return "1,3,224,224"
+    return ",".join(str(dim) if isinstance(dim, int) and dim > 0 else "1" for dim in dims)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, NmcompileError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

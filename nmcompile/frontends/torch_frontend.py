@@ -1,0 +1,224 @@
+"""Torch models in: the only module that imports `torch.export`.
+
+Whatever comes in (module, exported program, FX graph) is exported once, in inference mode, to a
+functional aten graph without training-time structure; it leaves as an FX graph or a Relax module.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError
+
+Examples = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
+
+_TRAINING_BATCH_NORM = {
+    torch.ops.aten._native_batch_norm_legit.default,
+    torch.ops.aten._native_batch_norm_legit_functional.default,
+    torch.ops.aten.native_batch_norm.default,
+}
+
+
+def is_torch_model(model: object) -> bool:
+    """Whether `to_graph` takes the object."""
+    return isinstance(model, (torch.nn.Module, ExportedProgram))
+
+
+def to_graph(
+    model: torch.nn.Module | ExportedProgram,
+    example_inputs: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> fx.GraphModule:
+    """Export to a functional aten graph whose parameters are attributes.
+
+    Shapes are fixed to those of the example inputs. Buffers that the forward pass writes to keep
+    the value they have now: the graph is that of one call, the writes are dropped. The training
+    flags of the user's modules are as before afterwards.
+
+    Args:
+        model: module, exported program, or FX graph (symbolically traced ones are exported too).
+        example_inputs: a tensor, a tuple of positional arguments, or a mapping of keyword
+            arguments. May be left out for exported programs, or where `shapes` says enough.
+        shapes: float32 inputs to make up, by argument name, when there are no example inputs.
+
+    Raises:
+        ShapeError: there is nothing to take the input shapes from.
+        ModelError: export fails, or the model was exported in training mode.
+    """
+    args, kwargs = _examples(model, example_inputs, shapes)
+    try:
+        with _inference(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = (
+                model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+            )
+            program = torch.export.export(module, args, kwargs, strict=False)
+            # An empty table decomposes nothing but removes in-place operators.
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise ModelError(
+            f"{_title(model)} cannot be exported: torch.export says {_first_line(error)}; expected "
+            "a model whose forward runs on the example inputs without data-dependent control flow"
+        ) from error
+    for node in program.graph.nodes:
+        if node.target in _TRAINING_BATCH_NORM:
+            raise ModelError(
+                f"{_title(model)} was traced in training mode: batch norm {node.name} takes its "
+                "statistics from the batch; call .eval() before tracing or exporting it"
+            )
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    for node in list(graph_module.graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and not node.users:
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+    _set_training(dict.fromkeys(graph_module.modules(), False))
+    return graph_module
+
+
+def input_specs(module: fx.GraphModule) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and numpy dtype name of every tensor input, in order."""
+    values = [(n.name, n.meta.get("val")) for n in module.graph.find_nodes(op="placeholder")]
+    return [
+        (name, tuple(int(dim) for dim in value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in values
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def output_names(module: fx.GraphModule) -> list[str]:
+    """A name for every returned tensor: the keys of what forward returns, else output, output_1."""
+    count = len(_returned(module))
+    spec = getattr(module.graph._codegen, "pytree_info", None)
+    if spec is not None and spec.out_spec is not None:
+        keys = _keys(spec.out_spec)
+        if len(keys) == count and all(keys) and len(set(keys)) == count:
+            return keys
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def to_relax(module: fx.GraphModule) -> Any:
+    """Import into Relax with every parameter a constant; returns a `tvm.IRModule`.
+
+    `main` takes the tensors of `input_specs` in their order and returns a tuple of outputs.
+
+    Raises:
+        UnsupportedOperatorError: TVM has no conversion for an operator; names the nodes.
+    """
+    from tvm.relax.frontend.torch import from_exported_program
+
+    inputs = tuple(
+        torch.zeros(tuple(node.meta["val"].shape), dtype=node.meta["val"].dtype)
+        for node in module.graph.find_nodes(op="placeholder")
+    )
+    spec = getattr(module.graph._codegen, "pytree_info", None)
+    args, kwargs = inputs, {}
+    if spec is not None:
+        args, kwargs = pytree.tree_unflatten(inputs, spec.in_spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, args, kwargs, strict=False)
+        try:
+            return from_exported_program(program, keep_params_as_input=False)
+        except Exception as error:
+            raise _unsupported(module, error) from error
+
+
+def _unsupported(module: fx.GraphModule, error: Exception) -> UnsupportedOperatorError:
+    text = str(error)
+    guilty = [
+        f"{node.target} (node {node.name})"
+        for node in module.graph.nodes
+        if node.op == "call_function" and node.target.__name__ in text
+    ]
+    return UnsupportedOperatorError(
+        f"the model cannot be imported into TVM: {', '.join(guilty[:5]) or 'unknown operator'}: "
+        f"{_first_line(error)}; express it with operators that TVM's torch importer knows, or "
+        "leave that part out of the exported model"
+    )
+
+
+def _examples(
+    model: object, example_inputs: Any, shapes: Mapping[str, Sequence[int]] | None
+) -> Examples:
+    if example_inputs is None and isinstance(model, ExportedProgram):
+        if model.example_inputs is not None:
+            args, kwargs = model.example_inputs
+            return tuple(args), dict(kwargs)
+    if example_inputs is None and shapes:
+        return (), {name: torch.zeros(tuple(shape)) for name, shape in shapes.items()}
+    if example_inputs is None and isinstance(model, fx.GraphModule):
+        specs = [n.meta.get("val") for n in model.graph.find_nodes(op="placeholder")]
+        if all(isinstance(s, torch.Tensor) for s in specs) and specs:
+            return tuple(torch.zeros(tuple(s.shape), dtype=s.dtype) for s in specs), {}
+    if example_inputs is None:
+        raise ShapeError(
+            f"{_title(model)} does not say what its inputs look like: expected example inputs, "
+            "found none; pass example_inputs=(x,) with tensors of the shape to compile for"
+        )
+    if isinstance(example_inputs, Mapping):
+        return (), {str(name): _tensor(value) for name, value in example_inputs.items()}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(_tensor(value) for value in example_inputs), {}
+    return (_tensor(example_inputs),), {}
+
+
+def _tensor(value: Any) -> Any:
+    """Anything with DLPack or a numpy interface as a tensor; the rest as it is."""
+    return torch.as_tensor(value) if hasattr(value, "__array__") else value
+
+
+def _returned(module: fx.GraphModule) -> list[Any]:
+    return pytree.tree_leaves(module.graph.output_node().args[0])
+
+
+def _keys(spec: pytree.TreeSpec) -> list[str]:
+    """The mapping keys on the way to each leaf, joined by dots; "" where there are none."""
+    if spec.is_leaf():
+        return [""]
+    context = spec.context
+    if isinstance(context, tuple) and context and isinstance(context[0], list):
+        context = context[0]
+    children = spec.children()
+    names = context if isinstance(context, list) and len(context) == len(children) else []
+    keys = []
+    for index, child in enumerate(children):
+        for rest in _keys(child):
+            step = str(names[index]) if names else ""
+            keys.append(".".join(part for part in (step, rest) if part))
+    return keys
+
+
+@contextlib.contextmanager
+def _inference(model: object) -> Iterator[None]:
+    """Evaluation mode without gradients; the flag of every module is put back afterwards."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    before = {module: module.training for module in modules}
+    # Set as attributes: exported modules refuse .eval().
+    _set_training(dict.fromkeys(modules, False))
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _set_training(before)
+
+
+def _set_training(flags: Mapping[torch.nn.Module, bool]) -> None:
+    for module, flag in flags.items():
+        module.training = flag
+
+
+def _title(model: object) -> str:
+    return f"torch model {type(model).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,1 @@
+"""AVX-512 kernels, written in TIR and compiled by LLVM."""

@@ -1,0 +1,140 @@
+"""Small vocabulary for writing AVX-512 TIR: vectors of 16 floats, masks, activations.
+
+Every function either returns a TIR expression or emits statements into the open builder frame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.spec import Activation
+
+LANES = 16  # float32 lanes of one 512-bit register
+Expr = Any  # TVM ships no type stubs
+Buffer = Any
+
+
+def lanes(start: Expr, count: int = LANES) -> Expr:
+    """Indices start, start + 1, ... of one vector."""
+    return T.ramp(start, 1, count)
+
+
+def splat(value: Expr, count: int = LANES) -> Expr:
+    """One scalar in every lane; a Python float becomes a float32."""
+    return T.broadcast(T.float32(value) if isinstance(value, float) else value, count)
+
+
+def first_lanes(active: Expr) -> Expr:
+    """A mask with the first `active` lanes set."""
+    return lanes(0) < splat(T.int32(active) if isinstance(active, int) else active)
+
+
+def load(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
+    """16 consecutive floats from a flat buffer; lanes from `active` on are zero, never read."""
+    if active < LANES:
+        return tirx.op.masked_load("float32x16", buffer, lanes(start), first_lanes(active))
+    return buffer[lanes(start)]
+
+
+def store(buffer: Buffer, start: Expr, value: Expr, active: int = LANES) -> None:
+    """Store the first `active` lanes of a vector to a flat buffer."""
+    if active < LANES:
+        T.evaluate(tirx.op.masked_store(buffer, value, lanes(start), first_lanes(active)))
+    else:
+        T.buffer_store(buffer, value, [lanes(start)])
+
+
+class PrimFuncBuilder:
+    """Context that collects one PrimFunc: arguments first, then statements.
+
+    `op_pattern` 8 (opaque) keeps Relax from fusing the function with its neighbours.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._ib = IRBuilder()
+        self._frame: Any = None
+
+    def __enter__(self) -> PrimFuncBuilder:
+        self._ib.__enter__()
+        self._frame = T.prim_func(private=True)
+        self._frame.__enter__()
+        T.func_name(self._name)
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._frame.__exit__(*exc)
+        self._ib.__exit__(*exc)
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
+        """Declare the next argument."""
+        return T.arg(name, T.buffer(shape, dtype))
+
+    def flat(self, buffer: Buffer) -> Buffer:
+        """A one-dimensional view of an argument."""
+        size = math.prod(int(extent) for extent in buffer.shape)
+        return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
+
+    def result(self) -> Any:
+        """The finished function; valid after the context is closed."""
+        return self._ib.get()
+
+
+def exp(x: Expr) -> Expr:
+    """e^x of a float32 vector, about 1e-7 relative.
+
+    x = k ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 6, 2^k by writing
+    k into the exponent bits. LLVM would call the scalar libm function for every lane.
+    """
+    count = int(x.ty.dtype.lanes) if hasattr(x, "ty") else LANES
+    x = T.bind(T.max(T.min(x, splat(88.0, count)), splat(-87.0, count)))
+    k = T.bind(tirx.op.floor(x * splat(1.0 / math.log(2.0), count) + splat(0.5, count)))
+    # ln 2 in two parts, so that k * high is exact.
+    r = T.bind(x - k * splat(0.693359375, count) + k * splat(2.12194440e-4, count))
+    p: Expr = splat(1.0 / 720.0, count)
+    for factor in (120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
+        p = T.bind(p * r + splat(1.0 / factor, count))
+    bits = (T.Cast(f"int32x{count}", k) + splat(T.int32(127), count)) << splat(T.int32(23), count)
+    return p * T.reinterpret(f"float32x{count}", bits)
+
+
+def erf(x: Expr) -> Expr:
+    """erf(x) of a float32 vector to about 2e-7 (Abramowitz and Stegun 7.1.26 refined: 7.1.28).
+
+    1 - 1 / (1 + a1 x + ... + a6 x^6)^16 for x >= 0, odd in x.
+    """
+    magnitude = T.bind(T.max(x, splat(0.0) - x))
+    p: Expr = splat(0.0000430638)
+    for coefficient in (0.0002765672, 0.0001520143, 0.0092705272, 0.0422820123, 0.0705230784, 1.0):
+        p = T.bind(p * magnitude + splat(coefficient))
+    for _ in range(4):
+        p = T.bind(p * p)
+    positive = T.bind(splat(1.0) - splat(1.0) / p)
+    return T.Select(x < splat(0.0), splat(0.0) - positive, positive)
+
+
+def activate(value: Expr, activation: Activation) -> Expr:
+    """The activation of one vector of 16 floats."""
+    kind = activation.kind
+    if kind == "none":
+        return value
+    x = T.bind(value)
+    if kind == "relu":
+        return T.max(x, splat(0.0))
+    if kind == "clip":
+        return T.min(T.max(x, splat(activation.low)), splat(activation.high))
+    if kind in ("hard_sigmoid", "hard_swish"):
+        gate = T.min(T.max(x * splat(1.0 / 6.0) + splat(0.5), splat(0.0)), splat(1.0))
+        return gate if kind == "hard_sigmoid" else x * gate
+    if kind == "gelu":
+        return x * splat(0.5) * (splat(1.0) + erf(x * splat(math.sqrt(0.5))))
+    if kind in ("sigmoid", "silu"):
+        denominator = T.bind(splat(1.0) + exp(splat(0.0) - x))
+        return (x if kind == "silu" else splat(1.0)) / denominator
+    raise ValueError(f"unknown activation {kind}")

@@ -1,0 +1,132 @@
+"""Weights in the order the panel kernels stream them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.kernels.avx512.panel import OFFSETS_PER_WORD, PackedSizes, PanelConfig
+from nmcompile.kernels.avx512.panel import blocks_of, lists_of
+from nmcompile.kernels.spec import Conv2d
+from nmcompile.sparsity import pack_rows
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Arrays of one panel convolution, in the order of the function's arguments.
+
+    values: float32. Shared lists: per (group, block, list), per part of `outputs` channels, per
+        entry, per row of the run: `outputs` weights. Private lists: per (group, block, step), per
+        offset of the word: `outputs` weights.
+    indices: shared: uint16 entries; private: int64 words of four 16-bit row offsets.
+    starts: int32, first entry (shared) or step (private) of each (group, block, list), and the end.
+    """
+
+    values: npt.NDArray[np.float32]
+    indices: Array | None
+    starts: npt.NDArray[np.int32] | None
+
+    @property
+    def sizes(self) -> PackedSizes:
+        """Lengths, as the emitter wants them."""
+        return PackedSizes(
+            self.values.size,
+            0 if self.indices is None else self.indices.size,
+            0 if self.starts is None else self.starts.size,
+        )
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """By argument name."""
+        named = {"values": self.values, "indices": self.indices, "starts": self.starts}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+def pack_conv(
+    weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
+) -> PackedWeights:
+    """Pack an OIHW weight of shape (out, in / groups, kh, kw)."""
+    padded_out = lists_of(conv, config) * config.lane_outputs
+    shape = (conv.groups, padded_out, conv.group_in, *conv.kernel)
+    padded = np.zeros(shape, np.float32)
+    padded[:, : conv.group_out] = weight.reshape(conv.groups, conv.group_out, *weight.shape[1:])
+    pieces = []
+    for group in range(conv.groups):
+        for block in range(blocks_of(conv, config)):
+            first = block * config.block_channels
+            piece = padded[group, :, first : first + config.block_channels]
+            pieces.append(_pack_piece(piece, config))
+    values = np.concatenate([piece[0] for piece in pieces])
+    if config.dense:
+        return PackedWeights(values, None, None)
+    indices = np.concatenate([piece[1] for piece in pieces])
+    counts = np.concatenate([piece[2] for piece in pieces])
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    # A kernel argument may not be empty: an all-zero layer still gets one element.
+    if not values.size:
+        values, indices = np.zeros(1, np.float32), np.zeros(1, indices.dtype)
+    return PackedWeights(values, indices, starts)
+
+
+def _pack_piece(
+    piece: npt.NDArray[np.float32], config: PanelConfig
+) -> tuple[npt.NDArray[np.float32], Array, npt.NDArray[np.int64]]:
+    """Values, indices and counts of one block of input channels of one group."""
+    if config.dense:
+        return _dense_values(piece, config), np.zeros(0, np.uint16), np.zeros(0, np.int64)
+    rows = pack_rows(piece, config.list_outputs, config.run)
+    counts = rows.counts.astype(np.int64)
+    position = _position_in_list(counts)
+    if config.private:
+        return _private_words(rows.indices, rows.values[:, 0], counts, position, config.outputs)
+    values = rows.values.reshape(-1, config.run, config.list_outputs)
+    parts = config.list_outputs // config.outputs
+    split = values.reshape(-1, config.run, parts, config.outputs)
+    out = np.empty(values.size, np.float32).reshape(-1, config.run, config.outputs)
+    starts = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(counts.size), counts)
+    for part in range(parts):
+        out[starts[owner] * parts + part * counts[owner] + position] = split[:, :, part]
+    return out.reshape(-1), rows.indices.astype(np.uint16), counts
+
+
+def _dense_values(
+    piece: npt.NDArray[np.float32], config: PanelConfig
+) -> npt.NDArray[np.float32]:
+    """(list, part, channel, tap, output) order."""
+    parts = config.list_outputs // config.outputs
+    grouped = piece.reshape(-1, parts, config.outputs, piece.shape[1], config.run)
+    return np.ascontiguousarray(grouped.transpose(0, 1, 3, 4, 2)).reshape(-1)
+
+
+def _position_in_list(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0, 1, ... within each list, for lists stored one after the other."""
+    starts = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) - np.repeat(starts, counts)
+
+
+def _private_words(
+    entries: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float32],
+    counts: npt.NDArray[np.int64],
+    position: npt.NDArray[np.int64],
+    outputs: int,
+) -> tuple[npt.NDArray[np.float32], Array, npt.NDArray[np.int64]]:
+    """Interleave the lists of `outputs` channels, padded with zero weights to equal lengths."""
+    longest = counts.reshape(-1, outputs).max(axis=1)
+    steps = -(-longest // OFFSETS_PER_WORD)
+    first_step = np.cumsum(steps) - steps
+    channel = np.repeat(np.arange(counts.size), counts)
+    word = (first_step[channel // outputs] + position // OFFSETS_PER_WORD) * outputs
+    word += channel % outputs
+    slot = position % OFFSETS_PER_WORD
+    words = np.zeros(steps.sum() * outputs, np.uint64)
+    np.bitwise_or.at(words, word, entries.astype(np.uint64) << (16 * slot).astype(np.uint64))
+    values = np.zeros(words.size * OFFSETS_PER_WORD, np.float32)
+    base = word - channel % outputs
+    values[base * OFFSETS_PER_WORD + slot * outputs + channel % outputs] = weights
+    return values, words.view(np.int64), steps

@@ -1,0 +1,161 @@
+"""What stands behind the AVX-512 rows of the catalogue: refusals and lowerings."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
+from nmcompile.kernels.avx512.emit import LANES
+from nmcompile.kernels.avx512.packing import pack_conv
+from nmcompile.kernels.avx512.panel import PackedSizes, PanelConfig, emit_panel_conv, lists_of
+from nmcompile.kernels.avx512.tiling import dense_outputs, private_config, shared_config
+from nmcompile.kernels.avx512.window import average_scale, emit_depthwise, emit_global_average
+from nmcompile.kernels.avx512.window import emit_pool
+from nmcompile.kernels.problem import Array, Lowered, Problem
+from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.sparsity import Dense, NM, OneByN, Unstructured
+
+# Densities above which the dense kernel is faster (measured: benchmarks/bench_kernels.py).
+ONE_BY_N_BREAK_EVEN = 0.92
+NM_BREAK_EVEN = 0.62
+MIN_GROUP_OUTPUTS = 8  # below, packing the panel costs more than multiplying it
+
+
+def accept(problem: Problem) -> str | None:
+    """Take every problem of the operator."""
+    return None
+
+
+def refuse_depthwise(problem: Problem) -> str | None:
+    """Only convolutions with one input channel per group."""
+    if problem.conv.is_depthwise:
+        return None
+    return f"not depthwise: {problem.conv.group_in} input channels per group"
+
+
+def _refuse_sparse(problem: Problem) -> str | None:
+    """What every sparse kernel declines."""
+    assert problem.detection is not None
+    if isinstance(problem.detection.pattern, Dense):
+        return f"the weight is dense (density {problem.detection.density:.2f})"
+    if problem.conv.group_out < MIN_GROUP_OUTPUTS:
+        return (
+            f"{problem.conv.group_out} output channels per group: under {MIN_GROUP_OUTPUTS} the "
+            "dense kernel is faster"
+        )
+    return None
+
+
+def refuse_one_by_n(problem: Problem) -> str | None:
+    """Weights in 1xN blocks, below break-even."""
+    reason = _refuse_sparse(problem)
+    if reason is not None:
+        return reason
+    assert problem.detection is not None
+    pattern, density = problem.detection.pattern, problem.detection.density
+    if not isinstance(pattern, OneByN):
+        return f"the pattern is {pattern}, not 1xN"
+    if density > ONE_BY_N_BREAK_EVEN:
+        return f"density {density:.2f} is above the 1xN break-even of {ONE_BY_N_BREAK_EVEN}"
+    return None
+
+
+def refuse_nm(problem: Problem) -> str | None:
+    """N:M and unstructured weights, below break-even."""
+    reason = _refuse_sparse(problem)
+    if reason is not None:
+        return reason
+    assert problem.detection is not None
+    pattern, density = problem.detection.pattern, problem.detection.density
+    if not isinstance(pattern, NM | Unstructured):
+        return f"the pattern is {pattern}, not N:M or unstructured"
+    if density > NM_BREAK_EVEN:
+        return f"density {density:.2f} is above the N:M break-even of {NM_BREAK_EVEN}"
+    return None
+
+
+@lru_cache(maxsize=None)
+def _panel_func(
+    name: str, conv: Conv2d, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
+) -> Any:
+    return emit_panel_conv(name, conv, epilogue, config, sizes)
+
+
+def lower_panel(name: str, problem: Problem, config: PanelConfig) -> Lowered:
+    """Panel convolution with given tiles; the tuner calls this with its candidates."""
+    conv = problem.conv
+    assert problem.weight is not None
+    packed = pack_conv(problem.weight, conv, config)
+    arrays = dict(packed.arrays)
+    if problem.bias is not None:
+        padded = np.zeros((conv.groups, lists_of(conv, config) * config.lane_outputs), np.float32)
+        padded[:, : conv.group_out] = problem.bias.reshape(conv.groups, -1)
+        arrays["bias"] = padded.reshape(-1)
+    key = (name, conv, problem.epilogue, config, packed.sizes)
+    return Lowered(_panel_func(*key), arrays, key)
+
+
+def lower_one_by_n(name: str, problem: Problem) -> Lowered:
+    """Lists shared by the N output channels of a block."""
+    assert problem.detection is not None
+    pattern = problem.detection.pattern
+    assert isinstance(pattern, OneByN)
+    density = problem.detection.density
+    return lower_panel(name, problem, shared_config(problem.conv, pattern.n, density, False))
+
+
+def lower_nm(name: str, problem: Problem) -> Lowered:
+    """One list per output channel."""
+    assert problem.detection is not None
+    return lower_panel(name, problem, private_config(problem.conv, problem.detection.density))
+
+
+def lower_dense(name: str, problem: Problem) -> Lowered:
+    """All rows, no lists."""
+    outputs = dense_outputs(problem.conv)
+    return lower_panel(name, problem, shared_config(problem.conv, outputs, 1.0, True))
+
+
+def _arguments(values: Array, bias: npt.NDArray[np.float32] | None) -> dict[str, Array]:
+    return {"values": values} if bias is None else {"values": values, "bias": bias}
+
+
+def lower_depthwise(name: str, problem: Problem) -> Lowered:
+    """Window kernel, one channel at a time."""
+    assert problem.weight is not None
+    func = emit_depthwise(name, problem.conv, problem.epilogue)
+    values = np.ascontiguousarray(problem.weight).reshape(-1)
+    key = (name, problem.conv, problem.epilogue)
+    return Lowered(func, _arguments(values, problem.bias), key)
+
+
+def lower_linear(name: str, problem: Problem) -> Lowered:
+    """Dense matrix product."""
+    linear = problem.spec
+    assert isinstance(linear, Linear) and problem.weight is not None
+    width = PANEL * LANES
+    bias = problem.bias
+    if bias is not None:
+        bias = np.pad(bias, (0, -len(bias) % width))
+    func = emit_linear(name, linear, problem.epilogue)
+    key = (name, linear, problem.epilogue)
+    return Lowered(func, _arguments(pack_linear(problem.weight), bias), key)
+
+
+def lower_pool(name: str, problem: Problem) -> Lowered:
+    """Max and average pooling."""
+    pool = problem.spec
+    assert isinstance(pool, Pool2d)
+    scale = {"scale": average_scale(pool).reshape(-1)} if pool.kind == "average" else {}
+    return Lowered(emit_pool(name, pool), scale, (name, pool))
+
+
+def lower_global_average(name: str, problem: Problem) -> Lowered:
+    """Mean over all pixels."""
+    pool = problem.spec
+    assert isinstance(pool, GlobalAverage)
+    return Lowered(emit_global_average(name, pool), {}, (name, pool))

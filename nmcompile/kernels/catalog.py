@@ -1,0 +1,96 @@
+"""Every kernel, one row each: dispatch, inspection, tests and benchmarks all read this table.
+
+The first row of an operator that does not refuse a problem lowers it, so order is preference. A
+refusal is a sentence that reaches the user through `nmc inspect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+from nmcompile.errors import TargetError
+from nmcompile.kernels.avx512 import rows as avx512
+from nmcompile.kernels.problem import Lowered, Problem
+
+OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One row.
+
+    name: the specification: operator, element type, method, instruction set.
+    sparse: whether its time falls with the number of non-zero weights.
+    refuse: the reason why it cannot or should not run a problem, or None.
+    lower: emits the function and packs the weights.
+    """
+
+    name: str
+    op: OpKind
+    target: str
+    dtype: str
+    sparse: bool
+    refuse: Callable[[Problem], str | None]
+    lower: Callable[[str, Problem], Lowered]
+
+
+CATALOG: tuple[Kernel, ...] = (
+    Kernel(
+        "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
+        avx512.refuse_depthwise, avx512.lower_depthwise,
+    ),
+    Kernel(
+        "conv2d_f32_one_by_n__avx512", "conv2d", "avx512", "float32", True,
+        avx512.refuse_one_by_n, avx512.lower_one_by_n,
+    ),
+    Kernel(
+        "conv2d_f32_nm__avx512", "conv2d", "avx512", "float32", True,
+        avx512.refuse_nm, avx512.lower_nm,
+    ),
+    Kernel(
+        "conv2d_f32_dense__avx512", "conv2d", "avx512", "float32", False,
+        avx512.accept, avx512.lower_dense,
+    ),
+    Kernel(
+        "linear_f32_dense__avx512", "linear", "avx512", "float32", False,
+        avx512.accept, avx512.lower_linear,
+    ),
+    Kernel(
+        "pool2d_f32__avx512", "pool2d", "avx512", "float32", False,
+        avx512.accept, avx512.lower_pool,
+    ),
+    Kernel(
+        "global_average_f32__avx512", "global_average", "avx512", "float32", False,
+        avx512.accept, avx512.lower_global_average,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel of one problem, and why the rows before it declined."""
+
+    kernel: Kernel
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose(op: OpKind, target: str, problem: Problem) -> Choice:
+    """The first kernel of the target that takes the problem.
+
+    Raises:
+        TargetError: no kernel of the target computes this operator and element type.
+    """
+    refusals: dict[str, str] = {}
+    for kernel in CATALOG:
+        if (kernel.op, kernel.target, kernel.dtype) != (op, target, problem.dtype):
+            continue
+        reason = kernel.refuse(problem)
+        if reason is None:
+            return Choice(kernel, refusals)
+        refusals[kernel.name] = reason
+    raise TargetError(f"target {target} has no kernel for {op} on {problem.dtype}")
+
+

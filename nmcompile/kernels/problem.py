@@ -1,0 +1,51 @@
+"""A layer as the kernels see it: what to compute, its weights, and the pattern they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.sparsity import Detection
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One operator to lower.
+
+    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear, else None.
+    bias: (out,), present where `epilogue.bias` is set.
+    detection: the pattern that the weight holds.
+    """
+
+    spec: Conv2d | Linear | Pool2d | GlobalAverage
+    epilogue: Epilogue = Epilogue()
+    weight: npt.NDArray[np.float32] | None = None
+    bias: npt.NDArray[np.float32] | None = None
+    detection: Detection | None = None
+    dtype: str = "float32"
+
+    @property
+    def conv(self) -> Conv2d:
+        """The geometry of a convolution."""
+        assert isinstance(self.spec, Conv2d)
+        return self.spec
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A TIR function and the constant arrays it takes between the input and the output.
+
+    Arguments: x, then `arrays` in order, then the residual if the epilogue has one, then out.
+    `key` is equal for two problems exactly when the functions are interchangeable.
+    """
+
+    func: Any
+    arrays: Mapping[str, Array]
+    key: object

@@ -1,0 +1,164 @@
+"""What a kernel is asked to compute: geometry, fused epilogue, element type. No code generation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ActivationKind = Literal[
+    "none", "relu", "clip", "sigmoid", "silu", "hard_sigmoid", "hard_swish", "gelu"
+]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function applied to the sum of convolution, bias and residual.
+
+    `clip` limits to [low, high]; `hard_sigmoid` is clip(x / 6 + 1 / 2, 0, 1) and `hard_swish` is x
+    times that (MobileNetV3, section 5.2); `silu` is x * sigmoid(x); `gelu` is the exact,
+    erf-based form.
+    """
+
+    kind: ActivationKind = "none"
+    low: float = 0.0
+    high: float = 0.0
+
+    def __str__(self) -> str:
+        return f"clip({self.low:g},{self.high:g})" if self.kind == "clip" else self.kind
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What is fused behind the accumulation: y = activation(sum + bias + residual)."""
+
+    bias: bool = False
+    residual: bool = False
+    activation: Activation = Activation()
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A two-dimensional convolution, NCHW activations and OIHW weights.
+
+    Output: y[n, o, oh, ow] = sum over (i, kh, kw) of
+    w[o, i, kh, kw] * x[n, g*in/groups + i, oh*sh + kh*dh - top, ow*sw + kw*dw - left].
+    `padding` is (top, left, bottom, right) in pixels.
+    """
+
+    batch: int
+    in_channels: int
+    in_height: int
+    in_width: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output, pixels."""
+        top, _, bottom, _ = self.padding
+        span = self.dilation[0] * (self.kernel[0] - 1) + 1
+        return (self.in_height + top + bottom - span) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output, pixels."""
+        _, left, _, right = self.padding
+        span = self.dilation[1] * (self.kernel[1] - 1) + 1
+        return (self.in_width + left + right - span) // self.stride[1] + 1
+
+    @property
+    def out_pixels(self) -> int:
+        """Pixels of one output channel of one image."""
+        return self.out_height * self.out_width
+
+    @property
+    def taps(self) -> int:
+        """Weights per (output, input) channel pair."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def group_in(self) -> int:
+        """Input channels of one group."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_out(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.groups
+
+    @property
+    def macs(self) -> int:
+        """Dense multiply-accumulates of one call, over the whole batch."""
+        return self.batch * self.out_pixels * self.out_channels * self.group_in * self.taps
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output pixel reads exactly the input pixel at its own position."""
+        return (
+            self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0, 0, 0)
+        )
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each output channel reads one input channel."""
+        return self.groups > 1 and self.group_in == 1
+
+
+@dataclass(frozen=True)
+class Pool2d:
+    """A pooling window over NCHW activations; `padding` is (top, left, bottom, right) in pixels.
+
+    `kind` "average" divides by the window's size with `count_include_pad`, else by the number of
+    input pixels that the window really covers.
+    """
+
+    kind: Literal["max", "average"]
+    batch: int
+    channels: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int] = (1, 1)
+    count_include_pad: bool = False
+
+
+@dataclass(frozen=True)
+class GlobalAverage:
+    """The mean over all pixels of each channel: (batch, channels, height, width) to `out_shape`."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    out_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix product with constant weights: y[..., o] = sum over i of x[..., i] * w[o, i].
+
+    `lead` is the shape of x without its last dimension.
+    """
+
+    lead: tuple[int, ...]
+    in_features: int
+    out_features: int
+
+    @property
+    def rows(self) -> int:
+        """Vectors multiplied by the weights in one call."""
+        return math.prod(self.lead)
+
+    @property
+    def macs(self) -> int:
+        """Dense multiply-accumulates of one call."""
+        return self.rows * self.in_features * self.out_features

@@ -1,0 +1,25 @@
+"""Sparsity patterns of weights: what they are, whether they hold, how to impose and store them."""
+
+from nmcompile.sparsity.check import CheckResult, check
+from nmcompile.sparsity.detect import Detection, detect
+from nmcompile.sparsity.pack import RowLists, pack_rows, unpack_rows
+from nmcompile.sparsity.pattern import NM, Dense, OneByN, Pattern, Unstructured, parse_pattern
+from nmcompile.sparsity.project import energy_kept, project
+
+__all__ = [
+    "NM",
+    "CheckResult",
+    "Dense",
+    "Detection",
+    "OneByN",
+    "Pattern",
+    "RowLists",
+    "Unstructured",
+    "check",
+    "detect",
+    "energy_kept",
+    "pack_rows",
+    "parse_pattern",
+    "project",
+    "unpack_rows",
+]

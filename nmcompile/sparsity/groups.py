@@ -1,0 +1,104 @@
+"""How each pattern cuts a weight: the one place that knows the order of groups and blocks.
+
+Everything here works on OIHW arrays; `as_oihw` brings other ranks to that form.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nmcompile.errors import PatternError, WeightError
+from nmcompile.sparsity.pattern import Axis
+
+Array = NDArray[Any]
+Shape = tuple[int, int, int, int]
+
+
+def as_oihw(weight: ArrayLike) -> Array:
+    """View a weight as OIHW: linear (O, I) as (O, I, 1, 1), conv1d (O, I, K) as (O, I, 1, K).
+
+    Raises:
+        PatternError: if the weight has another number of dimensions.
+        WeightError: if a dimension is zero.
+    """
+    array = np.asarray(weight)
+    if array.ndim not in (2, 3, 4):
+        raise PatternError(
+            f"weight of shape {array.shape} has {array.ndim} dimensions; expected 4 (OIHW), "
+            "3 (OIK, conv1d) or 2 (OI, linear)"
+        )
+    if array.size == 0:
+        raise WeightError(
+            f"weight of shape {array.shape} has a dimension of size zero; remove the layer"
+        )
+    if array.ndim == 3:
+        return array[:, :, None, :]
+    return array.reshape(array.shape + (1,) * (4 - array.ndim))
+
+
+def pad_axis(array: Array, axis: int, multiple: int, fill: float = 0) -> Array:
+    """Lengthen one axis to a multiple, filling the new entries; returns the array if it fits."""
+    missing = -array.shape[axis] % multiple
+    if not missing:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, missing)
+    return np.pad(array, widths, constant_values=fill)
+
+
+def nm_lines(weight: Array, axis: Axis) -> Array:
+    """Lay an OIHW array out in N:M order.
+
+    Returns:
+        Shape (lines, length): one line per output channel in HWI order for ``ic``, one line for
+        the whole tensor for ``flat``. Groups start at the start of a line and never leave it.
+    """
+    if axis == "flat":
+        return weight.reshape(1, -1)
+    return weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def nm_unlines(lines: Array, shape: Shape, axis: Axis) -> Array:
+    """Bring lines back to OIHW; the inverse of `nm_lines`."""
+    if axis == "flat":
+        return lines.reshape(shape)
+    o, i, kh, kw = shape
+    return lines.reshape(o, kh, kw, i).transpose(0, 3, 1, 2)
+
+
+def nm_index(line: int, position: int, shape: Shape, axis: Axis) -> Shape:
+    """Find the OIHW index of a position in a line of `nm_lines`."""
+    _, i, kh, kw = shape
+    if axis == "flat":
+        found = np.unravel_index(position, shape)
+        return int(found[0]), int(found[1]), int(found[2]), int(found[3])
+    row, col, channel = np.unravel_index(position, (kh, kw, i))
+    return line, int(channel), int(row), int(col)
+
+
+def block_votes(nonzero: Array, n: int) -> tuple[Array, Array]:
+    """Count per 1xN block how many output channels keep it, and how many have a say.
+
+    A channel keeps a block if it has a non-zero anywhere in the kernel window. A channel whose
+    complete filter is zero has no say.
+
+    Args:
+        nonzero: bool, OIHW.
+        n: output channels per block.
+
+    Returns:
+        int32 counts of shape (groups, I) and (groups, 1).
+    """
+    o, i, kh, kw = nonzero.shape
+    live = np.asarray(nonzero.reshape(o, i, kh * kw).any(axis=2))
+    voting = np.asarray(live.any(axis=1, keepdims=True))
+    return (
+        pad_axis(live, 0, n).reshape(-1, n, i).sum(axis=1, dtype=np.int32),
+        pad_axis(voting, 0, n).reshape(-1, n, 1).sum(axis=1, dtype=np.int32),
+    )
+
+
+def contested(live: Array, votes: Array) -> Array:
+    """Tell which 1xN blocks are not all zero although at least half of the votes drop them."""
+    return (live > 0) & (2 * live <= votes)

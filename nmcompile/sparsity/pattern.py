@@ -1,0 +1,141 @@
+"""The four sparsity patterns and their spelling.
+
+================  ==============================================================================
+``dense``         no promise about zeros
+``unstructured``  zeros anywhere
+``2:4``           at most 2 non-zeros in every 4 weights along the input channel (OHWI order)
+``2:4@flat``      the same along the flattened OIHW weight
+``1x16``          16 consecutive output channels keep or drop an input channel together
+================  ==============================================================================
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nmcompile.errors import PatternError
+
+Axis = Literal["ic", "flat"]
+
+MAX_M = 32
+"""Longest N:M group; the longest that published models use."""
+
+MAX_BLOCK = 64
+"""Most output channels in a 1xN block: four AVX-512 vectors of fp32."""
+
+_SPELLINGS = "'dense', 'unstructured', 'N:M' or 'N:M@flat' (as 2:4), '1xN' (as 1x16)"
+_NM = re.compile(r"(\d+):(\d+)(?:@(\w+))?")
+_ONE_BY_N = re.compile(r"1x(\d+)")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """No promise about zeros; holds for every weight."""
+
+    def __str__(self) -> str:
+        """Return ``dense``."""
+        return "dense"
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Zeros anywhere; holds for every weight."""
+
+    def __str__(self) -> str:
+        """Return ``unstructured``."""
+        return "unstructured"
+
+
+@dataclass(frozen=True)
+class NM:
+    """At most `n` of every `m` consecutive weights are non-zero.
+
+    On axis ``ic`` the weights of one output channel are read in HWI order, so that a group runs
+    along the input channel at one kernel position, and on to the next position where the input
+    channels are not a multiple of `m`. Each output channel starts a new group; its last group is
+    short where kh * kw * in is not a multiple of `m`. On axis ``flat`` the OIHW weight is read as
+    it lies in memory, across output channels; only the last group of the tensor may be short. A
+    short group, too, holds at most `n` non-zeros.
+
+    Source: SR-STE (Zhou et al., ICLR 2021), whose public models use both axes.
+
+    Raises:
+        PatternError: unless 1 <= n <= m <= 32 and the axis is known.
+    """
+
+    n: int
+    m: int
+    axis: Axis = "ic"
+
+    def __post_init__(self) -> None:
+        """Validate the numbers and the axis."""
+        if not 1 <= self.n <= self.m <= MAX_M:
+            raise PatternError(
+                f"pattern {self.n}:{self.m}: expected N:M with 1 <= N <= M <= {MAX_M}; "
+                "N is the number of weights kept in every M"
+            )
+        if self.axis not in get_args(Axis):
+            raise PatternError(
+                f"pattern {self.n}:{self.m}: unknown axis {self.axis!r}; expected 'ic' (along the "
+                "input channel) or 'flat' (along the flattened weight)"
+            )
+
+    def __str__(self) -> str:
+        """Return ``2:4`` on axis ic, ``2:4@flat`` on axis flat."""
+        return f"{self.n}:{self.m}" + ("" if self.axis == "ic" else f"@{self.axis}")
+
+
+@dataclass(frozen=True)
+class OneByN:
+    """`n` consecutive output channels share one keep/drop decision per input channel.
+
+    A block is n output channels x 1 input channel x the whole kernel window, and is all zero or
+    kept. Where the output channels are not a multiple of `n`, the last blocks have fewer.
+
+    Source: 1xN pattern (Lin et al., TPAMI 2022); SUBP (Xiang et al., NeurIPS 2023).
+
+    Raises:
+        PatternError: unless 1 <= n <= 64.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        """Validate the block size."""
+        if not 1 <= self.n <= MAX_BLOCK:
+            raise PatternError(
+                f"pattern 1x{self.n}: expected 1xN with 1 <= N <= {MAX_BLOCK}; "
+                "N is the number of output channels that are pruned together"
+            )
+
+    def __str__(self) -> str:
+        """Return for example ``1x16``."""
+        return f"1x{self.n}"
+
+
+Pattern = Dense | Unstructured | NM | OneByN
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read a pattern from its spelling; the inverse of ``str(pattern)``.
+
+    Case and surrounding blanks do not matter, and ``2:4@ic`` is understood as ``2:4``.
+
+    Raises:
+        PatternError: if the text is no pattern, or its numbers are out of range.
+    """
+    word = text.strip().lower()
+    if word == "dense":
+        return Dense()
+    if word == "unstructured":
+        return Unstructured()
+    if found := _ONE_BY_N.fullmatch(word):
+        return OneByN(int(found[1]))
+    if found := _NM.fullmatch(word):
+        n, m, axis = int(found[1]), int(found[2]), found[3] or "ic"
+        if axis == "ic":
+            return NM(n, m)
+        if axis == "flat":
+            return NM(n, m, "flat")
+        raise PatternError(f"pattern {text!r}: unknown axis {axis!r}; expected 'ic' or 'flat'")
+    raise PatternError(f"pattern {text!r} is not understood; expected {_SPELLINGS}")

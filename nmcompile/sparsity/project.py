@@ -1,0 +1,117 @@
+"""Impose a pattern on a weight by magnitude, and say what that cost."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nmcompile.errors import PatternError, WeightError
+from nmcompile.sparsity.groups import Array, Shape, as_oihw, nm_lines, nm_unlines, pad_axis
+from nmcompile.sparsity.pattern import NM, Dense, OneByN, Pattern
+
+
+def project(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> Array:
+    """Return a copy of the weight in which everything outside the pattern is zero.
+
+    N:M keeps the n largest magnitudes of every group (SR-STE, ASP). 1xN keeps, in every group of n
+    output channels, the same number of input channels, round(density * in) and at least 1 where
+    density > 0: those whose block has the largest L1 norm (SUBP's uniform rule). Unstructured
+    keeps the round(density * size) largest magnitudes of the tensor. Dense keeps everything. Equal
+    magnitudes are decided by position: the lower index, in the order of the groups, is kept.
+
+    The result passes `check`, with one exception: a block that 1xN keeps although the weight is
+    zero there already for half of its output channels stays as it is, and `check` counts it.
+
+    Args:
+        weight: OIHW, OIK (conv1d) or OI (linear); any floating dtype.
+        pattern: the pattern to impose.
+        density: share of weights to keep, 0 to 1. Required for 1xN and unstructured; N:M and
+            dense fix their own and ignore it.
+
+    Returns:
+        Same shape and dtype as the weight.
+
+    Raises:
+        PatternError: if density is missing or out of range, or the weight has another rank.
+        WeightError: if the weight holds NaN or infinity, or has a zero-sized dimension.
+    """
+    original = np.asarray(weight)
+    array = as_oihw(original)
+    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise WeightError(
+            f"weight of shape {original.shape} holds {bad} NaN or infinite values, so its largest "
+            f"magnitudes are undefined; repair the model before imposing {pattern}"
+        )
+    if isinstance(pattern, Dense):
+        return original.copy()
+    if isinstance(pattern, NM):
+        keep = _keep_nm(array, pattern)
+    elif isinstance(pattern, OneByN):
+        keep = _keep_one_by_n(array, pattern.n, _checked_density(pattern, density))
+    else:
+        keep = _keep_unstructured(array, _checked_density(pattern, density))
+    zero = np.zeros((), dtype=array.dtype)
+    return np.where(keep, array, zero).reshape(original.shape)
+
+
+def energy_kept(weight: ArrayLike, projected: ArrayLike) -> float:
+    """Share of the squared magnitude that is left, 0 to 1; 1 for a weight that is all zero.
+
+    Raises:
+        PatternError: if the two shapes differ.
+    """
+    before, after = np.asarray(weight), np.asarray(projected)
+    if before.shape != after.shape:
+        raise PatternError(
+            f"weight of shape {before.shape} cannot be compared with its projection of shape "
+            f"{after.shape}; expected the same shape"
+        )
+    total = float(np.square(before, dtype=np.float64).sum())
+    return float(np.square(after, dtype=np.float64).sum()) / total if total else 1.0
+
+
+def _checked_density(pattern: Pattern, density: float | None) -> float:
+    if density is None or not 0 <= density <= 1:
+        raise PatternError(
+            f"pattern {pattern}: expected a density between 0 and 1 (share of weights to keep), "
+            f"found {density}; the pattern alone does not fix it"
+        )
+    return density
+
+
+def _keep_nm(array: Array, pattern: NM) -> Array:
+    lines = nm_lines(array, pattern.axis)
+    # -1 lies below every magnitude, so that padding never takes a place from a weight.
+    padded = pad_axis(np.abs(lines), 1, pattern.m, fill=-1)
+    groups = padded.reshape(-1, pattern.m)
+    order = np.argsort(-groups, axis=1, kind="stable")[:, : pattern.n]
+    keep = np.zeros(groups.shape, dtype=bool)
+    np.put_along_axis(keep, order, True, axis=1)
+    kept_lines = keep.reshape(padded.shape)[:, : lines.shape[1]]
+    o, i, kh, kw = array.shape
+    shape: Shape = (o, i, kh, kw)
+    return nm_unlines(kept_lines, shape, pattern.axis)
+
+
+def _keep_one_by_n(array: Array, n: int, density: float) -> Array:
+    o, i = array.shape[:2]
+    kept = round(density * i)
+    if density > 0:
+        kept = max(kept, 1)
+    slices = np.abs(array).sum(axis=(2, 3), dtype=np.float64)
+    blocks = pad_axis(slices, 0, n).reshape(-1, n, i).sum(axis=1)
+    order = np.argsort(-blocks, axis=1, kind="stable")[:, :kept]
+    keep = np.zeros(blocks.shape, dtype=bool)
+    np.put_along_axis(keep, order, True, axis=1)
+    return np.repeat(keep, n, axis=0)[:o, :, None, None]
+
+
+def _keep_unstructured(array: Array, density: float) -> Array:
+    magnitudes = np.abs(array).reshape(-1)
+    kept = round(density * magnitudes.size)
+    if kept == 0:
+        return np.zeros(array.shape, dtype=bool)
+    threshold = np.partition(magnitudes, magnitudes.size - kept)[magnitudes.size - kept]
+    keep = magnitudes > threshold
+    ties = np.flatnonzero(magnitudes == threshold)
+    keep[ties[: kept - int(np.count_nonzero(keep))]] = True
+    return np.asarray(keep.reshape(array.shape))

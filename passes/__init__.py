@@ -1,0 +1,8 @@
+"""Graph passes: from a training-form model to plain convolutions with proven patterns.
+
+Written against `nmcompile.passes.graph`; the adapters for Torch FX and ONNX are modules of their
+own, so that importing this package needs neither framework, nor TVM.
+"""
+
+if __name__ == "passes":
+    raise ImportError("import nmcompile.passes, not passes (run `pip install -e .` once)")

@@ -1,0 +1,414 @@
+"""The graph interface over a `torch.fx.GraphModule` in functional aten form.
+
+`nmcompile.frontends.torch_frontend.to_graph` makes such modules: parameters are `get_attr` nodes,
+operators are `torch.ops.aten` overloads without in-place forms.
+"""
+
+import copy
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import fx
+
+from nmcompile.passes.graph import Affine, Array, ConvAttrs, Graph, Op, OpKind, Value, unique_name
+
+aten = torch.ops.aten
+
+_NAME = "nmcompile_name"
+_CONV = {aten.conv2d.default, aten.conv2d.padding, aten.convolution.default}
+_LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
+_NATIVE_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+_IDENTITY = {
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+}
+_DROPOUT = {aten.dropout.default, aten.dropout_.default}
+_WEIGHT_LEAVES = ("weight", "weight_orig", "original", "original0", "original1", "weight_v")
+
+
+class FxGraph(Graph):
+    """Edits the module it is given; weights that change become new parameters of it."""
+
+    kind = "torch"
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        """Take over `module`, a functional aten graph, and name its layers."""
+        self.module = module
+        self._name_layers()
+
+    def native(self) -> fx.GraphModule:
+        """The module, recompiled after the edits."""
+        self.module.graph.lint()
+        self.module.recompile()
+        return self.module
+
+    def copy(self) -> "FxGraph":
+        """A deep copy, weights included."""
+        return FxGraph(copy.deepcopy(self.module))
+
+    def ops(self) -> list[Op]:
+        """All operators in topological order; see `Graph.ops`."""
+        found = (self._op(node) for node in self.module.graph.nodes if node.op.startswith("call"))
+        return [op for op in found if op is not None]
+
+    def outputs(self) -> Sequence[Value]:
+        """The nodes that the output node reads."""
+        return list(self.module.graph.output_node().all_input_nodes)
+
+    def constant(self, value: Value) -> Array | None:
+        """The parameter or buffer behind a `get_attr` node; bfloat16 is widened to float32."""
+        tensor = self._tensor(cast(fx.Node, value))
+        return None if tensor is None else _numpy(tensor)
+
+    def shape(self, value: Value) -> tuple[int, ...] | None:
+        """The shape that export recorded."""
+        recorded = cast(fx.Node, value).meta.get("val")
+        if not isinstance(recorded, torch.Tensor):
+            tensor = self._tensor(cast(fx.Node, value))
+            if tensor is None:
+                return None
+            recorded = tensor
+        dims = tuple(recorded.shape)
+        return dims if all(type(dim) is int for dim in dims) else None
+
+    def uses(self, value: Value) -> int:
+        """Argument slots that hold the node."""
+        node = cast(fx.Node, value)
+        count = 0
+
+        def visit(argument: fx.Node) -> fx.Node:
+            nonlocal count
+            count += argument is node
+            return argument
+
+        for user in node.users:
+            fx.map_arg((user.args, user.kwargs), visit)
+        return count
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Rewire the readers of `old`."""
+        cast(fx.Node, old).replace_all_uses_with(cast(fx.Node, new))
+
+    def drop_operand(self, op: Op, index: int) -> None:
+        """`aten.add` has two operands: its readers now read the one that stays."""
+        self.replace(op.output, op.inputs[1 - index])
+
+    def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
+        """Store new parameters under the layer's module path; matrix products become linear."""
+        node: fx.Node = op.handle
+        arguments = _arguments(node)
+        old = self._tensor(_weight_node(node))
+        assert old is not None
+        with self.module.graph.inserting_before(node):
+            arguments["weight"] = self._new_constant(f"{op.name}.weight", weight, old.dtype)
+            arguments["bias"] = (
+                None if bias is None else self._new_constant(f"{op.name}.bias", bias, old.dtype)
+            )
+        if op.kind == "linear":
+            node.target = aten.linear.default
+            node.args = (_data_node(node), arguments["weight"], arguments["bias"])
+            node.kwargs = {}
+        else:
+            node.args = tuple(arguments.values())
+            node.kwargs = {}
+        self.sweep()
+        self._settle_names({op.name: node})
+
+    def fold_constants(self) -> list[str]:
+        """Run every node whose inputs are constants; in-place and random operators stay."""
+        values: dict[fx.Node, Any] = {}
+        gone: list[str] = []
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr":
+                tensor = self._tensor(node)
+                if tensor is not None:
+                    values[node] = tensor.detach()
+            elif _is_pure(node) and all(source in values for source in node.all_input_nodes):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                with torch.no_grad():
+                    values[node] = node.target(*args, **kwargs)
+                gone.append(node.name)
+        readers: dict[str, fx.Node] = {}
+        for node, value in values.items():
+            if node.op == "get_attr" or not isinstance(value, torch.Tensor):
+                continue
+            if all(user in values for user in node.users):
+                continue
+            with self.module.graph.inserting_before(node):
+                constant = self._new_constant(node.name, value.contiguous(), value.dtype)
+            node.replace_all_uses_with(constant)
+            readers.update((u.meta[_NAME], u) for u in constant.users if _NAME in u.meta)
+        self.sweep()
+        self._settle_names(readers)
+        return gone
+
+    def sweep(self) -> int:
+        """Erase nodes without readers, guards and assertions among them, and unused constants."""
+        erased = 0
+        graph = self.module.graph
+        for node in reversed(list(graph.nodes)):
+            if node.op not in ("placeholder", "output") and not node.users:
+                erased += node.op != "get_attr"
+                graph.erase_node(node)
+        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        stored = [
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
+        ]
+        for target, _ in stored:
+            if target not in used:
+                self._delete(target)
+        return erased
+
+    def check(self) -> None:
+        """The graph lints, and its recorded shapes are what its operators compute."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+        try:
+            self.module.graph.lint()
+        except RuntimeError as error:
+            raise AssertionError(f"fx graph does not lint: {error}") from error
+        copied = copy.deepcopy(self.module)
+        inputs = [n.meta["val"] for n in copied.graph.nodes if n.op == "placeholder"]
+        before = {node.name: self.shape(node) for node in copied.graph.nodes}
+        mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
+        FakeTensorProp(copied, mode).propagate_dont_convert_inputs(*inputs)
+        for node in copied.graph.nodes:
+            now = FxGraph.shape(self, node)
+            known = before[node.name]
+            assert known is None or known == now, f"{node.name}: recorded {known}, computed {now}"
+
+    def _op(self, node: fx.Node) -> Op | None:
+        target, name = node.target, node.meta.get(_NAME, node.name)
+        if target is _NATIVE_BATCH_NORM:
+            # Its result is the getitem node, which stands for the whole operator below.
+            return None
+        kind: OpKind = "other"
+        inputs: tuple[Any, ...] = tuple(node.all_input_nodes)
+        weight = bias = conv = affine = None
+        if target in _CONV or target in _LINEAR:
+            weight, bias, known = self._weights(node)
+            conv = _conv_attrs(node, weight) if known and target in _CONV else None
+            if known and (target in _LINEAR or conv is not None):
+                kind = "conv" if target in _CONV else "linear"
+                inputs = (_data_node(node),)
+            else:
+                weight = bias = None
+        elif target is aten.batch_norm.default or target is operator.getitem:
+            affine = self._affine(node)
+            if affine is not None:
+                kind = "batch_norm"
+                name = _module_path(node) or name
+                inputs = (_batch_norm_node(node).args[0],)
+        elif target is aten.add.Tensor:
+            if all(isinstance(a, fx.Node) for a in node.args[:2]) and not node.kwargs:
+                kind, inputs = "add", tuple(node.args[:2])
+        elif target in _IDENTITY or (target in _DROPOUT and not node.args[2]):
+            kind = "identity"
+        return Op(
+            kind, name, f"{target} {node.name}", inputs, node, node, weight, bias, conv, affine
+        )
+
+    def _weights(self, node: fx.Node) -> tuple[Array | None, Array | None, bool]:
+        """Weight, bias, and whether both are constants of a kind the passes can handle."""
+        arguments = _arguments(node)
+        bias_node = arguments.get("bias")
+        weight = self.constant(_weight_node(node))
+        bias = None if bias_node is None else self.constant(bias_node)
+        known = weight is not None and (bias_node is None or bias is not None)
+        if known and weight is not None and node.target in _LINEAR:
+            known = weight.ndim == 2 and (bias is None or bias.ndim == 1)
+            known = known and arguments.get("alpha", 1) == arguments.get("beta", 1) == 1
+            if known and node.target is not aten.linear.default:
+                weight = weight.T
+        return weight, bias, known
+
+    def _affine(self, node: fx.Node) -> Affine | None:
+        source = _batch_norm_node(node)
+        if source is None or (node is not source and node.args[1] != 0):
+            return None
+        arguments = _arguments(source)
+        if arguments.get("training", False):
+            return None
+        optional = [arguments["weight"], arguments["bias"]]
+        found = [arguments["running_mean"], arguments["running_var"], *optional]
+        if any(a is None for a in found[:2]):
+            return None
+        read = [None if a is None else self.constant(a) for a in found]
+        if any(a is not None and r is None for a, r in zip(found, read, strict=True)):
+            return None
+        mean, var = np.asarray(read[0], np.float64), np.asarray(read[1], np.float64)
+        # A negative variance gives NaN, which `check_weights` reports with the layer's name.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scale = 1.0 / np.sqrt(var + arguments["eps"])
+        if read[2] is not None:
+            scale = scale * read[2]
+        shift = -mean * scale if read[3] is None else read[3] - mean * scale
+        return Affine(scale, shift)
+
+    def _tensor(self, node: fx.Node) -> torch.Tensor | None:
+        if node.op != "get_attr":
+            return None
+        found: Any = self.module
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        return found if isinstance(found, torch.Tensor) else None
+
+    def _new_constant(self, wanted: str, value: Any, dtype: torch.dtype) -> fx.Node:
+        """A `get_attr` node on a new parameter (buffer, if integer) under a free name."""
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        tensor = tensor.detach().to(dtype)
+        used = {str(n.target) for n in self.module.graph.nodes if n.op == "get_attr"}
+        used.update(name for name, _ in self.module.named_modules())
+        target = unique_name(wanted, used)
+        self._delete(target)
+        self._store(target, tensor)
+        node = self.module.graph.get_attr(target)
+        node.meta["val"] = tensor.to(device="meta")
+        return node
+
+    def _settle_names(self, layers: dict[str, fx.Node]) -> None:
+        """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
+        for name, node in layers.items():
+            bias = _arguments(node).get("bias")
+            for constant, leaf in ((_weight_node(node), "weight"), (bias, "bias")):
+                if constant is None or constant.op != "get_attr" or len(constant.users) > 1:
+                    continue
+                used = {n.target for n in self.module.graph.nodes if n.op == "get_attr"}
+                wanted, tensor = f"{name}.{leaf}", self._tensor(constant)
+                if wanted not in used and tensor is not None:
+                    self._delete(str(constant.target))
+                    self._store(wanted, tensor)
+                    constant.target = wanted
+
+    def _store(self, target: str, tensor: torch.Tensor) -> None:
+        path, _, leaf = target.rpartition(".")
+        owner: torch.nn.Module = self.module
+        for part in filter(None, path.split(".")):
+            if not isinstance(getattr(owner, part, None), torch.nn.Module):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        if tensor.is_floating_point():
+            owner.register_parameter(leaf, torch.nn.Parameter(tensor.detach(), requires_grad=False))
+        else:
+            owner.register_buffer(leaf, tensor)
+
+    def _delete(self, target: str) -> None:
+        path, _, leaf = target.rpartition(".")
+        try:
+            owner = self.module.get_submodule(path)
+        except AttributeError:
+            return
+        if leaf in owner._parameters or leaf in owner._buffers:
+            delattr(owner, leaf)
+
+    def _name_layers(self) -> None:
+        computed: set[fx.Node] = set()  # whatever depends on an input: no weight
+        layers = []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder" or not computed.isdisjoint(node.all_input_nodes):
+                computed.add(node)
+            if node.target in _CONV or node.target in _LINEAR:
+                if _weight_node(node) not in computed and _data_node(node) in computed:
+                    layers.append(node)
+        taken = {node.meta[_NAME] for node in layers if _NAME in node.meta}
+        for node in layers:
+            if _NAME not in node.meta:
+                node.meta[_NAME] = unique_name(_layer_name(node), taken)
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """Every argument of an aten call by its schema name, defaults filled in, in order."""
+    schema = cast(Any, node.target)._schema.arguments
+    return {
+        entry.name: node.args[i]
+        if i < len(node.args)
+        else node.kwargs.get(entry.name, entry.default_value)
+        for i, entry in enumerate(schema)
+    }
+
+
+def _weight_node(node: fx.Node) -> fx.Node:
+    arguments = _arguments(node)
+    names = ("weight", "mat2", "other")
+    return cast(fx.Node, next(arguments[name] for name in names if name in arguments))
+
+
+def _data_node(node: fx.Node) -> fx.Node:
+    return cast(fx.Node, node.args[1 if node.target is aten.addmm.default else 0])
+
+
+def _batch_norm_node(node: fx.Node) -> Any:
+    """The batch norm that this node is, or takes the result of; None for any other node."""
+    if node.target is aten.batch_norm.default:
+        return node
+    source = node.args[0]
+    native = isinstance(source, fx.Node) and source.target is _NATIVE_BATCH_NORM
+    return source if native else None
+
+
+def _conv_attrs(node: fx.Node, weight: Array | None) -> ConvAttrs | None:
+    """The geometry, or None unless this is a plain two-dimensional convolution."""
+    arguments = _arguments(node)
+    if weight is None or weight.ndim != 4 or arguments.get("transposed", False):
+        return None
+    stride, dilation = _pair(arguments["stride"]), _pair(arguments["dilation"])
+    padding = arguments["padding"]
+    if isinstance(padding, str):
+        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        top, left = [span // 2 if padding == "same" else 0 for span in spans]
+        bottom, right = [span - span // 2 if padding == "same" else 0 for span in spans]
+    else:
+        top, left = bottom, right = _pair(padding)
+    return ConvAttrs(stride, (top, left, bottom, right), dilation, arguments["groups"])
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return int(value[0]), int(value[-1])
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether running the node now gives what running it in the model would give."""
+    if node.target is operator.getitem:
+        return True
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return False
+    random = torch.Tag.nondeterministic_seeded in target.tags
+    return not random and not target._schema.is_mutable and bool(target._schema.returns)
+
+
+def _layer_name(node: fx.Node) -> str:
+    """The module path of the weight, through whatever computes it; else that of the caller."""
+    layer, seen = [_weight_node(node)], set[fx.Node]()
+    while layer:
+        for source in layer:
+            target = str(source.target)
+            if source.op == "get_attr" and target.rpartition(".")[2] in _WEIGHT_LEAVES:
+                path = target.rpartition(".")[0].partition(".parametrizations.")[0]
+                if path:
+                    return path.removesuffix(".parametrizations")
+        seen.update(layer)
+        following = [n for source in layer for n in source.all_input_nodes if n not in seen]
+        layer = list(dict.fromkeys(following))
+    return _module_path(node) or node.name
+
+
+def _module_path(node: fx.Node) -> str:
+    """Path of the innermost module that made the node; "" for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""

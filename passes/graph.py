@@ -1,0 +1,225 @@
+"""The small graph interface that the passes are written against, once for every framework.
+
+A pass sees operators of a few canonical kinds and opaque values; `fx_graph` and `onnx_graph`
+translate both ways. Only what the passes and the inspection need is here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Value = Hashable
+"""A tensor of the graph, opaque to the passes: compare and hash it, ask the graph about it."""
+
+OpKind = Literal["conv", "linear", "batch_norm", "add", "identity", "other"]
+
+
+@dataclass(frozen=True)
+class ConvAttrs:
+    """Geometry of a two-dimensional convolution, in elements of the image.
+
+    `padding` is (top, left, bottom, right); everything else is (vertical, horizontal).
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Inference-mode batch norm: y[:, c] = scale[c] * x[:, c] + shift[c], both float64 (C,)."""
+
+    scale: Array
+    shift: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One operator at the time of asking; a change of the graph makes it stale.
+
+    Attributes:
+        kind: "conv" and "linear" have constant weights, "batch_norm" constant statistics, "add" is
+            the plain elementwise sum of two or more tensors, "identity" hands its input on.
+        name: what a user recognises (module path or node name); unique for conv and linear.
+        where: operator type and native node name, for messages.
+        inputs: the activations read; for "other" everything read.
+        output: the (first) tensor written.
+        handle: the native node, for the adapter that made it.
+        weight: conv (O, I/groups, kh, kw); linear, however it is stored, is read as (O, I).
+        bias: (O,), or None.
+        conv: geometry, for "conv" only.
+        affine: scale and shift, for "batch_norm" only.
+    """
+
+    kind: OpKind
+    name: str
+    where: str
+    inputs: tuple[Value, ...]
+    output: Value
+    handle: Any
+    weight: Array | None = None
+    bias: Array | None = None
+    conv: ConvAttrs | None = None
+    affine: Affine | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution or matrix product with constant weights, for inspection and lowering.
+
+    `weight` is OIHW for "conv2d" and (O, I) for "linear"; `padding` is (top, left, bottom, right);
+    shapes are None where the graph does not know them; `macs` counts the multiply-accumulates of
+    the dense layer.
+    """
+
+    name: str
+    op: Literal["conv2d", "linear"]
+    weight: Array
+    bias: Array | None
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a pass has to tell the user about one layer.
+
+    `left` marks a refusal: the layer (or batch norm) of that name stays as it is, and why.
+    """
+
+    layer: str
+    text: str
+    left: bool = False
+
+
+class Graph(ABC):
+    """A model that passes can read and edit in place."""
+
+    kind: Literal["torch", "onnx"]
+
+    @abstractmethod
+    def native(self) -> Any:
+        """The model as its framework runs it (`torch.fx.GraphModule` or `onnx.ModelProto`)."""
+
+    @abstractmethod
+    def copy(self) -> Self:
+        """An independent graph; edits of either leave the other alone."""
+
+    @abstractmethod
+    def ops(self) -> list[Op]:
+        """All operators in topological order; constants are values, not operators."""
+
+    @abstractmethod
+    def outputs(self) -> Sequence[Value]:
+        """The tensors that the model returns."""
+
+    @abstractmethod
+    def constant(self, value: Value) -> Array | None:
+        """The contents of a constant, or None for anything computed from inputs."""
+
+    @abstractmethod
+    def shape(self, value: Value) -> tuple[int, ...] | None:
+        """The shape where every dimension is known."""
+
+    @abstractmethod
+    def uses(self, value: Value) -> int:
+        """How many operator inputs and graph outputs read the value."""
+
+    @abstractmethod
+    def replace(self, old: Value, new: Value) -> None:
+        """Make everything that reads `old` read `new`; dead operators stay until `sweep`."""
+
+    @abstractmethod
+    def drop_operand(self, op: Op, index: int) -> None:
+        """Take one operand out of an "add"; with a single one left the sum is that operand."""
+
+    @abstractmethod
+    def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
+        """Give a conv or linear new constants (shapes as in `Op`), in its weight's dtype.
+
+        A constant that other operators read too is left alone: the operator gets its own.
+        """
+
+    @abstractmethod
+    def fold_constants(self) -> list[str]:
+        """Compute every operator that depends on constants only, random ones excepted.
+
+        Returns the names of the operators that are gone.
+        """
+
+    @abstractmethod
+    def sweep(self) -> int:
+        """Erase what nothing reads; returns the number of operators erased."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise AssertionError with a reason when an invariant of the framework is broken."""
+
+    def layers(self) -> list[Layer]:
+        """Every convolution and constant-weight matrix product, in topological order."""
+        return [_layer(self, op) for op in self.ops() if op.kind in ("conv", "linear")]
+
+
+class Pass(Protocol):
+    """One transformation: one file, one class, legal cases numbered in its docstring."""
+
+    @property
+    def name(self) -> str:
+        """The name in messages and in `--json` output."""
+
+    def call(self, graph: Graph) -> "PassResult":
+        """Edit the graph in place and say what happened."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The edited graph, whether anything changed, and what to tell the user."""
+
+    graph: Graph
+    modified: bool
+    notes: tuple[Note, ...] = ()
+
+
+def _layer(graph: Graph, op: Op) -> Layer:
+    assert op.weight is not None
+    attrs = op.conv or ConvAttrs()
+    output_shape = graph.shape(op.output)
+    macs = None
+    if output_shape is not None:
+        # Per output element: one product for every weight of its output channel.
+        macs = int(np.prod(output_shape, dtype=np.int64)) * int(np.prod(op.weight.shape[1:]))
+    return Layer(
+        name=op.name,
+        op="conv2d" if op.kind == "conv" else "linear",
+        weight=op.weight,
+        bias=op.bias,
+        stride=attrs.stride,
+        padding=attrs.padding,
+        dilation=attrs.dilation,
+        groups=attrs.groups,
+        input_shape=graph.shape(op.inputs[0]),
+        output_shape=output_shape,
+        macs=macs,
+    )
+
+
+def unique_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or `wanted_1`, `wanted_2`, ... when taken; the result is added to `taken`."""
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name

@@ -1,0 +1,179 @@
+"""Replace matched groups by calls of our kernels, and turn constants into parameters.
+
+The entry function then takes the model's inputs followed by the packed weights, so that the weights
+live outside the compiled library and are mapped from the artifact at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+
+from nmcompile.errors import UnsupportedOperatorError
+from nmcompile.kernels.catalog import Choice, choose
+from nmcompile.kernels.problem import Problem
+from nmcompile.passes.lower_match import Group, Matcher, constant
+from nmcompile.sparsity import Detection, detect
+
+Expr = Any
+Array = npt.NDArray[np.generic]
+INLINE_BYTES = 1024  # smaller constants stay in the library
+
+
+@dataclass(frozen=True, eq=False)
+class KernelCall:
+    """One kernel call of the lowered function: which layer, which kernel, and why."""
+
+    symbol: str
+    group: Group
+    problem: Problem
+    choice: Choice
+
+
+@dataclass(eq=False)
+class LoweredModule:
+    """A Relax module whose hot operators are kernel calls.
+
+    params: arrays that the entry takes behind its inputs, in order.
+    calls: kernel calls in execution order.
+    leftovers: names of the Relax operators that take TVM's own lowering.
+    """
+
+    module: Any
+    params: dict[str, Array] = field(default_factory=dict)
+    calls: list[KernelCall] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+
+
+PatternOf = Callable[[Group], Detection]
+
+
+def detect_group(group: Group) -> Detection:
+    """The most useful pattern that the weight itself holds."""
+    assert group.weight is not None
+    return detect(group.weight)
+
+
+def lower_kernels(
+    module: Any,
+    target: str,
+    pattern_of: PatternOf = detect_group,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LoweredModule:
+    """Lower the `main` function of a simplified module.
+
+    Args:
+        module: Relax module with static shapes.
+        target: "avx512".
+        pattern_of: pattern to lower a convolution or linear layer with.
+        progress: called with (groups done, groups in all).
+
+    Raises:
+        UnsupportedOperatorError: the function has control flow.
+    """
+    return _Lowering(module, target, pattern_of, progress).run()
+
+
+class _Lowering:
+    def __init__(
+        self,
+        module: Any,
+        target: str,
+        pattern_of: PatternOf,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._function = module["main"]
+        if not isinstance(self._function.body, relax.SeqExpr):
+            raise UnsupportedOperatorError(
+                "the model's graph has control flow at its top level; expected a plain graph of "
+                "operators: export it with the branch taken"
+            )
+        self._source, self._target = module, target
+        self._pattern_of, self._progress = pattern_of, progress
+        self._builder = relax.BlockBuilder(module)
+        self._values: dict[Expr, Expr] = {}
+        self._functions: dict[object, Any] = {}
+        self._vars: list[Expr] = []
+        self._result = LoweredModule(None)
+
+    def run(self) -> LoweredModule:
+        groups = Matcher(self._source, self._function).groups()
+        by_out = {group.out: group for group in groups}
+        inner = {var for group in groups for var in group.members} - set(by_out)
+        builder, inputs = self._builder, list(self._function.params)
+        done = 0
+        builder.begin_scope(inputs)
+        builder._begin_dataflow_block()
+        for block in self._function.body.blocks:
+            for binding in block.bindings:
+                if binding.var in by_out:
+                    value = self._kernel(by_out[binding.var])
+                    done += 1
+                    self._progress(done, len(groups))
+                elif binding.var in inner:
+                    continue
+                else:
+                    value = self._leftover(binding.value)
+                self._values[binding.var] = builder.emit(value)
+        output = builder.emit_output(self._substitute(self._function.body.body))
+        blocks = [builder._end_block()]
+        builder.end_scope()
+        body = builder.normalize(relax.SeqExpr(blocks, output))
+        attrs = {"global_symbol": "main", "num_input": len(inputs)}
+        function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
+        builder.update_func(self._source.get_global_var("main"), function.with_attrs(attrs))
+        self._result.module = relax.transform.DeadCodeElimination()(builder.get())
+        return self._result
+
+    def _kernel(self, group: Group) -> Expr:
+        detection = self._pattern_of(group) if group.weight is not None else None
+        problem = Problem(group.spec, group.epilogue, group.weight, group.bias, detection)
+        choice = choose(group.op, self._target, problem)
+        lowered = choice.kernel.lower(choice.kernel.name, problem)
+        if lowered.key not in self._functions:
+            name = f"{choice.kernel.name}_{len(self._functions)}"
+            self._functions[lowered.key] = self._builder.add_func(lowered.func, name)
+        callee = self._functions[lowered.key]
+        index = len(self._result.calls)
+        params = [self._param(f"{index}.{name}", a) for name, a in lowered.arrays.items()]
+        residual = [] if group.residual is None else [self._substitute(group.residual)]
+        arguments = [self._substitute(group.x), *params, *residual]
+        self._result.calls.append(KernelCall(callee.name_hint, group, problem, choice))
+        return relax.call_tir(callee, relax.Tuple(arguments), group.out.ty)
+
+    def _leftover(self, value: Expr) -> Expr:
+        if isinstance(value, relax.Call):
+            name = str(getattr(value.op, "name", "call"))
+            if name == "relax.call_tir":
+                name = value.args[0].name_hint
+            self._result.leftovers.append(name.removeprefix("relax."))
+        return self._substitute(value)
+
+    def _substitute(self, value: Expr) -> Expr:
+        """The expression over the new variables, large constants as parameters."""
+        if value in self._values:
+            return self._values[value]
+        array = constant(value)
+        if array is not None:
+            if array.nbytes <= INLINE_BYTES:
+                return value
+            return self._param(f"constant.{len(self._vars)}", array)
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self._substitute(v) for v in value.fields])
+        if isinstance(value, relax.TupleGetItem):
+            return relax.TupleGetItem(self._substitute(value.tuple_value), value.index)
+        if isinstance(value, relax.Call):
+            arguments = [self._substitute(a) for a in value.args]
+            return relax.Call(value.op, arguments, value.attrs, value.ty_args)
+        return value
+
+    def _param(self, name: str, array: Array) -> Expr:
+        var = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+        self._vars.append(var)
+        self._result.params[name] = array
+        return var

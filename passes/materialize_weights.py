@@ -1,0 +1,37 @@
+"""Turn whatever depends on parameters only into constants."""
+
+from nmcompile.passes.graph import Graph, Note, PassResult
+
+
+class MaterializeWeights:
+    """Evaluate training-time weight computations once and for all.
+
+    Legal cases:
+
+    1. An operator whose inputs are all constants (parameters, buffers, results of factory
+       operators, shapes that are known) is computed now. This covers masks, custom autograd
+       functions, `torch.nn.utils.prune`, parametrizations, and the chains that ONNX exporters make
+       of them. Random operators and operators with subgraphs stay.
+    2. An operator that hands its input on (identity, clone, dropout at inference) is bypassed,
+       unless it makes an output of the model.
+    """
+
+    name = "materialize_weights"
+
+    def call(self, graph: Graph) -> PassResult:
+        """Run on `graph` in place; notes name the layers whose weights became constants."""
+        before = {layer.name for layer in graph.layers()}
+        gone = graph.fold_constants()  # case 1
+        outputs = set(graph.outputs())
+        bypassed = 0
+        for op in graph.ops():  # case 2
+            if op.kind == "identity" and op.output not in outputs and graph.uses(op.output):
+                graph.replace(op.output, op.inputs[0])
+                bypassed += 1
+        graph.sweep()
+        notes = tuple(
+            Note(layer.name, "its weight was computed from parameters only and is now a constant")
+            for layer in graph.layers()
+            if layer.name not in before
+        )
+        return PassResult(graph, bool(gone) or bypassed > 0, notes)

@@ -1,0 +1,389 @@
+"""The graph interface over an `onnx_ir.Model`.
+
+`nmcompile.frontends.onnx_frontend.load` makes such models: weights are initializers (never graph
+inputs or Constant nodes), functions are inlined, shapes are inferred.
+"""
+
+import ast
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from nmcompile.passes.graph import Affine, Array, ConvAttrs, Graph, Op, OpKind, Value, unique_name
+from nmcompile.passes.onnx_constants import RANDOM, evaluate
+
+_NAME = "nmcompile_name"
+_LAYERS = ("Conv", "Gemm", "MatMul")
+_WEIGHT_LEAVES = ("weight", "weight_orig", "original", "original0", "original1", "weight_v")
+
+
+class OnnxGraph(Graph):
+    """Edits the model it is given; weights that change become new initializers of it."""
+
+    kind = "onnx"
+
+    def __init__(self, model: ir.Model) -> None:
+        """Take over `model` and name its layers."""
+        self.model = model
+        self._name_layers()
+
+    def native(self) -> onnx.ModelProto:
+        """The model as a protobuf, weights included."""
+        return ir.to_proto(self.model)
+
+    def copy(self) -> "OnnxGraph":
+        """A copy that shares the contents of the weights (which are never written to)."""
+        return OnnxGraph(self.model.clone())
+
+    def ops(self) -> list[Op]:
+        """All operators of the main graph in topological order; see `Graph.ops`."""
+        return [self._op(node) for node in self.model.graph]
+
+    def outputs(self) -> Sequence[Value]:
+        """The graph outputs."""
+        return list(self.model.graph.outputs)
+
+    def constant(self, value: Value) -> Array | None:
+        """The contents of an initializer; bfloat16 is widened to float32."""
+        found = cast(ir.Value, value)
+        if not found.is_initializer() or found.is_graph_input() or found.const_value is None:
+            return None
+        array = found.const_value.numpy()
+        return array.astype(np.float32) if found.dtype is ir.DataType.BFLOAT16 else array
+
+    def shape(self, value: Value) -> tuple[int, ...] | None:
+        """The shape that inference found."""
+        shape = cast(ir.Value, value).shape
+        return None if shape is None or not shape.is_static() else tuple(shape.numpy())
+
+    def uses(self, value: Value) -> int:
+        """Node inputs, those in subgraphs too, and graph outputs."""
+        found = cast(ir.Value, value)
+        return len(found.uses()) + sum(output is found for output in self.model.graph.outputs)
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Rewire the readers of `old`; a graph output keeps its name."""
+        source, target = cast(ir.Value, old), cast(ir.Value, new)
+        producer, graph = source.producer(), self.model.graph
+        if source.is_graph_output():
+            # The name of an output is part of the model's interface: `new` takes it over, or is
+            # copied under it where it has a name to keep.
+            assert producer is not None
+            name, result = source.name, target
+            source.name = unique_name(f"{name}_replaced", self._value_names())
+            if target.producer() is None or target.is_graph_output():
+                copied = ir.node("Identity", [target], name=f"{name}_output")
+                result = copied.outputs[0]
+                result.shape, result.type = source.shape, source.type
+                graph.insert_after(producer, copied)
+            result.name = name
+            for index, output in enumerate(graph.outputs):
+                if output is source:
+                    graph.outputs[index] = result
+        source.replace_all_uses_with(target)
+
+    def drop_operand(self, op: Op, index: int) -> None:
+        """Add becomes its other operand; Sum loses one of its inputs."""
+        node: ir.Node = op.handle
+        kept = [value for i, value in enumerate(node.inputs) if i != index]
+        if len(kept) == 1:
+            self.replace(op.output, kept[0])
+            return
+        for i, value in enumerate(kept):
+            node.replace_input_with(i, value)
+        node.resize_inputs(len(kept))
+
+    def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
+        """Store new initializers under the layer's name; matrix products become Gemm."""
+        node: ir.Node = op.handle
+        old = node.inputs[1]
+        assert old is not None and old.const_value is not None
+        dtype = old.const_value.numpy().dtype
+        if node.op_type == "MatMul" and bias is None:
+            weight = weight.T
+        elif op.kind == "linear":
+            rank = self.shape(op.inputs[0])
+            assert rank is not None and len(rank) == 2, "Gemm takes matrices only"
+            node.op_type = "Gemm"
+            node.attributes["transB"] = ir.AttrInt64("transB", 1)
+        node.resize_inputs(2 if bias is None else 3)
+        node.replace_input_with(1, self._new_constant(f"{op.name}.weight", weight.astype(dtype)))
+        if bias is not None:
+            node.replace_input_with(2, self._new_constant(f"{op.name}.bias", bias.astype(dtype)))
+        self.sweep()
+        self._settle_names([node])
+
+    def fold_constants(self) -> list[str]:
+        """Evaluate nodes whose inputs are constants, and shapes that are known."""
+        graph, gone = self.model.graph, list[str]()
+        constants: dict[ir.Value, Array] = {}
+        foldable = [node for node in graph if self._mark_constant(node, constants)]
+        # Results are dropped after their last reader: the masks of a network would not fit.
+        waiting = Counter(v for node in foldable for v in set(node.inputs) if v is not None)
+        marked, failed = set(foldable), set[ir.Value]()
+        for node in foldable:
+            results = None
+            if failed.isdisjoint(v for v in node.inputs if v is not None):
+                results = self._evaluate(node, constants)
+            for value in set(node.inputs):
+                if value is not None:
+                    waiting[value] -= 1
+            if results is None:
+                failed.update(node.outputs)
+                self._keep_alive(node, constants)
+            else:
+                gone.append(node.name or node.op_type)
+                constants.update(zip(node.outputs, results, strict=True))
+                for value in node.outputs:
+                    if any(user not in marked for user, _ in value.uses()):
+                        self._materialise(value, constants)
+            for value in [*node.inputs, *node.outputs]:
+                if value is not None and not waiting[value]:
+                    constants.pop(value, None)
+        self.sweep()
+        self._settle_names(list(graph))
+        return gone
+
+    def sweep(self) -> int:
+        """Erase nodes without readers and unused initializers."""
+        graph, erased = self.model.graph, 0
+        for node in reversed(list(graph)):
+            if all(not value.uses() and not value.is_graph_output() for value in node.outputs):
+                graph.remove(node, safe=True)
+                erased += 1
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del graph.initializers[name]
+        return erased
+
+    def check(self) -> None:
+        """The checker of the onnx package, with full shape inference, has no complaint."""
+        try:
+            onnx.checker.check_model(self.native(), full_check=True)
+        except Exception as error:
+            raise AssertionError(f"onnx checker: {error}") from error
+
+    def _op(self, node: ir.Node) -> Op:
+        kind: OpKind = "other"
+        name = str(node.meta.get(_NAME) or node.name or node.outputs[0].name)
+        inputs: tuple[Value, ...] = tuple(value for value in node.inputs if value is not None)
+        weight = bias = conv = affine = None
+        if node.op_type in _LAYERS and node.domain == "":
+            weight, bias, known = self._weights(node)
+            if known and node.op_type == "Conv" and weight is not None:
+                conv = self._conv_attrs(node, weight)
+            if known and (conv is not None or node.op_type != "Conv"):
+                kind, inputs = ("conv" if conv else "linear"), inputs[:1]
+            else:
+                weight = bias = None
+        elif node.op_type == "BatchNormalization":
+            affine = self._affine(node)
+            kind, inputs = ("batch_norm", inputs[:1]) if affine else (kind, inputs)
+            name = _scope(node) or name
+        elif node.op_type in ("Add", "Sum") and len(inputs) > 1:
+            kind = "add"
+        elif node.op_type == "Identity" or _is_inert_dropout(self, node):
+            kind, inputs = "identity", inputs[:1]
+        where = f"{node.op_type} {node.name or node.outputs[0].name}"
+        output = node.outputs[0]
+        return Op(kind, name, where, inputs, output, node, weight, bias, conv, affine)
+
+    def _weights(self, node: ir.Node) -> tuple[Array | None, Array | None, bool]:
+        """Weight, bias, and whether both are constants of a kind the passes can handle."""
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        weight = None if node.inputs[1] is None else self.constant(node.inputs[1])
+        bias = None if bias_value is None else self.constant(bias_value)
+        known = weight is not None and (bias_value is None or bias is not None)
+        if node.op_type != "Conv" and known and weight is not None:
+            known = weight.ndim == 2 and not _int(node, "transA", 0)
+            known = known and _float(node, "alpha", 1.0) == _float(node, "beta", 1.0) == 1.0
+            if not _int(node, "transB", 0):
+                weight = weight.T
+            if bias is not None and known:
+                known = bias.size in (1, weight.shape[0]) and bias.ndim < 3
+                bias = np.broadcast_to(bias.reshape(-1), weight.shape[:1]) if known else None
+        return weight, bias, known
+
+    def _conv_attrs(self, node: ir.Node, weight: Array) -> ConvAttrs | None:
+        """The geometry, or None unless two-dimensional with a padding that can be told."""
+        if weight.ndim != 4:
+            return None
+        stride = _ints(node, "strides", (1, 1))
+        dilation = _ints(node, "dilations", (1, 1))
+        top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
+        mode = node.attributes.get_string("auto_pad", "NOTSET")
+        if mode == "VALID":
+            top = left = bottom = right = 0
+        elif mode != "NOTSET":
+            shape = self.shape(cast(ir.Value, node.inputs[0]))
+            if shape is None:
+                return None
+            totals = [
+                max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+                for size, s, d, k in zip(shape[2:], stride, dilation, weight.shape[2:], strict=True)
+            ]
+            small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+            begin, end = (small, large) if mode == "SAME_UPPER" else (large, small)
+            (top, left), (bottom, right) = begin, end
+        groups = _int(node, "group", 1)
+        return ConvAttrs(
+            (stride[0], stride[1]), (top, left, bottom, right), (dilation[0], dilation[1]), groups
+        )
+
+    def _affine(self, node: ir.Node) -> Affine | None:
+        if _int(node, "training_mode", 0) or any(v.uses() for v in node.outputs[1:]):
+            return None
+        found = [None if value is None else self.constant(value) for value in node.inputs[1:5]]
+        if len(found) < 4 or any(array is None for array in found):
+            return None
+        gamma, beta, mean, var = (np.asarray(array, np.float64) for array in found)
+        # A negative variance gives NaN, which `check_weights` reports with the layer's name.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scale = gamma / np.sqrt(var + _float(node, "epsilon", 1e-5))
+        return Affine(scale, beta - mean * scale)
+
+    def _mark_constant(self, node: ir.Node, constants: dict[ir.Value, Array]) -> bool:
+        """Whether the node can be computed now; its outputs are then keys of `constants`."""
+        if node.domain != "" or node.op_type in RANDOM:
+            return False
+        if any(attr.type in _GRAPHS for attr in node.attributes.values()):
+            return False
+        if any(value.is_graph_output() for value in node.outputs):
+            return False
+        data = node.inputs[0] if node.inputs else None
+        static = node.op_type in ("Shape", "Size") and self.shape(cast(ir.Value, data)) is not None
+        known = (v is None or v in constants or self.constant(v) is not None for v in node.inputs)
+        if not static and not all(known):
+            return False
+        constants.update(dict.fromkeys(node.outputs, np.empty(0)))
+        return True
+
+    def _evaluate(self, node: ir.Node, constants: dict[ir.Value, Array]) -> Sequence[Array] | None:
+        proto = ir.serde.serialize_node(node)
+        feeds: dict[str, Array] = {}
+        for value in node.inputs:
+            if value is None:
+                continue
+            array = constants.get(value)
+            if array is None:
+                array = self.constant(value)
+            if array is None:
+                # Only Shape and Size are marked without contents: any array of the shape will do.
+                array = np.broadcast_to(np.zeros((), np.int8), self.shape(value) or ())
+            feeds[str(value.name)] = array
+        return evaluate(proto, feeds, self.model.graph.opset_imports[""])
+
+    def _keep_alive(self, node: ir.Node, constants: dict[ir.Value, Array]) -> None:
+        """The node stays in the graph, so what it reads must be there too."""
+        for value in node.inputs:
+            if value in constants and value.producer() is not None and constants[value].size:
+                self._materialise(value, constants)
+
+    def _materialise(self, value: ir.Value, constants: dict[ir.Value, Array]) -> None:
+        value.replace_all_uses_with(self._new_constant(f"{value.name}", constants[value]))
+
+    def _new_constant(self, wanted: str, array: Array) -> ir.Value:
+        name = unique_name(wanted, self._value_names())
+        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        value.shape = ir.Shape(array.shape)
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        self.model.graph.register_initializer(value)
+        return value
+
+    def _value_names(self) -> set[str]:
+        graph = self.model.graph
+        names = {str(value.name) for node in graph.all_nodes() for value in node.outputs}
+        names.update(str(value.name) for value in graph.inputs)
+        return names | set(graph.initializers)
+
+    def _settle_names(self, nodes: Sequence[ir.Node]) -> None:
+        """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
+        taken = self._value_names()
+        for node in nodes:
+            for value, leaf in zip(node.inputs[1:], ("weight", "bias"), strict=False):
+                if _NAME not in node.meta or value is None or self.uses(value) > 1:
+                    continue
+                wanted = f"{node.meta[_NAME]}.{leaf}"
+                if value.is_initializer() and wanted not in taken:
+                    taken.add(wanted)
+                    value.name = wanted
+
+    def _name_layers(self) -> None:
+        computed: set[ir.Value] = set(self.model.graph.inputs)
+        layers = []
+        for node in self.model.graph:
+            if any(value in computed for value in node.inputs):
+                computed.update(node.outputs)
+            # The first input decides: among weight computations there are products of constants.
+            activation = node.op_type in _LAYERS and node.inputs[0] in computed
+            if activation and node.inputs[1] not in computed:
+                layers.append(node)
+        taken = {str(node.meta[_NAME]) for node in layers if _NAME in node.meta}
+        for node in layers:
+            if _NAME not in node.meta:
+                node.meta[_NAME] = unique_name(_layer_name(node), taken)
+
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    return int(node.attributes.get_int(name, default))
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    return float(node.attributes.get_float(name, default))
+
+
+def _ints(node: ir.Node, name: str, default: Sequence[int]) -> Sequence[int]:
+    return [int(i) for i in node.attributes.get_ints(name, tuple(default))]
+
+
+def _is_inert_dropout(graph: OnnxGraph, node: ir.Node) -> bool:
+    if node.op_type != "Dropout" or any(value.uses() for value in node.outputs[1:]):
+        return False
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return True
+    training = graph.constant(node.inputs[2])
+    return training is not None and not training.any()
+
+
+def _layer_name(node: ir.Node) -> str:
+    """The weight's name through whatever computes it, else the module path in the node's name."""
+    layer, seen = [node.inputs[1]], set[ir.Value | None]()
+    while layer:
+        for value in layer:
+            module, _, leaf = str(value.name if value else "").rpartition(".")
+            if module and leaf in _WEIGHT_LEAVES and value is not None and value.is_initializer():
+                return module.partition(".parametrizations.")[0].removesuffix(".parametrizations")
+        seen.update(layer)
+        producers = [value.producer() for value in layer if value is not None]
+        following = [v for p in producers if p is not None for v in p.inputs if v not in seen]
+        layer = list(dict.fromkeys(following))
+    return _scope(node) or str(node.name or node.outputs[0].name)
+
+
+def _scope(node: ir.Node) -> str:
+    """The module path that torch's exporters leave in a node, or ""."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    with contextlib.suppress(ValueError, SyntaxError, IndexError, TypeError):
+        # torch's dynamo exporter: ['', 'layer1.0', 'layer1.0.conv1', 'conv2d_3'].
+        scope = ast.literal_eval(scopes)[-2]
+        if isinstance(scope, str) and scope:
+            return scope
+    # torch's legacy exporter: /layer1/layer1.0/conv1/Conv is module layer1.0.conv1.
+    path = re.fullmatch(rf"/(.+)/{node.op_type}(?:_\d+)?", node.name or "")
+    if path is None:
+        return ""
+    parts: list[str] = []
+    for part in path[1].split("/"):
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    return ".".join(parts)

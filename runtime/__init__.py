@@ -1,0 +1,37 @@
+"""Reads, checks and runs compiled artifacts; needs numpy and TVM's runtime, nothing else."""
+
+if __name__ == "runtime":
+    raise ImportError("import nmcompile.runtime, not runtime (run `pip install -e .` once)")
+
+from nmcompile.runtime.format import FORMAT_VERSION, Artifact, read_artifact, write_artifact
+from nmcompile.runtime.manifest import (
+    Call,
+    Manifest,
+    ModelInfo,
+    ParamSpec,
+    Producer,
+    Section,
+    TargetInfo,
+    TensorSpec,
+)
+from nmcompile.runtime.native import configure_environment
+from nmcompile.runtime.session import LayerTime, Session, load
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Artifact",
+    "Call",
+    "LayerTime",
+    "Manifest",
+    "ModelInfo",
+    "ParamSpec",
+    "Producer",
+    "Section",
+    "Session",
+    "TargetInfo",
+    "TensorSpec",
+    "configure_environment",
+    "load",
+    "read_artifact",
+    "write_artifact",
+]

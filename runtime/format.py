@@ -1,0 +1,377 @@
+"""Bytes of an artifact file: how it is laid out, written and checked. FORMAT.md is the contract."""
+
+import errno
+import hashlib
+import mmap
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nmcompile.errors import ArtifactError
+from nmcompile.runtime.manifest import (
+    DTYPES,
+    Manifest,
+    ParamSpec,
+    Section,
+    decode,
+    encode,
+    numpy_dtype,
+)
+
+# The non-ASCII first byte and the line ends give away transfers that treat the file as text.
+MAGIC = b"\x89NMC\r\n\x1a\n"
+FORMAT_VERSION = 1
+ALIGNMENT = 64  # bytes: a cache line and one AVX-512 register, which DLPack consumers ask for
+HEADER_SIZE = 128
+CHUNK = 16 << 20  # bytes per digest, so that several threads can share one section
+MAX_MANIFEST = 64 << 20
+SECTIONS = ("library", "weights")
+
+_HEADER = struct.Struct("<8sIIQQQ32s")
+_HASH_THREADS = 4  # beyond four, memory bandwidth rather than sha256 sets the pace
+
+
+class _Header(NamedTuple):
+    magic: bytes
+    version: int
+    header_size: int
+    file_size: int
+    manifest_offset: int
+    manifest_length: int
+    manifest_sha256: bytes
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact, mapped into memory.
+
+    Attributes:
+        path: the file it came from.
+        manifest: what the file says about itself.
+        digest: sha256 of the manifest (hex). The manifest holds the digests of all other bytes,
+            so this pins the whole file.
+        library: the shared object.
+        params: the weights in the order of `manifest.params`: 64-byte-aligned views of a private
+            mapping of the file, writeable as far as numpy can tell, never written back.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    library: memoryview
+    params: tuple[np.ndarray[Any, Any], ...]
+
+
+def write_artifact(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    library: bytes,
+    params: Mapping[str, np.ndarray[Any, Any]],
+) -> str:
+    """Write an artifact to `path`, replacing what is there only once everything is on disk.
+
+    Args:
+        path: the file to write; its directory must exist.
+        manifest: with `params` and `sections` empty, they are filled in here.
+        library: the shared object.
+        params: the weights by name, in the order in which the entry function takes them.
+
+    Returns:
+        The artifact's digest (64 hex digits), for `load(..., digest=...)`.
+
+    Raises:
+        ArtifactError: a weight's dtype or size cannot be stored, the manifest breaks a rule, or
+            the file cannot be written; a file that stood at `path` is then untouched.
+    """
+    if manifest.params or manifest.sections:
+        raise ArtifactError(
+            f"manifest of model {manifest.model.name!r}: expected params and sections to be "
+            "empty, they are filled in when the artifact is written"
+        )
+    arrays = {name: np.asarray(array, order="C") for name, array in params.items()}
+    table, weights_length = _layout(arrays)
+    weights_offset = _aligned(len(library))
+    filled = replace(
+        manifest,
+        params=table,
+        sections=(
+            Section("library", 0, len(library), _digests([memoryview(library)])),
+            Section("weights", weights_offset, weights_length, _digests(_blob(arrays))),
+        ),
+    )
+    text = encode(filled, FORMAT_VERSION)
+    if len(text) > MAX_MANIFEST:
+        raise ArtifactError(
+            f"manifest of model {manifest.model.name!r}: expected at most {MAX_MANIFEST} bytes, "
+            f"found {len(text)}; shorten the layer table"
+        )
+    digest = hashlib.sha256(text)
+    data_start = _aligned(HEADER_SIZE + len(text))
+    header = _Header(
+        MAGIC,
+        FORMAT_VERSION,
+        HEADER_SIZE,
+        data_start + weights_offset + weights_length,
+        HEADER_SIZE,
+        len(text),
+        digest.digest(),
+    )
+    pieces = [
+        _HEADER.pack(*header),
+        bytes(HEADER_SIZE - _HEADER.size),
+        text,
+        bytes(data_start - HEADER_SIZE - len(text)),
+        library,
+        bytes(weights_offset - len(library)),
+    ]
+    _replace_file(Path(path), [memoryview(piece) for piece in pieces], _blob(arrays))
+    return digest.hexdigest()
+
+
+def read_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Map the artifact at `path` and check every byte of it before anything is used.
+
+    Raises:
+        ArtifactError: the file cannot be read, is no artifact, is damaged, or is too new.
+    """
+    path = Path(path)
+    data = _map(path)
+    header = _read_header(path, data)
+    start, end = header.manifest_offset, header.manifest_offset + header.manifest_length
+    text = data[start:end]
+    if hashlib.sha256(text).digest() != header.manifest_sha256:
+        raise ArtifactError(f"{path} is damaged: the sha256 of its manifest does not match")
+    manifest = decode(text, f"manifest of {path}", header.version)
+    data_start = _aligned(end)
+    gaps = [(_HEADER.size, HEADER_SIZE), (end, data_start)]
+    position = 0
+    if tuple(section.name for section in manifest.sections) != SECTIONS:
+        raise ArtifactError(
+            f"manifest of {path}: expected the sections {', '.join(SECTIONS)}, found "
+            + ", ".join(repr(section.name)[:80] for section in manifest.sections)
+        )
+    for section in manifest.sections:
+        expected = _aligned(position)
+        if section.offset != expected:
+            raise ArtifactError(
+                f"manifest of {path}: section {section.name!r}: expected offset {expected}, "
+                f"found {section.offset}"
+            )
+        gaps.append((data_start + position, data_start + expected))
+        position = expected + section.length
+    if data_start + position != header.file_size:
+        raise ArtifactError(
+            f"{path}: expected its sections to end at byte {data_start + position}, the end of "
+            f"the file, found {header.file_size}"
+        )
+    for low, high in gaps:
+        if any(data[low:high]):
+            raise ArtifactError(f"{path} is damaged: bytes {low} to {high} are not all zero")
+    _check_params(path, manifest)
+    view = memoryview(data)
+    library, weights = (
+        view[data_start + section.offset :][: section.length] for section in manifest.sections
+    )
+    _check_digests(path, manifest, (library, weights))
+    arrays = tuple(
+        np.frombuffer(weights[spec.offset :][: spec.nbytes], numpy_dtype(spec.dtype)).reshape(
+            spec.shape
+        )
+        for spec in manifest.params
+    )
+    return Artifact(path, manifest, header.manifest_sha256.hex(), library, arrays)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _layout(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[tuple[ParamSpec, ...], int]:
+    table = []
+    end = 0
+    for name, array in arrays.items():
+        dtype = array.dtype.name
+        if dtype not in DTYPES or not array.dtype.isnative:
+            raise ArtifactError(
+                f"weight {name!r}: expected one of the dtypes {', '.join(DTYPES)}, "
+                f"found {array.dtype}"
+            )
+        if array.size == 0:
+            raise ArtifactError(f"weight {name!r}: expected no empty axis, found {array.shape}")
+        offset = _aligned(end)
+        table.append(ParamSpec(name, dtype, array.shape, offset, array.nbytes))
+        end = offset + array.nbytes
+    return tuple(table), end
+
+
+def _blob(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[memoryview]:
+    """Yield the bytes of the weights section in order, without joining them."""
+    end = 0
+    for array in arrays.values():
+        yield memoryview(bytes(_aligned(end) - end))
+        yield array.reshape(-1).view(np.uint8).data
+        end = _aligned(end) + array.nbytes
+
+
+def _digests(pieces: Iterable[memoryview]) -> tuple[str, ...]:
+    """Return the sha256 of each CHUNK bytes of the joined pieces."""
+    result = []
+    digest, room = hashlib.sha256(), CHUNK
+    for piece in pieces:
+        while len(piece):
+            part, piece = piece[:room], piece[room:]
+            digest.update(part)
+            room -= len(part)
+            if room == 0:
+                result.append(digest.hexdigest())
+                digest, room = hashlib.sha256(), CHUNK
+    if room < CHUNK:
+        result.append(digest.hexdigest())
+    return tuple(result)
+
+
+def _replace_file(path: Path, head: Iterable[memoryview], blob: Iterable[memoryview]) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # 0o666 leaves the permissions to the umask, as for any file a user writes.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                for pieces in (head, blob):
+                    for piece in pieces:
+                        file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ArtifactError(
+            f"cannot write {path}: {reason}; nothing was left behind, and a file already there is "
+            "unchanged: free some space or choose another output"
+        ) from error
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename durable where the file system can; the file itself is already complete."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        # Checked before opening: opening a pipe would wait for a writer.
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError(f"{path}: expected a file, found a directory or a device")
+        if status.st_size < HEADER_SIZE:
+            raise ArtifactError(
+                f"{path} is no artifact: expected at least {HEADER_SIZE} bytes, "
+                f"found {status.st_size}"
+            )
+        with open(path, "rb") as file:
+            # A private mapping: numpy and DLPack see writeable memory, the file stays as it is.
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ArtifactError(f"cannot read {path}: {reason}") from error
+
+
+def _read_header(path: Path, data: mmap.mmap) -> _Header:
+    header = _Header(*_HEADER.unpack(data[: _HEADER.size]))
+    if header.magic != MAGIC:
+        raise ArtifactError(
+            f"{path} is no artifact: expected it to begin with {MAGIC!r}, found {header.magic!r}; "
+            "compile the model first (nmc compile)"
+        )
+    if header.version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {header.version}, this nmcompile reads up to "
+            f"{FORMAT_VERSION}: install a newer nmcompile, or compile the model with this one"
+        )
+    if header.version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: expected format version {FORMAT_VERSION}, found {header.version}"
+        )
+    if header.file_size != len(data):
+        raise ArtifactError(
+            f"{path}: expected file size {header.file_size}, actual {len(data)}; the file was cut "
+            "short or appended to, copy it again"
+        )
+    for name, expected, found in (
+        ("header size", HEADER_SIZE, header.header_size),
+        ("manifest offset", HEADER_SIZE, header.manifest_offset),
+    ):
+        if expected != found:
+            raise ArtifactError(f"{path}: expected {name} {expected}, found {found}")
+    limit = min(MAX_MANIFEST, len(data) - HEADER_SIZE)
+    if header.manifest_length > limit:
+        raise ArtifactError(
+            f"{path}: expected a manifest of at most {limit} bytes, found {header.manifest_length}"
+        )
+    return header
+
+
+def _check_params(path: Path, manifest: Manifest) -> None:
+    end = 0
+    for spec in manifest.params:
+        if spec.offset != _aligned(end):
+            raise ArtifactError(
+                f"manifest of {path}: weight {spec.name!r}: expected offset {_aligned(end)}, "
+                f"found {spec.offset}"
+            )
+        end = spec.offset + spec.nbytes
+    length = manifest.sections[SECTIONS.index("weights")].length
+    if end != length:
+        raise ArtifactError(
+            f"manifest of {path}: expected the weights to end at byte {length} of their section, "
+            f"found {end}"
+        )
+
+
+def _check_digests(path: Path, manifest: Manifest, views: Sequence[memoryview]) -> None:
+    jobs = []
+    for section, view in zip(manifest.sections, views, strict=True):
+        count = -(-section.length // CHUNK)
+        if len(section.sha256) != count:
+            raise ArtifactError(
+                f"manifest of {path}: section {section.name!r}: expected {count} digests, one per "
+                f"{CHUNK} bytes, found {len(section.sha256)}"
+            )
+        for i, expected in enumerate(section.sha256):
+            jobs.append((section.name, i * CHUNK, view[i * CHUNK :][:CHUNK], expected))
+
+    def matches(job: tuple[str, int, memoryview, str]) -> bool:
+        return hashlib.sha256(job[2]).hexdigest() == job[3]
+
+    workers = min(_HASH_THREADS, len(os.sched_getaffinity(0)), len(jobs))
+    if workers > 1 and len(views[-1]) > CHUNK:
+        with ThreadPoolExecutor(workers) as pool:
+            results = list(pool.map(matches, jobs))
+    else:
+        results = [matches(job) for job in jobs]
+    for (name, start, piece, _), good in zip(jobs, results, strict=True):
+        if not good:
+            raise ArtifactError(
+                f"{path} is damaged: the sha256 of bytes {start} to {start + len(piece)} of its "
+                f"section {name!r} does not match; copy it again"
+            )

@@ -1,0 +1,166 @@
+"""TVM's runtime library, loaded without TVM's compiler, and its thread pool.
+
+`import tvm` decides once per process between the compiler and a runtime-only mode, so a program
+that loads an artifact first could compile nothing afterwards. Going through `tvm_ffi` and
+`libtvm_runtime` alone leaves that choice open: `import tvm` finds the library already there.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nmcompile.errors import DeviceError
+
+_CPU = 1  # DLPack's device type, also what vm_initialization expects
+_POOLED = 2  # the VM's allocator that keeps freed blocks for the next run
+
+_lock = threading.Lock()
+_loaded: "NativeRuntime | None" = None
+
+
+@dataclass(frozen=True)
+class NativeRuntime:
+    """The functions of TVM's runtime that sessions use."""
+
+    tensor: type
+    from_dlpack: Callable[[Any], Any]
+    create_view: Callable[[Any, Any, Any, int], Any]
+    shape: Callable[[tuple[int, ...]], Any]
+    dtype: Callable[[str], Any]
+    load_module: Callable[[str], Any]
+    num_threads: Callable[[], int]
+    config_threadpool: Callable[[int, int], Any]
+
+    def reinterpret(self, tensor: Any, dtype: str) -> Any:
+        """Return the contiguous `tensor` seen as another dtype of the same size."""
+        return self.create_view(tensor, self.shape(tuple(tensor.shape)), self.dtype(dtype), 0)
+
+    def virtual_machine(self, module: Any) -> Any:
+        """Return a new Relax VM on the CPU over a loaded library; one per thread."""
+        machine = module["vm_load_executable"]()
+        machine["vm_initialization"](_CPU, 0, _POOLED)
+        return machine
+
+    def use_threads(self, count: int) -> None:
+        """Make the calling thread's pool run `count` threads; warn if it cannot."""
+        if self.num_threads() == count:
+            return
+        self.config_threadpool(1, count)
+        reached = self.num_threads()
+        if reached != count:
+            warnings.warn(
+                f"expected to run on {count} threads, but TVM's pool of this Python thread was "
+                f"created with {reached}: set TVM_NUM_THREADS={count} in the environment, or call "
+                "nmcompile.runtime.configure_environment() before anything runs TVM",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def available_threads() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_threads() -> int:
+    """Return how many threads to use when nobody says: all cores, or fewer if TVM is told so."""
+    limit = os.environ.get("TVM_NUM_THREADS", "")
+    available = available_threads()
+    return min(available, int(limit)) if limit.isdecimal() and int(limit) > 0 else available
+
+
+def configure_environment() -> None:
+    """Set what TVM reads from the environment when it creates a thread pool; keeps what is set.
+
+    TVM takes half of the cores as a pool's first and largest size, so it is asked for all of them:
+    sessions then choose any smaller number. Its workers are not pinned to cores, because two pools
+    (one per Python thread) would be pinned to the same ones. Loading an artifact calls this; a
+    program that runs TVM kernels earlier must call it before.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(available_threads()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
+def native_runtime() -> NativeRuntime:
+    """Return TVM's runtime, loading it at the first call.
+
+    Raises:
+        DeviceError: TVM is not installed, or its runtime library cannot be loaded.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            configure_environment()
+            try:
+                _loaded = _load()
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
+                raise DeviceError(
+                    f"TVM's runtime cannot be loaded ({error}); pip install 'apache-tvm>=0.27,"
+                    "<0.28' 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+                ) from error
+        return _loaded
+
+
+def _load() -> NativeRuntime:
+    with _torch_hidden():
+        import tvm_ffi
+    function = tvm_ffi.get_global_func
+    if function("runtime.NumThreads", allow_missing=True) is None:
+        # The same search as TVM's own, so that both find the same file.
+        tvm_ffi.libinfo.load_lib_ctypes(
+            "tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=_library_folders()
+        )
+    return NativeRuntime(
+        tensor=tvm_ffi.Tensor,
+        from_dlpack=tvm_ffi.from_dlpack,
+        create_view=function("runtime.TVMTensorCreateView"),
+        shape=tvm_ffi.Shape,
+        dtype=tvm_ffi.dtype,
+        load_module=tvm_ffi.load_module,
+        num_threads=function("runtime.NumThreads"),
+        config_threadpool=function("runtime.config_threadpool"),
+    )
+
+
+def _library_folders() -> list[Path]:
+    folders = []
+    if path := os.environ.get("TVM_LIBRARY_PATH"):
+        folders.append(Path(path))
+    spec = importlib.util.find_spec("tvm")  # finds the package without running it
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'tvm'")
+    package = Path(spec.origin).parent
+    return [*folders, package / "lib", *(package / ".." / ".." / p for p in ("build/lib", "lib"))]
+
+
+class _HideTorch(importlib.abc.MetaPathFinder):
+    """Answers one thread's `import torch` with "not installed"; other threads see no change."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "torch" and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError("torch is not needed here", name=name)
+
+
+@contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Keep tvm_ffi, which imports torch when it finds it, from spending a second on that.
+
+    Torch tensors reach TVM through DLPack all the same, and torch can be imported afterwards.
+    """
+    finder = _HideTorch()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)

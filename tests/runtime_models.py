@@ -1,0 +1,136 @@
+"""Small libraries and manifests that the runtime's tests write into artifacts."""
+
+# TVMScript is not Python to a type checker: T.Buffer(...) is a value where a type should stand.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, valid-type"
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.script import tirx as T
+
+from nmcompile.runtime import Call, Manifest, ModelInfo, Producer, TargetInfo, TensorSpec
+
+ROWS, COLUMNS = 8, 16
+SHAPE = (ROWS, COLUMNS)
+X = TensorSpec("x", SHAPE, "float32")
+Y = TensorSpec("y", SHAPE, "float32")
+
+
+@T.prim_func(private=True)
+def add(
+    x: T.Buffer((8, 16), "float32"),
+    w: T.Buffer((8, 16), "float32"),
+    o: T.Buffer((8, 16), "float32"),
+):
+    T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+    for i in T.parallel(8):
+        o[i, T.ramp(0, 1, 16)] = x[i, T.ramp(0, 1, 16)] + w[i, T.ramp(0, 1, 16)]
+
+
+@T.prim_func(private=True)
+def multiply(
+    x: T.Buffer((8, 16), "float32"),
+    w: T.Buffer((8, 16), "float32"),
+    o: T.Buffer((8, 16), "float32"),
+):
+    T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+    for i in T.parallel(8):
+        o[i, T.ramp(0, 1, 16)] = x[i, T.ramp(0, 1, 16)] * w[i, T.ramp(0, 1, 16)]
+
+
+@T.prim_func(private=True)
+def stamp(
+    x: T.Buffer((8, 16), "float32"),
+    w: T.Buffer((8, 16), "float32"),
+    o: T.Buffer((8, 16), "float32"),
+):
+    T.func_attr({"op_pattern": 8})
+    o[0, T.ramp(0, 1, 16)] = w[0, T.ramp(0, 1, 16)]
+    x[0, 0] = T.float32(42)
+
+
+def _export(module: Any, folder: Path, exec_mode: str = "bytecode") -> bytes:
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
+    file = folder / "lib.so"
+    relax.build(module, target, exec_mode=exec_mode).export_library(str(file))
+    return file.read_bytes()
+
+
+def affine_library(folder: Path, exec_mode: str = "bytecode") -> bytes:
+    """main(x, w, b) = (x * w + b + b,)"""
+    builder = relax.BlockBuilder()
+    plus, times = builder.add_func(add, "add"), builder.add_func(multiply, "multiply")
+    x, w, b = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "xwb")
+    with builder.function("main", [x, w, b]):
+        with builder.dataflow():
+            product = builder.emit(relax.call_tir(times, [x, w], x.ty))
+            once = builder.emit(relax.call_tir(plus, [product, b], x.ty))
+            twice = builder.emit_output(relax.call_tir(plus, [once, b], x.ty))
+        builder.emit_func_output(twice)
+    return _export(builder.get(), folder, exec_mode)
+
+
+def two_input_library(folder: Path) -> bytes:
+    """main(x, y) = (x + y, x)"""
+    builder = relax.BlockBuilder()
+    plus = builder.add_func(add, "add")
+    x, y = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "xy")
+    with builder.function("main", [x, y]):
+        with builder.dataflow():
+            total = builder.emit(relax.call_tir(plus, [x, y], x.ty))
+            result = builder.emit_output(relax.Tuple([total, x]))
+        builder.emit_func_output(result)
+    return _export(builder.get(), folder)
+
+
+def stamping_library(folder: Path) -> bytes:
+    """main(x) returns anything and writes 42 into the first element of the x it was given"""
+    builder = relax.BlockBuilder()
+    kernel = builder.add_func(stamp, "stamp")
+    x = relax.Var("x", relax.TensorType(SHAPE, "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.call_tir(kernel, [x, x], x.ty))
+        builder.emit_func_output(result)
+    return _export(builder.get(), folder)
+
+
+def identity_library(folder: Path, shape: tuple[int, ...], dtype: str) -> bytes:
+    """main(x) = x, without a kernel"""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(shape, dtype))
+    with builder.function("main", [x]):
+        builder.emit_func_output(x)
+    return _export(builder.get(), folder)
+
+
+def manifest(
+    inputs: tuple[TensorSpec, ...] = (X,),
+    outputs: tuple[TensorSpec, ...] = (Y,),
+    calls: tuple[Call, ...] = (),
+    cpu_features: tuple[str, ...] = ("avx512f",),
+    kind: str = "avx512",
+    entry: str = "main",
+) -> Manifest:
+    return Manifest(
+        producer=Producer("0.1.0", "0.27.0", "0.1.14"),
+        target=TargetInfo(kind, "x86-64-v4", cpu_features),
+        inputs=inputs,
+        outputs=outputs,
+        model=ModelInfo("tiny", "ab" * 32),
+        layers=({"name": "conv1", "sparse": True, "density": 0.5, "reason": None},),
+        calls=calls,
+        workspace_bytes=4096,
+        entry=entry,
+    )
+
+
+def aligned(shape: tuple[int, ...], shift: int = 0) -> np.ndarray[Any, Any]:
+    """Uninitialised float32 array that begins `shift` bytes after a 64-byte boundary."""
+    nbytes = int(np.prod(shape)) * 4
+    memory = np.empty(nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + shift
+    return memory[start : start + nbytes].view(np.float32).reshape(shape)
