@@ -7,6 +7,8 @@ parallel; LLVM vectorises the innermost ones.
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -67,12 +69,33 @@ def _parallelise(func: Any) -> Any:
     return schedule.mod["main"]
 
 
-def build(module: Any, target: Any) -> Any:
-    """Compile a lowered module for Relax's virtual machine.
+def kernel_calls(module: Any) -> list[tuple[str, bool]]:
+    """The calls of `main` in execution order: function name, and whether it is a kernel of ours."""
+    found = []
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Call) and str(getattr(value.op, "name", "")) == (
+                "relax.call_tir"
+            ):
+                symbol = value.args[0].name_hint
+                found.append((symbol, is_kernel(symbol)))
+    return found
+
+
+def output_types(module: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of everything that `main` returns."""
+    ty = module["main"].body.body.ty
+    fields = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
+    return [(tuple(int(extent) for extent in t.shape), str(t.dtype)) for t in fields]
+
+
+def build_library(module: Any, target: Any) -> bytes:
+    """Compile a lowered module for Relax's virtual machine, to the bytes of a shared library.
 
     TVM's default pipeline looks for reshapes inside every TIR function and stops at functions that
-    are not built of its blocks, as ours are not; reshapes are still operators here, so the pass is
-    not needed.
+    are not built of its blocks, as ours are not; reshapes are still operators here, so that pass
+    is left out.
     """
     pipeline = tvm.transform.Sequential(
         [
@@ -88,4 +111,8 @@ def build(module: Any, target: Any) -> Any:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    return relax.build(module, target, relax_pipeline=pipeline)
+    executable = relax.build(module, target, relax_pipeline=pipeline)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.so"
+        executable.export_library(str(path))
+        return path.read_bytes()

@@ -17,7 +17,7 @@ from tvm import relax
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
-from nmcompile.passes.lower_match import Group, Matcher, constant
+from nmcompile.passes.lower_match import Group, Matcher, constant, operator_name
 from nmcompile.sparsity import Detection, detect
 
 Expr = Any
@@ -148,10 +148,7 @@ class _Lowering:
 
     def _leftover(self, value: Expr) -> Expr:
         if isinstance(value, relax.Call):
-            name = str(getattr(value.op, "name", "call"))
-            if name == "relax.call_tir":
-                name = value.args[0].name_hint
-            self._result.leftovers.append(name.removeprefix("relax."))
+            self._result.leftovers.append(operator_name(value))
         return self._substitute(value)
 
     def _substitute(self, value: Expr) -> Expr:

@@ -78,6 +78,12 @@ def scalar(expr: Expr) -> float | None:
     return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
 
+def operator_name(call: Expr) -> str:
+    """Name of a Relax operator, or of the TIR function called, without "relax."."""
+    name = str(getattr(call.op, "name", "call"))
+    return str(call.args[0].name_hint) if name == "relax.call_tir" else name.removeprefix("relax.")
+
+
 class Matcher:
     """Definitions and uses of one function, and the groups found in it."""
 
@@ -105,6 +111,15 @@ class Matcher:
                 self._taken.update(group.members)
                 found.append(group)
         return found
+
+    def leftovers(self) -> list[str]:
+        """Names of the operators that no group takes, in order."""
+        taken = {var for group in self.groups() for var in group.members}
+        names = []
+        for var, value in self.definitions.items():
+            if isinstance(value, relax.Call) and var not in taken:
+                names.append(operator_name(value))
+        return names
 
     def _op(self, expr: Expr) -> str:
         """Name of the operator that defines a variable, without "relax."; "" for others.

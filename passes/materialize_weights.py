@@ -1,6 +1,6 @@
 """Turn whatever depends on parameters only into constants."""
 
-from nmcompile.passes.graph import Graph, Note, PassResult
+from nmcompile.passes.graph import Graph, Note, PassResult, Value
 
 
 class MaterializeWeights:
@@ -23,15 +23,15 @@ class MaterializeWeights:
         before = {layer.name for layer in graph.layers()}
         gone = graph.fold_constants()  # case 1
         outputs = set(graph.outputs())
-        bypassed = 0
+        sources: dict[Value, Value] = {}  # of what is bypassed
         for op in graph.ops():  # case 2
             if op.kind == "identity" and op.output not in outputs and graph.uses(op.output):
-                graph.replace(op.output, op.inputs[0])
-                bypassed += 1
+                sources[op.output] = sources.get(op.inputs[0], op.inputs[0])
+                graph.replace(op.output, sources[op.output])
         graph.sweep()
         notes = tuple(
             Note(layer.name, "its weight was computed from parameters only and is now a constant")
             for layer in graph.layers()
             if layer.name not in before
         )
-        return PassResult(graph, bool(gone) or bypassed > 0, notes)
+        return PassResult(graph, bool(gone) or bool(sources), notes)

@@ -309,10 +309,13 @@ class OnnxGraph(Graph):
             for value, leaf in zip(node.inputs[1:], ("weight", "bias"), strict=False):
                 if _NAME not in node.meta or value is None or self.uses(value) > 1:
                     continue
-                wanted = f"{node.meta[_NAME]}.{leaf}"
-                if value.is_initializer() and wanted not in taken:
+                wanted, tensor = f"{node.meta[_NAME]}.{leaf}", value.const_value
+                if value.is_initializer() and tensor is not None and wanted not in taken:
                     taken.add(wanted)
-                    value.name = wanted
+                    # Not renamed in place: other graphs and the user's model share the tensor.
+                    renamed = self._new_constant(wanted, tensor.numpy())
+                    value.replace_all_uses_with(renamed)
+                    del self.model.graph.initializers[str(value.name)]
 
     def _name_layers(self) -> None:
         computed: set[ir.Value] = set(self.model.graph.inputs)

@@ -1,0 +1,44 @@
+"""nmcompile: compiles trained N:M and 1xN sparse CNNs and runs them.
+
+Names are loaded on first use, so that `import nmcompile.runtime` stays small.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nmcompile import runtime
+    from nmcompile.compiler import CompileResult, compile, enforce, fold
+    from nmcompile.inspection import InspectionReport, LayerReport, inspect
+
+__version__ = "0.1.0"
+__all__ = [
+    "CompileResult",
+    "InspectionReport",
+    "LayerReport",
+    "compile",
+    "enforce",
+    "fold",
+    "inspect",
+    "runtime",
+]
+
+_HOMES = {
+    "CompileResult": "nmcompile.compiler",
+    "InspectionReport": "nmcompile.inspection",
+    "LayerReport": "nmcompile.inspection",
+    "compile": "nmcompile.compiler",
+    "enforce": "nmcompile.compiler",
+    "fold": "nmcompile.compiler",
+    "inspect": "nmcompile.inspection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("nmcompile.runtime")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module nmcompile has no attribute {name}")

@@ -1,0 +1,305 @@
+"""The driver: from a trained model to an artifact, step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+import nmcompile
+from nmcompile import runtime
+from nmcompile.errors import ArtifactError, PatternError
+from nmcompile.frontends import SourceModel, open_model
+from nmcompile.inspection import InspectionReport, LayerReport, report_layer
+from nmcompile.passes.check_weights import check_weights
+from nmcompile.passes.enforce_pattern import enforce as enforce_graph
+from nmcompile.passes.graph import Layer
+from nmcompile.passes.pipeline import run_pipeline
+from nmcompile.sparsity import Dense, Detection, detect
+from nmcompile.targets import Target, check_toolchain, find_target
+
+
+class Progress(Protocol):
+    """Told what is going on: a stage, and how much of it is done (0 of 0 where unknown)."""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Report."""
+
+
+def silent(stage: str, done: int = 0, total: int = 0) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """A written artifact.
+
+    path, digest: the file and the digest that `nmcompile.runtime.load` can pin.
+    report: the layers as they were lowered.
+    seconds: time per stage, in order.
+    """
+
+    path: Path
+    digest: str
+    report: InspectionReport
+    seconds: Mapping[str, float]
+
+
+class _Stages:
+    """Reports stages and times them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._name, self._begin = progress, "", 0.0
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        now = time.perf_counter()
+        if stage != self._name:
+            if self._name:
+                self.seconds[self._name] = now - self._begin
+            self._name, self._begin = stage, now
+        if stage:
+            self._progress(stage, done, total)
+
+
+def compile(
+    model: Any,
+    *,
+    output: str | os.PathLike[str],
+    target: str = "avx512",
+    example_inputs: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    pattern: str = "auto",
+    enforce: bool = False,
+    density: float | None = None,
+    exclude: Sequence[str] = (),
+    progress: Progress = silent,
+) -> CompileResult:
+    """Compile a trained model into one artifact file.
+
+    Args:
+        model: `torch.nn.Module`, `torch.export.ExportedProgram`, `torch.fx.GraphModule`, the path
+            of an ONNX file or an `onnx.ModelProto`.
+        output: the `.nmc` file to write.
+        target: a name of `nmc targets`.
+        example_inputs: for torch models: the inputs whose shapes are compiled for.
+        shapes: input shapes by name, where an ONNX model leaves them open.
+        pattern: "auto" takes what every layer holds; "2:4", "1x16", ... is verified first;
+            "dense" ignores all zeros.
+        enforce: project layers that break `pattern`, instead of refusing the model.
+        density: share of weights kept when 1xN or unstructured is enforced.
+        exclude: layer names (wildcards allowed) that `pattern` does not concern.
+        progress: told about every stage.
+
+    Raises:
+        ModelError: the model cannot be read or imported.
+        PatternError: a layer breaks the pattern.
+        TargetError: the target is unknown or has no tool chain here.
+        ArtifactError: the output cannot be written.
+    """
+    # Before TVM starts its threads: the pool can shrink later, not grow.
+    runtime.configure_environment()
+    chosen = find_target(target)
+    check_toolchain()
+    _check_writable(Path(output))
+    stage = _Stages(progress)
+    stage("reading the model")
+    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_weights(source.graph)
+    stage("folding")
+    folded = run_pipeline(source.graph)
+    check_weights(source.graph)
+    notes = [f"{note.layer}: {note.text}" for note in folded.notes]
+    if pattern not in ("auto", "dense"):
+        stage("checking the pattern")
+        mode = "project" if enforce else "verify"
+        done = enforce_graph(
+            source.graph, pattern, mode=mode, density=density, exclude=exclude
+        )
+        notes += [f"{note.layer}: {note.text}" for note in done.notes if enforce]
+    elif enforce:
+        raise PatternError(
+            f"--enforce needs to know the pattern to project to; found {pattern!r}: name one, for "
+            "example 2:4 or 1x16"
+        )
+    built = _build(source, chosen, pattern == "dense", stage)
+    report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
+    stage("writing the artifact")
+    manifest = _manifest(source, chosen, built, _digest(model))
+    digest = runtime.write_artifact(output, manifest, built.library, built.params)
+    stage("")
+    return CompileResult(Path(output), digest, report, stage.seconds)
+
+
+def fold(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Any:
+    """Fold the training-only structure; returns a model that runs in its framework.
+
+    Returns:
+        A `torch.fx.GraphModule` for torch models, an `onnx.ModelProto` for ONNX ones.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_weights(source.graph)
+    run_pipeline(source.graph)
+    return source.native()
+
+
+def enforce(
+    model: Any,
+    pattern: str,
+    *,
+    density: float | None = None,
+    exclude: Sequence[str] = (),
+    example_inputs: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Any:
+    """Fold the model and project every eligible layer onto a pattern.
+
+    Returns:
+        As `fold`.
+
+    Raises:
+        PatternError: the pattern is malformed or needs a density.
+        ModelError: the model cannot be read.
+    """
+    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_weights(source.graph)
+    run_pipeline(source.graph)
+    enforce_graph(source.graph, pattern, mode="project", density=density, exclude=exclude)
+    return source.native()
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    library: bytes
+    params: Mapping[str, npt.NDArray[np.generic]]
+    layers: tuple[LayerReport, ...]
+    calls: tuple[runtime.Call, ...]
+    leftovers: Mapping[str, int]
+    outputs: tuple[runtime.TensorSpec, ...]
+
+
+def _build(source: SourceModel, target: Target, dense: bool, stage: _Stages) -> _Built:
+    """Lower and compile a folded model."""
+    import tvm
+
+    from nmcompile.passes.lower_fallback import build_library, kernel_calls, lower_fallback
+    from nmcompile.passes.lower_fallback import output_types
+    from nmcompile.passes.lower_kernels import lower_kernels
+    from nmcompile.passes.lower_match import Group
+    from nmcompile.passes.lower_simplify import simplify
+
+    stage("importing into TVM")
+    module = simplify(source.to_relax())
+    names = _LayerNames(source.graph.layers())
+
+    def pattern_of(group: Group) -> Detection:
+        assert group.weight is not None
+        found = detect(group.weight)
+        return Detection(Dense(), (Dense(),), found.density) if dense else found
+
+    stage("choosing kernels")
+    lowered = lower_kernels(
+        module, target.name, pattern_of, lambda done, total: stage("choosing kernels", done, total)
+    )
+    stage("generating code")
+    final = lower_fallback(lowered.module)
+    owners = [names.of(call.group) for call in lowered.calls]
+    calls, queue = [], iter(owners)
+    for symbol, ours in kernel_calls(final):
+        calls.append(runtime.Call(symbol, next(queue) if ours else symbol))
+    llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.llvm_cpu})
+    library = build_library(final, llvm)
+    reports = {layer.name: report_layer(layer, target.name) for layer in source.graph.layers()}
+    layers = tuple(
+        reports[owner] for owner in owners if owner in reports
+    )
+    types = output_types(final)
+    outputs = tuple(
+        runtime.TensorSpec(name, shape, dtype)
+        for name, (shape, dtype) in zip(source.outputs, types, strict=True)
+    )
+    return _Built(
+        library, lowered.params, layers, tuple(calls), Counter(lowered.leftovers), outputs
+    )
+
+
+class _LayerNames:
+    """Finds the layer of a Relax operator by its weights: importers do not keep names."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._names: dict[bytes, list[str]] = {}
+        self._others: Counter[str] = Counter()
+        for layer in layers:
+            self._names.setdefault(self._key(layer.weight), []).append(layer.name)
+
+    def of(self, group: Any) -> str:
+        """The layer's name; layers with equal weights are taken in order."""
+        if group.weight is not None:
+            names = self._names.get(self._key(group.weight), [])
+            if names:
+                return names.pop(0) if len(names) > 1 else names[0]
+        self._others[group.op] += 1
+        return f"{group.op}_{self._others[group.op]}"
+
+    @staticmethod
+    def _key(weight: npt.NDArray[Any]) -> bytes:
+        flat = np.ascontiguousarray(weight)
+        return hashlib.blake2b(repr(flat.shape).encode() + flat.tobytes()).digest()
+
+
+def _manifest(
+    source: SourceModel, target: Target, built: _Built, digest: str
+) -> runtime.Manifest:
+    import tvm
+    import tvm_ffi
+
+    return runtime.Manifest(
+        producer=runtime.Producer(nmcompile.__version__, tvm.__version__, tvm_ffi.__version__),
+        target=runtime.TargetInfo(target.name, target.llvm_cpu, target.cpu_features),
+        inputs=tuple(runtime.TensorSpec(*spec) for spec in source.inputs),
+        outputs=built.outputs,
+        model=runtime.ModelInfo(Path(source.title).stem, digest),
+        layers=tuple(layer.to_dict() for layer in built.layers),
+        calls=built.calls,
+    )
+
+
+def _digest(model: Any) -> str:
+    """The sha256 of a model file; "" for models in memory."""
+    if not isinstance(model, str | os.PathLike):
+        return ""
+    with open(model, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_writable(output: Path) -> None:
+    """Find out before the minutes of compilation, not after."""
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {output}: {error.strerror or error}; choose an output folder that "
+            "exists and is writable"
+        ) from error
+    if output.is_dir():
+        raise ArtifactError(f"cannot write {output}: it is a folder; name a file")
+
+

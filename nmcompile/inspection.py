@@ -1,0 +1,181 @@
+"""What a model's layers are, which pattern each has, and how each will be lowered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nmcompile.errors import ShapeError
+from nmcompile.frontends import SourceModel, open_model
+from nmcompile.kernels.catalog import choose
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.passes.check_weights import check_weights
+from nmcompile.passes.graph import Layer
+from nmcompile.passes.pipeline import run_pipeline
+from nmcompile.sparsity import NM, Dense, Detection, Pattern, check, detect, parse_pattern
+from nmcompile.targets import find_target
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One convolution or matrix product.
+
+    pattern: what the weight holds ("2:4", "1x16", "unstructured", "dense"); axis: of N:M patterns.
+    also: the other patterns that hold.
+    density: share of non-zero weights. macs: multiply-accumulates of the dense layer, whole batch.
+    violations, first_violation: of the pattern that was asked for, 0 and None where it holds.
+    sparse: whether the kernel skips the zeros. reason: why not, or "".
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    pattern: str
+    axis: str
+    also: tuple[str, ...]
+    density: float
+    macs: int
+    violations: int
+    first_violation: tuple[int, ...] | None
+    kernel: str
+    sparse: bool
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class InspectionReport:
+    """All layers of a folded model.
+
+    notes: what the folding passes had to say, one sentence each.
+    other_operators: Relax operators that no kernel of ours computes, with their number: they take
+        TVM's own lowering.
+    """
+
+    title: str
+    layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...] = ()
+    other_operators: Mapping[str, int] | None = None
+
+    @property
+    def macs(self) -> int:
+        """Dense multiply-accumulates of all layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Share of the dense multiply-accumulates that touch non-zero weights."""
+        done = sum(layer.macs * layer.density for layer in self.layers)
+        return done / self.macs if self.macs else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "title": self.title,
+            "macs": self.macs,
+            "density": self.density,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "notes": list(self.notes),
+            "other_operators": dict(self.other_operators or {}),
+        }
+
+
+def inspect(
+    model: Any,
+    *,
+    example_inputs: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    pattern: str = "auto",
+    target: str = "avx512",
+    progress: Callable[[str], None] = lambda stage: None,
+) -> InspectionReport:
+    """Fold a copy of the model and report every layer.
+
+    Args:
+        model: as for `nmcompile.compile`.
+        example_inputs: for torch models.
+        shapes: input shapes by name, where an ONNX model leaves them open.
+        pattern: the pattern that layers are checked against; "auto" takes what each layer holds.
+        target: the target whose kernels are consulted.
+        progress: told what is going on.
+
+    Raises:
+        NmcompileError: the model cannot be read, folded or imported.
+    """
+    progress("reading the model")
+    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_weights(source.graph)
+    progress("folding")
+    result = run_pipeline(source.graph)
+    find_target(target)
+    progress("checking the patterns")
+    wanted = None if pattern == "auto" else parse_pattern(pattern)
+    layers = tuple(report_layer(layer, target, wanted) for layer in source.graph.layers())
+    progress("importing into TVM")
+    notes = tuple(f"{note.layer}: {note.text}" for note in result.notes)
+    return InspectionReport(source.title, layers, notes, other_operators(source))
+
+
+def other_operators(source: SourceModel) -> dict[str, int]:
+    """Relax operators of a folded model that no kernel of ours computes, with their number."""
+    from nmcompile.passes.lower_match import Matcher
+    from nmcompile.passes.lower_simplify import simplify
+
+    module = simplify(source.to_relax())
+    return dict(Counter(Matcher(module, module["main"]).leftovers()))
+
+
+def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> LayerReport:
+    """One row: the pattern, and the kernel that the catalogue chooses for it."""
+    detection = detect(layer.weight)
+    checked = check(layer.weight, wanted) if wanted is not None else None
+    problem = _problem(layer, detection)
+    choice = choose(layer.op, target, problem)
+    pattern = detection.pattern
+    reason = ""
+    if not choice.kernel.sparse:
+        # The refusal that tells most is that of the kernel made for the pattern, the last one.
+        reasons = list(choice.refusals.values())
+        reason = reasons[-1] if reasons else "matrix products have no sparse kernel yet"
+        if choice.kernel.name.startswith("conv2d_f32_depthwise"):
+            reason = "depthwise: one weight per tap, nothing to skip"
+    return LayerReport(
+        name=layer.name,
+        op=layer.op,
+        shape=layer.weight.shape,
+        pattern=str(pattern),
+        axis=pattern.axis if isinstance(pattern, NM) else "",
+        also=tuple(str(p) for p in detection.holds if p != pattern and not isinstance(p, Dense)),
+        density=detection.density,
+        macs=layer.macs or 0,
+        violations=checked.violations if checked is not None else 0,
+        first_violation=checked.first if checked is not None else None,
+        kernel=choice.kernel.name,
+        sparse=choice.kernel.sparse,
+        reason=reason,
+    )
+
+
+def _problem(layer: Layer, detection: Detection) -> Problem:
+    if layer.input_shape is None:
+        raise ShapeError(
+            f"layer {layer.name}: the shape of its input is unknown; expected static shapes: fix "
+            "the model's input shapes with --shape NAME=1,3,224,224"
+        )
+    spec: Conv2d | Linear
+    if layer.op == "linear":
+        spec = Linear(layer.input_shape[:-1], layer.weight.shape[1], layer.weight.shape[0])
+    else:
+        batch, channels, height, width = layer.input_shape
+        out, _, kh, kw = layer.weight.shape
+        spec = Conv2d(
+            batch, channels, height, width, out, (kh, kw), layer.stride, layer.padding,
+            layer.dilation, layer.groups,
+        )  # fmt: skip
+    return Problem(spec, weight=layer.weight, detection=detection)
