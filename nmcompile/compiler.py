@@ -7,36 +7,25 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 import nmcompile
 from nmcompile import runtime
-from nmcompile.errors import ArtifactError, PatternError
-from nmcompile.frontends import SourceModel, open_model
+from nmcompile.errors import ArtifactError, PatternError, UnsupportedOperatorError
+from nmcompile.folding import Progress, open_folded, silent
+from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_layer
-from nmcompile.passes.check_weights import check_weights
+from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.passes.graph import Layer
-from nmcompile.passes.pipeline import run_pipeline
-from nmcompile.sparsity import Dense, Detection, detect
+from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured, detect
 from nmcompile.targets import Target, check_toolchain, find_target
-
-
-class Progress(Protocol):
-    """Told what is going on: a stage, and how much of it is done (0 of 0 where unknown)."""
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        """Report."""
-
-
-def silent(stage: str, done: int = 0, total: int = 0) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +101,13 @@ def compile(
     check_toolchain()
     _check_writable(Path(output))
     stage = _Stages(progress)
-    stage("reading the model")
-    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
-    check_weights(source.graph)
-    stage("folding")
-    folded = run_pipeline(source.graph)
-    check_weights(source.graph)
+    source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
     if pattern not in ("auto", "dense"):
         stage("checking the pattern")
-        mode = "project" if enforce else "verify"
-        done = enforce_graph(
-            source.graph, pattern, mode=mode, density=density, exclude=exclude
-        )
+        mode: Literal["project", "verify"] = "project" if enforce else "verify"
+        done = enforce_graph(source.graph, pattern, mode=mode, density=density, exclude=exclude)
+        refuse_trivial(done)
         notes += [f"{note.layer}: {note.text}" for note in done.notes if enforce]
     elif enforce:
         raise PatternError(
@@ -154,9 +137,7 @@ def fold(
     Raises:
         ModelError: the model cannot be read.
     """
-    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
-    check_weights(source.graph)
-    run_pipeline(source.graph)
+    source, _ = open_folded(model, example_inputs, shapes=shapes)
     return source.native()
 
 
@@ -178,11 +159,28 @@ def enforce(
         PatternError: the pattern is malformed or needs a density.
         ModelError: the model cannot be read.
     """
-    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
-    check_weights(source.graph)
-    run_pipeline(source.graph)
-    enforce_graph(source.graph, pattern, mode="project", density=density, exclude=exclude)
+    source, _ = open_folded(model, example_inputs, shapes=shapes)
+    refuse_trivial(
+        enforce_graph(source.graph, pattern, mode="project", density=density, exclude=exclude)
+    )
     return source.native()
+
+
+def refuse_trivial(result: EnforceResult) -> None:
+    """Refuse 1xN and unstructured where they hold only because nothing is pruned.
+
+    Raises:
+        PatternError: no layer has a zero.
+    """
+    rows = [row for row in result.layers if row.skipped is None]
+    if not all(isinstance(row.pattern, OneByN | Unstructured) for row in rows):
+        return
+    if rows and all(row.density == 1.0 for row in rows):
+        raise PatternError(
+            f"pattern {rows[0].pattern}: expected layers with zeros, found none in "
+            f"{len(rows)} layers, {rows[0].layer} the first; say how much to prune with --enforce "
+            "--density 0.5, or compile the model as it is with --pattern auto"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,20 +197,34 @@ def _build(source: SourceModel, target: Target, dense: bool, stage: _Stages) -> 
     """Lower and compile a folded model."""
     import tvm
 
-    from nmcompile.passes.lower_fallback import build_library, kernel_calls, lower_fallback
-    from nmcompile.passes.lower_fallback import output_types
+    from nmcompile.passes.lower_fallback import (
+        build_library,
+        kernel_calls,
+        lower_fallback,
+        output_types,
+    )
     from nmcompile.passes.lower_kernels import lower_kernels
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
 
     stage("importing into TVM")
     module = simplify(source.to_relax())
+    try:
+        types = output_types(module)
+    except TypeError as error:  # an open shape is None or symbolic
+        raise UnsupportedOperatorError(
+            f"{source.title}: expected outputs of fixed shapes, found one whose shape depends on "
+            "the values of the input, as behind NonZero; leave that part out of the exported model"
+        ) from error
     names = _LayerNames(source.graph.layers())
+
+    def detection_of(weight: npt.NDArray[Any]) -> Detection:
+        found = detect(weight)
+        return Detection(Dense(), (Dense(),), found.density) if dense else found
 
     def pattern_of(group: Group) -> Detection:
         assert group.weight is not None
-        found = detect(group.weight)
-        return Detection(Dense(), (Dense(),), found.density) if dense else found
+        return detection_of(group.weight)
 
     stage("choosing kernels")
     lowered = lower_kernels(
@@ -226,11 +238,11 @@ def _build(source: SourceModel, target: Target, dense: bool, stage: _Stages) -> 
         calls.append(runtime.Call(symbol, next(queue) if ours else symbol))
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.llvm_cpu})
     library = build_library(final, llvm)
-    reports = {layer.name: report_layer(layer, target.name) for layer in source.graph.layers()}
-    layers = tuple(
-        reports[owner] for owner in owners if owner in reports
-    )
-    types = output_types(final)
+    reports = {
+        layer.name: report_layer(layer, target.name, detection=detection_of(layer.weight))
+        for layer in source.graph.layers()
+    }
+    layers = tuple(reports[owner] for owner in owners if owner in reports)
     outputs = tuple(
         runtime.TensorSpec(name, shape, dtype)
         for name, (shape, dtype) in zip(source.outputs, types, strict=True)
@@ -264,9 +276,7 @@ class _LayerNames:
         return hashlib.blake2b(repr(flat.shape).encode() + flat.tobytes()).digest()
 
 
-def _manifest(
-    source: SourceModel, target: Target, built: _Built, digest: str
-) -> runtime.Manifest:
+def _manifest(source: SourceModel, target: Target, built: _Built, digest: str) -> runtime.Manifest:
     import tvm
     import tvm_ffi
 
@@ -301,5 +311,3 @@ def _check_writable(output: Path) -> None:
         ) from error
     if output.is_dir():
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file")
-
-

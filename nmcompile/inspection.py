@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nmcompile.errors import ShapeError
-from nmcompile.frontends import SourceModel, open_model
+from nmcompile.folding import Progress, open_folded, silent
+from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
-from nmcompile.passes.check_weights import check_weights
 from nmcompile.passes.graph import Layer
-from nmcompile.passes.pipeline import run_pipeline
 from nmcompile.sparsity import NM, Dense, Detection, Pattern, check, detect, parse_pattern
 from nmcompile.targets import find_target
 
@@ -93,7 +92,7 @@ def inspect(
     shapes: Mapping[str, Sequence[int]] | None = None,
     pattern: str = "auto",
     target: str = "avx512",
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = silent,
 ) -> InspectionReport:
     """Fold a copy of the model and report every layer.
 
@@ -108,12 +107,8 @@ def inspect(
     Raises:
         NmcompileError: the model cannot be read, folded or imported.
     """
-    progress("reading the model")
-    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
-    check_weights(source.graph)
-    progress("folding")
-    result = run_pipeline(source.graph)
     find_target(target)
+    source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("checking the patterns")
     wanted = None if pattern == "auto" else parse_pattern(pattern)
     layers = tuple(report_layer(layer, target, wanted) for layer in source.graph.layers())
@@ -131,9 +126,14 @@ def other_operators(source: SourceModel) -> dict[str, int]:
     return dict(Counter(Matcher(module, module["main"]).leftovers()))
 
 
-def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> LayerReport:
-    """One row: the pattern, and the kernel that the catalogue chooses for it."""
-    detection = detect(layer.weight)
+def report_layer(
+    layer: Layer,
+    target: str,
+    wanted: Pattern | None = None,
+    detection: Detection | None = None,
+) -> LayerReport:
+    """One row: the pattern (of the weight, or as given), and the kernel chosen for it."""
+    detection = detection or detect(layer.weight)
     checked = check(layer.weight, wanted) if wanted is not None else None
     problem = _problem(layer, detection)
     choice = choose(layer.op, target, problem)

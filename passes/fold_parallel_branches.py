@@ -24,9 +24,8 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _Breach:
-    """The pattern that a sum would lose."""
+    """Where a sum would lose a pattern."""
 
-    pattern: Pattern
     violations: int
     first: tuple[int, ...] | None
 
@@ -48,10 +47,10 @@ class FoldParallelBranches:
     4. A batch norm of that same input: a 1x1 convolution with a diagonal weight.
 
     A pattern is never lost in silence. The main branch is the one with the larger kernel; of equal
-    kernels, the one whose support contains the other's, else the denser one. If its weight has an
-    N:M or 1xN pattern, the sum must have it too; if it has none, but the other one of equal kernel
-    has, the sum must have that. Where it does not, the branches stay apart and a note names the
-    layer, the number of groups in breach and the first of them; `strict` raises instead.
+    kernels, the one with an N:M or 1xN pattern; of two such, the one whose support contains the
+    other's, else the denser one. If the main branch has a pattern, the sum must have it too. Where
+    it does not, the branches stay apart and a note names the layer, the number of groups in breach
+    and the first of them; `strict` raises instead.
     """
 
     name = "fold_parallel_branches"
@@ -67,7 +66,7 @@ class FoldParallelBranches:
             PatternError: with `strict`, where folding would break a pattern.
         """
         folded: list[Note] = []
-        refused: dict[tuple[str, str], Note] = {}
+        refused: dict[frozenset[str], Note] = {}
         while True:
             note = self._fold_one(graph, refused)
             if note is None:
@@ -77,16 +76,17 @@ class FoldParallelBranches:
             for key in [key for key in refused if note.layer in key]:
                 del refused[key]
 
-    def _fold_one(self, graph: Graph, refused: dict[tuple[str, str], Note]) -> Note | None:
+    def _fold_one(self, graph: Graph, refused: dict[frozenset[str], Note]) -> Note | None:
         """Fold the first pair that may be; every edit makes the operators at hand stale."""
         producers = {op.output: op for op in graph.ops()}
         for root in _roots(graph, producers):
             branches = list(_branches(graph, root, producers))
-            for main, other in _pairs(branches):
-                assert main.conv is not None and main.conv.conv is not None
-                key = (main.name, other.name)
+            for pair in _pairs(branches):
+                key = frozenset(branch.name for branch in pair)
                 if key in refused:
                     continue
+                main, other = pair if _ranks_before(*pair) else pair[::-1]
+                assert main.conv is not None
                 place = _place(graph, main, other)
                 if isinstance(place, str):
                     refused[key] = Note(main.name, f"not folded with {other.name}: {place}", True)
@@ -94,11 +94,11 @@ class FoldParallelBranches:
                 first, second = _weight(main, main), _weight(other, main)
                 second = _embed(second, first.shape, place)
                 total = first + second
-                equal = other.conv is not None and _kernel(main) == _kernel(other)
-                pattern, breach = _judge(first, second, total, equal)
+                pattern = _structure(first)
+                breach = None if pattern is None else _breach(first, total, pattern)
                 if breach is not None:
                     text = (
-                        f"not folded with {other.name}: the sum would break {breach.pattern} in "
+                        f"not folded with {other.name}: the sum would break {pattern} in "
                         f"{breach.violations} groups, the first at weight index {breach.first}; "
                         "mask the branch like the main weight, or drop the pattern"
                     )
@@ -138,23 +138,27 @@ def _branches(graph: Graph, add: Op, producers: dict[Value, Op]) -> Iterator[_Br
 
 
 def _pairs(branches: list[_Branch]) -> Iterator[tuple[_Branch, _Branch]]:
-    """Branches of the same input, the main one (always a convolution) first."""
+    """Branches of the same input, at least one of them a convolution."""
     for i, one in enumerate(branches):
         for two in branches[i + 1 :]:
             if one.source != two.source or (one.add is two.add and one.index == two.index):
                 continue
             if one.conv is None and two.conv is None:
                 continue
-            yield (one, two) if _ranks_before(one, two) else (two, one)
+            yield one, two
 
 
 def _ranks_before(one: _Branch, two: _Branch) -> bool:
+    """Whether `one` is the main branch; it is a convolution then."""
     if one.conv is None or two.conv is None:
         return one.conv is not None
     if _kernel(one) != _kernel(two):
         return bool(np.prod(_kernel(one)) >= np.prod(_kernel(two)))
     first, second = one.conv.weight, two.conv.weight
     assert first is not None and second is not None
+    structured = [_structure(weight) is not None for weight in (first, second)]
+    if structured[0] != structured[1]:
+        return structured[0]
     if first.shape == second.shape:
         if not np.any((first == 0) & (second != 0)):
             return True
@@ -244,15 +248,11 @@ def _add_bias(main: _Branch, other: _Branch) -> Array | None:
     return sum(found[1:], found[0]) if found else None
 
 
-def _judge(
-    main: Array, other: Array, total: Array, equal: bool
-) -> tuple[Pattern | None, _Breach | None]:
-    """The pattern that the sum must have and, if it has not, the breach."""
-    for weight in (main, other) if equal else (main,):
-        found = detect(weight)
-        if isinstance(found.pattern, (NM, OneByN)) and 0 < found.density < 1:
-            return found.pattern, _breach(weight, total, found.pattern)
-    return None, None
+def _structure(weight: Array) -> Pattern | None:
+    """The N:M or 1xN pattern of a weight, if it has one and is not all zero."""
+    found = detect(weight)
+    structured = isinstance(found.pattern, (NM, OneByN)) and 0 < found.density < 1
+    return found.pattern if structured else None
 
 
 def _breach(before: Array, after: Array, pattern: Pattern) -> _Breach | None:
@@ -266,6 +266,6 @@ def _breach(before: Array, after: Array, pattern: Pattern) -> _Breach | None:
         if not violations:
             return None
         group, channel = divmod(int(back.argmax()), back.shape[1])
-        return _Breach(pattern, violations, (group * pattern.n, channel, 0, 0))
+        return _Breach(violations, (group * pattern.n, channel, 0, 0))
     result = check(after, pattern)
-    return None if result.ok else _Breach(pattern, result.violations, result.first)
+    return None if result.ok else _Breach(result.violations, result.first)

@@ -6,6 +6,7 @@ operators are `torch.ops.aten` overloads without in-place forms.
 
 import copy
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,23 +14,27 @@ import numpy as np
 import torch
 from torch import fx
 
-from nmcompile.passes.graph import Affine, Array, ConvAttrs, Graph, Op, OpKind, Value, unique_name
+from nmcompile.passes.fx_nodes import (
+    CONV,
+    DROPOUT,
+    IDENTITY,
+    LINEAR,
+    NATIVE_BATCH_NORM,
+    arguments_of,
+    as_numpy,
+    batch_norm_node,
+    conv_attrs,
+    data_node,
+    is_pure,
+    layer_name,
+    module_path,
+    weight_node,
+)
+from nmcompile.passes.graph import Affine, Array, Graph, Op, OpKind, Value, unique_name
 
 aten = torch.ops.aten
 
 _NAME = "nmcompile_name"
-_CONV = {aten.conv2d.default, aten.conv2d.padding, aten.convolution.default}
-_LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
-_NATIVE_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
-_IDENTITY = {
-    aten.alias.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.detach.default,
-    aten.lift_fresh_copy.default,
-}
-_DROPOUT = {aten.dropout.default, aten.dropout_.default}
-_WEIGHT_LEAVES = ("weight", "weight_orig", "original", "original0", "original1", "weight_v")
 
 
 class FxGraph(Graph):
@@ -50,7 +55,7 @@ class FxGraph(Graph):
 
     def copy(self) -> "FxGraph":
         """A deep copy, weights included."""
-        return FxGraph(copy.deepcopy(self.module))
+        return FxGraph(_deep_copy(self.module))
 
     def ops(self) -> list[Op]:
         """All operators in topological order; see `Graph.ops`."""
@@ -64,7 +69,7 @@ class FxGraph(Graph):
     def constant(self, value: Value) -> Array | None:
         """The parameter or buffer behind a `get_attr` node; bfloat16 is widened to float32."""
         tensor = self._tensor(cast(fx.Node, value))
-        return None if tensor is None else _numpy(tensor)
+        return None if tensor is None else as_numpy(tensor)
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """The shape that export recorded."""
@@ -102,8 +107,8 @@ class FxGraph(Graph):
     def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
         """Store new parameters under the layer's module path; matrix products become linear."""
         node: fx.Node = op.handle
-        arguments = _arguments(node)
-        old = self._tensor(_weight_node(node))
+        arguments = arguments_of(node)
+        old = self._tensor(weight_node(node))
         assert old is not None
         with self.module.graph.inserting_before(node):
             arguments["weight"] = self._new_constant(f"{op.name}.weight", weight, old.dtype)
@@ -112,7 +117,7 @@ class FxGraph(Graph):
             )
         if op.kind == "linear":
             node.target = aten.linear.default
-            node.args = (_data_node(node), arguments["weight"], arguments["bias"])
+            node.args = (data_node(node), arguments["weight"], arguments["bias"])
             node.kwargs = {}
         else:
             node.args = tuple(arguments.values())
@@ -129,7 +134,7 @@ class FxGraph(Graph):
                 tensor = self._tensor(node)
                 if tensor is not None:
                     values[node] = tensor.detach()
-            elif _is_pure(node) and all(source in values for source in node.all_input_nodes):
+            elif is_pure(node) and all(source in values for source in node.all_input_nodes):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 with torch.no_grad():
                     values[node] = node.target(*args, **kwargs)
@@ -175,7 +180,7 @@ class FxGraph(Graph):
             self.module.graph.lint()
         except RuntimeError as error:
             raise AssertionError(f"fx graph does not lint: {error}") from error
-        copied = copy.deepcopy(self.module)
+        copied = _deep_copy(self.module)
         inputs = [n.meta["val"] for n in copied.graph.nodes if n.op == "placeholder"]
         before = {node.name: self.shape(node) for node in copied.graph.nodes}
         mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
@@ -187,30 +192,30 @@ class FxGraph(Graph):
 
     def _op(self, node: fx.Node) -> Op | None:
         target, name = node.target, node.meta.get(_NAME, node.name)
-        if target is _NATIVE_BATCH_NORM:
+        if target is NATIVE_BATCH_NORM:
             # Its result is the getitem node, which stands for the whole operator below.
             return None
         kind: OpKind = "other"
         inputs: tuple[Any, ...] = tuple(node.all_input_nodes)
         weight = bias = conv = affine = None
-        if target in _CONV or target in _LINEAR:
+        if target in CONV or target in LINEAR:
             weight, bias, known = self._weights(node)
-            conv = _conv_attrs(node, weight) if known and target in _CONV else None
-            if known and (target in _LINEAR or conv is not None):
-                kind = "conv" if target in _CONV else "linear"
-                inputs = (_data_node(node),)
+            conv = conv_attrs(node, weight) if known and target in CONV else None
+            if known and (target in LINEAR or conv is not None):
+                kind = "conv" if target in CONV else "linear"
+                inputs = (data_node(node),)
             else:
                 weight = bias = None
         elif target is aten.batch_norm.default or target is operator.getitem:
             affine = self._affine(node)
             if affine is not None:
                 kind = "batch_norm"
-                name = _module_path(node) or name
-                inputs = (_batch_norm_node(node).args[0],)
+                name = module_path(node) or name
+                inputs = (batch_norm_node(node).args[0],)
         elif target is aten.add.Tensor:
             if all(isinstance(a, fx.Node) for a in node.args[:2]) and not node.kwargs:
                 kind, inputs = "add", tuple(node.args[:2])
-        elif target in _IDENTITY or (target in _DROPOUT and not node.args[2]):
+        elif target in IDENTITY or (target in DROPOUT and not node.args[2]):
             kind = "identity"
         return Op(
             kind, name, f"{target} {node.name}", inputs, node, node, weight, bias, conv, affine
@@ -218,12 +223,12 @@ class FxGraph(Graph):
 
     def _weights(self, node: fx.Node) -> tuple[Array | None, Array | None, bool]:
         """Weight, bias, and whether both are constants of a kind the passes can handle."""
-        arguments = _arguments(node)
+        arguments = arguments_of(node)
         bias_node = arguments.get("bias")
-        weight = self.constant(_weight_node(node))
+        weight = self.constant(weight_node(node))
         bias = None if bias_node is None else self.constant(bias_node)
         known = weight is not None and (bias_node is None or bias is not None)
-        if known and weight is not None and node.target in _LINEAR:
+        if known and weight is not None and node.target in LINEAR:
             known = weight.ndim == 2 and (bias is None or bias.ndim == 1)
             known = known and arguments.get("alpha", 1) == arguments.get("beta", 1) == 1
             if known and node.target is not aten.linear.default:
@@ -231,10 +236,10 @@ class FxGraph(Graph):
         return weight, bias, known
 
     def _affine(self, node: fx.Node) -> Affine | None:
-        source = _batch_norm_node(node)
+        source = batch_norm_node(node)
         if source is None or (node is not source and node.args[1] != 0):
             return None
-        arguments = _arguments(source)
+        arguments = arguments_of(source)
         if arguments.get("training", False):
             return None
         optional = [arguments["weight"], arguments["bias"]]
@@ -277,8 +282,8 @@ class FxGraph(Graph):
     def _settle_names(self, layers: dict[str, fx.Node]) -> None:
         """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
         for name, node in layers.items():
-            bias = _arguments(node).get("bias")
-            for constant, leaf in ((_weight_node(node), "weight"), (bias, "bias")):
+            bias = arguments_of(node).get("bias")
+            for constant, leaf in ((weight_node(node), "weight"), (bias, "bias")):
                 if constant is None or constant.op != "get_attr" or len(constant.users) > 1:
                     continue
                 used = {n.target for n in self.module.graph.nodes if n.op == "get_attr"}
@@ -315,100 +320,17 @@ class FxGraph(Graph):
         for node in self.module.graph.nodes:
             if node.op == "placeholder" or not computed.isdisjoint(node.all_input_nodes):
                 computed.add(node)
-            if node.target in _CONV or node.target in _LINEAR:
-                if _weight_node(node) not in computed and _data_node(node) in computed:
+            if node.target in CONV or node.target in LINEAR:
+                if weight_node(node) not in computed and data_node(node) in computed:
                     layers.append(node)
         taken = {node.meta[_NAME] for node in layers if _NAME in node.meta}
         for node in layers:
             if _NAME not in node.meta:
-                node.meta[_NAME] = unique_name(_layer_name(node), taken)
+                node.meta[_NAME] = unique_name(layer_name(node), taken)
 
 
-def _numpy(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of an aten call by its schema name, defaults filled in, in order."""
-    schema = cast(Any, node.target)._schema.arguments
-    return {
-        entry.name: node.args[i]
-        if i < len(node.args)
-        else node.kwargs.get(entry.name, entry.default_value)
-        for i, entry in enumerate(schema)
-    }
-
-
-def _weight_node(node: fx.Node) -> fx.Node:
-    arguments = _arguments(node)
-    names = ("weight", "mat2", "other")
-    return cast(fx.Node, next(arguments[name] for name in names if name in arguments))
-
-
-def _data_node(node: fx.Node) -> fx.Node:
-    return cast(fx.Node, node.args[1 if node.target is aten.addmm.default else 0])
-
-
-def _batch_norm_node(node: fx.Node) -> Any:
-    """The batch norm that this node is, or takes the result of; None for any other node."""
-    if node.target is aten.batch_norm.default:
-        return node
-    source = node.args[0]
-    native = isinstance(source, fx.Node) and source.target is _NATIVE_BATCH_NORM
-    return source if native else None
-
-
-def _conv_attrs(node: fx.Node, weight: Array | None) -> ConvAttrs | None:
-    """The geometry, or None unless this is a plain two-dimensional convolution."""
-    arguments = _arguments(node)
-    if weight is None or weight.ndim != 4 or arguments.get("transposed", False):
-        return None
-    stride, dilation = _pair(arguments["stride"]), _pair(arguments["dilation"])
-    padding = arguments["padding"]
-    if isinstance(padding, str):
-        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        top, left = [span // 2 if padding == "same" else 0 for span in spans]
-        bottom, right = [span - span // 2 if padding == "same" else 0 for span in spans]
-    else:
-        top, left = bottom, right = _pair(padding)
-    return ConvAttrs(stride, (top, left, bottom, right), dilation, arguments["groups"])
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return int(value[0]), int(value[-1])
-
-
-def _is_pure(node: fx.Node) -> bool:
-    """Whether running the node now gives what running it in the model would give."""
-    if node.target is operator.getitem:
-        return True
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-        return False
-    random = torch.Tag.nondeterministic_seeded in target.tags
-    return not random and not target._schema.is_mutable and bool(target._schema.returns)
-
-
-def _layer_name(node: fx.Node) -> str:
-    """The module path of the weight, through whatever computes it; else that of the caller."""
-    layer, seen = [_weight_node(node)], set[fx.Node]()
-    while layer:
-        for source in layer:
-            target = str(source.target)
-            if source.op == "get_attr" and target.rpartition(".")[2] in _WEIGHT_LEAVES:
-                path = target.rpartition(".")[0].partition(".parametrizations.")[0]
-                if path:
-                    return path.removesuffix(".parametrizations")
-        seen.update(layer)
-        following = [n for source in layer for n in source.all_input_nodes if n not in seen]
-        layer = list(dict.fromkeys(following))
-    return _module_path(node) or node.name
-
-
-def _module_path(node: fx.Node) -> str:
-    """Path of the innermost module that made the node; "" for the model itself."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
+def _deep_copy(module: fx.GraphModule) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        # Copying torch's own tree specs trips over a deprecation inside torch.
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)

@@ -215,6 +215,18 @@ def _layer(graph: Graph, op: Op) -> Layer:
     )
 
 
+def weight_owner(parameter: str) -> str:
+    """The path of the module that owns a weight, from the parameter's name; "" if it is none.
+
+    `a.weight`, `a.weight_orig` (torch.nn.utils.prune) and `a.parametrizations.weight.original` are
+    all weights of `a`.
+    """
+    path, _, leaf = parameter.rpartition(".")
+    if leaf not in ("weight", "weight_orig", "weight_v", "original", "original0", "original1"):
+        return ""
+    return path.partition(".parametrizations.")[0]
+
+
 def unique_name(wanted: str, taken: set[str]) -> str:
     """`wanted`, or `wanted_1`, `wanted_2`, ... when taken; the result is added to `taken`."""
     name, count = wanted, 0

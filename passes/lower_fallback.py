@@ -15,6 +15,7 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from nmcompile.kernels.catalog import CATALOG
+from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 
 VIEWS = ["relax.reshape"]  # stay operators: the VM passes the same memory on
 MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it gains
@@ -111,7 +112,9 @@ def build_library(module: Any, target: Any) -> bytes:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    executable = relax.build(module, target, relax_pipeline=pipeline)
+    executable = relax.build(
+        module, target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"
         executable.export_library(str(path))

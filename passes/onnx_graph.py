@@ -4,9 +4,6 @@
 inputs or Constant nodes), functions are inlined, shapes are inferred.
 """
 
-import ast
-import contextlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import cast
@@ -14,13 +11,30 @@ from typing import cast
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
-from nmcompile.passes.graph import Affine, Array, ConvAttrs, Graph, Op, OpKind, Value, unique_name
+from nmcompile.passes.graph import (
+    Affine,
+    Array,
+    ConvAttrs,
+    Graph,
+    Op,
+    OpKind,
+    Value,
+    unique_name,
+)
 from nmcompile.passes.onnx_constants import RANDOM, evaluate
+from nmcompile.passes.onnx_nodes import (
+    GRAPHS,
+    float_attribute,
+    int_attribute,
+    ints_attribute,
+    layer_name,
+    module_scope,
+)
 
 _NAME = "nmcompile_name"
 _LAYERS = ("Conv", "Gemm", "MatMul")
-_WEIGHT_LEAVES = ("weight", "weight_orig", "original", "original0", "original1", "weight_v")
 
 
 class OnnxGraph(Graph):
@@ -121,6 +135,17 @@ class OnnxGraph(Graph):
 
     def fold_constants(self) -> list[str]:
         """Evaluate nodes whose inputs are constants, and shapes that are known."""
+        gone: list[str] = []
+        while found := self._fold_constants_once():
+            gone += found
+            nodes = self.model.graph
+            if all(self.shape(value) is not None for node in nodes for value in node.outputs):
+                break
+            # Paddings and target shapes that were computed are known now, and more behind them.
+            ShapeInferencePass(strict_mode=False)(self.model)
+        return gone
+
+    def _fold_constants_once(self) -> list[str]:
         graph, gone = self.model.graph, list[str]()
         constants: dict[ir.Value, Array] = {}
         foldable = [node for node in graph if self._mark_constant(node, constants)]
@@ -174,21 +199,22 @@ class OnnxGraph(Graph):
         name = str(node.meta.get(_NAME) or node.name or node.outputs[0].name)
         inputs: tuple[Value, ...] = tuple(value for value in node.inputs if value is not None)
         weight = bias = conv = affine = None
-        if node.op_type in _LAYERS and node.domain == "":
+        operator = node.op_type if node.domain == "" else ""
+        if operator in _LAYERS:
             weight, bias, known = self._weights(node)
-            if known and node.op_type == "Conv" and weight is not None:
+            if known and operator == "Conv" and weight is not None:
                 conv = self._conv_attrs(node, weight)
-            if known and (conv is not None or node.op_type != "Conv"):
+            if known and (conv is not None or operator != "Conv"):
                 kind, inputs = ("conv" if conv else "linear"), inputs[:1]
             else:
                 weight = bias = None
-        elif node.op_type == "BatchNormalization":
+        elif operator == "BatchNormalization":
             affine = self._affine(node)
             kind, inputs = ("batch_norm", inputs[:1]) if affine else (kind, inputs)
-            name = _scope(node) or name
-        elif node.op_type in ("Add", "Sum") and len(inputs) > 1:
+            name = module_scope(node) or name
+        elif operator in ("Add", "Sum") and len(inputs) > 1:
             kind = "add"
-        elif node.op_type == "Identity" or _is_inert_dropout(self, node):
+        elif operator == "Identity" or (operator == "Dropout" and self._is_inert(node)):
             kind, inputs = "identity", inputs[:1]
         where = f"{node.op_type} {node.name or node.outputs[0].name}"
         output = node.outputs[0]
@@ -201,9 +227,12 @@ class OnnxGraph(Graph):
         bias = None if bias_value is None else self.constant(bias_value)
         known = weight is not None and (bias_value is None or bias is not None)
         if node.op_type != "Conv" and known and weight is not None:
-            known = weight.ndim == 2 and not _int(node, "transA", 0)
-            known = known and _float(node, "alpha", 1.0) == _float(node, "beta", 1.0) == 1.0
-            if not _int(node, "transB", 0):
+            known = weight.ndim == 2 and not int_attribute(node, "transA", 0)
+            known = (
+                known
+                and float_attribute(node, "alpha", 1.0) == float_attribute(node, "beta", 1.0) == 1.0
+            )
+            if not int_attribute(node, "transB", 0):
                 weight = weight.T
             if bias is not None and known:
                 known = bias.size in (1, weight.shape[0]) and bias.ndim < 3
@@ -214,30 +243,32 @@ class OnnxGraph(Graph):
         """The geometry, or None unless two-dimensional with a padding that can be told."""
         if weight.ndim != 4:
             return None
-        stride = _ints(node, "strides", (1, 1))
-        dilation = _ints(node, "dilations", (1, 1))
-        top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
+        stride = ints_attribute(node, "strides", (1, 1))
+        dilation = ints_attribute(node, "dilations", (1, 1))
+        top, left, bottom, right = ints_attribute(node, "pads", (0, 0, 0, 0))
         mode = node.attributes.get_string("auto_pad", "NOTSET")
         if mode == "VALID":
             top = left = bottom = right = 0
         elif mode != "NOTSET":
+            spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
             shape = self.shape(cast(ir.Value, node.inputs[0]))
-            if shape is None:
+            if shape is None and any(s != 1 for s in stride):
                 return None
+            sizes = (1, 1) if shape is None else shape[2:]  # at stride 1 the size cancels out
             totals = [
-                max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
-                for size, s, d, k in zip(shape[2:], stride, dilation, weight.shape[2:], strict=True)
+                max((-(-size // s) - 1) * s + span + 1 - size, 0)
+                for size, s, span in zip(sizes, stride, spans, strict=True)
             ]
             small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
             begin, end = (small, large) if mode == "SAME_UPPER" else (large, small)
             (top, left), (bottom, right) = begin, end
-        groups = _int(node, "group", 1)
+        groups = int_attribute(node, "group", 1)
         return ConvAttrs(
             (stride[0], stride[1]), (top, left, bottom, right), (dilation[0], dilation[1]), groups
         )
 
     def _affine(self, node: ir.Node) -> Affine | None:
-        if _int(node, "training_mode", 0) or any(v.uses() for v in node.outputs[1:]):
+        if int_attribute(node, "training_mode", 0) or any(v.uses() for v in node.outputs[1:]):
             return None
         found = [None if value is None else self.constant(value) for value in node.inputs[1:5]]
         if len(found) < 4 or any(array is None for array in found):
@@ -245,14 +276,22 @@ class OnnxGraph(Graph):
         gamma, beta, mean, var = (np.asarray(array, np.float64) for array in found)
         # A negative variance gives NaN, which `check_weights` reports with the layer's name.
         with np.errstate(invalid="ignore", divide="ignore"):
-            scale = gamma / np.sqrt(var + _float(node, "epsilon", 1e-5))
+            scale = gamma / np.sqrt(var + float_attribute(node, "epsilon", 1e-5))
         return Affine(scale, beta - mean * scale)
+
+    def _is_inert(self, dropout: ir.Node) -> bool:
+        if any(value.uses() for value in dropout.outputs[1:]):
+            return False
+        if len(dropout.inputs) < 3 or dropout.inputs[2] is None:
+            return True
+        training = self.constant(dropout.inputs[2])
+        return training is not None and not training.any()
 
     def _mark_constant(self, node: ir.Node, constants: dict[ir.Value, Array]) -> bool:
         """Whether the node can be computed now; its outputs are then keys of `constants`."""
         if node.domain != "" or node.op_type in RANDOM:
             return False
-        if any(attr.type in _GRAPHS for attr in node.attributes.values()):
+        if any(attr.type in GRAPHS for attr in node.attributes.values()):
             return False
         if any(value.is_graph_output() for value in node.outputs):
             return False
@@ -330,63 +369,4 @@ class OnnxGraph(Graph):
         taken = {str(node.meta[_NAME]) for node in layers if _NAME in node.meta}
         for node in layers:
             if _NAME not in node.meta:
-                node.meta[_NAME] = unique_name(_layer_name(node), taken)
-
-
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    return int(node.attributes.get_int(name, default))
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    return float(node.attributes.get_float(name, default))
-
-
-def _ints(node: ir.Node, name: str, default: Sequence[int]) -> Sequence[int]:
-    return [int(i) for i in node.attributes.get_ints(name, tuple(default))]
-
-
-def _is_inert_dropout(graph: OnnxGraph, node: ir.Node) -> bool:
-    if node.op_type != "Dropout" or any(value.uses() for value in node.outputs[1:]):
-        return False
-    if len(node.inputs) < 3 or node.inputs[2] is None:
-        return True
-    training = graph.constant(node.inputs[2])
-    return training is not None and not training.any()
-
-
-def _layer_name(node: ir.Node) -> str:
-    """The weight's name through whatever computes it, else the module path in the node's name."""
-    layer, seen = [node.inputs[1]], set[ir.Value | None]()
-    while layer:
-        for value in layer:
-            module, _, leaf = str(value.name if value else "").rpartition(".")
-            if module and leaf in _WEIGHT_LEAVES and value is not None and value.is_initializer():
-                return module.partition(".parametrizations.")[0].removesuffix(".parametrizations")
-        seen.update(layer)
-        producers = [value.producer() for value in layer if value is not None]
-        following = [v for p in producers if p is not None for v in p.inputs if v not in seen]
-        layer = list(dict.fromkeys(following))
-    return _scope(node) or str(node.name or node.outputs[0].name)
-
-
-def _scope(node: ir.Node) -> str:
-    """The module path that torch's exporters leave in a node, or ""."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-    with contextlib.suppress(ValueError, SyntaxError, IndexError, TypeError):
-        # torch's dynamo exporter: ['', 'layer1.0', 'layer1.0.conv1', 'conv2d_3'].
-        scope = ast.literal_eval(scopes)[-2]
-        if isinstance(scope, str) and scope:
-            return scope
-    # torch's legacy exporter: /layer1/layer1.0/conv1/Conv is module layer1.0.conv1.
-    path = re.fullmatch(rf"/(.+)/{node.op_type}(?:_\d+)?", node.name or "")
-    if path is None:
-        return ""
-    parts: list[str] = []
-    for part in path[1].split("/"):
-        if parts and part.startswith(f"{parts[-1]}."):
-            parts.pop()
-        parts.append(part)
-    return ".".join(parts)
+                node.meta[_NAME] = unique_name(layer_name(node), taken)

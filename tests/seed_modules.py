@@ -5,7 +5,7 @@ import io
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,11 +48,13 @@ class SrSteConv(nn.Conv2d):
         self.n, self.m = n, m
 
     def masked_weight(self) -> Tensor:
-        weight: Tensor = _StraightThrough.apply(self.weight, self.n, self.m)
+        masked: Any = _StraightThrough.apply
+        weight: Tensor = masked(self.weight, self.n, self.m)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.masked_weight(), self.bias)
+        y: Tensor = self._conv_forward(x, self.masked_weight(), self.bias)
+        return y
 
 
 class SpReConv(nn.Module):
@@ -81,13 +83,16 @@ class SpReConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv.masked_weight()
-        second = self.conv_rep.weight * self.conv_rep.mask
+        mask = self.conv_rep.mask
+        assert isinstance(mask, Tensor)
+        second = self.conv_rep.weight * mask
         if not self.outside:
             second = second * torch.abs(torch.sign(main))
         conv = self.conv
         y = functional.conv2d(x, main, None, conv.stride, conv.padding)
         z = functional.conv2d(x, second, None, conv.stride, conv.padding)
-        return self.bn(y) + self.bn_rep(z)
+        total: Tensor = self.bn(y) + self.bn_rep(z)
+        return total
 
 
 class LbcConv(nn.Conv2d):
@@ -112,7 +117,8 @@ class LbcConv(nn.Conv2d):
         mask = (self.alpha @ self.index_list).reshape(o, h, w, i).permute(0, 3, 1, 2)
         # 0/1 in the forward pass, with the gradient of the scores.
         mask = mask / torch.where(mask == 0, torch.ones_like(mask), mask)
-        return self._conv_forward(x, self.weight * mask, self.bias)
+        y: Tensor = self._conv_forward(x, self.weight * mask, self.bias)
+        return y
 
 
 class SubpConv(nn.Conv2d):
@@ -129,7 +135,8 @@ class SubpConv(nn.Conv2d):
         self.register_buffer("mask", mask.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
+        y: Tensor = self._conv_forward(x, self.weight * self.mask, self.bias)
+        return y
 
 
 class _Halve(nn.Module):
@@ -143,7 +150,7 @@ class _Halve(nn.Module):
 def pruned_conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     """A convolution with the hooks of torch.nn.utils.prune still on."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    prune.ln_structured(conv, "weight", amount=0.5, n=1, dim=1)
+    cast(Any, prune.ln_structured)(conv, "weight", amount=0.5, n=1, dim=1)
     return conv
 
 
@@ -166,8 +173,8 @@ class RepVggBlock(nn.Module):
         self.bn_identity = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = 0 if self.bn_identity is None else self.bn_identity(x)
-        return self.bn_large(self.large(x)) + self.bn_small(self.small(x)) + identity
+        y: Tensor = self.bn_large(self.large(x)) + self.bn_small(self.small(x))
+        return y if self.bn_identity is None else y + self.bn_identity(x)
 
 
 class SpReBasicBlock(nn.Module):
@@ -236,7 +243,7 @@ def _ranges(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> Sequence[tuple[Tensor, flo
 
 def export_onnx(model: nn.Module, x: Tensor, *, dynamo: bool = False) -> onnx.ModelProto:
     """The model as torch's exporters write it, with input x and output y."""
-    stream = io.BytesIO()
+    stream: Any = io.BytesIO()  # torch writes to it, whatever its annotation says
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:

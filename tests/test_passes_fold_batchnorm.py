@@ -1,5 +1,8 @@
 """fold_batchnorm: the function of the model stays, the batch norm goes."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +23,7 @@ from tests.seed_modules import assert_close, export_onnx, randomised, run_onnx, 
 def conv_norm_onnx(
     channels: tuple[int, int],
     kernel: tuple[int, int],
-    attributes: dict[str, list[int] | int | str],
+    attributes: Mapping[str, Any],
     *,
     bias: bool,
     size: int,
@@ -30,7 +33,6 @@ def conv_norm_onnx(
     rng = np.random.default_rng(seed)
     inputs, outputs = channels
     groups = attributes.get("group", 1)
-    assert isinstance(groups, int)
     arrays = {
         "w": rng.normal(size=(outputs, inputs // groups, *kernel)),
         "b": rng.normal(size=outputs),
@@ -70,7 +72,7 @@ def conv_norm_onnx(
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_onnx_convolution_keeps_its_function(
     groups: int,
     widths: tuple[int, int],
@@ -81,7 +83,7 @@ def test_any_onnx_convolution_keeps_its_function(
     bias: bool,
     seed: int,
 ) -> None:
-    attributes: dict[str, list[int] | int | str] = {
+    attributes = {
         "group": groups,
         "pads": pads,
         "strides": strides,
@@ -103,7 +105,7 @@ def test_any_onnx_convolution_keeps_its_function(
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("size", [6, 7])
 def test_onnx_auto_padding_is_read_as_the_runtime_does(mode: str, size: int) -> None:
-    attributes: dict[str, list[int] | int | str] = {"auto_pad": mode, "strides": [2, 2]}
+    attributes = {"auto_pad": mode, "strides": [2, 2]}
     proto = conv_norm_onnx((4, 4), (4, 3), attributes, bias=True, size=size, seed=0)
     (layer,) = open_model(proto).graph.layers()
     conv = nn.Conv2d(4, 4, (4, 3), 2)
@@ -135,7 +137,7 @@ def test_onnx_auto_padding_is_read_as_the_runtime_does(mode: str, size: int) -> 
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_any_torch_convolution_keeps_its_function(
     ratio: tuple[int, int],
     kernel: int | tuple[int, int],
@@ -144,7 +146,7 @@ def test_any_torch_convolution_keeps_its_function(
     affine: bool,
 ) -> None:
     inputs, outputs = 4 * ratio[0], 4 * ratio[1]
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, groups=4, bias=bias)  # type: ignore[arg-type]
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, groups=4, bias=bias)
     norm = nn.BatchNorm2d(outputs, affine=affine)
     assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.uniform_(-1, 1)

@@ -14,7 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError
+from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
 
 Examples = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -50,9 +50,17 @@ def to_graph(
 
     Raises:
         ShapeError: there is nothing to take the input shapes from.
+        WeightError: a parameter has a dimension of size zero.
         ModelError: export fails, or the model was exported in training mode.
     """
     args, kwargs = _examples(model, example_inputs, shapes)
+    if isinstance(model, torch.nn.Module):
+        for name, parameter in model.named_parameters():
+            if parameter.numel() == 0:
+                raise WeightError(
+                    f"{_title(model)}: parameter {name} has the shape {tuple(parameter.shape)}; "
+                    "expected dimensions of at least 1: remove its layer from the model"
+                )
     try:
         with _inference(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -34,10 +34,19 @@ def first_lanes(active: Expr) -> Expr:
     return lanes(0) < splat(T.int32(active) if isinstance(active, int) else active)
 
 
+def masked_load(buffer: Buffer, index: Expr, mask: Expr) -> Expr:
+    """The floats at a vector of indices; lanes outside the mask are zero and not read.
+
+    TVM leaves masked lanes undefined; LLVM turns the selection into the load's own zeroing.
+    """
+    value = tirx.op.masked_load("float32x16", buffer, index, mask)
+    return T.Select(mask, value, splat(0.0))
+
+
 def load(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
     """16 consecutive floats from a flat buffer; lanes from `active` on are zero, never read."""
     if active < LANES:
-        return tirx.op.masked_load("float32x16", buffer, lanes(start), first_lanes(active))
+        return masked_load(buffer, lanes(start), first_lanes(active))
     return buffer[lanes(start)]
 
 
@@ -47,6 +56,14 @@ def store(buffer: Buffer, start: Expr, value: Expr, active: int = LANES) -> None
         T.evaluate(tirx.op.masked_store(buffer, value, lanes(start), first_lanes(active)))
     else:
         T.buffer_store(buffer, value, [lanes(start)])
+
+
+def prefetch(buffer: Buffer, start: Expr, floats: int, *, write: bool = False) -> None:
+    """Ask for the cache lines of `floats` elements of four bytes; harmless past the end."""
+    for first in range(0, floats, LANES):
+        address = tirx.op.address_of(buffer[start + first])
+        hint = (T.int32(int(write)), T.int32(3), T.int32(1))
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *hint))
 
 
 class PrimFuncBuilder:

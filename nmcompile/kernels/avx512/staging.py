@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, first_lanes, lanes, load, splat
-from nmcompile.kernels.avx512.emit import store
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, first_lanes, lanes, load
+from nmcompile.kernels.avx512.emit import masked_load, splat, store
 from nmcompile.kernels.spec import Conv2d
 
 
@@ -74,7 +74,7 @@ def load_strided(buffer: Buffer, start: Expr, stride: int, active: int) -> Expr:
             high = T.bind(load(buffer, start + LANES, 2 * active - 1 - LANES))
         return T.Shuffle([low, high], list(range(0, 2 * LANES, 2)))
     index = lanes(0) * splat(T.int32(stride)) + splat(start)
-    return tirx.op.masked_load("float32x16", buffer, index, first_lanes(active))
+    return masked_load(buffer, index, first_lanes(active))
 
 
 def copy_row(

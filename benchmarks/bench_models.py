@@ -1,0 +1,245 @@
+"""Times whole models against onnxruntime and OpenVINO, interleaved in one sitting.
+
+    python -m benchmarks.bench_models --models resnet50 --patterns dense,1x16@0.5,2:4 --rounds 30
+
+Prints a table and writes JSON; `--readme` also rewrites README.md's table and picture from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+import nmcompile
+from benchmarks.machine import describe_machine
+from benchmarks.models import MODELS, build
+from benchmarks.peers import PEERS, Array, Engine, export_onnx, interleave
+from benchmarks.report import RESULTS, results_table, update_readme
+from nmcompile import runtime
+from nmcompile.sparsity import parse_pattern
+
+PATTERNS = "dense,1x16@0.5,1x16@0.25,2:4,1:4"
+TOLERANCE = 1e-4  # of the output range
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine on one model.
+
+    pattern: of the weights; "" for peers, whose time does not depend on them.
+    ratio: median of the faster peer over this engine's median, so above 1 is faster.
+    error: greatest difference to torch's output as a share of its range.
+    dense_bytes: the weights without their zeros left out, in float32.
+    """
+
+    model: str
+    engine: str
+    pattern: str
+    threads: int
+    median_ms: float
+    min_ms: float
+    ratio: float
+    error: float | None = None
+    compile_s: float | None = None
+    load_ms: float | None = None
+    artifact_bytes: int | None = None
+    dense_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled model: its artifact, and what is known before it is timed."""
+
+    pattern: str
+    artifact: Path
+    compile_s: float
+    dense_bytes: int
+    expected: Array
+
+
+def compile_variant(name: str, pattern: str, x: torch.Tensor, folder: Path) -> Variant:
+    """Build and compile one model with random weights of a pattern."""
+    model = build(name, pattern)
+    artifact = folder / f"{name}-{pattern.replace(':', 'of')}.nmc"
+    begin = time.perf_counter()
+    result = nmcompile.compile(model, output=artifact, example_inputs=(x,))
+    seconds = time.perf_counter() - begin
+    dense = sum(4 * int(np.prod(layer.shape)) for layer in result.report.layers)
+    return Variant(pattern, artifact, seconds, dense, _run(model, x))
+
+
+def load_ms(path: Path) -> float:
+    """Milliseconds of the second load: the first one also imports TVM's runtime."""
+    runtime.load(path).close()
+    begin = time.perf_counter()
+    runtime.load(path).close()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def time_model(
+    name: str,
+    patterns: Sequence[str],
+    threads: Sequence[int],
+    rounds: int,
+    size: int,
+    progress: Progress,
+) -> list[Row]:
+    """All rows of one model; the peers run it with dense weights."""
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    image = x.numpy()
+    task = progress.add_task(
+        f"{name}: compiling", total=len(patterns) + len(threads) * (rounds + 3)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        variants = []
+        for pattern in patterns:
+            progress.update(task, description=f"{name}: compiling {pattern}")
+            variants.append(compile_variant(name, pattern, x, Path(folder)))
+            progress.advance(task)
+        dense = build(name)
+        onnx, expected = export_onnx(dense, x), _run(dense, x)
+        rows = []
+        for count in threads:
+            progress.update(task, description=f"{name}: timing, {count} threads")
+            engines = {peer: make(onnx, count) for peer, make in PEERS.items()}
+            for variant in variants:
+                engines[variant.pattern] = _ours(variant.artifact, count)
+            truth = {v.pattern: v.expected for v in variants} | dict.fromkeys(PEERS, expected)
+            errors = {key: _error(run(image), truth[key]) for key, run in engines.items()}
+            times = interleave(engines, image, rounds, on_round=lambda: progress.advance(task))
+            rows += _rows(name, count, times, errors, {v.pattern: v for v in variants})
+    progress.update(task, description=f"{name}: done")
+    return rows
+
+
+def _rows(
+    model: str,
+    threads: int,
+    times: dict[str, list[float]],
+    errors: dict[str, float],
+    variants: dict[str, Variant],
+) -> list[Row]:
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    best = min(medians[peer] for peer in PEERS)
+    rows = []
+    for key, median in medians.items():
+        variant = variants.get(key)
+        rows.append(
+            Row(
+                model=model,
+                engine="nmcompile" if variant else key,
+                pattern=key if variant else "",
+                threads=threads,
+                median_ms=median,
+                min_ms=min(times[key]),
+                ratio=best / median,
+                error=errors[key],
+                compile_s=variant.compile_s if variant else None,
+                load_ms=load_ms(variant.artifact) if variant else None,
+                artifact_bytes=variant.artifact.stat().st_size if variant else None,
+                dense_bytes=variant.dense_bytes if variant else None,
+            )
+        )
+    return rows
+
+
+def _ours(artifact: Path, threads: int) -> Engine:
+    session = runtime.load(artifact, threads=threads)
+    return lambda x: np.asarray(next(iter(session.run(x).values())))
+
+
+def _run(model: nn.Module, x: torch.Tensor) -> Array:
+    with torch.no_grad():
+        return np.asarray(model(x))
+
+
+def _error(found: Array, expected: Array) -> float:
+    return float(np.abs(found - expected).max() / np.ptp(expected))
+
+
+def _names(allowed: Sequence[str] | None, check: Callable[[str], object]) -> Callable[[str], Any]:
+    """An argparse type: a comma-separated list whose items are checked."""
+
+    def parse(text: str) -> list[str]:
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        for item in items:
+            if allowed is not None and item not in allowed:
+                raise argparse.ArgumentTypeError(f"{item!r}: expected {', '.join(allowed)}")
+            try:
+                check(item)
+            except Exception as error:
+                raise argparse.ArgumentTypeError(f"{item!r}: {error}") from error
+        return items
+
+    return parse
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench_models", description=(__doc__ or "").split("\n")[0]
+    )
+    patterns = _names(None, lambda item: parse_pattern(item.partition("@")[0]))
+    parser.add_argument("--models", type=_names(list(MODELS), str), default=list(MODELS))
+    parser.add_argument("--patterns", type=patterns, default=PATTERNS.split(","))
+    parser.add_argument("--threads", type=_names(None, int), default=["1"], help="e.g. 1,2")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--readme", action="store_true", help="rewrite README.md's table")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def main() -> int:
+    """Run the benchmark; 1 if an output disagrees with torch."""
+    options = _arguments()
+    threads = [int(count) for count in options.threads]
+    # Before TVM starts its threads: the pool can shrink later, not grow.
+    runtime.configure_environment()
+    rows: list[Row] = []
+    with _progress(Console(stderr=True)) as progress:
+        for name in options.models:
+            rows += time_model(
+                name, options.patterns, threads, options.rounds, options.size, progress
+            )
+    result = {
+        "machine": describe_machine(),
+        "settings": {"rounds": options.rounds, "batch": 1, "size": options.size, "dtype": "f32"},
+        "rows": [asdict(row) for row in rows],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    console = Console()
+    console.print(results_table(result))
+    console.print(f"written to {options.output}")
+    if options.readme:
+        update_readme(options.output)
+    wrong = [row for row in rows if row.error is not None and not row.error <= TOLERANCE]
+    for row in wrong:
+        console.print(f"[red]{row.model} {row.pattern or row.engine}: error {row.error:.1e}[/]")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

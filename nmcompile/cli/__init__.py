@@ -1,0 +1,5 @@
+"""The command line `nmc`."""
+
+from nmcompile.cli.app import app, main
+
+__all__ = ["app", "main"]

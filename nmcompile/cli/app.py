@@ -1,0 +1,53 @@
+"""The command line: which commands there are, and the options before them."""
+
+from typing import Annotated
+
+import typer
+
+from nmcompile.cli.bench import bench_artifact
+from nmcompile.cli.compile import compile_model, enforce_model, fold_model
+from nmcompile.cli.guard import SETTINGS
+from nmcompile.cli.inspect import inspect_any, list_targets
+from nmcompile.cli.run import run_artifact
+
+app = typer.Typer(
+    help="Compiles trained N:M and 1xN sparse CNNs, and runs them.",
+    epilog="Exit codes: 0 done, 1 it failed (the last line on stderr says why), 2 wrong usage.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # Plain text: boxes break messages across lines, and loading rich slows every start.
+    rich_markup_mode=None,
+)
+app.command("compile")(compile_model)
+app.command("run")(run_artifact)
+app.command("inspect")(inspect_any)
+app.command("fold")(fold_model)
+app.command("enforce")(enforce_model)
+app.command("bench")(bench_artifact)
+app.command("targets")(list_targets)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import nmcompile
+
+        typer.echo(f"nmcompile {nmcompile.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it, exit."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="NMC_DEBUG", help="Show tracebacks of errors.")
+    ] = False,
+) -> None:
+    SETTINGS.debug = debug
+
+
+def main() -> None:
+    """Run `nmc` with the arguments of this process, and end it with the exit code."""
+    app(prog_name="nmc")

@@ -1,0 +1,203 @@
+"""The commands that write models: compile, fold, enforce."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nmcompile.cli.guard import guarded, working, write_file
+from nmcompile.cli.options import (
+    DensityOption,
+    ExcludeOption,
+    JsonOption,
+    ModelArgument,
+    ShapeOption,
+    TargetOption,
+    find_model,
+    shapes_of,
+)
+from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+
+if TYPE_CHECKING:
+    from nmcompile.frontends import SourceModel
+
+OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
+OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")]
+
+
+@guarded
+def compile_model(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .nmc file to write.")],
+    target: TargetOption = "avx512",
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="auto: what each layer holds; 2:4, 2:4@flat, 1x16, ...: verified first; dense: "
+            "ignore all zeros."
+        ),
+    ] = "auto",
+    enforce: Annotated[
+        bool, typer.Option("--enforce", help="Prune layers that break --pattern.")
+    ] = False,
+    density: DensityOption = None,
+    exclude: ExcludeOption = None,
+    shape: ShapeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a trained model into one artifact file."""
+    from nmcompile import compiler
+
+    with working() as progress:
+        progress("reading the model")
+        result = compiler.compile(
+            find_model(model, shape),
+            output=output,
+            target=target,
+            shapes=shapes_of(shape),
+            pattern=pattern,
+            enforce=enforce,
+            density=density,
+            exclude=exclude or (),
+            progress=progress,
+        )
+    report, nbytes = result.report, output.stat().st_size
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "digest": result.digest,
+                "bytes": nbytes,
+                "target": target,
+                "seconds": dict(result.seconds),
+                "report": report.to_dict(),
+            }
+        )
+        return
+    if report.layers:
+        print_layers([layer.to_dict() for layer in report.layers])
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    sparse = sum(layer.sparse for layer in report.layers)
+    print_facts(
+        {
+            "output": f"{output} ({size(nbytes)})",
+            "digest": result.digest,
+            "layers": f"{len(report.layers)}, {sparse} of them sparse; "
+            f"{report.density:.1%} of the dense multiply-accumulates remain",
+            "other": spell_operators(report.other_operators or {}),
+            "seconds": f"{sum(result.seconds.values()):.1f}",
+        }
+    )
+
+
+def spell_operators(operators: Any) -> str:
+    """What takes TVM's own lowering, as one phrase."""
+    spelled = ", ".join(f"{number} x {name}" for name, number in operators.items())
+    return f"{spelled} (TVM's own lowering)" if spelled else "none: every operator has a kernel"
+
+
+@guarded
+def fold_model(
+    model: OnnxArgument,
+    output: OnnxOutput,
+    shape: ShapeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fold batch norms and training-only branches of an ONNX model into plain convolutions."""
+    from nmcompile.folding import open_folded
+
+    with working() as progress:
+        source, result = open_folded(model, shapes=shapes_of(shape), progress=progress)
+        progress("writing the model")
+        write_onnx(output, source)
+    notes = [f"{note.layer}: {note.text}" for note in result.notes]
+    layers = len(source.graph.layers())
+    if as_json:
+        print_json(
+            {"output": str(output), "changed": result.modified, "layers": layers, "notes": notes}
+        )
+        return
+    for note in notes:
+        typer.echo(f"note: {note}")
+    print_facts(
+        {
+            "output": f"{output} ({size(output.stat().st_size)})",
+            "changed": "yes" if result.modified else "no: there was nothing to fold",
+            "layers": str(layers),
+        }
+    )
+
+
+@guarded
+def enforce_model(
+    model: OnnxArgument,
+    output: OnnxOutput,
+    pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16, unstructured, ...")],
+    density: DensityOption = None,
+    exclude: ExcludeOption = None,
+    shape: ShapeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fold an ONNX model, then prune its layers by magnitude until they have a pattern."""
+    from nmcompile.compiler import refuse_trivial
+    from nmcompile.folding import open_folded
+    from nmcompile.passes.enforce_pattern import EnforcePattern
+
+    step = EnforcePattern(pattern, density=density, exclude=exclude or ())
+    with working() as progress:
+        source, _ = open_folded(model, shapes=shapes_of(shape), progress=progress)
+        progress("projecting the weights")
+        result = step.call(source.graph)
+        refuse_trivial(result)
+        progress("writing the model")
+        write_onnx(output, source)
+    rows = [
+        {
+            "name": row.layer,
+            "pattern": str(row.pattern),
+            "density": row.density,
+            "energy_dropped": row.energy_dropped,
+            "skipped": row.skipped,
+        }
+        for row in result.layers
+    ]
+    if as_json:
+        print_json({"output": str(output), "changed": result.modified, "layers": rows})
+        return
+    print_table(
+        "",
+        ("layer", "pattern", "density", "energy dropped", "left alone because"),
+        [
+            (
+                row.layer,
+                str(row.pattern),
+                f"{row.density:.3f}",
+                f"{row.energy_dropped:.2%}",
+                row.skipped or "",
+            )
+            for row in result.layers
+        ],
+        right=(2, 3),
+    )
+    print_facts({"output": f"{output} ({size(output.stat().st_size)})"})
+
+
+def write_onnx(path: Path, source: "SourceModel") -> None:
+    """Write the model as one ONNX file, all of it or nothing.
+
+    Raises:
+        ModelError: it does not fit one file.
+        ArtifactError: it cannot be written.
+    """
+    from nmcompile.errors import ModelError
+
+    proto = source.native()
+    try:
+        content: bytes = proto.SerializeToString()
+    except Exception as error:  # protobuf's implementations raise different ones
+        raise ModelError(
+            f"{source.title} cannot be written as one ONNX file of at most 2 GB: {error}; compile "
+            "it instead, or fold it in Python with nmcompile.fold and save it with external data"
+        ) from error
+    write_file(path, content)

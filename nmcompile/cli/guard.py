@@ -1,0 +1,144 @@
+"""What every command has in common: how it fails, and what it never prints on stdout."""
+
+import contextlib
+import functools
+import os
+import secrets
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TextIO
+
+import typer
+
+from nmcompile.errors import ArtifactError, NmcompileError
+
+if TYPE_CHECKING:
+    from nmcompile.folding import Progress
+
+_P = ParamSpec("_P")
+
+FAILED = 1
+INTERRUPTED = 130  # what shells report for a program ended by SIGINT
+
+
+@dataclass
+class Settings:
+    """Global options of the running command; debug: show tracebacks."""
+
+    debug: bool = False
+
+
+SETTINGS = Settings()
+
+
+def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Turn exceptions of a command into one line on stderr and an exit code.
+
+    1 where it failed, 130 where the user interrupted it; usage errors (2) are typer's own.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except NmcompileError as error:
+            _fail(str(error))
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0] or "no message"
+            _fail(
+                f"unexpected {type(error).__name__}: {text}; this is a defect of nmcompile: run "
+                "it again with NMC_DEBUG=1 and report what that prints"
+            )
+
+    return wrapper
+
+
+def _fail(message: str) -> None:
+    if SETTINGS.debug:
+        traceback.print_exc()
+    typer.secho("error: ", fg=typer.colors.RED, err=True, nl=False)
+    typer.echo(" ".join(message.splitlines()), err=True)
+    raise typer.Exit(FAILED)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    # Those of other libraries concern nmcompile's developers, not its users.
+    if SETTINGS.debug or category is RuntimeWarning:
+        typer.echo(f"warning: {message}", err=True)
+
+
+@contextlib.contextmanager
+def working() -> Iterator["Progress"]:
+    """Show progress on stderr, where that is a terminal; keep libraries from writing to stdout."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=30),
+        progress.TimeElapsedColumn(),
+    )
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        progress.Progress(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not console.is_terminal,
+        ) as bar,
+    ):
+        task = bar.add_task("starting", total=None)
+
+        def report(stage: str, done: int = 0, total: int = 0) -> None:
+            bar.update(task, description=stage, completed=done, total=total or None)
+
+        yield report
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a whole file or none: to a temporary name first, then renamed.
+
+    Raises:
+        ArtifactError: it cannot be written; what was there before is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ArtifactError(
+            f"cannot write {path}: {reason}; nothing was left behind, and a file already there is "
+            "unchanged: free some space or choose another output"
+        ) from error

@@ -1,0 +1,189 @@
+"""The commands that only look: inspect, targets."""
+
+import dataclasses
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nmcompile.cli.compile import spell_operators
+from nmcompile.cli.guard import guarded, working
+from nmcompile.cli.options import (
+    JsonOption,
+    Shape,
+    ShapeOption,
+    TargetOption,
+    find_model,
+    shapes_of,
+)
+from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.errors import DeviceError
+
+
+@guarded
+def inspect_any(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_NMC",
+            help="An ONNX file, package.module:factory for a torch model, or a compiled model.",
+        ),
+    ],
+    pattern: Annotated[
+        str, typer.Option(help="Count how often each layer breaks this pattern.")
+    ] = "auto",
+    target: TargetOption = "avx512",
+    shape: ShapeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the layers of a model: their pattern, and whether and why not they run sparse."""
+    if is_artifact(Path(model)):
+        if pattern != "auto" or shape:
+            raise typer.BadParameter(
+                "--pattern and --shape concern models that are not compiled yet",
+                param_hint="MODEL_OR_NMC",
+            )
+        show_artifact(Path(model), as_json)
+    else:
+        show_model(model, pattern, target, shape or [], as_json)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file calls itself an artifact, by its name or by its first bytes."""
+    from nmcompile.runtime.format import MAGIC
+
+    if path.suffix == ".nmc":
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False  # the front end says what is wrong with the path
+
+
+def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_json: bool) -> None:
+    """Print the report of a model."""
+    from nmcompile.inspection import inspect
+
+    with working() as progress:
+        progress("reading the model")
+        report = inspect(
+            find_model(model, shapes),
+            shapes=shapes_of(shapes),
+            pattern=pattern,
+            target=target,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"kind": "model"} | report.to_dict())
+        return
+    if report.layers:
+        print_layers([layer.to_dict() for layer in report.layers], checked=pattern != "auto")
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    sparse = sum(layer.sparse for layer in report.layers)
+    print_facts(
+        {
+            "model": report.title,
+            "layers": f"{len(report.layers)}, {sparse} of them sparse; "
+            f"{report.density:.1%} of the dense multiply-accumulates remain",
+            "other": spell_operators(report.other_operators or {}),
+        }
+    )
+
+
+def show_artifact(path: Path, as_json: bool) -> None:
+    """Print what an artifact says about itself, on any machine: its library is not loaded."""
+    from nmcompile.runtime import read_artifact
+
+    artifact = read_artifact(path)
+    manifest = artifact.manifest
+    nbytes = path.stat().st_size
+    missing = missing_features(manifest.target.cpu_features)
+    sections = {section.name: section.length for section in manifest.sections}
+    # A call of a layer names the layer; one of TVM's own lowering has only its symbol.
+    others = Counter(call.symbol for call in manifest.calls if call.symbol == call.layer)
+    if as_json:
+        fields = dataclasses.asdict(manifest)
+        print_json(
+            {
+                "kind": "artifact",
+                "path": str(path),
+                "bytes": nbytes,
+                "digest": artifact.digest,
+                "missing_cpu_features": missing,
+                "manifest": fields,
+            }
+        )
+        return
+    if manifest.layers:
+        print_layers(manifest.layers)
+    dense = sum(4 * math.prod(layer.get("shape", ())) for layer in manifest.layers)
+    print_facts(
+        {
+            "artifact": f"{path} ({size(nbytes)}: weights {size(sections['weights'])}, as dense "
+            f"float32 {size(dense)}; library {size(sections['library'])})",
+            "digest": artifact.digest,
+            "model": f"{manifest.model.name} (sha256 {manifest.model.digest or 'unknown'})",
+            "target": f"{manifest.target.kind} ({', '.join(manifest.target.cpu_features)})",
+            "this CPU": "can run it" if not missing else f"lacks {', '.join(missing)}",
+            "inputs": _spell_tensors(manifest.inputs),
+            "outputs": _spell_tensors(manifest.outputs),
+            "calls": f"{len(manifest.calls)} kernels per run, {others.total()} of them in TVM's "
+            "own lowering" + (f": {', '.join(others)}" if others else ""),
+            "producer": f"nmcompile {manifest.producer.nmcompile}, TVM {manifest.producer.tvm}",
+        }
+    )
+
+
+def missing_features(features: tuple[str, ...]) -> list[str]:
+    """Which CPU features this machine lacks; all of them where it cannot tell."""
+    from nmcompile.runtime import cpu
+
+    try:
+        _, present = cpu.host()
+    except DeviceError:
+        return list(features)
+    return [feature for feature in features if feature not in present]
+
+
+@guarded
+def list_targets(as_json: JsonOption = False) -> None:
+    """List what models can be compiled for, and whether this machine can run it."""
+    from nmcompile.targets import TARGETS
+
+    rows = [
+        {
+            "name": target.name,
+            "description": target.description,
+            "cpu_features": list(target.cpu_features),
+            "dtype": target.dtype,
+            "missing_cpu_features": missing_features(target.cpu_features),
+        }
+        for target in TARGETS
+    ]
+    if as_json:
+        print_json({"targets": rows})
+        return
+    print_table(
+        "",
+        ("target", "description", "CPU features", "this machine"),
+        [
+            (
+                target.name,
+                target.description,
+                ", ".join(target.cpu_features),
+                f"lacks {', '.join(missing)}" if missing else "can run it",
+            )
+            for target in TARGETS
+            for missing in [missing_features(target.cpu_features)]
+        ],
+    )
+
+
+def _spell_tensors(specs: Any) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape)) or 'scalar'}" for spec in specs
+    )

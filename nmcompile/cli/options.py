@@ -1,0 +1,117 @@
+"""Arguments and options that several commands share, and how their values are read."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from nmcompile.errors import ModelError, ShapeError
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class Shape(NamedTuple):
+    """One `--shape NAME=1,3,224,224`."""
+
+    name: str
+    dims: tuple[int, ...]
+
+
+def parse_shape(text: str) -> Shape:
+    """Read `NAME=1,3,224,224`; input names may hold anything, the last `=` separates."""
+    name, found, dims = text.rpartition("=")
+    try:
+        sizes = tuple(int(dim) for dim in dims.split(","))
+    except ValueError:
+        sizes = ()
+    if not (found and name and sizes and min(sizes) > 0):
+        raise typer.BadParameter(f"expected NAME=1,3,224,224, found {text!r}")
+    return Shape(name, sizes)
+
+
+def parse_list(text: str) -> list[str]:
+    """Read `a,b,c`."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An ONNX file, or package.module:factory, a function in the working directory's "
+        "Python path that returns a torch model (say the input shapes with --shape).",
+    ),
+]
+ArtifactArgument = Annotated[Path, typer.Argument(metavar="OUT.nmc", help="A compiled model.")]
+ShapeOption = Annotated[
+    list[Shape] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1,3,224,224",
+        parser=parse_shape,
+        help="The shape of an input that the model leaves open. May be repeated.",
+    ),
+]
+TargetOption = Annotated[str, typer.Option(help="What to compile for, see `nmc targets`.")]
+DensityOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Share of the weights to keep when 1xN or unstructured is enforced.",
+    ),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A layer to leave as it is; wildcards as in layer1.*. May be repeated.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Cores to run on; all by default.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+
+
+def shapes_of(shapes: Sequence[Shape] | None) -> dict[str, tuple[int, ...]]:
+    """The `--shape` options by input name; of two for one input the last counts."""
+    return {shape.name: shape.dims for shape in shapes or ()}
+
+
+def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
+    """What the driver takes for a MODEL argument: a path, or the torch model of a factory.
+
+    Raises:
+        ModelError: the factory cannot be imported, or it fails.
+        ShapeError: a torch model needs input shapes, and there are none.
+    """
+    if os.path.exists(text) or not _FACTORY.fullmatch(text):
+        return text
+    if not shapes:
+        raise ShapeError(
+            f"the torch model of {text} does not say what its inputs look like: name each argument "
+            "of its forward with a shape, for example --shape x=1,3,224,224"
+        )
+    module_name, _, attribute = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"cannot import {attribute} from {module_name}: {error}; expected a Python module in "
+            f"{os.getcwd()} or an installed one, with a function that returns the model"
+        ) from error
+    try:
+        return factory()
+    except Exception as error:
+        raise ModelError(
+            f"{text} cannot make the model: {type(error).__name__}: {error}; expected a function "
+            "without arguments that returns a torch model"
+        ) from error

@@ -1,0 +1,46 @@
+"""What every use of a model begins with: read it, fold it, and make sure that it makes sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from nmcompile.frontends import SourceModel, open_model
+from nmcompile.passes.check_geometry import check_geometry
+from nmcompile.passes.check_weights import check_weights
+from nmcompile.passes.graph import PassResult
+from nmcompile.passes.pipeline import run_pipeline
+
+
+class Progress(Protocol):
+    """Told what is going on: a stage, and how much of it is done (0 of 0 where unknown)."""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Report."""
+
+
+def silent(stage: str, done: int = 0, total: int = 0) -> None:
+    """Report nothing."""
+
+
+def open_folded(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress = silent,
+) -> tuple[SourceModel, PassResult]:
+    """Read a model, fold it, and check it before and after; arguments as `nmcompile.compile`.
+
+    Raises:
+        ModelError: the model cannot be read, a weight is no number, or a convolution is impossible.
+    """
+    progress("reading the model")
+    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_weights(source.graph)
+    check_geometry(source.graph)
+    progress("folding")
+    folded = run_pipeline(source.graph)
+    check_weights(source.graph)
+    check_geometry(source.graph)
+    return source, folded

@@ -1,0 +1,51 @@
+"""Models and artifacts that several test files share; tests for CPUs that are not here."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+import nmcompile
+from nmcompile.runtime import cpu
+from tests.seed_modules import export_onnx
+from tests.tiny_models import example, tiny_net
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("isa"):
+        if mark.args[0] not in cpu.host()[1]:
+            pytest.skip(f"this CPU has no {mark.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that no test may change."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def sparse_onnx(shared: Path) -> Path:
+    """`tiny_net("2:4")` as ONNX with batch norms; input x, output y."""
+    path = shared / "sparse.onnx"
+    onnx.save(export_onnx(tiny_net("2:4"), example()), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dense_onnx(shared: Path) -> Path:
+    """`tiny_net()` as ONNX; no layer has a pattern."""
+    path = shared / "dense.onnx"
+    onnx.save(export_onnx(tiny_net(), example()), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sparse_result(shared: Path, sparse_onnx: Path) -> nmcompile.CompileResult:
+    """`sparse_onnx`, compiled."""
+    return nmcompile.compile(sparse_onnx, output=shared / "sparse.nmc")
+
+
+@pytest.fixture(scope="session")
+def sparse_artifact(sparse_result: nmcompile.CompileResult) -> Path:
+    """The file of `sparse_result`."""
+    return sparse_result.path

@@ -1,0 +1,155 @@
+"""enforce_pattern: verify or project, and say what that cost."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nmcompile.errors import PatternError
+from nmcompile.frontends import SourceModel, open_model
+from nmcompile.passes.enforce_pattern import enforce
+from nmcompile.passes.pipeline import check_graph
+from nmcompile.sparsity import NM, OneByN, check, project
+from tests.seed_modules import assert_close, export_onnx, run_onnx, run_torch
+
+
+class Net(nn.Module):
+    """Stem, plain, depthwise and pointwise convolution, classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.plain = nn.Conv2d(16, 16, 3)
+        self.depthwise = nn.Conv2d(16, 16, 3, groups=16)
+        self.pointwise = nn.Conv2d(16, 32, 1)
+        self.hidden = nn.Linear(32, 16)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pointwise(self.depthwise(self.plain(self.stem(x).relu())))
+        y: torch.Tensor = self.fc(self.hidden(x.mean((2, 3))))
+        return y
+
+
+X = torch.randn(1, 3, 12, 12)
+
+
+@functools.cache
+def exported() -> SourceModel:
+    torch.manual_seed(0)
+    return open_model(Net(), example_inputs=(X,))
+
+
+def opened() -> SourceModel:
+    """A fresh copy: exporting anew takes longer than the tests."""
+    return dataclasses.replace(exported(), graph=exported().graph.copy())
+
+
+def test_eligible_layers_are_projected_and_the_others_left() -> None:
+    source = opened()
+    before = {layer.name: layer.weight.copy() for layer in source.graph.layers()}
+    result = enforce(source.graph, "2:4")
+    check_graph(source.graph)
+    for layer in source.graph.layers():
+        if layer.name in ("plain", "pointwise", "hidden"):
+            assert np.array_equal(layer.weight, project(before[layer.name], NM(2, 4)))
+        else:
+            assert np.array_equal(layer.weight, before[layer.name])
+    skipped = {row.layer: row.skipped for row in result.layers if row.skipped}
+    assert list(skipped) == ["stem", "depthwise", "fc"]
+    assert "depthwise" in str(skipped["depthwise"])
+    assert "classifier" in str(skipped["fc"])
+
+
+def test_the_dropped_energy_is_that_of_the_removed_weights() -> None:
+    source = opened()
+    before = next(layer.weight for layer in source.graph.layers() if layer.name == "plain").copy()
+    result = enforce(source.graph, "1:4", layers=["plain"])
+    after = next(layer.weight for layer in source.graph.layers() if layer.name == "plain")
+    (row,) = (row for row in result.layers if row.layer == "plain")
+    expected = 1 - np.sum(after.astype(np.float64) ** 2) / np.sum(before.astype(np.float64) ** 2)
+    assert row.energy_dropped == pytest.approx(expected, rel=1e-6)
+    note = next(note for note in result.notes if note.layer == "plain")
+    assert f"{100 * expected:.2f} %" in note.text
+
+
+def test_a_named_layer_is_eligible_whatever_it_is() -> None:
+    source = opened()
+    enforce(source.graph, "2:4", layers=["stem", "fc"])
+    held = {la.name for la in source.graph.layers() if check(la.weight, NM(2, 4)).ok}
+    assert held == {"stem", "fc"}
+
+
+def test_excluded_layers_are_left_alone() -> None:
+    source = opened()
+    enforce(source.graph, "2:4", exclude=["p*"])
+    held = {la.name for la in source.graph.layers() if check(la.weight, NM(2, 4)).ok}
+    assert held == {"hidden"}
+
+
+def test_an_unknown_layer_name_is_an_error() -> None:
+    with pytest.raises(PatternError, match=r"no layer is called plan: expected one of stem, plain"):
+        enforce(opened().graph, "2:4", exclude=["plan"])
+
+
+def test_verify_names_layer_count_and_first_violation() -> None:
+    source = opened()
+    weight = next(layer.weight for layer in source.graph.layers() if layer.name == "plain")
+    breach = check(weight, NM(2, 4))
+    with pytest.raises(PatternError) as caught:
+        enforce(source.graph, "2:4", mode="verify")
+    message = str(caught.value)
+    assert "layer plain" in message
+    assert f"in {breach.violations} groups" in message and str(breach.first) in message
+    assert "2 more layers" in message and "--enforce" in message
+
+
+def test_verify_accepts_what_projection_made_and_changes_nothing() -> None:
+    source = opened()
+    enforce(source.graph, "2:4")
+    before = [layer.weight.copy() for layer in source.graph.layers()]
+    result = enforce(source.graph, "2:4", mode="verify")
+    assert not result.modified
+    after = [layer.weight for layer in source.graph.layers()]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_1xn_that_keeps_more_than_the_density_is_an_error() -> None:
+    with pytest.raises(PatternError, match=r"keeps 1\.000 of its weights"):
+        enforce(opened().graph, "1x16", mode="verify", density=0.5)
+
+
+@given(st.sampled_from([4, 8, 16]), st.sampled_from([0.25, 0.5, 0.75]))
+@settings(max_examples=6, deadline=None)
+def test_1xn_projection_passes_verification(n: int, density: float) -> None:
+    source = opened()
+    enforce(source.graph, OneByN(n), density=density)
+    result = enforce(source.graph, OneByN(n), mode="verify", density=density)
+    kept = {row.layer: row.density for row in result.layers if not row.skipped}
+    assert kept == {name: density for name in ("plain", "pointwise", "hidden")}
+
+
+def test_auto_changes_nothing() -> None:
+    source = opened()
+    enforce(source.graph, "2:4", layers=["plain"])
+    result = enforce(source.graph, "auto")
+    assert not result.modified
+    assert [str(row.pattern) for row in result.layers if row.layer == "plain"] == ["2:4"]
+
+
+def test_onnx_weights_are_projected_like_torch_weights() -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    source, twin = opened(), open_model(export_onnx(model, X))
+    for graph in (source.graph, twin.graph):
+        enforce(graph, "2:4")
+        check_graph(graph)
+    for one, two in zip(source.graph.layers(), twin.graph.layers(), strict=True):
+        assert one.name == two.name
+        assert np.array_equal(one.weight, two.weight)
+    assert_close(run_onnx(twin.native(), X), run_torch(source.native(), X))
