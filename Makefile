@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml Makefile
 	touch $@
 
 demo: setup
-	$(BIN)/python benchmarks/demo_digits.py
+	$(BIN)/python -m benchmarks.demo_digits
 
 test: setup
 	$(BIN)/pytest -q
@@ -43,7 +43,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/bench_models.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_models $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

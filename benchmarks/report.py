@@ -60,6 +60,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     machine, settings = result["machine"], result["settings"]
     versions = machine["versions"]
     lines = [
+        "![Speed-up over the faster of onnxruntime and OpenVINO](benchmarks/results/speedup.png)",
+        "",
         f"Batch 1, {settings['size']}², float32, medians of {settings['rounds']} interleaved "
         f"rounds, on {machine['cpu']} ({machine['cores']} cores, "
         f"{', '.join(f'{k} {v}' for k, v in machine['caches'].items())}), against onnxruntime "

@@ -37,12 +37,12 @@ class PanelConfig:
 
     tile: vectors of 16 output pixels per tile.
     outputs: output channels accumulated together in registers.
-    list_outputs: output channels that share one list of rows (N of 1xN), a multiple of `outputs`;
-        1 where every output channel has its own list.
+    list_outputs: output channels that share one list of rows (N of 1xN), a multiple of `outputs`.
     run: consecutive panel rows that one list entry stands for.
     block_channels: input channels whose rows lie in the panel at once.
     chunks: parts into which the output channels are split for threads and caches.
     dense: all rows are kept, so no lists are stored.
+    private: every output channel has its own list of single rows.
     """
 
     tile: int
@@ -52,11 +52,7 @@ class PanelConfig:
     block_channels: int
     chunks: int
     dense: bool = False
-
-    @property
-    def private(self) -> bool:
-        """Whether each output channel has its own list."""
-        return self.list_outputs == 1
+    private: bool = False
 
     @property
     def lane_outputs(self) -> int:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, first_lanes, lanes, load
-from nmcompile.kernels.avx512.emit import masked_load, splat, store
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, splat, store
 from nmcompile.kernels.spec import Conv2d
 
 
@@ -62,29 +61,30 @@ class StagedLayout:
         return plane + shift // self.conv.stride[0] * self.conv.out_width
 
 
-def load_strided(buffer: Buffer, start: Expr, stride: int, active: int) -> Expr:
-    """Floats start, start + stride, ...; lanes from `active` on are zero and not read."""
-    if stride == 1:
-        return load(buffer, start, active)
-    if stride == 2:
-        low = T.bind(load(buffer, start, min(LANES, 2 * active - 1)))
-        if active <= LANES // 2:
-            high = splat(0.0)
-        else:
-            high = T.bind(load(buffer, start + LANES, 2 * active - 1 - LANES))
-        return T.Shuffle([low, high], list(range(0, 2 * LANES, 2)))
-    index = lanes(0) * splat(T.int32(stride)) + splat(start)
-    return masked_load(buffer, index, first_lanes(active))
-
-
 def copy_row(
     source: Buffer, start: Expr, stride: int, target: Buffer, at: Expr, count: int
 ) -> None:
     """Copy `count` floats that lie `stride` apart to consecutive ones."""
+    if stride > 2:
+        # Only patch embeddings have such strides, and they read every input once.
+        with T.serial(0, count) as i:
+            T.buffer_store(target, source[start + i * stride], [at + i])
+        return
     for first in range(0, count, LANES):
         active = min(LANES, count - first)
-        value = load_strided(source, start + first * stride, stride, active)
+        begin = start + first * stride
+        value = load(source, begin, active) if stride == 1 else _load_even(source, begin, active)
         store(target, at + first, value, active)
+
+
+def _load_even(buffer: Buffer, start: Expr, active: int) -> Expr:
+    """Floats start, start + 2, ...; lanes from `active` on are zero and not read."""
+    low = T.bind(load(buffer, start, min(LANES, 2 * active - 1)))
+    if active <= LANES // 2:
+        high = splat(0.0)
+    else:
+        high = T.bind(load(buffer, start + LANES, 2 * active - 1 - LANES))
+    return T.Shuffle([low, high], list(range(0, 2 * LANES, 2)))
 
 
 def zero_row(target: Buffer, at: Expr, count: int) -> None:

@@ -118,6 +118,7 @@ def private_config(conv: Conv2d, density: float) -> PanelConfig:
         run=1,
         block_channels=channels,
         chunks=chunks_for(conv, tile, outputs, density),
+        private=True,
     )
 
 

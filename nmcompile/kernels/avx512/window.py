@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, activate, load
 from nmcompile.kernels.avx512.emit import splat, store
-from nmcompile.kernels.avx512.staging import load_strided
+from nmcompile.kernels.avx512.staging import copy_row
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Pool2d
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -77,10 +77,7 @@ def _copy_plane(window: _Window, x: Buffer, start: Expr, planes: Buffer, fill: f
             with T.If(tirx.all(source >= 0, source < window.in_height)):
                 with T.Then():
                     begin = start + source * window.in_width + (phase - window.left)
-                    for first in range(low, high, LANES):
-                        active = min(LANES, high - first)
-                        value = load_strided(x, begin + first * stride, stride, active)
-                        store(planes, at + first, value, active)
+                    copy_row(x, begin + low * stride, stride, planes, at + low, high - low)
 
 
 def _slide(

@@ -1,0 +1,87 @@
+"""Compiles one kernel of the catalogue alone and runs it, beside a float64 reference."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tvm
+from torch.nn import functional
+
+from nmcompile.kernels.catalog import Kernel
+from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Pool2d
+from nmcompile.targets import find_target
+
+Array = npt.NDArray[Any]
+
+ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": torch.relu,
+    "clip": lambda y: y.clamp(-0.25, 1.5),
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "hard_sigmoid": functional.hardsigmoid,
+    "hard_swish": functional.hardswish,
+    "gelu": functional.gelu,
+}
+
+
+def activation(kind: str) -> Activation:
+    return Activation("clip", -0.25, 1.5) if kind == "clip" else Activation(kind)  # type: ignore[arg-type]
+
+
+def run_kernel(kernel: Kernel, problem: Problem, x: Array, residual: Array | None) -> Array:
+    """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes."""
+    lowered = kernel.lower(kernel.name, problem)
+    llvm = tvm.target.Target({"kind": "llvm", "mcpu": find_target(kernel.target).llvm_cpu})
+    function = lowered.func.with_attr("global_symbol", "kernel")
+    module = tvm.compile(
+        tvm.IRModule({"kernel": function}), target=llvm, tir_pipeline=TIR_PIPELINE
+    )
+    out = np.full(output_shape(problem), np.nan, np.float32)
+    arrays = [x, *lowered.arrays.values(), *([] if residual is None else [residual]), out]
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+    module["kernel"](*tensors)
+    result: Array = tensors[-1].numpy()
+    return result
+
+
+def output_shape(problem: Problem) -> tuple[int, ...]:
+    spec = problem.spec
+    if isinstance(spec, Conv2d):
+        return (spec.batch, spec.out_channels, spec.out_height, spec.out_width)
+    if isinstance(spec, Linear):
+        return (*spec.lead, spec.out_features)
+    if isinstance(spec, Pool2d):
+        return (spec.batch, spec.channels, spec.out_height, spec.out_width)
+    assert isinstance(spec, GlobalAverage)
+    return spec.out_shape
+
+
+def reference(problem: Problem, x: Array, residual: Array | None) -> Array:
+    """The same in torch, float64."""
+    spec, data = problem.spec, torch.from_numpy(x).double()
+    weight = None if problem.weight is None else torch.from_numpy(problem.weight).double()
+    bias = None if problem.bias is None else torch.from_numpy(problem.bias).double()
+    if isinstance(spec, Conv2d):
+        assert weight is not None
+        top, left, bottom, right = spec.padding
+        padded = functional.pad(data, (left, right, top, bottom))
+        y = functional.conv2d(padded, weight, bias, spec.stride, 0, spec.dilation, spec.groups)
+    else:
+        assert isinstance(spec, Linear) and weight is not None
+        y = functional.linear(data, weight, bias)
+    if residual is not None:
+        y = y + torch.from_numpy(residual).double()
+    result: Array = ACTIVATIONS[problem.epilogue.activation.kind](y).numpy()
+    return result
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Largest difference as a share of the expected range; NaN counts as infinite."""
+    if not np.isfinite(found).all():
+        return float("inf")
+    span = max(float(np.abs(expected).max()), 1e-6)
+    return float(np.abs(found - expected).max()) / span

@@ -1,0 +1,176 @@
+"""Every convolution and linear row of the catalogue on random shapes, against float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from nmcompile.kernels.catalog import CATALOG, Kernel, choose
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
+from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
+from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error, run_kernel
+
+CONVOLUTIONS = [kernel for kernel in CATALOG if kernel.op == "conv2d"]
+PATTERNS: dict[str, list[tuple[Pattern, float | None]]] = {
+    "one_by_n": [(OneByN(n), d) for n in (2, 4, 8, 16, 32) for d in (0.25, 0.5)],
+    "nm": [(NM(2, 4), None), (NM(1, 4), None), (NM(1, 16), None), (NM(2, 8, "flat"), None),
+           (Unstructured(), 0.1), (Unstructured(), 0.02)],
+    "dense": [(Dense(), None)],
+    "depthwise": [(Dense(), None)],
+}  # fmt: skip
+
+
+def patterns_of(kernel: Kernel) -> list[tuple[Pattern, float | None]]:
+    """The patterns that a row is for, by the method in its name."""
+    return PATTERNS[kernel.name.removeprefix("conv2d_f32_").removesuffix(f"__{kernel.target}")]
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, depthwise: bool) -> Conv2d:
+    """Any geometry with at least one output pixel: tails, strides, asymmetric padding, groups."""
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (5, 5), (1, 7), (7, 1), (2, 3), (4, 4)]))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    same = draw(st.booleans())
+    padding = tuple(
+        dilation[axis] * (kernel[axis] - 1) // 2 if same else draw(st.integers(0, 3))
+        for axis in (0, 1, 0, 1)
+    )
+    if depthwise:
+        groups = draw(st.integers(2, 20))
+        channels, outputs = groups, groups * draw(st.sampled_from([1, 1, 2]))
+    else:
+        groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+        channels, outputs = groups * draw(st.integers(1, 40)), groups * draw(st.integers(1, 40))
+        assume(groups == 1 or channels > groups)
+    conv = Conv2d(
+        batch=draw(st.sampled_from([1, 1, 2])),
+        in_channels=channels,
+        in_height=draw(st.integers(1, 20)),
+        in_width=draw(st.sampled_from([1, 5, 7, 14, 16, 17, 23, 33])),
+        out_channels=outputs,
+        kernel=kernel,
+        stride=draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2), (3, 4)])),
+        padding=(padding[0], padding[1], padding[2], padding[3]),
+        dilation=dilation,
+        groups=groups,
+    )
+    assume(conv.out_height > 0 and conv.out_width > 0)
+    return conv
+
+
+def make_problem(
+    conv: Conv2d, pattern: Pattern, density: float | None, epilogue: Epilogue, seed: int
+) -> tuple[Problem, Any, Any]:
+    rng = np.random.default_rng(seed)
+    shape = (conv.out_channels, conv.group_in, *conv.kernel)
+    weight = project(rng.standard_normal(shape, dtype=np.float32), pattern, density)
+    bias = rng.standard_normal(conv.out_channels, dtype=np.float32) if epilogue.bias else None
+    kept = float(np.count_nonzero(weight)) / weight.size
+    problem = Problem(conv, epilogue, weight, bias, Detection(pattern, (pattern,), kept))
+    x = rng.standard_normal((conv.batch, conv.in_channels, conv.in_height, conv.in_width))
+    out = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+    residual = rng.standard_normal(out, dtype=np.float32) if epilogue.residual else None
+    return problem, x.astype(np.float32), residual
+
+
+@pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
+    conv = data.draw(convolutions("depthwise" in kernel.name))
+    pattern, density = data.draw(st.sampled_from(patterns_of(kernel)))
+    epilogue = Epilogue(
+        data.draw(st.booleans()),
+        data.draw(st.booleans()),
+        # The other activations have a test of their own; their code takes long to compile.
+        activation(data.draw(st.sampled_from(["none", "relu", "clip"]))),
+    )
+    problem, x, residual = make_problem(conv, pattern, density, epilogue, data.draw(st.integers(0)))
+    found = run_kernel(kernel, problem, x, residual)
+    assert relative_error(found, reference(problem, x, residual)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("conv", "pattern", "density"),
+    [
+        # Panels larger than a cache, so that the channels are split in blocks.
+        (Conv2d(1, 300, 7, 7, 40, (3, 3), padding=(1, 1, 1, 1)), OneByN(8), 0.5),
+        (Conv2d(1, 1100, 7, 7, 36, (3, 3), padding=(1, 1, 1, 1)), OneByN(4), 0.5),
+        (Conv2d(1, 500, 14, 14, 70, (1, 1)), NM(2, 4), None),
+        (Conv2d(1, 1100, 7, 7, 20, (3, 3), padding=(1, 1, 1, 1)), Dense(), None),
+        # Enough outputs to be split in chunks, and not a multiple of the lists.
+        (Conv2d(1, 24, 7, 7, 600, (1, 1)), OneByN(16), 0.5),
+        (Conv2d(1, 24, 7, 7, 602, (1, 1)), NM(2, 4), None),
+        # A stem.
+        (Conv2d(1, 3, 65, 47, 33, (7, 7), (2, 2), (3, 3, 3, 3)), Dense(), None),
+    ],
+)
+def test_large_convolution_agrees_with_float64(
+    conv: Conv2d, pattern: Pattern, density: float | None
+) -> None:
+    epilogue = Epilogue(True, True, Activation("relu"))
+    problem, x, residual = make_problem(conv, pattern, density, epilogue, 0)
+    kernel = choose("conv2d", "avx512", problem).kernel
+    found = run_kernel(kernel, problem, x, residual)
+    assert relative_error(found, reference(problem, x, residual)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
+def test_activations_agree_with_float64(kind: str) -> None:
+    conv = Conv2d(1, 3, 6, 5, 7, (3, 3), padding=(1, 1, 1, 1))
+    epilogue = Epilogue(True, True, activation(kind))
+    problem, x, residual = make_problem(conv, Dense(), None, epilogue, 0)
+    # Far beyond where the activations saturate, on both sides.
+    x *= 20
+    kernel = choose("conv2d", "avx512", problem).kernel
+    found = run_kernel(kernel, problem, x, residual)
+    assert relative_error(found, reference(problem, x, residual)) < 1e-5
+
+
+def test_weight_of_zeros_gives_the_bias() -> None:
+    conv = Conv2d(1, 16, 9, 9, 32, (3, 3), padding=(1, 1, 1, 1))
+    for pattern in (OneByN(16), NM(2, 4)):
+        problem, x, _ = make_problem(conv, pattern, 0.5, Epilogue(bias=True), 0)
+        assert problem.weight is not None
+        problem.weight[...] = 0
+        for kernel in CONVOLUTIONS:
+            if kernel.refuse(problem) is None:
+                found = run_kernel(kernel, problem, x, None)
+                assert relative_error(found, reference(problem, x, None)) < 1e-6
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lead=st.sampled_from([(1,), (2,), (7,), (2, 13), (1, 3, 4)]),
+    inputs=st.integers(1, 70),
+    outputs=st.sampled_from([1, 10, 16, 63, 64, 65, 130]),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    kind=st.sampled_from(["none", "relu"]),
+    seed=st.integers(0),
+)
+def test_linear_agrees_with_float64(
+    lead: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    bias: bool,
+    residual: bool,
+    kind: str,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    epilogue = Epilogue(bias, residual, activation(kind))
+    problem = Problem(
+        Linear(lead, inputs, outputs),
+        epilogue,
+        rng.standard_normal((outputs, inputs), dtype=np.float32),
+        rng.standard_normal(outputs, dtype=np.float32) if bias else None,
+    )
+    x = rng.standard_normal((*lead, inputs), dtype=np.float32)
+    extra = rng.standard_normal((*lead, outputs), dtype=np.float32) if residual else None
+    kernel = choose("linear", "avx512", problem).kernel
+    found = run_kernel(kernel, problem, x, extra)
+    assert relative_error(found, reference(problem, x, extra)) < 1e-5
