@@ -34,7 +34,8 @@ from benchmarks.training import BlockConv, SpReConv, digits_net, train
 from nmcompile import CompileResult, InspectionReport, runtime
 
 HELD_OUT = 500
-CONSOLE = Console()
+# Logs and pipes have no width of their own; rich would take them for 80 columns.
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "SpRe over 2:4 SR-STE": SpReConv,
     "1x16 blocks, half kept": BlockConv,
@@ -53,8 +54,13 @@ def digits() -> tuple[Tensor, Tensor]:
 @contextmanager
 def _bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Progress on standard error; call it to advance, or with a stage's name."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{title} ...")
+        yield lambda *_: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=total)
 
         def advance(stage: str = "", done: int = 0, of: int = 0) -> None:

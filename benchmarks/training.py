@@ -167,15 +167,14 @@ def train(
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = [module for module in model.modules() if isinstance(module, BlockConv)]
-    batch = 64
+    batch, last = 64, 3 * epochs // 4
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
     for epoch in range(epochs):
-        for block in blocks:
-            if epoch <= 0.75 * epochs:
-                block.update(min(1.0, epoch / (0.75 * epochs)), generator)
+        for block in blocks if epoch <= last else []:
+            block.update(epoch / last if last else 1.0, generator)
         for index in _batches(len(images), batch, generator):
             optimizer.zero_grad()
             loss = functional.cross_entropy(model(images[index]), labels[index])
@@ -183,7 +182,4 @@ def train(
             optimizer.step()
             schedule.step()
         on_epoch()
-    for block in blocks:
-        # Few epochs may have stepped over the end of the schedule; at it, nothing comes back.
-        block.update(1.0, generator)
     return model.eval()

@@ -132,6 +132,8 @@ class EnforcePattern:
 
     def _breach(self, name: str, weight: Array, pattern: Pattern) -> str | None:
         """What is wrong with the layer, or None."""
+        if self.density is not None and check(weight, pattern, self.density).ok:
+            return None
         result = check(weight, pattern)
         if not result.ok:
             return (

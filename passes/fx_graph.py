@@ -17,7 +17,6 @@ from torch import fx
 from nmcompile.passes.fx_nodes import (
     CONV,
     DROPOUT,
-    IDENTITY,
     LINEAR,
     NATIVE_BATCH_NORM,
     arguments_of,
@@ -25,6 +24,7 @@ from nmcompile.passes.fx_nodes import (
     batch_norm_node,
     conv_attrs,
     data_node,
+    is_identity,
     is_pure,
     layer_name,
     module_path,
@@ -81,6 +81,13 @@ class FxGraph(Graph):
             recorded = tensor
         dims = tuple(recorded.shape)
         return dims if all(type(dim) is int for dim in dims) else None
+
+    def dtype(self, value: Value) -> str | None:
+        """The dtype that export recorded."""
+        node = cast(fx.Node, value)
+        recorded = node.meta.get("val", self._tensor(node))
+        is_tensor = isinstance(recorded, torch.Tensor)
+        return str(recorded.dtype).removeprefix("torch.") if is_tensor else None
 
     def uses(self, value: Value) -> int:
         """Argument slots that hold the node."""
@@ -215,7 +222,7 @@ class FxGraph(Graph):
         elif target is aten.add.Tensor:
             if all(isinstance(a, fx.Node) for a in node.args[:2]) and not node.kwargs:
                 kind, inputs = "add", tuple(node.args[:2])
-        elif target in IDENTITY or (target in DROPOUT and not node.args[2]):
+        elif is_identity(node) or (target in DROPOUT and not node.args[2]):
             kind = "identity"
         return Op(
             kind, name, f"{target} {node.name}", inputs, node, node, weight, bias, conv, affine

@@ -13,10 +13,10 @@ aten = torch.ops.aten
 CONV = {aten.conv2d.default, aten.conv2d.padding, aten.convolution.default}
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
 NATIVE_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
-IDENTITY = {
+VIEW = {aten.view.default, aten._unsafe_view.default}
+_IDENTITY = {
     aten.alias.default,
     aten.clone.default,
-    aten.contiguous.default,
     aten.detach.default,
     aten.lift_fresh_copy.default,
 }
@@ -38,6 +38,12 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
         else node.kwargs.get(entry.name, entry.default_value)
         for i, entry in enumerate(schema)
     }
+
+
+def is_identity(node: fx.Node) -> bool:
+    """Whether the node hands its input on, layout included: later nodes may depend on strides."""
+    kept = node.kwargs.get("memory_format") in (None, torch.preserve_format)
+    return node.target in _IDENTITY and kept
 
 
 def weight_node(node: fx.Node) -> fx.Node:

@@ -134,6 +134,10 @@ class Graph(ABC):
         """The shape where every dimension is known."""
 
     @abstractmethod
+    def dtype(self, value: Value) -> str | None:
+        """The numpy name of the element type ("float32", "bfloat16"), where it is known."""
+
+    @abstractmethod
     def uses(self, value: Value) -> int:
         """How many operator inputs and graph outputs read the value."""
 

@@ -76,6 +76,11 @@ class OnnxGraph(Graph):
         shape = cast(ir.Value, value).shape
         return None if shape is None or not shape.is_static() else tuple(shape.numpy())
 
+    def dtype(self, value: Value) -> str | None:
+        """The dtype that inference found."""
+        found = cast(ir.Value, value).dtype
+        return None if found is None else found.numpy().name
+
     def uses(self, value: Value) -> int:
         """Node inputs, those in subgraphs too, and graph outputs."""
         found = cast(ir.Value, value)

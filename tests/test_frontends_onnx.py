@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError
+from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
 from nmcompile.frontends import open_model
 from nmcompile.passes.pipeline import run_pipeline
 from tests.seed_modules import SeedNet, assert_close, export_onnx, randomised, run_onnx
@@ -212,6 +212,61 @@ def test_relax_computes_what_onnxruntime_does_with_the_weights_of_the_layers() -
     for layer in source.graph.layers():
         assert layer.weight.tobytes() in found, layer.name
     assert_close(run_relax(module, x), run_onnx(proto, x))
+
+
+def in_precision(elem_type: int, *, stored_only: bool = False) -> onnx.ModelProto:
+    """`conv_model` in another precision, or with the weight cast back to float32."""
+    proto = conv_model(opset=22)  # the first with bfloat16 convolutions
+    weight = numpy_helper.to_array(proto.graph.initializer[0])
+    converted = onnx.helper.make_tensor(
+        "conv.weight", elem_type, weight.shape, weight.reshape(-1).tolist()
+    )
+    proto.graph.initializer[0].CopyFrom(converted)
+    if stored_only:
+        node = helper.make_node("Cast", ["conv.weight"], ["w"], to=TensorProto.FLOAT)
+        proto.graph.node.insert(0, node)
+        proto.graph.node[1].input[1] = "w"
+        return proto
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = elem_type
+    return proto
+
+
+def test_double_precision_names_the_input() -> None:
+    source = open_model(in_precision(TensorProto.DOUBLE))
+    with pytest.raises(ModelError, match=r"input x is float64; expected float32.*model\.float"):
+        source.to_relax()
+
+
+@pytest.mark.parametrize("elem_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_half_precision_names_the_layer(elem_type: int) -> None:
+    source = open_model(in_precision(elem_type))
+    run_pipeline(source.graph)
+    with pytest.raises(WeightError, match=r"layer conv: its weight is b?float16; expected float32"):
+        source.to_relax()
+
+
+def test_a_weight_that_is_only_stored_in_half_precision_is_converted() -> None:
+    proto, x = in_precision(TensorProto.FLOAT16, stored_only=True), torch.randn(1, 4, 6, 6)
+    source = open_model(proto)
+    run_pipeline(source.graph)
+    assert_close(run_relax(source.to_relax(), x), run_onnx(proto, x))
+
+
+def test_padding_that_the_exporter_computes_hides_no_shape() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.conv(nn.functional.pad(x, (0, 1, 0, 1)))
+            return y
+
+    source = open_model(export_onnx(Padded().eval(), torch.randn(1, 3, 15, 15)))
+    run_pipeline(source.graph)
+    (layer,) = source.graph.layers()
+    assert (layer.input_shape, layer.output_shape) == ((1, 3, 16, 16), (1, 8, 7, 7))
 
 
 def test_matmul_weights_are_read_as_output_by_input() -> None:

@@ -105,7 +105,7 @@ def test_a_program_exported_in_training_mode_is_refused() -> None:
 
 
 def test_missing_example_inputs_are_asked_for() -> None:
-    with pytest.raises(ShapeError, match=r"torch model Small .*pass example_inputs"):
+    with pytest.raises(ShapeError, match=r"torch model Small .*pass example_inputs.*shapes="):
         open_model(Small())
 
 
@@ -186,6 +186,111 @@ def test_relax_computes_what_torch_does_with_the_weights_of_the_layers() -> None
     for layer in source.graph.layers():
         assert layer.weight.tobytes() in found, layer.name
     assert_close(run_relax(module, x), run_torch(model, x))
+
+
+class Attention(nn.Module):
+    """Heads that are moved behind the tokens and back: the copies in between change strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.fc(x).reshape(1, 16, 2, 16).transpose(1, 2)
+        y: torch.Tensor = (q @ q.transpose(-1, -2)).softmax(-1) @ q
+        return y.transpose(1, 2).reshape(1, 16, 32)
+
+
+class ChannelsLast(nn.Module):
+    """A view that holds only as long as the convolution writes channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        weight = self.conv.weight.detach()
+        self.conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.bn(self.conv(x)).permute(0, 2, 3, 1)
+        return y.view(y.shape[0], -1, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Attention(), torch.randn(1, 16, 32)),
+        (ChannelsLast(), torch.randn(2, 4, 6, 6)),
+    ],
+)
+def test_views_survive_a_change_of_strides(model: nn.Module, x: torch.Tensor) -> None:
+    source = open_model(randomised(model), example_inputs=(x,))
+    run_pipeline(source.graph, verify=True)
+    expected = run_torch(model, x)
+    assert_close(run_torch(source.native(), x), expected)
+    assert_close(run_relax(source.to_relax(), x), expected)
+
+
+def test_a_copy_that_keeps_its_layout_is_bypassed_and_one_that_changes_it_stays() -> None:
+    class Copying(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clone().transpose(1, 2).clone(memory_format=torch.contiguous_format).relu()
+
+    source = open_model(Copying(), example_inputs=(X,))
+    run_pipeline(source.graph, verify=True)
+    assert [op.where.split()[0] for op in source.graph.ops()] == [
+        "aten.transpose.int",
+        "aten.clone.default",
+        "aten.relu.default",
+    ]
+
+
+def test_a_folded_graph_that_cannot_be_exported_again_is_a_model_error() -> None:
+    source = open_model(Small(), example_inputs=(X,))
+    node = next(n for n in source.native().graph.nodes if "aten.mean" in str(n.target))
+    node.args = (node.args[0], [2, 7])
+    with pytest.raises(ModelError, match=r"cannot be exported: torch\.export says IndexError"):
+        source.to_relax()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_folds_but_is_not_compiled(dtype: torch.dtype) -> None:
+    source = open_model(Small().to(dtype), example_inputs=(X.to(dtype),))
+    run_pipeline(source.graph, verify=True)
+    assert source.native()(X.to(dtype)).dtype is dtype
+    name = str(dtype).removeprefix("torch.")
+    message = rf"layer features\.0: its weight is {name}; expected float32.*model\.float\(\)"
+    with pytest.raises(WeightError, match=message):
+        source.to_relax()
+
+
+def test_a_weight_that_is_only_stored_in_half_precision_is_converted() -> None:
+    class Stored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3).half()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert self.conv.bias is not None
+            return nn.functional.conv2d(x, self.conv.weight.float(), self.conv.bias.float())
+
+    model = Stored()
+    source = open_model(model, example_inputs=(X,))
+    run_pipeline(source.graph, verify=True)
+    assert [layer.name for layer in source.graph.layers()] == ["conv"]
+    assert_close(run_relax(source.to_relax(), X), run_torch(model, X))
+
+
+def test_double_precision_names_the_input_or_the_output() -> None:
+    with pytest.raises(ModelError, match=r"input x is float64; expected float32"):
+        open_model(Small().double(), example_inputs=(X.double(),)).to_relax()
+
+    class Widening(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.double()
+
+    with pytest.raises(ModelError, match=r"output 0 is float64; expected float32"):
+        open_model(Widening(), example_inputs=(X,)).to_relax()
 
 
 def test_an_operator_that_tvm_cannot_import_is_named() -> None:

@@ -134,6 +134,26 @@ def test_1xn_projection_passes_verification(n: int, density: float) -> None:
     assert kept == {name: density for name in ("plain", "pointwise", "hidden")}
 
 
+@pytest.mark.parametrize("density", [None, 0.5])
+def test_1xn_projection_of_unstructured_weights_passes_verification(density: float | None) -> None:
+    source = opened()
+    enforce(source.graph, "unstructured", density=0.4)
+    enforce(source.graph, "1x16", density=0.5)
+    result = enforce(source.graph, "1x16", mode="verify", density=density)
+    assert not result.modified
+
+
+def test_a_1xn_layer_of_the_right_density_need_not_be_uniform() -> None:
+    source = opened()
+    op = next(op for op in source.graph.ops() if op.name == "pointwise")
+    assert op.weight is not None
+    weight = op.weight.copy()  # 32 x 16: one group keeps 12 channels, the other 4
+    weight[:16, 12:], weight[16:, 4:] = 0, 0
+    source.graph.set_weight(op, weight, op.bias)
+    result = enforce(source.graph, "1x16", layers=["pointwise"], density=0.5)
+    assert not result.modified
+
+
 def test_auto_changes_nothing() -> None:
     source = opened()
     enforce(source.graph, "2:4", layers=["plain"])

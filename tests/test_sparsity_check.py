@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nmcompile.errors import PatternError, WeightError
-from nmcompile.sparsity import NM, CheckResult, Dense, OneByN, Unstructured, check
+from nmcompile.sparsity import (
+    NM,
+    CheckResult,
+    Dense,
+    OneByN,
+    Pattern,
+    Unstructured,
+    check,
+    project,
+)
 
 Array = NDArray[Any]
 Index = tuple[int, int, int, int]
@@ -58,6 +67,11 @@ def naive_nm(weight: Array, pattern: NM) -> CheckResult:
 def naive_one_by_n(weight: Array, n: int) -> CheckResult:
     outputs, inputs = weight.shape[:2]
     broken = []
+    groups = [group for s in range(0, outputs, n) if (group := weight[s : s + n]).any()]
+    kept = [sum(bool(group[:, c].any()) for c in range(inputs)) for group in groups]
+    most = max(kept, default=0)
+    if most < inputs and most <= round(0.75 * inputs) and kept.count(most) > len(kept) / 2:
+        return CheckResult(True, 0, None)
     for start in range(0, outputs, n):
         for channel in range(inputs):
             keep = drop = 0
@@ -119,6 +133,58 @@ def test_stray_weight_in_a_dropped_block_is_a_violation() -> None:
     weight[16:, 5] = 0
     weight[20, 5, 1, 1] = 1e-30
     assert check(weight, OneByN(16)) == CheckResult(False, 1, (16, 5, 0, 0))
+
+
+def test_stray_weight_in_one_of_several_uniform_groups_is_a_violation() -> None:
+    weight = project(np.random.default_rng(0).standard_normal((64, 64)), OneByN(16), 0.5)
+    dropped = np.flatnonzero(weight[32] == 0)[3]
+    weight[37, dropped] = 1e-30
+    assert check(weight, OneByN(16)) == CheckResult(False, 1, (32, int(dropped), 0, 0))
+
+
+@pytest.mark.parametrize("other", [NM(2, 4), NM(1, 4), Unstructured()])
+@pytest.mark.parametrize("shape", [(64, 64, 1, 1), (16, 64, 1, 1), (128, 32, 1, 1)])
+def test_other_patterns_do_not_pass_as_blocks(shape: Index, other: Pattern) -> None:
+    weight = project(np.random.default_rng(0).standard_normal(shape), other, 0.4)
+    assert check(weight, OneByN(16)).violations > shape[0] // 16 * shape[1] // 2
+
+
+@pytest.mark.parametrize("pruned", [NM(2, 4), Unstructured()])
+@pytest.mark.parametrize("shape", [(64, 64, 1, 1), (16, 64, 1, 1), (40, 64, 3, 3), (128, 64, 1, 1)])
+def test_blocks_kept_from_a_sparse_weight_may_be_sparse(shape: Index, pruned: Pattern) -> None:
+    weight = project(np.random.default_rng(0).standard_normal(shape), pruned, 0.3)
+    assert check(project(weight, OneByN(16), 0.5), OneByN(16)).ok
+
+
+@given(weights(), st.integers(1, 20), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_with_a_density_each_group_may_keep_that_share(weight: Array, n: int, share: float) -> None:
+    outputs, inputs = weight.shape[:2]
+    most = max(round(share * inputs), 1) if share else 0
+    surplus = 0
+    for start in range(0, outputs, n):
+        group = weight[start : start + n]
+        surplus += max(sum(bool(group[:, c].any()) for c in range(inputs)) - most, 0)
+    assert check(weight, OneByN(n), share).violations == surplus
+
+
+def test_with_a_density_the_weakest_blocks_are_the_violations() -> None:
+    weight = np.ones((32, 8, 1, 1), np.float32)
+    weight[:, 4:] = 0
+    weight[20, 6] = 0.5
+    assert check(weight, OneByN(16), 0.5) == CheckResult(False, 1, (16, 6, 0, 0))
+
+
+def test_with_a_density_unstructured_may_keep_that_share() -> None:
+    weight = np.arange(1.0, 9.0).reshape(2, 4)
+    assert check(weight, Unstructured(), 0.75) == CheckResult(False, 2, (0, 0, 0, 0))
+    weight[0, :2] = 0
+    assert check(weight, Unstructured(), 0.75).ok
+
+
+def test_density_out_of_range_is_refused() -> None:
+    with pytest.raises(PatternError, match="between 0 and 1"):
+        check(np.ones((16, 4)), OneByN(16), 1.5)
 
 
 def test_stray_zero_in_a_kept_block_is_none() -> None:

@@ -1,5 +1,6 @@
 """`detect` lists what `check` confirms, and prefers what a kernel can use."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,17 @@ def nonzero_weight(shape: tuple[int, ...], seed: int = 0) -> Array:
     return np.asarray(magnitudes, np.float32)
 
 
+def line_length(shape: tuple[int, ...], pattern: NM) -> int:
+    return math.prod(shape[1:] if pattern.axis == "ic" else shape)
+
+
 @given(shapes, seeds, st.sampled_from(NM_CANDIDATES))
 @settings(max_examples=100, deadline=None)
 def test_projected_nm_is_among_those_that_hold(
     shape: tuple[int, ...], seed: int, pattern: NM
 ) -> None:
-    assert pattern in detect(project(nonzero_weight(shape, seed), pattern)).holds
+    found = detect(project(nonzero_weight(shape, seed), pattern)).holds
+    assert (pattern in found) == (pattern.m <= line_length(shape, pattern))
 
 
 @given(shapes, seeds, st.sampled_from(ONE_BY_N_CANDIDATES), st.floats(0.01, 0.99))
@@ -69,7 +75,9 @@ def test_list_is_what_check_confirms(
     else:
         weight[rng.random(shape) >= density] = 0
     found = detect(weight)
-    confirmed: set[Pattern] = {p for p in NM_CANDIDATES if check(weight, p).ok}
+    confirmed: set[Pattern] = {
+        p for p in NM_CANDIDATES if check(weight, p).ok and p.m <= line_length(shape, p)
+    }
     listed_blocks = {p for p in found.holds if isinstance(p, OneByN)}
     assert {p for p in found.holds if isinstance(p, NM)} == confirmed
     assert listed_blocks <= {p for p in ONE_BY_N_CANDIDATES if check(weight, p).ok}
@@ -85,6 +93,8 @@ def test_list_is_what_check_confirms(
         ((64, 64, 3, 3), NM(2, 4), None),
         ((64, 64, 3, 3), NM(2, 4, "flat"), None),
         ((64, 64, 1, 1), NM(2, 4), None),
+        ((16, 16, 1, 1), NM(2, 4), None),  # in groups of 32, every line would be a short one
+        ((64, 20, 1, 1), NM(2, 4), None),
         ((64, 64, 3, 3), NM(4, 8), None),
         ((64, 64, 3, 3), NM(1, 4), None),
         ((64, 64, 3, 3), NM(2, 8), None),
@@ -126,6 +136,18 @@ def test_ic_is_preferred_where_both_axes_hold() -> None:
 def test_flat_weights_do_not_pass_as_ic() -> None:
     found = detect(project(nonzero_weight((64, 64, 3, 3)), NM(2, 4, "flat")))
     assert NM(2, 4) not in found.holds
+
+
+def test_groups_longer_than_the_weights_of_an_output_are_not_listed() -> None:
+    found = detect(nonzero_weight((16, 16)))
+    assert found.holds == (Unstructured(), Dense())
+
+
+def test_blocks_kept_from_a_sparse_weight_are_listed() -> None:
+    sparse = project(nonzero_weight((64, 64, 1, 1)), Unstructured(), 0.3)
+    found = detect(project(sparse, OneByN(16), 0.5))
+    assert OneByN(16) in found.holds
+    assert found.pattern == Unstructured()
 
 
 def test_stray_zero_does_not_hide_the_blocks() -> None:

@@ -50,6 +50,15 @@ def test_projection_passes_the_check(
     assert check(project(nonzero_weight(shape, seed), pattern, density), pattern).ok
 
 
+@given(shapes, seeds, patterns, st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+def test_projection_of_a_sparse_weight_passes_the_check_at_its_density(
+    shape: tuple[int, ...], seed: int, pattern: Pattern, density: float, before: float
+) -> None:
+    weight = project(nonzero_weight(shape, seed), Unstructured(), before)
+    assert check(project(weight, pattern, density), pattern, density).ok
+
+
 @given(shapes, seeds, patterns, st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
 def test_projection_keeps_values_or_zeroes_them(

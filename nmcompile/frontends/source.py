@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nmcompile.errors import ModelError
+from nmcompile.passes.check_dtypes import check_dtypes
 from nmcompile.passes.graph import Graph
 
 
@@ -36,8 +37,10 @@ class SourceModel:
         """A `tvm.IRModule` whose `main` takes `inputs`, with all weights as constants.
 
         Raises:
+            ModelError: the model computes in another precision than float32.
             UnsupportedOperatorError: TVM cannot import an operator.
         """
+        check_dtypes(self.graph, {name: dtype for name, _, dtype in self.inputs})
         if self.kind == "torch":
             from nmcompile.frontends import torch_frontend
 

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
+from nmcompile.passes.fx_nodes import VIEW
 
 Examples = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -86,6 +87,9 @@ def to_graph(
     for node in list(graph_module.graph.nodes):
         if node.target is torch.ops.aten.copy_.default and not node.users:
             graph_module.graph.erase_node(node)
+        elif node.target in VIEW:
+            # A view needs the strides it was traced with; new weights may change them.
+            node.target = torch.ops.aten.reshape.default
     graph_module.recompile()
     _set_training(dict.fromkeys(graph_module.modules(), False))
     return graph_module
@@ -118,6 +122,7 @@ def to_relax(module: fx.GraphModule) -> Any:
     `main` takes the tensors of `input_specs` in their order and returns a tuple of outputs.
 
     Raises:
+        ModelError: the graph cannot be exported again.
         UnsupportedOperatorError: TVM has no conversion for an operator; names the nodes.
     """
     from tvm.relax.frontend.torch import from_exported_program
@@ -132,7 +137,14 @@ def to_relax(module: fx.GraphModule) -> Any:
         args, kwargs = pytree.tree_unflatten(inputs, spec.in_spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, args, kwargs, strict=False)
+        try:
+            program = torch.export.export(module, args, kwargs, strict=False)
+        except Exception as error:
+            raise ModelError(
+                f"the folded model cannot be exported: torch.export says {_first_line(error)}; "
+                "expected a graph that runs on the example inputs: try it with `nmcompile.fold`, "
+                "and report it if the original model runs"
+            ) from error
         try:
             return from_exported_program(program, keep_params_as_input=False)
         except Exception as error:
@@ -169,7 +181,8 @@ def _examples(
     if example_inputs is None:
         raise ShapeError(
             f"{_title(model)} does not say what its inputs look like: expected example inputs, "
-            "found none; pass example_inputs=(x,) with tensors of the shape to compile for"
+            "found none; pass example_inputs=(x,) with tensors of the shape to compile for, or "
+            'shapes={"x": (1, 3, 224, 224)} with the float32 inputs by argument name'
         )
     if isinstance(example_inputs, Mapping):
         return (), {str(name): _tensor(value) for name, value in example_inputs.items()}

@@ -15,15 +15,17 @@ from nmcompile.sparsity.groups import (
     nm_lines,
     pad_axis,
 )
-from nmcompile.sparsity.pattern import NM, OneByN, Pattern
+from nmcompile.sparsity.pattern import NM, OneByN, Pattern, Unstructured
+from nmcompile.sparsity.project import checked_density, kept_blocks, kept_weights
 
 
 @dataclass(frozen=True)
 class CheckResult:
     """The outcome of `check`.
 
-    `violations` counts the N:M groups or 1xN blocks that break the pattern; `first` is the OIHW
-    index of the first weight of the first of them, None where there is none.
+    `violations` counts the N:M groups, 1xN blocks or (unstructured) single weights that break the
+    pattern; `first` is the OIHW index of the first weight of the first of them, None where there is
+    none.
     """
 
     ok: bool
@@ -31,27 +33,35 @@ class CheckResult:
     first: tuple[int, ...] | None
 
 
-def check(weight: ArrayLike, pattern: Pattern) -> CheckResult:
+def check(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> CheckResult:
     """Check a weight against a pattern. Dense and unstructured hold for every weight.
 
     N:M: a group breaks the pattern when it has more than n non-zeros; a short group at the end of
     a line may have up to n as well. Groups are counted in the order of `nm_lines`.
 
     1xN: a kept block may hold anything, zeros too; a dropped block must be all zero. A weight does
-    not record which blocks were dropped, so the output channels vote: a channel that is zero over
-    the whole kernel window votes for dropping, and a block breaks the pattern when at least half
-    of them do while another is not zero. A stray zero in a kept block, which millions of float32
-    weights hold by chance, therefore breaks nothing, and a stray weight in a dropped block does.
-    An output channel whose complete filter is zero has no vote: it was removed by channel pruning
-    or added as padding, and says nothing about single input channels. Blocks are counted by group
-    of output channels, then by input channel.
+    not record which blocks were dropped. The pattern therefore holds where most groups of n output
+    channels keep the same number of input channels, at most three quarters of them, and no group
+    keeps more: that is how uniform pruning leaves a weight, whatever its kept blocks hold. In any
+    other weight the output channels vote: a channel that is zero over the whole kernel window votes
+    for dropping, and a block breaks the pattern when at least half of them do while another is not
+    zero. So a stray zero in a kept block, which millions of float32 weights hold by chance, breaks
+    nothing; a stray weight in a dropped block does, where there is another group to compare with;
+    and so do the blocks of N:M and unstructured weights, which hold many zeros but are hardly ever
+    dropped. An output channel whose complete filter is zero has no vote: it was removed by channel
+    pruning or added as padding, and says nothing about single input channels. Blocks are counted by
+    group of output channels, then by input channel.
+
+    With a density, 1xN and unstructured are checked against `project` instead: a block or weight
+    breaks the pattern when it is not zero although `project` would drop it.
 
     Args:
         weight: OIHW, OIK (conv1d) or OI (linear), any real dtype. NaN counts as non-zero.
         pattern: the pattern it is said to have.
+        density: share of weights that may be kept, 0 to 1; of no consequence for N:M and dense.
 
     Raises:
-        PatternError: if the weight has another number of dimensions.
+        PatternError: if the weight has another number of dimensions, or density is out of range.
         WeightError: if a dimension is zero.
     """
     array = as_oihw(weight)
@@ -59,27 +69,33 @@ def check(weight: ArrayLike, pattern: Pattern) -> CheckResult:
     if isinstance(pattern, NM):
         return _check_nm(array != 0, pattern, (o, i, kh, kw))
     if isinstance(pattern, OneByN):
-        return _check_one_by_n(array != 0, pattern.n)
-    return CheckResult(ok=True, violations=0, first=None)
+        return _check_one_by_n(array, pattern, density)
+    if isinstance(pattern, Unstructured) and density is not None:
+        extra = (array != 0) & ~kept_weights(array, checked_density(pattern, density))
+        first = np.unravel_index(int(extra.argmax()), extra.shape)
+        return _result(int(np.count_nonzero(extra)), tuple(int(i) for i in first))
+    return _result(0, None)
 
 
 def _check_nm(nonzero: Array, pattern: NM, shape: Shape) -> CheckResult:
     lines = pad_axis(nm_lines(nonzero, pattern.axis), 1, pattern.m)
     counts = lines.reshape(lines.shape[0], -1, pattern.m).sum(axis=2, dtype=np.uint8)
     broken = counts > pattern.n
-    violations = int(np.count_nonzero(broken))
-    if not violations:
-        return CheckResult(ok=True, violations=0, first=None)
     line, group = divmod(int(broken.argmax()), broken.shape[1])
     first = nm_index(line, group * pattern.m, shape, pattern.axis)
-    return CheckResult(ok=False, violations=violations, first=first)
+    return _result(int(np.count_nonzero(broken)), first)
 
 
-def _check_one_by_n(nonzero: Array, n: int) -> CheckResult:
-    live, votes = block_votes(nonzero, n)
-    broken = contested(live, votes)
-    violations = int(np.count_nonzero(broken))
-    if not violations:
-        return CheckResult(ok=True, violations=0, first=None)
+def _check_one_by_n(array: Array, pattern: OneByN, density: float | None) -> CheckResult:
+    live, votes = block_votes(array != 0, pattern.n)
+    if density is None:
+        broken = contested(live, votes)
+    else:
+        kept = kept_blocks(array, pattern.n, checked_density(pattern, density))
+        broken = (live > 0) & ~kept
     group, channel = divmod(int(broken.argmax()), broken.shape[1])
-    return CheckResult(ok=False, violations=violations, first=(group * n, channel, 0, 0))
+    return _result(int(np.count_nonzero(broken)), (group * pattern.n, channel, 0, 0))
+
+
+def _result(violations: int, first: tuple[int, ...] | None) -> CheckResult:
+    return CheckResult(violations == 0, violations, first if violations else None)

@@ -42,7 +42,8 @@ def detect(weight: ArrayLike) -> Detection:
 
     Candidates are 1xN for N in 2, 4, 8, 16, 32 and N:M on both axes for M in 2, 4, 8, 16, 32 and N
     a power of two below M. They hold in the sense of `check`; 1xN is listed only if it drops a
-    block at all, since otherwise it says nothing about the weight.
+    block at all, N:M only if its groups are no longer than a line of the weight (in * kh * kw on
+    axis ic), since otherwise they say nothing that a smaller block or group does not say.
 
     The most useful is the 1xN of the largest block whose kept blocks are nearly full; else the N:M
     that admits the fewest weights, if the weight has nearly as many (smaller M first, then axis
@@ -100,6 +101,8 @@ def _nm(nonzero: Array, axis: Axis) -> dict[NM, float]:
     counts = pad_axis(lines, 1, _MS[-1]).view(np.uint8)
     found: dict[NM, float] = {}
     for m in _MS:
+        if m > length:
+            break
         counts = counts[:, 0::2] + counts[:, 1::2]
         most = int(counts.max())
         full, tail = divmod(length, m)

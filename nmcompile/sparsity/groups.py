@@ -14,6 +14,9 @@ from nmcompile.sparsity.pattern import Axis
 Array = NDArray[Any]
 Shape = tuple[int, int, int, int]
 
+UNIFORM_SHARE = 0.75
+"""Most blocks that a uniformly pruned weight keeps: single blocks may be zero by chance."""
+
 
 def as_oihw(weight: ArrayLike) -> Array:
     """View a weight as OIHW: linear (O, I) as (O, I, 1, 1), conv1d (O, I, K) as (O, I, 1, K).
@@ -100,5 +103,16 @@ def block_votes(nonzero: Array, n: int) -> tuple[Array, Array]:
 
 
 def contested(live: Array, votes: Array) -> Array:
-    """Tell which 1xN blocks are not all zero although at least half of the votes drop them."""
-    return (live > 0) & (2 * live <= votes)
+    """Tell which 1xN blocks break the pattern; takes the counts of `block_votes`.
+
+    None does where most groups keep the same number of blocks and no group keeps more, if that is
+    at most three quarters. Else those that are not all zero although at least half of the votes
+    drop them.
+    """
+    blocks = live.shape[1]
+    kept = np.count_nonzero(live[votes[:, 0] > 0], axis=1)
+    most = int(kept.max(initial=0))
+    pruned = most < blocks and most <= round(UNIFORM_SHARE * blocks)
+    if pruned and 2 * np.count_nonzero(kept == most) > len(kept):
+        return np.zeros(live.shape, dtype=bool)
+    return np.asarray((live > 0) & (2 * live <= votes))

@@ -53,9 +53,10 @@ class NM:
     On axis ``ic`` the weights of one output channel are read in HWI order, so that a group runs
     along the input channel at one kernel position, and on to the next position where the input
     channels are not a multiple of `m`. Each output channel starts a new group; its last group is
-    short where kh * kw * in is not a multiple of `m`. On axis ``flat`` the OIHW weight is read as
-    it lies in memory, across output channels; only the last group of the tensor may be short. A
-    short group, too, holds at most `n` non-zeros.
+    short where kh * kw * in is not a multiple of `m`; only there do the groups differ from those
+    of training code that cuts the whole flattened OHWI weight into runs of `m`. On axis ``flat``
+    the OIHW weight is read as it lies in memory, across output channels; only the last group of the
+    tensor may be short. A short group, too, holds at most `n` non-zeros.
 
     Source: SR-STE (Zhou et al., ICLR 2021), whose public models use both axes.
 
@@ -90,7 +91,8 @@ class OneByN:
     """`n` consecutive output channels share one keep/drop decision per input channel.
 
     A block is n output channels x 1 input channel x the whole kernel window, and is all zero or
-    kept. Where the output channels are not a multiple of `n`, the last blocks have fewer.
+    kept; a kept one may hold zeros. Where the output channels are not a multiple of `n`, the last
+    blocks have fewer. `check` says how dropped blocks are told from kept ones that hold zeros.
 
     Source: 1xN pattern (Lin et al., TPAMI 2022); SUBP (Xiang et al., NeurIPS 2023).
 

@@ -10,33 +10,14 @@ Three sources, from cheap to general:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, lanes, load, masked_load
 from nmcompile.kernels.avx512.emit import splat, store
+from nmcompile.kernels.avx512.panel_config import Panel
 from nmcompile.kernels.avx512.staging import StagedLayout, stage
 from nmcompile.kernels.spec import Conv2d
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A panel under a tile of `pixels` output pixels.
-
-    vectors: full or partial vectors of 16 pixels per row.
-    extra: pixels behind them that are kept as single floats.
-    stride: floats from one row to the next, whole cache lines.
-    """
-
-    pixels: int
-    vectors: int
-    extra: int
-
-    @property
-    def stride(self) -> int:
-        return (self.vectors + (self.extra > 0)) * LANES
 
 
 def needs_staging(conv: Conv2d) -> bool:
@@ -48,9 +29,12 @@ def needs_staging(conv: Conv2d) -> bool:
 class PanelSource:
     """Emits the copies from the input of one convolution into panels."""
 
-    def __init__(self, conv: Conv2d, x: Buffer) -> None:
-        """`x` is the flat input; for case 3 this emits the staging of all images."""
-        self.conv = conv
+    def __init__(self, conv: Conv2d, x: Buffer, taps_first: bool) -> None:
+        """Take the flat input `x`; in case 3, emit the staging of all images.
+
+        Panel rows are ordered (tap, channel) with `taps_first`, else (channel, tap).
+        """
+        self.conv, self._taps_first = conv, taps_first
         self._layout = StagedLayout.of(conv) if needs_staging(conv) else None
         self._source = x
         if self._layout is not None:
@@ -62,7 +46,8 @@ class PanelSource:
     ) -> None:
         """Copy the rows of `count` input channels from `channel` on, for pixels from `first` on.
 
-        The row of (c, kh, kw) becomes row (c - channel) * taps + kh * kernel_width + kw.
+        The row of (c, kh, kw) becomes row (c - channel) * taps + tap with tap = kh * kernel_width +
+        kw, or row tap * count + c - channel where taps come first.
         """
         conv = self.conv
         channel0 = T.bind(image * conv.in_channels + channel)
@@ -72,17 +57,20 @@ class PanelSource:
         size = conv.in_height * conv.in_width if self._layout is None else self._layout.channel
         with T.serial(0, count) as c:
             source = T.bind((channel0 + c) * size + first)
-            target = T.bind(c * (conv.taps * shape.stride))
             for kh in range(conv.kernel[0]):
                 for kw in range(conv.kernel[1]):
-                    row = kh * conv.kernel[1] + kw
+                    target = T.bind(self._row(kh, kw, c, count) * shape.stride)
                     shift = 0 if self._layout is None else self._layout.row_offset(kh, kw)
                     for at in range(0, shape.pixels, LANES):
                         # The staged copy has slack behind it; the input must not be read past
                         # its end.
                         active = LANES if self._layout else min(LANES, shape.pixels - at)
                         value = load(self._source, source + (shift + at), active)
-                        store(panel, target + (row * shape.stride + at), value)
+                        store(panel, target + at, value)
+
+    def _row(self, kh: int, kw: int, channel: Expr, count: Expr) -> Expr:
+        tap = kh * self.conv.kernel[1] + kw
+        return tap * count + channel if self._taps_first else channel * self.conv.taps + tap
 
     def _fill_shifted(
         self, panel: Buffer, shape: Panel, channel0: Expr, count: Expr, first: Expr
@@ -105,10 +93,9 @@ class PanelSource:
                     for r, c, at in zip(row, column, starts, strict=True)
                 ]
                 shift = down * conv.in_width + right
-                tap = (kh * conv.kernel[1] + kw) * shape.stride
                 with T.serial(0, count) as channel:
                     source = T.bind((channel0 + channel) * plane + first + shift)
-                    target = T.bind(channel * (conv.taps * shape.stride) + tap)
+                    target = T.bind(self._row(kh, kw, channel, count) * shape.stride)
                     for at, mask in zip(starts, masks, strict=True):
                         value = masked_load(self._source, lanes(source + at), mask)
                         store(panel, target + at, value)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.kernels.avx512.panel import OFFSETS_PER_WORD, PackedSizes, PanelConfig
-from nmcompile.kernels.avx512.panel import blocks_of, lists_of
+from nmcompile.kernels.avx512.inner_loops import OFFSETS_PER_WORD
+from nmcompile.kernels.avx512.panel_config import PackedSizes, PanelConfig, blocks_of, entries_of
+from nmcompile.kernels.avx512.panel_config import lists_of, words_of
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import pack_rows
 
@@ -19,11 +20,12 @@ Array = npt.NDArray[np.generic]
 class PackedWeights:
     """Arrays of one panel convolution, in the order of the function's arguments.
 
-    values: float32. Shared lists: per (group, block, list), per part of `outputs` channels, per
-        entry, per row of the run: `outputs` weights. Private lists: per (group, block, step), per
-        offset of the word: `outputs` weights.
-    indices: shared: uint16 entries; private: int64 words of four 16-bit row offsets.
-    starts: int32, first entry (shared) or step (private) of each (group, block, list), and the end.
+    values: float32. Shared lists and dense: per (group, block, list), per part of `outputs`
+        channels, per entry, per row of the run: `outputs` weights. Private and grouped lists: per
+        (group, block, list), per entry: `outputs` weights.
+    indices: shared: uint16 entries; private: int64 words of four 16-bit row offsets; grouped: int64
+        words of positions. `outputs` words of as many channels lie side by side.
+    starts: int32, first entry (shared) or word (private) of each (group, block, list), and the end.
     """
 
     values: npt.NDArray[np.float32]
@@ -59,11 +61,13 @@ def pack_conv(
         for block in range(blocks_of(conv, config)):
             first = block * config.block_channels
             piece = padded[group, :, first : first + config.block_channels]
-            pieces.append(_pack_piece(piece, config))
+            pieces.append(_pack_piece(piece, conv, config))
     values = np.concatenate([piece[0] for piece in pieces])
-    if config.dense:
+    if config.lists == "dense":
         return PackedWeights(values, None, None)
     indices = np.concatenate([piece[1] for piece in pieces])
+    if config.lists == "grouped":
+        return PackedWeights(values, indices, None)
     counts = np.concatenate([piece[2] for piece in pieces])
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     # A kernel argument may not be empty: an all-zero layer still gets one element.
@@ -72,16 +76,21 @@ def pack_conv(
     return PackedWeights(values, indices, starts)
 
 
+_NONE = np.zeros(0, np.int64)
+
+
 def _pack_piece(
-    piece: npt.NDArray[np.float32], config: PanelConfig
+    piece: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
 ) -> tuple[npt.NDArray[np.float32], Array, npt.NDArray[np.int64]]:
     """Values, indices and counts of one block of input channels of one group."""
-    if config.dense:
-        return _dense_values(piece, config), np.zeros(0, np.uint16), np.zeros(0, np.int64)
+    if config.lists == "dense":
+        return _dense_values(piece, config), _NONE, _NONE
+    if config.lists == "grouped":
+        return (*_grouped_words(piece, conv, config), _NONE)
     rows = pack_rows(piece, config.list_outputs, config.run)
     counts = rows.counts.astype(np.int64)
     position = _position_in_list(counts)
-    if config.private:
+    if config.lists == "private":
         return _private_words(rows.indices, rows.values[:, 0], counts, position, config.outputs)
     values = rows.values.reshape(-1, config.run, config.list_outputs)
     parts = config.list_outputs // config.outputs
@@ -92,6 +101,31 @@ def _pack_piece(
     for part in range(parts):
         out[starts[owner] * parts + part * counts[owner] + position] = split[:, :, part]
     return out.reshape(-1), rows.indices.astype(np.uint16), counts
+
+
+def _grouped_words(
+    piece: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
+) -> tuple[npt.NDArray[np.float32], Array]:
+    """The n largest weights of every group of m rows, zeros included, and their positions."""
+    group = config.grouped
+    assert group is not None
+    rows = piece.transpose(0, 2, 3, 1) if group.taps_first else piece
+    groups = rows.reshape(piece.shape[0], -1, group.m)
+    kept = np.sort(np.argsort(groups == 0, axis=2, kind="stable")[:, :, : group.n], axis=2)
+    weights = np.take_along_axis(groups, kept, axis=2)
+    entries, words = entries_of(conv, config), words_of(conv, config)
+    per_word = group.step * group.steps_per_word
+    positions = np.zeros((piece.shape[0], words * per_word), np.uint64)
+    positions[:, :entries] = kept.reshape(piece.shape[0], entries)
+    shifts = (np.arange(per_word) * group.bits).astype(np.uint64)
+    packed = np.bitwise_or.reduce(positions.reshape(-1, words, per_word) << shifts, axis=2)
+
+    def side_by_side(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        bundles = array.reshape(-1, config.outputs, array.shape[1]).transpose(0, 2, 1)
+        return np.ascontiguousarray(bundles).reshape(-1)
+
+    values = side_by_side(weights.reshape(piece.shape[0], entries)).astype(np.float32)
+    return values, side_by_side(packed).view(np.int64)
 
 
 def _dense_values(

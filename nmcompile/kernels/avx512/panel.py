@@ -3,100 +3,30 @@
 Vectors run over output pixels and weights are broadcast scalars, so sparsity along channels is
 only a list of which panel rows to read. For every tile of output pixels the rows of a block of
 input channels (im2col) are copied into a small contiguous panel, then all output channels are
-computed from it. Two inner loops:
-
-- *shared lists*: `outputs` channels read the same rows (1xN, dense): each loaded row feeds
-  outputs x tile FMAs out of registers, bound by FMA;
-- *private lists*: every output channel has its own rows (N:M, unstructured): one L1 load per FMA,
-  bound by loads; four 16-bit row offsets come with one 64-bit load.
+computed from it. Lists that several output channels share are bound by FMA, lists of single
+channels by L1 loads; `inner_loops` has both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, activate, lanes
-from nmcompile.kernels.avx512.emit import load, prefetch, splat, store
-from nmcompile.kernels.avx512.im2col import Panel, PanelSource
+from nmcompile.kernels.avx512.accumulators import Accumulators, Destination
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, prefetch
+from nmcompile.kernels.avx512.im2col import PanelSource
+from nmcompile.kernels.avx512.inner_loops import Weights, multiply
+from nmcompile.kernels.avx512.panel_config import PackedSizes, Panel, PanelConfig
+from nmcompile.kernels.avx512.panel_config import blocks_of, lists_of, tile_shapes
 from nmcompile.kernels.spec import Conv2d, Epilogue
 
-OFFSETS_PER_WORD = 4  # 16-bit row offsets packed in one 64-bit word
-# Weights are prefetched this many floats ahead: they come from memory once per call, and the
-# hardware's prefetchers stop at page borders.
-AHEAD = 1024
-MAX_UNROLL = 9  # panel rows of one list entry that are written out: a 3x3 kernel
-MAX_EXTRA = 2  # pixels behind the last full vector that are worth single accumulators
 
-
-@dataclass(frozen=True)
-class PanelConfig:
-    """Tile sizes of one panel convolution; chosen by `tiling`, read by the packer and the emitter.
-
-    tile: vectors of 16 output pixels per tile.
-    outputs: output channels accumulated together in registers.
-    list_outputs: output channels that share one list of rows (N of 1xN), a multiple of `outputs`.
-    run: consecutive panel rows that one list entry stands for.
-    block_channels: input channels whose rows lie in the panel at once.
-    chunks: parts into which the output channels are split for threads and caches.
-    dense: all rows are kept, so no lists are stored.
-    private: every output channel has its own list of single rows.
-    """
-
-    tile: int
-    outputs: int
-    list_outputs: int
-    run: int
-    block_channels: int
-    chunks: int
-    dense: bool = False
-    private: bool = False
-
-    @property
-    def lane_outputs(self) -> int:
-        """Output channels that one step of the list loop finishes."""
-        return self.outputs if self.private else self.list_outputs
-
-
-@dataclass(frozen=True)
-class PackedSizes:
-    """Lengths of the packed arrays, which are part of the compiled function's type."""
-
-    values: int
-    indices: int
-    starts: int
-
-
-def blocks_of(conv: Conv2d, config: PanelConfig) -> int:
-    """Blocks of input channels per group."""
-    return -(-conv.group_in // config.block_channels)
-
-
-def lists_of(conv: Conv2d, config: PanelConfig) -> int:
-    """Steps of the list loop per group, all chunks together."""
-    return -(-conv.group_out // (config.lane_outputs * config.chunks)) * config.chunks
-
-
-def tile_shapes(pixels: int, config: PanelConfig) -> list[Panel]:
-    """The tiles of one image: equal ones, then what is left.
-
-    One or two pixels that are left join the tile before them where the lists are shared.
-    """
-    size = config.tile * LANES
-    full, rest = divmod(pixels, size)
-    shapes = [Panel(size, config.tile, 0)] * full
-    if not rest:
-        return shapes
-    vectors, extra = divmod(rest, LANES)
-    if config.private or not 0 < extra <= MAX_EXTRA:
-        return [*shapes, Panel(rest, -(-rest // LANES), 0)]
-    if vectors:
-        return [*shapes, Panel(rest, vectors, extra)]
-    if full:
-        return [*shapes[:-1], Panel(size + rest, config.tile, extra)]
-    return [Panel(rest, 1, 0)]
+def emit_panel_conv(
+    name: str, conv: Conv2d, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
+) -> Any:
+    """The TIR function (x, values, [indices, starts], [bias], [residual], out)."""
+    return _Emitter(conv, epilogue, config, sizes).emit(name)
 
 
 class _Emitter:
@@ -109,32 +39,35 @@ class _Emitter:
         self.blocks = blocks_of(conv, config)
         self.lists = lists_of(conv, config)
         self.padded_out = self.lists * config.lane_outputs
-        self.ragged = self.padded_out != conv.group_out
 
-    def emit(self, name: str) -> object:
-        conv, epilogue, sizes = self.conv, self.epilogue, self.sizes
+    def emit(self, name: str) -> Any:
+        conv, sizes = self.conv, self.sizes
         out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
         with PrimFuncBuilder(name) as func:
             x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
-            self.values = func.tensor("values", (sizes.values,))
-            if not self.config.dense:
-                dtype = "int64" if self.config.private else "uint16"
-                self.indices = func.tensor("indices", (sizes.indices,), dtype)
-                self.starts = func.tensor("starts", (sizes.starts,), "int32")
-            if epilogue.bias:
+            values = func.tensor("values", (sizes.values,))
+            indices = starts = residual = self.bias = None
+            if sizes.indices:
+                dtype = "int64" if self.config.own_lists else "uint16"
+                indices = func.tensor("indices", (sizes.indices,), dtype)
+            if sizes.starts:
+                starts = func.tensor("starts", (sizes.starts,), "int32")
+            if self.epilogue.bias:
                 self.bias = func.tensor("bias", (conv.groups * self.padded_out,))
-            residual = func.tensor("residual", out_shape) if epilogue.residual else None
+            if self.epilogue.residual:
+                residual = func.tensor("residual", out_shape)
             out = func.tensor("out", out_shape)
             x, self.out = func.flat(x), func.flat(out)
             self.residual = func.flat(residual) if residual is not None else None
-            self.source = PanelSource(conv, x)
+            self.weights = Weights(conv, self.config, values, indices, starts)
+            self.source = PanelSource(conv, x, self.config.taps_first)
             self._tiles()
         return func.result()
 
     def _tiles(self) -> None:
         """Parallel over (image, group, chunk, tile); the last tile has a body of its own."""
         conv, config = self.conv, self.config
-        shapes = tile_shapes(conv.out_pixels, config)
+        shapes = tile_shapes(conv.out_pixels, config.tile, extras=not config.own_lists)
         body, last = shapes[0], shapes[-1]
         items = conv.batch * conv.groups * config.chunks * len(shapes)
         with T.parallel(0, items) as item:
@@ -167,231 +100,80 @@ class _Emitter:
                 count = T.bind(T.min(count, conv.group_in - block * config.block_channels))
             self.source.fill(panel, shape, image, channel, count, first)
             with T.serial(0, lists) as index:
-                at = _Position(image, group, block, chunk * lists + index, index, first, shape)
-                if config.private:
-                    self._private_list(panel, partial, at)
-                else:
-                    with T.serial(0, config.list_outputs // config.outputs) as part:
-                        self._shared_list(panel, partial, at, part, count)
+                with T.serial(0, config.lane_outputs // config.outputs) as part:
+                    sums = Accumulators(config.outputs, shape)
+                    local = T.bind(index * config.lane_outputs + part * config.outputs)
+                    output = T.bind(chunk * (lists * config.lane_outputs) + local)
+                    target = self._destination(image, group, output, first)
+                    self._prefetch(target, shape, block)
+                    self._begin(sums, partial, block, group * self.padded_out + output, local)
+                    which = self._which(group, block, chunk * lists + index, count)
+                    multiply(self.weights, sums, panel, which, part, count)
+                    self._end(sums, partial, block, target, shape, local)
 
-    def _shared_list(
-        self, panel: Buffer, partial: Buffer, at: _Position, part: Expr, channels: Expr
-    ) -> None:
-        conv, config = self.conv, self.config
-        outputs = config.outputs
-        acc = _Accumulators(outputs, at.panel)
-        local_out = T.bind(at.index * config.list_outputs + part * outputs)
-        self._initialise(acc, partial, at, local_out)
-        if config.dense:
-            count = channels
-            before = T.bind(
-                (at.group * conv.group_in + at.block * config.block_channels) * self.lists
-                + at.list * count
-            )
-        else:
-            which = T.bind((at.group * self.blocks + at.block) * self.lists + at.list)
-            before = T.bind(self.starts[which])
-            count = T.bind(self.starts[which + 1] - before)
-        weights = config.run * outputs
-        value0 = T.bind(before * (config.run * config.list_outputs) + part * (count * weights))
-        stride = at.panel.stride
-        with T.serial(0, count) as entry:
-            channel = entry if config.dense else self.indices[before + entry]
-            row0 = T.bind(T.Cast("int32", channel) * (config.run * stride))
-            value1 = T.bind(value0 + entry * weights)
-            if config.run <= MAX_UNROLL:
-                prefetch(self.values, value1 + AHEAD, weights)
-                for k in range(config.run):
-                    self._multiply(acc, panel, row0 + k * stride, value1 + k * outputs)
-            else:
-                with T.serial(0, config.run) as k:
-                    prefetch(self.values, value1 + k * outputs + AHEAD, outputs)
-                    self._multiply(acc, panel, row0 + k * stride, value1 + k * outputs)
-        self._finish(acc, partial, at, local_out)
+    def _which(self, group: Expr, block: Expr, index: Expr, count: Expr) -> Expr:
+        """Number of a list over everything; for dense weights, the channels before it."""
+        if self.config.lists != "dense":
+            return T.bind((group * self.blocks + block) * self.lists + index)
+        channel = group * self.conv.group_in + block * self.config.block_channels
+        return T.bind(channel * self.lists + index * count)
 
-    def _multiply(self, acc: _Accumulators, panel: Buffer, row: Expr, value: Expr) -> None:
-        """One panel row times `outputs` weights."""
-        xs = [T.bind(load(panel, row + t * LANES)) for t in range(acc.vectors)]
-        for j in range(acc.outputs):
-            weight = T.bind(splat(self.values[value + j]))
-            for t, x in enumerate(xs):
-                acc.set(j, t, acc.get(j, t) + weight * x)
-        if acc.extra:
-            # Pixels that would waste most of a vector: here the weights are the vector.
-            weights = T.bind(load(self.values, value, acc.outputs))
-            for e in range(acc.extra):
-                pixel = splat(panel[row + acc.vectors * LANES + e])
-                acc.set_extra(e, acc.get_extra(e) + weights * pixel)
+    def _destination(self, image: Expr, group: Expr, output: Expr, first: Expr) -> Destination:
+        conv = self.conv
+        return Destination(
+            self.out,
+            self.residual,
+            self.epilogue.activation,
+            plane=T.bind(image * conv.out_channels + group * conv.group_out + output),
+            channel=output,
+            channels=None if self.padded_out == conv.group_out else conv.group_out,
+            first=first,
+            pixels=conv.out_pixels,
+        )
 
-    def _private_list(self, panel: Buffer, partial: Buffer, at: _Position) -> None:
-        outputs, stride = self.config.outputs, at.panel.stride
-        acc = _Accumulators(outputs, at.panel)
-        local_out = T.bind(at.index * outputs)
-        self._initialise(acc, partial, at, local_out)
-        which = T.bind((at.group * self.blocks + at.block) * self.lists + at.list)
-        start = T.bind(self.starts[which])
-        with T.serial(0, self.starts[which + 1] - start) as step:
-            word0 = T.bind((start + step) * outputs)
-            value0 = T.bind(word0 * OFFSETS_PER_WORD)
-            prefetch(self.values, value0 + AHEAD, OFFSETS_PER_WORD * outputs)
-            prefetch(self.indices, word0 + AHEAD // OFFSETS_PER_WORD, outputs)
-            words = [T.bind(self.indices[word0 + j]) for j in range(outputs)]
-            for u in range(OFFSETS_PER_WORD):
-                for j in range(outputs):
-                    offset = (words[j] >> T.int64(16 * u)) & T.int64(0xFFFF)
-                    row = T.bind(T.Cast("int32", offset) * stride)
-                    weight = T.bind(splat(self.values[value0 + (u * outputs + j)]))
-                    for t in range(acc.vectors):
-                        x = load(panel, row + t * LANES)
-                        acc.set(j, t, acc.get(j, t) + weight * x)
-        self._finish(acc, partial, at, local_out)
+    def _prefetch(self, target: Destination, shape: Panel, block: Expr) -> None:
+        """Ask for the lines that the epilogue will touch while the products are computed."""
 
-    def _initialise(
-        self, acc: _Accumulators, partial: Buffer, at: _Position, local_out: Expr
-    ) -> None:
-        """Start from the bias (or zero) in the first block, from the partial sums in the others."""
+        def lines() -> None:
+            for j in range(self.config.outputs):
+                where = (target.plane + j) * target.pixels + target.first
+                if target.residual is not None:
+                    prefetch(target.residual, where, shape.pixels)
+                prefetch(target.out, where, shape.pixels, write=True)
 
-        def from_bias() -> None:
-            channel = T.bind(at.group * self.padded_out + self._channel(at, local_out))
-            for j in range(acc.outputs):
-                start = splat(self.bias[channel + j]) if self.epilogue.bias else splat(0.0)
-                for t in range(acc.vectors):
-                    acc.set(j, t, start)
-            for e in range(acc.extra):
-                bias = self.epilogue.bias
-                acc.set_extra(e, load(self.bias, channel, acc.outputs) if bias else splat(0.0))
-
-        if partial is None:
-            from_bias()
+        if self.blocks == 1:
+            lines()
             return
-        with T.If(at.block == 0):
+        with T.If(block == self.blocks - 1):
             with T.Then():
-                from_bias()
-            with T.Else():
-                self._exchange(acc, partial, local_out, restore=True)
+                lines()
 
-    def _exchange(
-        self, acc: _Accumulators, partial: Buffer, local_out: Expr, restore: bool
+    def _begin(
+        self, sums: Accumulators, partial: Buffer, block: Expr, channel: Expr, local: Expr
     ) -> None:
-        """Move the accumulators from or to the partial sums between two blocks of channels."""
-        base = T.bind(local_out * acc.stride)
-        for j in range(acc.outputs):
-            for t in range(acc.vectors):
-                where = base + (j * acc.stride + t * LANES)
-                if restore:
-                    acc.set(j, t, load(partial, where))
-                else:
-                    store(partial, where, acc.get(j, t))
-        for e in range(acc.extra):
-            # The place behind the vectors of output e has room for a whole vector.
-            where = base + (e * acc.stride + acc.vectors * LANES)
-            if restore:
-                acc.set_extra(e, load(partial, where))
-            else:
-                store(partial, where, acc.get_extra(e))
-
-    def _finish(self, acc: _Accumulators, partial: Buffer, at: _Position, local_out: Expr) -> None:
         if partial is None:
-            self._write(acc, at, local_out)
+            sums.start(self.bias, channel)
             return
-        with T.If(at.block == self.blocks - 1):
+        with T.If(block == 0):
             with T.Then():
-                self._write(acc, at, local_out)
+                sums.start(self.bias, channel)
             with T.Else():
-                self._exchange(acc, partial, local_out, restore=False)
+                sums.restore(partial, local)
 
-    def _write(self, acc: _Accumulators, at: _Position, local_out: Expr) -> None:
-        """Epilogue and store; channels that only pad the last list are left out."""
-        conv, activation = self.conv, self.epilogue.activation
-        channel0 = T.bind(self._channel(at, local_out))
-        plane = at.image * conv.out_channels + at.group * conv.group_out + channel0
-        base = T.bind(plane * conv.out_pixels + at.first)
-
-        def write_channel(j: int) -> None:
-            where = base + j * conv.out_pixels
-            for t in range(acc.vectors):
-                active = min(LANES, at.panel.pixels - t * LANES)
-                value = acc.get(j, t)
-                if self.residual is not None:
-                    value = value + load(self.residual, where + t * LANES, active)
-                store(self.out, where + t * LANES, activate(value, activation), active)
-            for e in range(acc.extra):
-                pixel = where + (acc.vectors * LANES + e)
-                value = splat(acc.column(e)[j])
-                if self.residual is not None:
-                    value = value + splat(self.residual[pixel])
-                store(self.out, pixel, activate(value, activation), 1)
-
-        acc.spill_extra()
-        for j in range(acc.outputs):
-            if self.ragged:
-                with T.If(channel0 + j < conv.group_out):
-                    with T.Then():
-                        write_channel(j)
-            else:
-                write_channel(j)
-
-    def _channel(self, at: _Position, local_out: Expr) -> Expr:
-        """Output channel within the group, from the channel within the chunk."""
-        return (at.list - at.index) * self.config.lane_outputs + local_out
-
-
-@dataclass(frozen=True)
-class _Position:
-    """Where in the loops a list is: loop variables, and the static shape of the tile."""
-
-    image: Expr
-    group: Expr
-    block: Expr
-    list: Expr  # over all chunks
-    index: Expr  # within the chunk
-    first: Expr
-    panel: Panel
-
-
-class _Accumulators:
-    """outputs x vectors registers, and one per extra pixel with a lane per output.
-
-    One buffer of a single vector each, so that LLVM turns them into registers.
-    """
-
-    def __init__(self, outputs: int, panel: Panel) -> None:
-        self.outputs, self.vectors, self.extra = outputs, panel.vectors, panel.extra
-        self.stride = panel.stride
-
-        def one() -> Buffer:
-            return T.alloc_buffer((LANES,), scope="local")
-
-        self._buffers = [[one() for _ in range(panel.vectors)] for _ in range(outputs)]
-        self._extra = [one() for _ in range(panel.extra)]
-        self._columns = [one() for _ in range(panel.extra)]
-
-    def get(self, j: int, t: int) -> Expr:
-        return self._buffers[j][t][lanes(0)]
-
-    def set(self, j: int, t: int, value: Expr) -> None:
-        T.buffer_store(self._buffers[j][t], value, [lanes(0)])
-
-    def get_extra(self, e: int) -> Expr:
-        return self._extra[e][lanes(0)]
-
-    def set_extra(self, e: int, value: Expr) -> None:
-        T.buffer_store(self._extra[e], value, [lanes(0)])
-
-    def spill_extra(self) -> None:
-        """Copy the extra pixels to memory, where single lanes can be read."""
-        for e in range(self.extra):
-            T.buffer_store(self._columns[e], self.get_extra(e), [lanes(0)])
-
-    def column(self, e: int) -> Buffer:
-        """After `spill_extra`: extra pixel e of every output."""
-        return self._columns[e]
-
-
-def emit_panel_conv(
-    name: str, conv: Conv2d, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
-) -> object:
-    """The TIR function (x, values, [indices, starts], [bias], [residual], out)."""
-    return _Emitter(conv, epilogue, config, sizes).emit(name)
-
-
+    def _end(
+        self,
+        sums: Accumulators,
+        partial: Buffer,
+        block: Expr,
+        target: Destination,
+        shape: Panel,
+        local: Expr,
+    ) -> None:
+        if partial is None:
+            target.write(sums, shape)
+            return
+        with T.If(block == self.blocks - 1):
+            with T.Then():
+                target.write(sums, shape)
+            with T.Else():
+                sums.save(partial, local)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.packing import pack_conv
-from nmcompile.kernels.avx512.panel import PackedSizes, PanelConfig, emit_panel_conv, lists_of
-from nmcompile.kernels.avx512.tiling import dense_outputs, private_config, shared_config
+from nmcompile.kernels.avx512.panel import emit_panel_conv
+from nmcompile.kernels.avx512.panel_config import PackedSizes, PanelConfig, lists_of
+from nmcompile.kernels.avx512.tiling import dense_outputs, own_config, shared_config
 from nmcompile.kernels.avx512.window import average_scale, emit_depthwise, emit_global_average
 from nmcompile.kernels.avx512.window import emit_pool
 from nmcompile.kernels.problem import Array, Lowered, Problem
@@ -109,9 +110,10 @@ def lower_one_by_n(name: str, problem: Problem) -> Lowered:
 
 
 def lower_nm(name: str, problem: Problem) -> Lowered:
-    """One list per output channel."""
+    """One list per output channel; of fixed length where the groups fit the input channels."""
     assert problem.detection is not None
-    return lower_panel(name, problem, private_config(problem.conv, problem.detection.density))
+    pattern, density = problem.detection.pattern, problem.detection.density
+    return lower_panel(name, problem, own_config(problem.conv, pattern, density))
 
 
 def lower_dense(name: str, problem: Problem) -> Lowered:

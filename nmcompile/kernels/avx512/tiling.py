@@ -7,30 +7,25 @@ configuration that fits the registers and caches. It knows nothing about the mac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from typing import Literal
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512.panel import PanelConfig
+from nmcompile.kernels.avx512.panel_config import Grouped, Panel, PanelConfig, tile_shapes
 from nmcompile.kernels.spec import Conv2d
+from nmcompile.sparsity import NM, Pattern
 
 REGISTERS = 32
 FMA_LATENCY = 4  # cycles until an accumulator can be used again
 L1_PANEL_BYTES = 36 * 1024  # leaves room for weights and lists in 48 KB
 L2_PANEL_BYTES = 512 * 1024
 L2_WEIGHT_BYTES = 512 * 1024  # weights of one chunk, re-read by every tile
+LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
+MAX_STEP = 8  # entries of an own list in one iteration
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
 MIN_ITEMS = 8  # independent work items, so that a few threads share evenly
 MIN_CHUNK_OUTPUTS = 128  # fewer outputs would not pay for packing the panel once more
-
-
-def tiles_of(conv: Conv2d, tile: int) -> Iterator[int]:
-    """Vectors of each tile of one image: equal ones, then the rest."""
-    vectors = -(-conv.out_pixels // LANES)
-    full = conv.out_pixels // (tile * LANES)
-    yield from [tile] * full
-    if vectors - full * tile:
-        yield vectors - full * tile
 
 
 def chunks_for(conv: Conv2d, tile: int, lane_outputs: int, density: float) -> int:
@@ -39,7 +34,7 @@ def chunks_for(conv: Conv2d, tile: int, lane_outputs: int, density: float) -> in
     More where there are few tiles to share between threads, or where the weights would not stay
     in L2 from one tile to the next.
     """
-    tiles = len(list(tiles_of(conv, tile)))
+    tiles = -(-conv.out_pixels // (tile * LANES))
     weight_bytes = 4 * density * conv.group_out * conv.group_in * conv.taps
     wanted = -(-MIN_ITEMS // (conv.batch * conv.groups * tiles))
     if tiles > 1:
@@ -54,9 +49,10 @@ def shared_config(conv: Conv2d, list_outputs: int, density: float, dense: bool) 
     outputs = list_outputs
     while outputs:
         for tile in range(1, 13):
-            if outputs * tile + tile + 1 > REGISTERS:
-                break
-            cost = sum(_shared_cycles(conv, v, outputs, density) for v in tiles_of(conv, tile))
+            shapes = tile_shapes(conv.out_pixels, tile, extras=True)
+            if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
+                continue
+            cost = sum(_shared_cycles(conv, shape, outputs, density) for shape in shapes)
             if best is None or cost < best[0]:
                 best = (cost, tile, outputs)
         outputs = outputs // 2 if outputs % 2 == 0 else 0
@@ -66,60 +62,87 @@ def shared_config(conv: Conv2d, list_outputs: int, density: float, dense: bool) 
     block = max(1, min(conv.group_in, L2_PANEL_BYTES // row_bytes))
     blocks = -(-conv.group_in // block)
     return PanelConfig(
+        lists="dense" if dense else "shared",
         tile=tile,
         outputs=outputs,
         list_outputs=list_outputs,
         run=conv.taps,
         block_channels=-(-conv.group_in // blocks),
         chunks=chunks_for(conv, tile, list_outputs, density),
-        dense=dense,
     )
 
 
-def _shared_cycles(conv: Conv2d, vectors: int, outputs: int, density: float) -> float:
+def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float) -> float:
     """Cycles of one tile for all output channels."""
     rows = conv.group_in * conv.taps
-    loads = (vectors + outputs) / 2
-    row = max(outputs * vectors / 2, loads * 1.1, FMA_LATENCY) + 0.5
+    vectors = shape.vectors
+    fmas = (outputs * vectors + shape.extra) / 2
+    loads = (vectors + outputs + (1 + shape.extra) * (shape.extra > 0)) / LOADS_PER_CYCLE
+    row = max(fmas, loads, FMA_LATENCY) + 0.5
     lists = conv.group_out / outputs
     lists_cost = lists * (rows * density * row + LIST_OVERHEAD + outputs * vectors)
-    return lists_cost + rows * vectors * PACK_CYCLES
+    return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
 
-def private_config(conv: Conv2d, density: float) -> PanelConfig:
-    """Tiles for lists of single output channels (N:M, unstructured)."""
-    best: tuple[float, int, int, int] | None = None
-    rows_all = conv.group_in * conv.taps
+def own_config(conv: Conv2d, pattern: Pattern, density: float) -> PanelConfig:
+    """Tiles for lists of single output channels: grouped for N:M where that fits, else private."""
+    best: tuple[float, PanelConfig] | None = None
     for tile in range(2, 17):
         for outputs in (1, 2, 4):
-            if outputs * tile > 24 or conv.group_out % outputs:
+            if outputs * tile > 26 or (outputs > 1 and conv.group_out % outputs):
                 continue
             most = max(1, L1_PANEL_BYTES // (tile * LANES * 4 * conv.taps))
-            blocks = -(-conv.group_in // most)
-            channels = -(-conv.group_in // blocks)
-            cost = 0.0
-            for v in tiles_of(conv, tile):
-                # Four offsets fill a word, so lists are padded by 1.5 entries on average unless
-                # they are multiples of four by construction.
-                entries = density * channels * conv.taps
-                padded = entries if entries % 4 == 0 else entries + 1.5
-                entry = max((v + 1.25) / 2 * 1.25, FMA_LATENCY / outputs)
-                lists = conv.group_out * blocks
-                per_list = padded * entry + LIST_OVERHEAD / outputs + (1.5 * v if blocks > 1 else v)
-                cost += lists * per_list + rows_all * v * PACK_CYCLES
-            if best is None or cost < best[0]:
-                best = (cost, tile, outputs, channels)
+            for lists, channels, grouped in _own_lists(conv, pattern, most):
+                cost = _own_cycles(conv, tile, outputs, channels, density, grouped)
+                if best is None or cost < best[0]:
+                    chunks = chunks_for(conv, tile, outputs, density)
+                    config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
+                    best = (cost, config)
     assert best is not None
-    _, tile, outputs, channels = best
-    return PanelConfig(
-        tile=tile,
-        outputs=outputs,
-        list_outputs=1,
-        run=1,
-        block_channels=channels,
-        chunks=chunks_for(conv, tile, outputs, density),
-        private=True,
-    )
+    return best[1]
+
+
+def _own_lists(
+    conv: Conv2d, pattern: Pattern, most: int
+) -> list[tuple[Literal["private", "grouped"], int, Grouped | None]]:
+    """Kind of list and channels per block, for at most `most` channels."""
+    if isinstance(pattern, NM) and pattern.n < pattern.m:
+        unit = pattern.m if pattern.axis == "ic" else pattern.m // math.gcd(pattern.m, conv.taps)
+        fits = [c for c in range(unit, most + 1, unit) if conv.group_in % c == 0]
+        if conv.group_in % unit == 0:
+            channels = max(fits, default=unit)
+            entries = channels * conv.taps // pattern.m * pattern.n
+            steps = [s for s in range(pattern.n, MAX_STEP + 1, pattern.n) if entries % s == 0]
+            step = max(steps, default=pattern.n)
+            if step * (pattern.m - 1).bit_length() <= 64:
+                grouped = Grouped(pattern.n, pattern.m, step, pattern.axis == "ic")
+                return [("grouped", channels, grouped)]
+    blocks = -(-conv.group_in // most)
+    return [("private", -(-conv.group_in // blocks), None)]
+
+
+def _own_cycles(
+    conv: Conv2d,
+    tile: int,
+    outputs: int,
+    channels: int,
+    density: float,
+    grouped: Grouped | None,
+) -> float:
+    """Cycles of one image for all output channels."""
+    blocks = -(-conv.group_in // channels)
+    entries = density * channels * conv.taps
+    if grouped is not None:
+        entries = channels * conv.taps * grouped.n / grouped.m
+    elif entries % 4:
+        entries += 1.5  # four offsets fill a word: lists are padded
+    cost = 0.0
+    for shape in tile_shapes(conv.out_pixels, tile, extras=False):
+        v = shape.vectors
+        entry = max((v + 1.2) / LOADS_PER_CYCLE, FMA_LATENCY / outputs)
+        per_list = entries * entry + LIST_OVERHEAD / outputs + (2.0 * v if blocks > 1 else v)
+        cost += conv.group_out * blocks * per_list + conv.group_in * conv.taps * v * PACK_CYCLES
+    return cost
 
 
 def dense_outputs(conv: Conv2d) -> int:

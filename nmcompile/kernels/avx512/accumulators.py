@@ -1,0 +1,122 @@
+"""The sums of one list: where they start, where they rest between blocks, how they are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, activate, lanes, load, splat, store
+from nmcompile.kernels.avx512.panel_config import Panel
+from nmcompile.kernels.spec import Activation
+
+
+class Accumulators:
+    """outputs x vectors registers, and one per extra pixel with a lane per output.
+
+    One buffer of a single vector each, so that LLVM turns them into registers.
+    """
+
+    def __init__(self, outputs: int, panel: Panel) -> None:
+        self.outputs, self.vectors, self.extra = outputs, panel.vectors, panel.extra
+        self.stride = panel.stride
+
+        def one() -> Buffer:
+            return T.alloc_buffer((LANES,), scope="local")
+
+        self._sums = [[one() for _ in range(panel.vectors)] for _ in range(outputs)]
+        self._extra = [one() for _ in range(panel.extra)]
+
+    def get(self, j: int, t: int) -> Expr:
+        """Vector t of output j."""
+        return self._sums[j][t][lanes(0)]
+
+    def set(self, j: int, t: int, value: Expr) -> None:
+        """Replace vector t of output j."""
+        T.buffer_store(self._sums[j][t], value, [lanes(0)])
+
+    def get_extra(self, e: int) -> Expr:
+        """Extra pixel e of all outputs."""
+        return self._extra[e][lanes(0)]
+
+    def set_extra(self, e: int, value: Expr) -> None:
+        """Replace extra pixel e of all outputs."""
+        T.buffer_store(self._extra[e], value, [lanes(0)])
+
+    def start(self, bias: Buffer | None, channel: Expr) -> None:
+        """Begin with the bias of outputs `channel`, `channel` + 1, ..., or with zero."""
+        for j in range(self.outputs):
+            value = splat(0.0) if bias is None else splat(bias[channel + j])
+            for t in range(self.vectors):
+                self.set(j, t, value)
+        for e in range(self.extra):
+            self.set_extra(e, splat(0.0) if bias is None else load(bias, channel, self.outputs))
+
+    def save(self, partial: Buffer, output: Expr) -> None:
+        """Store the sums of outputs `output`, ... until the next block of channels."""
+        base = T.bind(output * self.stride)
+        for j in range(self.outputs):
+            for t in range(self.vectors):
+                store(partial, base + (j * self.stride + t * LANES), self.get(j, t))
+        for e in range(self.extra):
+            # The place behind the vectors of output e has room for a whole vector.
+            where = base + (e * self.stride + self.vectors * LANES)
+            store(partial, where, self.get_extra(e))
+
+    def restore(self, partial: Buffer, output: Expr) -> None:
+        """Load what `save` stored."""
+        base = T.bind(output * self.stride)
+        for j in range(self.outputs):
+            for t in range(self.vectors):
+                self.set(j, t, load(partial, base + (j * self.stride + t * LANES)))
+        for e in range(self.extra):
+            where = base + (e * self.stride + self.vectors * LANES)
+            self.set_extra(e, load(partial, where))
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where finished sums go: pixels of consecutive output channels of one image.
+
+    channels: a limit on `channel` + j where the last list is padded, else None.
+    """
+
+    out: Buffer
+    residual: Buffer | None
+    activation: Activation
+    plane: Expr  # of output 0 of the list, over all images and channels
+    channel: Expr  # of output 0 of the list within its group
+    channels: int | None
+    first: Expr  # pixel
+    pixels: int  # of one channel
+
+    def write(self, sums: Accumulators, panel: Panel) -> None:
+        """Add the residual, apply the activation, store; leave padding channels out."""
+        base = T.bind(self.plane * self.pixels + self.first)
+        columns = [T.alloc_buffer((LANES,), scope="local") for _ in range(sums.extra)]
+        for e, column in enumerate(columns):
+            T.buffer_store(column, sums.get_extra(e), [lanes(0)])
+        for j in range(sums.outputs):
+            if self.channels is None:
+                self._write_channel(sums, panel, columns, base, j)
+                continue
+            with T.If(self.channel + j < self.channels):
+                with T.Then():
+                    self._write_channel(sums, panel, columns, base, j)
+
+    def _write_channel(
+        self, sums: Accumulators, panel: Panel, columns: list[Buffer], base: Expr, j: int
+    ) -> None:
+        where = base + j * self.pixels
+        for t in range(sums.vectors):
+            active = min(LANES, panel.pixels - t * LANES)
+            value = sums.get(j, t)
+            if self.residual is not None:
+                value = value + load(self.residual, where + t * LANES, active)
+            store(self.out, where + t * LANES, activate(value, self.activation), active)
+        for e, column in enumerate(columns):
+            pixel = where + (sums.vectors * LANES + e)
+            value = splat(column[j])
+            if self.residual is not None:
+                value = value + splat(self.residual[pixel])
+            store(self.out, pixel, activate(value, self.activation), 1)

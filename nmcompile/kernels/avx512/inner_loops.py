@@ -1,0 +1,148 @@
+"""The inner loops: panel rows times weights, for each kind of list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.accumulators import Accumulators
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, prefetch, splat
+from nmcompile.kernels.avx512.panel_config import PanelConfig, entries_of, words_of
+from nmcompile.kernels.spec import Conv2d
+
+OFFSETS_PER_WORD = 4  # 16-bit row offsets of private lists packed in one 64-bit word
+MAX_UNROLL = 9  # panel rows of one shared entry that are written out: a 3x3 kernel
+
+# Weights are prefetched this many floats ahead: they come from memory once per call, and the
+# hardware's prefetchers stop at page borders.
+AHEAD = 1024
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The packed arrays of one convolution; see `packing` for their order."""
+
+    conv: Conv2d
+    config: PanelConfig
+    values: Buffer
+    indices: Buffer | None
+    starts: Buffer | None
+
+
+def multiply(
+    weights: Weights, sums: Accumulators, panel: Buffer, which: Expr, part: Expr, channels: Expr
+) -> None:
+    """Add the products of one list in one block of channels.
+
+    Args:
+        weights: the packed arrays.
+        sums: of the list's outputs.
+        panel: the rows of the block.
+        which: number of the list over groups, blocks and chunks.
+        part: which `outputs` of a list's `list_outputs`.
+        channels: input channels in the block.
+    """
+    if weights.config.lists == "grouped":
+        _grouped(weights, sums, panel, which)
+    elif weights.config.lists == "private":
+        _private(weights, sums, panel, which)
+    else:
+        _shared(weights, sums, panel, which, part, channels)
+
+
+def _shared(
+    weights: Weights, sums: Accumulators, panel: Buffer, which: Expr, part: Expr, channels: Expr
+) -> None:
+    """`outputs` channels read the same rows: each row feeds outputs x vectors FMAs."""
+    config, values = weights.config, weights.values
+    if weights.starts is None or weights.indices is None:
+        # Dense: `which` counts channels, not lists, up to here.
+        before, count = which, channels
+    else:
+        before = T.bind(weights.starts[which])
+        count = T.bind(weights.starts[which + 1] - before)
+    per_entry = config.run * sums.outputs
+    value0 = T.bind(before * (config.run * config.list_outputs) + part * (count * per_entry))
+    with T.serial(0, count) as entry:
+        channel = entry if weights.indices is None else weights.indices[before + entry]
+        row0 = T.bind(T.Cast("int32", channel) * (config.run * sums.stride))
+        value1 = T.bind(value0 + entry * per_entry)
+        if config.run <= MAX_UNROLL:
+            prefetch(values, value1 + AHEAD, per_entry)
+            for k in range(config.run):
+                _shared_row(values, sums, panel, row0 + k * sums.stride, value1 + k * sums.outputs)
+        else:
+            with T.serial(0, config.run) as k:
+                value = T.bind(value1 + k * sums.outputs)
+                prefetch(values, value + AHEAD, sums.outputs)
+                _shared_row(values, sums, panel, row0 + k * sums.stride, value)
+
+
+def _shared_row(
+    values: Buffer, sums: Accumulators, panel: Buffer, row: Expr, value: Expr
+) -> None:
+    """One panel row times `outputs` weights."""
+    xs = [T.bind(load(panel, row + t * LANES)) for t in range(sums.vectors)]
+    for j in range(sums.outputs):
+        weight = T.bind(splat(values[value + j]))
+        for t, x in enumerate(xs):
+            sums.set(j, t, sums.get(j, t) + weight * x)
+    if sums.extra:
+        # Pixels that would waste most of a vector: here the weights are the vector.
+        column = T.bind(load(values, value, sums.outputs))
+        for e in range(sums.extra):
+            pixel = splat(panel[row + sums.vectors * LANES + e])
+            sums.set_extra(e, sums.get_extra(e) + column * pixel)
+
+
+def _own_row(sums: Accumulators, panel: Buffer, j: int, row: Expr, weight: Expr) -> None:
+    """One panel row times one weight of output j: a load for every FMA."""
+    scale = T.bind(splat(weight))
+    for t in range(sums.vectors):
+        sums.set(j, t, sums.get(j, t) + scale * load(panel, row + t * LANES))
+
+
+def _private(weights: Weights, sums: Accumulators, panel: Buffer, which: Expr) -> None:
+    """Every output has its own rows, of any number: four 16-bit offsets come with one load."""
+    outputs, values, indices = sums.outputs, weights.values, weights.indices
+    assert indices is not None and weights.starts is not None
+    start = T.bind(weights.starts[which])
+    with T.serial(0, weights.starts[which + 1] - start) as step:
+        word0 = T.bind((start + step) * outputs)
+        value0 = T.bind(word0 * OFFSETS_PER_WORD)
+        prefetch(values, value0 + AHEAD, OFFSETS_PER_WORD * outputs)
+        prefetch(indices, word0 + AHEAD // OFFSETS_PER_WORD, outputs)
+        words = [T.bind(indices[word0 + j]) for j in range(outputs)]
+        for u in range(OFFSETS_PER_WORD):
+            for j in range(outputs):
+                offset = (words[j] >> T.int64(16 * u)) & T.int64(0xFFFF)
+                row = T.bind(T.Cast("int32", offset) * sums.stride)
+                _own_row(sums, panel, j, row, values[value0 + (u * outputs + j)])
+
+
+def _grouped(weights: Weights, sums: Accumulators, panel: Buffer, which: Expr) -> None:
+    """Every output has its own n rows of each m: positions of a few bits, lengths known."""
+    conv, config, values = weights.conv, weights.config, weights.values
+    group, indices, outputs = config.grouped, weights.indices, sums.outputs
+    assert group is not None and indices is not None
+    entries = entries_of(conv, config)
+    word0 = T.bind(which * (words_of(conv, config) * outputs))
+    value0 = T.bind(which * (entries * outputs))
+    rows_per_step = group.step // group.n * group.m
+    mask = T.int64((1 << group.bits) - 1)
+    with T.serial(0, entries // group.step) as step:
+        value1 = T.bind(value0 + step * (group.step * outputs))
+        prefetch(values, value1 + AHEAD, group.step * outputs)
+        word = T.bind(word0 + step // group.steps_per_word * outputs)
+        shift = T.bind(
+            T.Cast("int64", step % group.steps_per_word * (group.step * group.bits))
+        )
+        words = [T.bind(indices[word + j] >> shift) for j in range(outputs)]
+        base = T.bind(step * (rows_per_step * sums.stride))
+        for u in range(group.step):
+            first = u // group.n * group.m * sums.stride
+            for j in range(outputs):
+                position = (words[j] >> T.int64(group.bits * u)) & mask
+                row = T.bind(T.Cast("int32", position) * sums.stride + (base + first))
+                _own_row(sums, panel, j, row, values[value1 + (u * outputs + j)])
