@@ -230,7 +230,8 @@ def main() -> int:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
-    console = Console()
+    # Logs and pipes have no width of their own; rich would take them for 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(results_table(result))
     console.print(f"written to {options.output}")
     if options.readme:

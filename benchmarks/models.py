@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from nmcompile.sparsity import Dense, NM, OneByN, Pattern, parse_pattern, project
+from nmcompile.sparsity import NM, Dense, OneByN, Pattern, parse_pattern, project
 
 
 def conv_bn(

@@ -123,7 +123,7 @@ def other_operators(source: SourceModel) -> dict[str, int]:
     from nmcompile.passes.lower_simplify import simplify
 
     module = simplify(source.to_relax())
-    return dict(Counter(Matcher(module, module["main"]).leftovers()))
+    return dict(Counter(Matcher(module["main"]).leftovers()))
 
 
 def report_layer(

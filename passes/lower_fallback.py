@@ -112,9 +112,7 @@ def build_library(module: Any, target: Any) -> bytes:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    executable = relax.build(
-        module, target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE
-    )
+    executable = relax.build(module, target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"
         executable.export_library(str(path))

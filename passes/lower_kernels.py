@@ -17,7 +17,8 @@ from tvm import relax
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
-from nmcompile.passes.lower_match import Group, Matcher, constant, operator_name
+from nmcompile.passes.lower_match import Group, Matcher
+from nmcompile.passes.lower_view import constant, operator_name
 from nmcompile.sparsity import Detection, detect
 
 Expr = Any
@@ -102,7 +103,7 @@ class _Lowering:
         self._result = LoweredModule(None)
 
     def run(self) -> LoweredModule:
-        groups = Matcher(self._source, self._function).groups()
+        groups = Matcher(self._function).groups()
         by_out = {group.out: group for group in groups}
         inner = {var for group in groups for var in group.members} - set(by_out)
         builder, inputs = self._builder, list(self._function.params)

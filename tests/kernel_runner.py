@@ -1,5 +1,6 @@
 """Compiles one kernel of the catalogue alone and runs it, beside a float64 reference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from nmcompile.targets import find_target
 
 Array = npt.NDArray[Any]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu,
     "clip": lambda y: y.clamp(-0.25, 1.5),
@@ -37,9 +38,7 @@ def run_kernel(kernel: Kernel, problem: Problem, x: Array, residual: Array | Non
     lowered = kernel.lower(kernel.name, problem)
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": find_target(kernel.target).llvm_cpu})
     function = lowered.func.with_attr("global_symbol", "kernel")
-    module = tvm.compile(
-        tvm.IRModule({"kernel": function}), target=llvm, tir_pipeline=TIR_PIPELINE
-    )
+    module = tvm.compile(tvm.IRModule({"kernel": function}), target=llvm, tir_pipeline=TIR_PIPELINE)
     out = np.full(output_shape(problem), np.nan, np.float32)
     arrays = [x, *lowered.arrays.values(), *([] if residual is None else [residual]), out]
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-
 from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
 from nmcompile.kernels.problem import Lowered, Problem
@@ -92,5 +91,3 @@ def choose(op: OpKind, target: str, problem: Problem) -> Choice:
             return Choice(kernel, refusals)
         refusals[kernel.name] = reason
     raise TargetError(f"target {target} has no kernel for {op} on {problem.dtype}")
-
-

@@ -25,7 +25,7 @@ def _keep_local(buffer: Any) -> Any:
     return tirx.AllocBuffer(buffer.buffer, annotations)
 
 
-@tvm.tirx.transform.prim_func_pass(opt_level=0)
+@tvm.tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
 def keep_local_allocations(func: Any, module: Any, context: Any) -> Any:
     """Mark every local buffer, so that it is not lowered to a heap allocation."""
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, _keep_local)))

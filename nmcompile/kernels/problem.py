@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class Problem:
     """
 
     spec: Conv2d | Linear | Pool2d | GlobalAverage
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = field(default_factory=Epilogue)
     weight: npt.NDArray[np.float32] | None = None
     bias: npt.NDArray[np.float32] | None = None
     detection: Detection | None = None

@@ -99,9 +99,7 @@ class Conv2d:
     @property
     def is_pointwise(self) -> bool:
         """Whether every output pixel reads exactly the input pixel at its own position."""
-        return (
-            self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0, 0, 0)
-        )
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0, 0, 0)
 
     @property
     def is_depthwise(self) -> bool:

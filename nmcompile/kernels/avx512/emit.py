@@ -122,7 +122,7 @@ def exp(x: Expr) -> Expr:
 
 
 def erf(x: Expr) -> Expr:
-    """erf(x) of a float32 vector to about 2e-7 (Abramowitz and Stegun 7.1.26 refined: 7.1.28).
+    """Error function of a float32 vector to about 3e-7 (Abramowitz and Stegun, 7.1.28).
 
     1 - 1 / (1 + a1 x + ... + a6 x^6)^16 for x >= 0, odd in x.
     """

@@ -13,8 +13,16 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, lanes, load, masked_load
-from nmcompile.kernels.avx512.emit import splat, store
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    lanes,
+    load,
+    masked_load,
+    splat,
+    store,
+)
 from nmcompile.kernels.avx512.panel_config import Panel
 from nmcompile.kernels.avx512.staging import StagedLayout, stage
 from nmcompile.kernels.spec import Conv2d

@@ -79,9 +79,7 @@ def _shared(
                 _shared_row(values, sums, panel, row0 + k * sums.stride, value)
 
 
-def _shared_row(
-    values: Buffer, sums: Accumulators, panel: Buffer, row: Expr, value: Expr
-) -> None:
+def _shared_row(values: Buffer, sums: Accumulators, panel: Buffer, row: Expr, value: Expr) -> None:
     """One panel row times `outputs` weights."""
     xs = [T.bind(load(panel, row + t * LANES)) for t in range(sums.vectors)]
     for j in range(sums.outputs):
@@ -135,9 +133,7 @@ def _grouped(weights: Weights, sums: Accumulators, panel: Buffer, which: Expr) -
         value1 = T.bind(value0 + step * (group.step * outputs))
         prefetch(values, value1 + AHEAD, group.step * outputs)
         word = T.bind(word0 + step // group.steps_per_word * outputs)
-        shift = T.bind(
-            T.Cast("int64", step % group.steps_per_word * (group.step * group.bits))
-        )
+        shift = T.bind(T.Cast("int64", step % group.steps_per_word * (group.step * group.bits)))
         words = [T.bind(indices[word + j] >> shift) for j in range(outputs)]
         base = T.bind(step * (rows_per_step * sums.stride))
         for u in range(group.step):

@@ -6,8 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Expr, PrimFuncBuilder, activate, lanes, load
-from nmcompile.kernels.avx512.emit import splat, store
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Expr,
+    PrimFuncBuilder,
+    activate,
+    lanes,
+    load,
+    splat,
+    store,
+)
 from nmcompile.kernels.spec import Epilogue, Linear
 
 PANEL = 4  # vectors of output features computed together: four streams of weights
@@ -61,9 +69,7 @@ def emit_linear(name: str, linear: Linear, epilogue: Epilogue) -> object:
             for r in range(rows):
                 for v in range(-(-features // LANES)):
                     active = min(LANES, features - v * LANES)
-                    where = T.bind(
-                        (row + r) * linear.out_features + panel * width + v * LANES
-                    )
+                    where = T.bind((row + r) * linear.out_features + panel * width + v * LANES)
                     value: Expr = acc[at(r, v)]
                     if residual is not None:
                         value = value + load(residual, where, active)

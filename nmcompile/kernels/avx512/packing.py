@@ -8,8 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.avx512.inner_loops import OFFSETS_PER_WORD
-from nmcompile.kernels.avx512.panel_config import PackedSizes, PanelConfig, blocks_of, entries_of
-from nmcompile.kernels.avx512.panel_config import lists_of, words_of
+from nmcompile.kernels.avx512.panel_config import (
+    PackedSizes,
+    PanelConfig,
+    blocks_of,
+    entries_of,
+    lists_of,
+    words_of,
+)
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import pack_rows
 
@@ -48,9 +54,7 @@ class PackedWeights:
         return {name: array for name, array in named.items() if array is not None}
 
 
-def pack_conv(
-    weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
-) -> PackedWeights:
+def pack_conv(weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig) -> PackedWeights:
     """Pack an OIHW weight of shape (out, in / groups, kh, kw)."""
     padded_out = lists_of(conv, config) * config.lane_outputs
     shape = (conv.groups, padded_out, conv.group_in, *conv.kernel)
@@ -128,9 +132,7 @@ def _grouped_words(
     return values, side_by_side(packed).view(np.int64)
 
 
-def _dense_values(
-    piece: npt.NDArray[np.float32], config: PanelConfig
-) -> npt.NDArray[np.float32]:
+def _dense_values(piece: npt.NDArray[np.float32], config: PanelConfig) -> npt.NDArray[np.float32]:
     """(list, part, channel, tap, output) order."""
     parts = config.list_outputs // config.outputs
     grouped = piece.reshape(-1, parts, config.outputs, piece.shape[1], config.run)

@@ -17,8 +17,14 @@ from nmcompile.kernels.avx512.accumulators import Accumulators, Destination
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, prefetch
 from nmcompile.kernels.avx512.im2col import PanelSource
 from nmcompile.kernels.avx512.inner_loops import Weights, multiply
-from nmcompile.kernels.avx512.panel_config import PackedSizes, Panel, PanelConfig
-from nmcompile.kernels.avx512.panel_config import blocks_of, lists_of, tile_shapes
+from nmcompile.kernels.avx512.panel_config import (
+    PackedSizes,
+    Panel,
+    PanelConfig,
+    blocks_of,
+    lists_of,
+    tile_shapes,
+)
 from nmcompile.kernels.spec import Conv2d, Epilogue
 
 

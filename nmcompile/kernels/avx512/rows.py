@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.emit import LANES
+from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel import emit_panel_conv
 from nmcompile.kernels.avx512.panel_config import PackedSizes, PanelConfig, lists_of
 from nmcompile.kernels.avx512.tiling import dense_outputs, own_config, shared_config
-from nmcompile.kernels.avx512.window import average_scale, emit_depthwise, emit_global_average
-from nmcompile.kernels.avx512.window import emit_pool
+from nmcompile.kernels.avx512.window import (
+    average_scale,
+    emit_depthwise,
+    emit_global_average,
+    emit_pool,
+)
 from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
-from nmcompile.sparsity import Dense, NM, OneByN, Unstructured
+from nmcompile.sparsity import NM, Dense, OneByN, Unstructured
 
 # Densities above which the dense kernel is faster (measured: benchmarks/bench_kernels.py).
 ONE_BY_N_BREAK_EVEN = 0.92
@@ -79,7 +83,7 @@ def refuse_nm(problem: Problem) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _panel_func(
     name: str, conv: Conv2d, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
 ) -> Any:

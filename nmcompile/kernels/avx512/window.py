@@ -14,8 +14,16 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, activate, load
-from nmcompile.kernels.avx512.emit import splat, store
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    PrimFuncBuilder,
+    activate,
+    load,
+    splat,
+    store,
+)
 from nmcompile.kernels.avx512.staging import copy_row
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Pool2d
 
@@ -122,9 +130,7 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
         x, out = func.flat(x), func.flat(out)
         residual = func.flat(residual) if residual is not None else None
         with T.parallel(0, conv.batch * conv.in_channels) as nc:
-            planes = T.alloc_buffer(
-                (len(window.phases) * window.rows * window.columns,), align=64
-            )
+            planes = T.alloc_buffer((len(window.phases) * window.rows * window.columns,), align=64)
             _copy_plane(window, x, nc * (conv.in_height * conv.in_width), planes, 0.0)
             with T.serial(0, conv.group_out) as m:
                 channel = T.bind(nc % conv.in_channels * conv.group_out + m)
@@ -160,7 +166,9 @@ def average_scale(pool: Pool2d) -> npt.NDArray[np.float32]:
     top, left, bottom, right = pool.padding
     rows = counted(0, pool.out_height, pool.in_height, top, bottom)
     columns = counted(1, pool.out_width, pool.in_width, left, right)
-    return (1.0 / np.maximum(1, rows[:, None] * columns[None])).astype(np.float32)
+    count = np.maximum(1, rows[:, None] * columns[None]).astype(np.float32)
+    scale: npt.NDArray[np.float32] = np.float32(1.0) / count
+    return scale
 
 
 def emit_pool(name: str, pool: Pool2d) -> object:
@@ -185,9 +193,7 @@ def emit_pool(name: str, pool: Pool2d) -> object:
         out = func.tensor("out", (pool.batch, pool.channels, pool.out_height, pool.out_width))
         x, out = func.flat(x), func.flat(out)
         with T.parallel(0, planes_in) as nc:
-            planes = T.alloc_buffer(
-                (len(window.phases) * window.rows * window.columns,), align=64
-            )
+            planes = T.alloc_buffer((len(window.phases) * window.rows * window.columns,), align=64)
             fill = 0.0 if average else LOWEST
             _copy_plane(window, x, nc * (pool.in_height * pool.in_width), planes, fill)
 

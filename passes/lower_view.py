@@ -1,0 +1,90 @@
+"""Reading a Relax function: who defines a value, who uses it, and what the operator is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+Expr = Any
+
+
+def shape_of(expr: Expr) -> tuple[int, ...] | None:
+    """Static shape of a tensor, or None."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or ty.shape is None:
+        return None
+    try:
+        return tuple(int(extent) for extent in ty.shape)
+    except (TypeError, ValueError):
+        return None
+
+
+def constant(expr: Expr) -> npt.NDArray[Any] | None:
+    """Value of a constant, or None."""
+    if not isinstance(expr, tvm.ir.GenericConst):
+        return None
+    value: npt.NDArray[Any] = expr.value.numpy()
+    return value
+
+
+def scalar(expr: Expr) -> float | None:
+    """Value of a one-element constant, or None."""
+    value = constant(expr)
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+def operator_name(call: Expr) -> str:
+    """Name of a Relax operator, or of the TIR function called, without "relax."."""
+    name = str(getattr(call.op, "name", "call"))
+    return str(call.args[0].name_hint) if name == "relax.call_tir" else name.removeprefix("relax.")
+
+
+class FunctionView:
+    """Definitions and uses of the variables of one function.
+
+    `taken` holds the variables that a group has absorbed: nothing else may absorb them.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.definitions: dict[Expr, Expr] = {}
+        self.users: dict[Expr, list[Expr]] = {}
+        self.taken: set[Expr] = set()
+        for block in function.body.blocks:
+            for binding in block.bindings:
+                self.definitions[binding.var] = binding.value
+        for var, value in self.definitions.items():
+            for used in relax.analysis.free_vars(value):
+                self.users.setdefault(used, []).append(var)
+        outputs = function.body.body
+        self.outputs = {outputs, *relax.analysis.free_vars(outputs)}
+
+    def op(self, expr: Expr) -> str:
+        """Name of the operator that defines a variable, without "relax."; "" for others.
+
+        The ONNX importer spells Clip as calls of TIR functions; they count as maximum and minimum.
+        """
+        value = self.definitions.get(expr, expr)
+        if not isinstance(value, relax.Call):
+            return ""
+        name = str(getattr(value.op, "name", ""))
+        if name == "relax.call_tir":
+            callee = str(value.args[0].name_hint).split("_")[0].rstrip("0123456789")
+            return callee if callee in ("maximum", "minimum") else ""
+        return name.removeprefix("relax.")
+
+    def args(self, var: Expr) -> list[Expr]:
+        """Arguments of the operator that defines a variable."""
+        value = self.definitions[var]
+        if str(value.op.name) == "relax.call_tir":
+            return list(value.args[1])
+        return list(value.args)
+
+    def only_user(self, var: Expr) -> Expr | None:
+        """The one variable computed from `var` alone, unless another group has taken it."""
+        users = self.users.get(var, [])
+        if len(users) != 1 or var in self.outputs or users[0] in self.taken:
+            return None
+        return users[0]
