@@ -17,6 +17,7 @@ from nmcompile.sparsity import (
     energy_kept,
     parse_pattern,
     project,
+    stored_share,
 )
 
 
@@ -140,7 +141,10 @@ class EnforcePattern:
                 f"layer {name}: its weight of shape {weight.shape} breaks {pattern} in "
                 f"{result.violations} groups, the first at index {result.first}"
             )
-        kept = np.count_nonzero(weight) / weight.size
+        if isinstance(pattern, OneByN):
+            kept = stored_share(weight, pattern)
+        else:
+            kept = np.count_nonzero(weight) / weight.size
         if self.density is not None and kept > self._most(weight, pattern):
             return (
                 f"layer {name}: its weight of shape {weight.shape} has {pattern}, but keeps "

@@ -86,8 +86,9 @@ class FxGraph(Graph):
         """The dtype that export recorded."""
         node = cast(fx.Node, value)
         recorded = node.meta.get("val", self._tensor(node))
-        is_tensor = isinstance(recorded, torch.Tensor)
-        return str(recorded.dtype).removeprefix("torch.") if is_tensor else None
+        if not isinstance(recorded, torch.Tensor):
+            return None
+        return str(recorded.dtype).removeprefix("torch.")
 
     def uses(self, value: Value) -> int:
         """Argument slots that hold the node."""

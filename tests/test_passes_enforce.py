@@ -14,7 +14,7 @@ from nmcompile.errors import PatternError
 from nmcompile.frontends import SourceModel, open_model
 from nmcompile.passes.enforce_pattern import enforce
 from nmcompile.passes.pipeline import check_graph
-from nmcompile.sparsity import NM, OneByN, check, project
+from nmcompile.sparsity import NM, OneByN, check, project, stored_share
 from tests.seed_modules import assert_close, export_onnx, run_onnx, run_torch
 
 
@@ -141,6 +141,15 @@ def test_1xn_projection_of_unstructured_weights_passes_verification(density: flo
     enforce(source.graph, "1x16", density=0.5)
     result = enforce(source.graph, "1x16", mode="verify", density=density)
     assert not result.modified
+
+
+def test_zeros_inside_kept_blocks_do_not_count_as_dropped() -> None:
+    source = opened()
+    enforce(source.graph, "unstructured", density=0.4)  # of a 3x3 window, hardly all weights
+    result = enforce(source.graph, "1x16", layers=["plain"], density=0.5)
+    assert result.modified
+    weight = next(layer.weight for layer in source.graph.layers() if layer.name == "plain")
+    assert stored_share(weight, OneByN(16)) == 0.5
 
 
 def test_a_1xn_layer_of_the_right_density_need_not_be_uniform() -> None:

@@ -18,6 +18,7 @@ from nmcompile.sparsity import (
     Unstructured,
     check,
     project,
+    stored_share,
 )
 
 Array = NDArray[Any]
@@ -98,6 +99,15 @@ def test_nm_agrees_with_naive_loops(weight: Array, a: int, b: int, axis: Any) ->
 @settings(max_examples=150, deadline=None)
 def test_one_by_n_agrees_with_naive_loops(weight: Array, n: int) -> None:
     assert check(weight, OneByN(n)) == naive_one_by_n(weight, n)
+
+
+@given(weights(), st.integers(1, 33))
+@settings(max_examples=50, deadline=None)
+def test_stored_share_counts_the_weights_of_blocks_that_are_not_zero(weight: Array, n: int) -> None:
+    stored = np.zeros(weight.shape, bool)
+    for start in range(0, weight.shape[0], n):
+        stored[start : start + n] = (weight[start : start + n] != 0).any((0, 2, 3))[:, None, None]
+    assert stored_share(weight, OneByN(n)) == pytest.approx(stored.mean())
 
 
 @given(weights())

@@ -1,6 +1,6 @@
 """Sparsity patterns of weights: what they are, whether they hold, how to impose and store them."""
 
-from nmcompile.sparsity.check import CheckResult, check
+from nmcompile.sparsity.check import CheckResult, check, stored_share
 from nmcompile.sparsity.detect import Detection, detect
 from nmcompile.sparsity.pack import RowLists, pack_rows, unpack_rows
 from nmcompile.sparsity.pattern import NM, Dense, OneByN, Pattern, Unstructured, parse_pattern
@@ -21,5 +21,6 @@ __all__ = [
     "pack_rows",
     "parse_pattern",
     "project",
+    "stored_share",
     "unpack_rows",
 ]

@@ -77,6 +77,20 @@ def check(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> 
     return _result(0, None)
 
 
+def stored_share(weight: ArrayLike, pattern: OneByN) -> float:
+    """Share of the weights that lie in blocks which are not all zero, 0 to 1.
+
+    Raises:
+        PatternError: if the weight has another number of dimensions.
+        WeightError: if a dimension is zero.
+    """
+    array = as_oihw(weight)
+    outputs, channels = array.shape[:2]
+    live, _ = block_votes(array != 0, pattern.n)
+    sizes = np.clip(outputs - pattern.n * np.arange(len(live)), 0, pattern.n)
+    return float(sizes @ np.count_nonzero(live, axis=1)) / float(outputs * channels)
+
+
 def _check_nm(nonzero: Array, pattern: NM, shape: Shape) -> CheckResult:
     lines = pad_axis(nm_lines(nonzero, pattern.axis), 1, pattern.m)
     counts = lines.reshape(lines.shape[0], -1, pattern.m).sum(axis=2, dtype=np.uint8)
