@@ -164,7 +164,7 @@ class Matcher:
             if out[2 + axis] == 1 and padding[axis] == 0 and padding[axis + 2] == 0:
                 kernel[axis] = min(kernel[axis], shape[2 + axis])
         if op == "nn.avg_pool2d" and out[2:] == (1, 1) and tuple(kernel) == shape[2:]:
-            average = GlobalAverage(*shape, out_shape=out)
+            average = GlobalAverage(shape[0], shape[1], shape[2], shape[3], out)
             return Group("global_average", average, x, var, members=[var])
         if kernel[0] * kernel[1] > MAX_WINDOW:
             return None
@@ -192,7 +192,7 @@ class Matcher:
         if {int(a) % 4 for a in axes} != {2, 3}:
             return None
         return Group(
-            "global_average", GlobalAverage(*shape, out_shape=out), value.args[0], var,
+            "global_average", GlobalAverage(shape[0], shape[1], shape[2], shape[3], out), value.args[0], var,
             members=[var],
         )  # fmt: skip
 

@@ -88,7 +88,7 @@ def own_config(conv: Conv2d, pattern: Pattern, density: float) -> PanelConfig:
     """Tiles for lists of single output channels: grouped for N:M where that fits, else private."""
     best: tuple[float, PanelConfig] | None = None
     for tile in range(2, 17):
-        for outputs in (1, 2, 4):
+        for outputs in (1, 2):
             if outputs * tile > 26 or (outputs > 1 and conv.group_out % outputs):
                 continue
             most = max(1, L1_PANEL_BYTES // (tile * LANES * 4 * conv.taps))
