@@ -138,13 +138,11 @@ def report_layer(
     problem = _problem(layer, detection)
     choice = choose(layer.op, target, problem)
     pattern = detection.pattern
-    reason = ""
-    if not choice.kernel.sparse:
-        # The refusal that tells most is that of the kernel made for the pattern, the last one.
-        reasons = list(choice.refusals.values())
-        reason = reasons[-1] if reasons else "matrix products have no sparse kernel yet"
-        if choice.kernel.name.startswith("conv2d_f32_depthwise"):
-            reason = "depthwise: one weight per tap, nothing to skip"
+    reason = choice.reason
+    if "depthwise" in choice.kernel.name:
+        reason = "depthwise: one weight per tap, nothing to skip"
+    elif layer.op == "linear":
+        reason = "matrix products have no sparse kernel yet"
     return LayerReport(
         name=layer.name,
         op=layer.op,

@@ -95,22 +95,6 @@ def _segformer() -> nn.Module:
     return model
 
 
-def _dpt() -> nn.Module:
-    config = transformers.DPTConfig(
-        image_size=32,
-        patch_size=4,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 16, 16, 16],
-        fusion_hidden_size=16,
-    )
-    model: nn.Module = transformers.DPTForDepthEstimation(config)
-    return model
-
-
 def _classifier(name: str, **options: Any) -> Callable[[], nn.Module]:
     config = getattr(transformers, f"{name}Config")
     model = getattr(transformers, f"{name}ForImageClassification")
@@ -123,11 +107,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...]]] =
         _classifier("ResNet", **SMALL | {"embedding_size": 16, "hidden_sizes": [64] * 4}),
         "1x16@0.5",
         (1, 3, 65, 47),
-    ),
-    "ResNetBasic": (
-        _classifier("ResNet", **SMALL, embedding_size=16, layer_type="basic"),
-        "2:4",
-        (2, 3, 40, 64),
     ),
     "RegNet": (
         _classifier("RegNet", **SMALL, embedding_size=16, groups_width=16),
@@ -146,8 +125,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...]]] =
     ),
     "EfficientNet": (_efficientnet, "1x8@0.5", (1, 3, 64, 64)),
     "ConvNeXT": (_classifier("ConvNext", **SMALL), "dense", (1, 3, 64, 64)),
-    "ConvNeXTV2": (_classifier("ConvNextV2", **SMALL), "2:4", (1, 3, 65, 47)),
-    "PoolFormer": (_classifier("PoolFormer", **SMALL), "1x16@0.25", (1, 3, 64, 64)),
     "LeViT": (_levit, "2:4", (1, 3, 64, 64)),
     "BiT": (  # its convolutions standardise their weights, which leaves no zeros
         _classifier(
@@ -157,13 +134,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...]]] =
         (1, 3, 64, 64),
     ),
     "HGNetV2": (_hgnet, "unstructured@0.2", (1, 3, 64, 64)),
-    "TextNet": (
-        _classifier("TextNet", stem_out_channels=16, hidden_sizes=[16, 16, 32, 48, 64]),
-        "2:4",
-        (1, 3, 64, 96),
-    ),
     "SegFormer": (_segformer, "dense", (1, 3, 64, 64)),
-    "DPT": (_dpt, "2:4", (1, 3, 32, 32)),
     "SuperPoint": (
         lambda: SuperPointEncoder(transformers.SuperPointConfig()),
         "1x16@0.5",

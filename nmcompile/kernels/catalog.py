@@ -12,7 +12,7 @@ from typing import Literal
 
 from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
-from nmcompile.kernels.problem import Lowered, Problem
+from nmcompile.kernels.problem import MADE_FOR, Lowered, Problem
 
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
 
@@ -74,6 +74,12 @@ class Choice:
 
     kernel: Kernel
     refusals: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """Why no kernel that skips zeros was taken; "" if one was, or if there is none."""
+        own = [text for text in self.refusals.values() if not text.startswith(MADE_FOR)]
+        return own[-1] if own and not self.kernel.sparse else ""
 
 
 def choose(op: OpKind, target: str, problem: Problem) -> Choice:

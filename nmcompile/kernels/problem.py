@@ -14,6 +14,8 @@ from nmcompile.sparsity import Detection
 
 Array = npt.NDArray[np.generic]
 
+MADE_FOR = "made for "  # opens the refusal of a kernel that is for other problems altogether
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
