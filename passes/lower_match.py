@@ -108,8 +108,11 @@ class Matcher:
         if (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW"):
             return None
         padding = [int(p) for p in attrs.padding]
+        members = [var]
         padded = self._zero_padding(x)
         if padded is not None:
+            if self._view.only_user(x) is not None:
+                members = [x, var]
             x, extra = padded
             padding = [a + b for a, b in zip(padding, extra, strict=True)]
             inner = shape_of(x)
@@ -129,7 +132,7 @@ class Matcher:
         )
         if out != (spec.batch, spec.out_channels, spec.out_height, spec.out_width):
             return None
-        return Group("conv2d", spec, x, var, weight, members=[var])
+        return Group("conv2d", spec, x, var, weight, members=members)
 
     def _zero_padding(self, x: Expr) -> tuple[Expr, list[int]] | None:
         """(input, (top, left, bottom, right)) of a zero padding of rows and columns only."""
@@ -191,10 +194,8 @@ class Matcher:
             return None
         if {int(a) % 4 for a in axes} != {2, 3}:
             return None
-        return Group(
-            "global_average", GlobalAverage(shape[0], shape[1], shape[2], shape[3], out), value.args[0], var,
-            members=[var],
-        )  # fmt: skip
+        average = GlobalAverage(shape[0], shape[1], shape[2], shape[3], out)
+        return Group("global_average", average, value.args[0], var, members=[var])
 
     # Step 2. What follows the operator.
 

@@ -97,6 +97,7 @@ def to_relax(proto: onnx.ModelProto) -> Any:
     """
     from tvm.relax.frontend.onnx import from_onnx
 
+    proto = _absorb_padding(proto)
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in proto.graph.input
@@ -108,6 +109,20 @@ def to_relax(proto: onnx.ModelProto) -> Any:
             return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
         except Exception as error:
             raise _unsupported(proto, error) from error
+
+
+def _absorb_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Make constant zero padding in front of convolutions part of them.
+
+    TVM imports Pad as a function of its own, which the lowering could not look into.
+    """
+    from onnxscript.rewriter import RewriteRuleSet
+    from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
+
+    model = ir.from_proto(proto)
+    if RewriteRuleSet([fuse_pad_into_conv_rule]).apply_to_model(model) == 0:
+        return proto
+    return ir.to_proto(model)
 
 
 def _read(path: Path) -> onnx.ModelProto:

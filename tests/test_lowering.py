@@ -1,0 +1,118 @@
+"""What the Relax lowering fuses into our kernels, from torch and from ONNX."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nmcompile.frontends import open_model
+from nmcompile.passes.lower_match import Group, Matcher
+from nmcompile.passes.lower_simplify import simplify
+from nmcompile.passes.pipeline import run_pipeline
+from tests.seed_modules import export_onnx
+
+ACTIVATIONS: dict[str, tuple[nn.Module, str]] = {
+    "relu": (nn.ReLU(), "relu"),
+    "relu6": (nn.ReLU6(), "clip(0,6)"),
+    "hardtanh": (nn.Hardtanh(-2.0, 3.0), "clip(-2,3)"),
+    "sigmoid": (nn.Sigmoid(), "sigmoid"),
+    "silu": (nn.SiLU(), "silu"),
+    "hardswish": (nn.Hardswish(), "hard_swish"),
+    "hardsigmoid": (nn.Hardsigmoid(), "hard_sigmoid"),
+    "gelu": (nn.GELU(), "gelu"),
+}
+
+
+class ResidualBlock(nn.Module):
+    """relu(conv(conv(x)) + x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.second(self.first(x)) + x)
+
+
+class SharedValue(nn.Module):
+    """The convolution's output is read twice, so nothing may be fused behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return functional.relu(y) * functional.tanh(y)
+
+
+class PaddedConv(nn.Module):
+    """An explicit, asymmetric zero padding in front of a convolution without its own."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.value = nn.Conv2d(8, 8, 3, stride=2), value
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = functional.pad(x, (0, 1, 2, 1), value=self.value)
+        out: Tensor = self.conv(padded)
+        return out
+
+
+def match(model: nn.Module, kind: str) -> tuple[list[Group], list[str]]:
+    """The groups that the matcher finds in a model, and the operators it leaves."""
+    x = torch.randn(1, 8, 12, 12)
+    source: Any = model.eval() if kind == "torch" else export_onnx(model.eval(), x)
+    opened = open_model(source, example_inputs=(x,) if kind == "torch" else None)
+    run_pipeline(opened.graph)
+    function = simplify(opened.to_relax())["main"]
+    return Matcher(function).groups(), Matcher(function).leftovers()
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_fused_however_it_is_spelled(name: str, kind: str) -> None:
+    module, expected = ACTIVATIONS[name]
+    groups, leftovers = match(nn.Sequential(nn.Conv2d(8, 8, 3), module), kind)
+    assert [str(group.activation) for group in groups] == [expected]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_residual_and_activation_are_fused(kind: str) -> None:
+    groups, leftovers = match(ResidualBlock(), kind)
+    assert [group.residual is not None for group in groups] == [False, True]
+    assert groups[1].activation.kind == "relu"
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_value_with_two_users_is_not_absorbed(kind: str) -> None:
+    groups, leftovers = match(SharedValue(), kind)
+    assert groups[0].activation.kind == "none"
+    assert len(leftovers) == 3
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_zero_padding_becomes_part_of_the_convolution(kind: str) -> None:
+    groups, leftovers = match(PaddedConv(), kind)
+    assert [group.spec.padding for group in groups] == [(2, 0, 1, 1)]  # type: ignore[union-attr]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_padding_with_another_value_stays(kind: str) -> None:
+    groups, leftovers = match(PaddedConv(1.0), kind)
+    assert [group.spec.padding for group in groups] == [(0, 0, 0, 0)]  # type: ignore[union-attr]
+    assert len(leftovers) == 1
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_classifier_takes_its_bias(kind: str) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    groups, leftovers = match(model, kind)
+    assert [group.op for group in groups] == ["global_average", "linear"]
+    assert groups[1].bias is not None
+    assert leftovers == ["reshape"]
