@@ -104,6 +104,9 @@ def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) ->
         # Enough outputs to be split in chunks, and not a multiple of the lists.
         (Conv2d(1, 24, 7, 7, 600, (1, 1)), OneByN(16), 0.5),
         (Conv2d(1, 24, 7, 7, 602, (1, 1)), NM(2, 4), None),
+        # Windows too large to be staged, with and without stride.
+        (Conv2d(1, 3, 32, 33, 24, (16, 16), (16, 16)), Dense(), None),
+        (Conv2d(2, 4, 12, 13, 16, (9, 8), padding=(4, 3, 4, 4)), NM(2, 4), None),
         # A stem.
         (Conv2d(1, 3, 65, 47, 33, (7, 7), (2, 2), (3, 3, 3, 3)), Dense(), None),
     ],

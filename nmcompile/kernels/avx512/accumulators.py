@@ -6,7 +6,18 @@ from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, activate, lanes, load, splat, store
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    activate,
+    activate_in_place,
+    lanes,
+    load,
+    splat,
+    split_activation,
+    store,
+)
 from nmcompile.kernels.avx512.panel_config import Panel
 from nmcompile.kernels.spec import Activation
 
@@ -96,16 +107,30 @@ class Destination:
         columns = [T.alloc_buffer((LANES,), scope="local") for _ in range(sums.extra)]
         for e, column in enumerate(columns):
             T.buffer_store(column, sums.get_extra(e), [lanes(0)])
+        now, later = split_activation(self.activation)
         for j in range(sums.outputs):
             if self.channels is None:
-                self._write_channel(sums, panel, columns, base, j)
+                self._write_channel(sums, panel, columns, base, j, now)
                 continue
             with T.If(self.channel + j < self.channels):
                 with T.Then():
-                    self._write_channel(sums, panel, columns, base, j)
+                    self._write_channel(sums, panel, columns, base, j, now)
+        if later.kind == "none":
+            return
+        count: Expr = sums.outputs
+        if self.channels is not None:
+            count = T.min(count, self.channels - self.channel)
+        with T.serial(0, count) as j:
+            activate_in_place(self.out, base + j * self.pixels, panel.pixels, later)
 
     def _write_channel(
-        self, sums: Accumulators, panel: Panel, columns: list[Buffer], base: Expr, j: int
+        self,
+        sums: Accumulators,
+        panel: Panel,
+        columns: list[Buffer],
+        base: Expr,
+        j: int,
+        activation: Activation,
     ) -> None:
         where = base + j * self.pixels
         for t in range(sums.vectors):
@@ -113,10 +138,10 @@ class Destination:
             value = sums.get(j, t)
             if self.residual is not None:
                 value = value + load(self.residual, where + t * LANES, active)
-            store(self.out, where + t * LANES, activate(value, self.activation), active)
+            store(self.out, where + t * LANES, activate(value, activation), active)
         for e, column in enumerate(columns):
             pixel = where + (sums.vectors * LANES + e)
             value = splat(column[j])
             if self.residual is not None:
                 value = value + splat(self.residual[pixel])
-            store(self.out, pixel, activate(value, self.activation), 1)
+            store(self.out, pixel, activate(value, activation), 1)

@@ -136,6 +136,33 @@ def erf(x: Expr) -> Expr:
     return T.Select(x < splat(0.0), splat(0.0) - positive, positive)
 
 
+LONG_ACTIVATIONS = ("gelu", "sigmoid", "silu")  # many instructions: emitted once, in a loop
+
+
+def split_activation(activation: Activation) -> tuple[Activation, Activation]:
+    """What to apply to sums in registers, and what to `activate_in_place` once they are stored.
+
+    Written out for every accumulator, the long ones would take LLVM seconds per kernel.
+    """
+    if activation.kind in LONG_ACTIVATIONS:
+        return Activation(), activation
+    return activation, Activation()
+
+
+def activate_in_place(buffer: Buffer, start: Expr, count: int, activation: Activation) -> None:
+    """Apply an activation to `count` consecutive floats; nothing for "none"."""
+    if activation.kind == "none":
+        return
+    full, rest = divmod(count, LANES)
+    if full:
+        with T.serial(0, full) as v:
+            at = T.bind(start + v * LANES)
+            store(buffer, at, activate(load(buffer, at), activation))
+    if rest:
+        at = T.bind(start + full * LANES)
+        store(buffer, at, activate(load(buffer, at, rest), activation), rest)
+
+
 def activate(value: Expr, activation: Activation) -> Expr:
     """The activation of one vector of 16 floats."""
     kind = activation.kind

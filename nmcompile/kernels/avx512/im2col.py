@@ -1,14 +1,18 @@
 """Filling the panel: the input values under a tile of output pixels, one row per weight.
 
-Three sources, from cheap to general:
+Four sources, from cheap to general:
 
 1. a 1x1 convolution of stride 1 reads the input itself;
 2. stride 1 and an output as wide as the input ("same" padding): every kernel position is the flat
    input at a constant shift, with lanes masked that lie beyond a border;
-3. anything else reads the staged copy of the input (see `staging`).
+3. anything else reads the staged copy of the input (see `staging`);
+4. but windows of more than `MAX_STAGED_TAPS` (patch embeddings), for which that would be too much
+   code, are gathered one float at a time.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -27,11 +31,18 @@ from nmcompile.kernels.avx512.panel_config import Panel
 from nmcompile.kernels.avx512.staging import StagedLayout, stage
 from nmcompile.kernels.spec import Conv2d
 
+MAX_STAGED_TAPS = 49
 
-def needs_staging(conv: Conv2d) -> bool:
-    """Whether neither the input nor a constant shift of it can be read."""
-    same_width = conv.stride == (1, 1) and conv.out_width == conv.in_width
-    return not (conv.is_pointwise or same_width)
+
+def source_kind(conv: Conv2d) -> Literal["input", "shifted", "staged", "gathered"]:
+    """Which of the four cases a convolution is."""
+    if conv.is_pointwise:
+        return "input"
+    if conv.taps > MAX_STAGED_TAPS:
+        return "gathered"
+    if conv.stride == (1, 1) and conv.out_width == conv.in_width:
+        return "shifted"
+    return "staged"
 
 
 class PanelSource:
@@ -43,7 +54,8 @@ class PanelSource:
         Panel rows are ordered (tap, channel) with `taps_first`, else (channel, tap).
         """
         self.conv, self._taps_first = conv, taps_first
-        self._layout = StagedLayout.of(conv) if needs_staging(conv) else None
+        self._kind = source_kind(conv)
+        self._layout = StagedLayout.of(conv) if self._kind == "staged" else None
         self._source = x
         if self._layout is not None:
             self._source = T.alloc_buffer((self._layout.size,), align=64)
@@ -59,8 +71,11 @@ class PanelSource:
         """
         conv = self.conv
         channel0 = T.bind(image * conv.in_channels + channel)
-        if self._layout is None and not conv.is_pointwise:
+        if self._kind == "shifted":
             self._fill_shifted(panel, shape, channel0, count, first)
+            return
+        if self._kind == "gathered":
+            self._fill_gathered(panel, shape, channel0, count, first)
             return
         size = conv.in_height * conv.in_width if self._layout is None else self._layout.channel
         with T.serial(0, count) as c:
@@ -76,7 +91,7 @@ class PanelSource:
                         value = load(self._source, source + (shift + at), active)
                         store(panel, target + at, value)
 
-    def _row(self, kh: int, kw: int, channel: Expr, count: Expr) -> Expr:
+    def _row(self, kh: Expr, kw: Expr, channel: Expr, count: Expr) -> Expr:
         tap = kh * self.conv.kernel[1] + kw
         return tap * count + channel if self._taps_first else channel * self.conv.taps + tap
 
@@ -107,6 +122,32 @@ class PanelSource:
                     for at, mask in zip(starts, masks, strict=True):
                         value = masked_load(self._source, lanes(source + at), mask)
                         store(panel, target + at, value)
+
+    def _fill_gathered(
+        self, panel: Buffer, shape: Panel, channel0: Expr, count: Expr, first: Expr
+    ) -> None:
+        """Case 4: loops only."""
+        conv = self.conv
+        plane = conv.in_height * conv.in_width
+        kernel_h, kernel_w = conv.kernel
+        with T.serial(0, count) as channel:
+            with T.serial(0, kernel_h) as kh:
+                with T.serial(0, kernel_w) as kw:
+                    target = T.bind(self._row(kh, kw, channel, count) * shape.stride)
+                    with T.serial(0, shape.pixels) as i:
+                        out_row = T.bind((first + i) // conv.out_width)
+                        out_column = T.bind((first + i) % conv.out_width)
+                        row = out_row * conv.stride[0] + kh * conv.dilation[0] - conv.padding[0]
+                        column = (
+                            out_column * conv.stride[1] + kw * conv.dilation[1] - conv.padding[1]
+                        )
+                        row, column = T.bind(row), T.bind(column)
+                        inside = tirx.all(
+                            row >= 0, row < conv.in_height, column >= 0, column < conv.in_width
+                        )
+                        at = (channel0 + channel) * plane + row * conv.in_width + column
+                        value = T.if_then_else(inside, self._source[at], T.float32(0))
+                        T.buffer_store(panel, value, [target + i])
 
     def _inside(self, row: Expr, column: Expr, down: int, right: int, active: int) -> Expr:
         """Lanes among the first `active` whose pixel, moved down and right, is in the image.

@@ -11,9 +11,11 @@ from nmcompile.kernels.avx512.emit import (
     Expr,
     PrimFuncBuilder,
     activate,
+    activate_in_place,
     lanes,
     load,
     splat,
+    split_activation,
     store,
 )
 from nmcompile.kernels.spec import Epilogue, Linear
@@ -38,6 +40,7 @@ def emit_linear(name: str, linear: Linear, epilogue: Epilogue) -> object:
     rows_per_step = min(ROWS, linear.rows)
     full, rest = divmod(linear.rows, rows_per_step)
     last = linear.out_features - (panels - 1) * width
+    now, later = split_activation(epilogue.activation)
     with PrimFuncBuilder(name) as func:
         x = func.tensor("x", (*linear.lead, linear.in_features))
         values = func.tensor("values", (panels * linear.in_features * width,))
@@ -73,7 +76,11 @@ def emit_linear(name: str, linear: Linear, epilogue: Epilogue) -> object:
                     value: Expr = acc[at(r, v)]
                     if residual is not None:
                         value = value + load(residual, where, active)
-                    store(out, where, activate(value, epilogue.activation), active)
+                    store(out, where, activate(value, now), active)
+            if later.kind != "none":
+                with T.serial(0, rows) as r:
+                    start = (row + r) * linear.out_features + panel * width
+                    activate_in_place(out, start, features, later)
 
         def panel_rows(panel: Expr, step: Expr, rows: int) -> None:
             row = T.bind(step * rows_per_step)

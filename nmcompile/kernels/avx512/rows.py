@@ -28,6 +28,7 @@ from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 # (benchmarks/results): 190 of 205 GFLOP/s for 1xN, 130 of 205 for N:M.
 ONE_BY_N_BREAK_EVEN = 0.92
 NM_BREAK_EVEN = 0.62
+MAX_DEPTHWISE_TAPS = 81
 MIN_GROUP_OUTPUTS = 8  # below, packing the panel costs more than multiplying it
 
 
@@ -38,8 +39,11 @@ def accept(problem: Problem) -> str | None:
 
 def refuse_depthwise(problem: Problem) -> str | None:
     """Only convolutions with one input channel per group."""
-    if problem.conv.is_depthwise:
+    conv = problem.conv
+    if conv.is_depthwise and conv.taps <= MAX_DEPTHWISE_TAPS:
         return None
+    if conv.is_depthwise:
+        return f"{conv.taps} taps: the depthwise kernel writes out at most {MAX_DEPTHWISE_TAPS}"
     return f"{MADE_FOR}depthwise convolutions, not {problem.conv.group_in} input channels per group"
 
 
