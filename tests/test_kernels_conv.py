@@ -85,8 +85,9 @@ def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) ->
     epilogue = Epilogue(
         data.draw(st.booleans()),
         data.draw(st.booleans()),
-        # The other activations have a test of their own; their code takes long to compile.
-        activation(data.draw(st.sampled_from(["none", "relu", "clip"]))),
+        # The other activations have a test of their own: they change the range that errors are
+        # compared with.
+        activation(data.draw(st.sampled_from(["none", "relu"]))),
     )
     problem, x, residual = make_problem(conv, pattern, density, epilogue, data.draw(st.integers(0)))
     found = run_kernel(kernel, problem, x, residual)
