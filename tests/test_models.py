@@ -118,13 +118,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...]]] =
         "1x16@0.5",
         (1, 3, 64, 64),
     ),
-    "MobileNetV2": (
-        _classifier("MobileNetV2", depth_multiplier=0.35, num_labels=10),
-        "2:4",
-        (1, 3, 51, 64),
-    ),
     "EfficientNet": (_efficientnet, "1x8@0.5", (1, 3, 64, 64)),
-    "ConvNeXT": (_classifier("ConvNext", **SMALL), "dense", (1, 3, 64, 64)),
+    "ConvNeXT": (_classifier("ConvNext", **SMALL), "2:4", (1, 3, 65, 47)),
     "LeViT": (_levit, "2:4", (1, 3, 64, 64)),
     "BiT": (  # its convolutions standardise their weights, which leaves no zeros
         _classifier(
