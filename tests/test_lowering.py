@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nmcompile.frontends import open_model
+from nmcompile.passes.lower_fallback import lower_fallback
+from nmcompile.passes.lower_kernels import lower_kernels
 from nmcompile.passes.lower_match import Group, Matcher
 from nmcompile.passes.lower_simplify import simplify
 from nmcompile.passes.pipeline import run_pipeline
@@ -116,3 +118,21 @@ def test_classifier_takes_its_bias(kind: str) -> None:
     assert [group.op for group in groups] == ["global_average", "linear"]
     assert groups[1].bias is not None
     assert leftovers == ["reshape"]
+
+
+class Leftover(nn.Module):
+    """Nothing that a kernel of ours computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.softmax(torch.tanh(x) * x, dim=1)
+
+
+def test_what_is_left_runs_on_all_threads() -> None:
+    x = torch.randn(1, 16, 32, 32)
+    opened = open_model(Leftover().eval(), example_inputs=(x,))
+    lowered = lower_kernels(simplify(opened.to_relax()), "avx512")
+    assert lowered.calls == []
+    assert set(lowered.leftovers) == {"tanh", "multiply", "nn.softmax"}
+    script = lower_fallback(lowered.module).script(show_meta=False)
+    functions = script.split("@T.prim_func")[1:]
+    assert functions and all("T.parallel" in function for function in functions)

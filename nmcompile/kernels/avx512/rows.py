@@ -24,8 +24,9 @@ from nmcompile.kernels.problem import MADE_FOR, Array, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 
-# Densities above which the dense kernel is faster, from the rates that both reach on ResNet-50
-# (benchmarks/results): 190 of 205 GFLOP/s for 1xN, 130 of 205 for N:M.
+# Densities above which the dense kernel is faster. N:M is bound by L1 loads, whose rate depends on
+# the machine and its neighbours: ResNet-50 breaks even at 0.48 with 190 GFLOP/s of loads and at
+# 0.68 with 247, where dense convolutions run alike.
 ONE_BY_N_BREAK_EVEN = 0.92
 NM_BREAK_EVEN = 0.62
 MAX_DEPTHWISE_TAPS = 81
