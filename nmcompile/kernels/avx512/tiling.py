@@ -19,20 +19,20 @@ REGISTERS = 32
 FMA_LATENCY = 4  # cycles until an accumulator can be used again
 L1_PANEL_BYTES = 36 * 1024  # leaves room for weights and lists in 48 KB
 L2_PANEL_BYTES = 512 * 1024
-L2_WEIGHT_BYTES = 512 * 1024  # weights of one chunk, re-read by every tile
+L2_WEIGHT_BYTES = 4 << 20  # weights of one chunk; prefetched, they may well come from L3
 LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
 MAX_STEP = 8  # entries of an own list in one iteration
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
-MIN_ITEMS = 8  # independent work items, so that a few threads share evenly
-MIN_CHUNK_OUTPUTS = 128  # fewer outputs would not pay for packing the panel once more
+MIN_ITEMS = 2  # independent work items, so that two threads share evenly
+MIN_CHUNK_OUTPUTS = 256  # fewer outputs would not pay for packing the panel once more
 
 
 def chunks_for(conv: Conv2d, tile: int, lane_outputs: int, density: float) -> int:
     """How many parts the output channels are split into.
 
     More where there are few tiles to share between threads, or where the weights would not stay
-    in L2 from one tile to the next.
+    in cache from one tile to the next.
     """
     tiles = -(-conv.out_pixels // (tile * LANES))
     weight_bytes = 4 * density * conv.group_out * conv.group_in * conv.taps
