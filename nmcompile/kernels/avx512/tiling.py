@@ -8,6 +8,7 @@ configuration that fits the registers and caches. It knows nothing about the mac
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from nmcompile.kernels.avx512.emit import LANES
@@ -19,27 +20,41 @@ REGISTERS = 32
 FMA_LATENCY = 4  # cycles until an accumulator can be used again
 L1_PANEL_BYTES = 36 * 1024  # leaves room for weights and lists in 48 KB
 L2_PANEL_BYTES = 512 * 1024
-L2_WEIGHT_BYTES = 4 << 20  # weights of one chunk; prefetched, they may well come from L3
 LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
 MAX_STEP = 8  # entries of an own list in one iteration
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
-MIN_ITEMS = 2  # independent work items, so that two threads share evenly
-MIN_CHUNK_OUTPUTS = 256  # fewer outputs would not pay for packing the panel once more
 
 
-def chunks_for(conv: Conv2d, tile: int, lane_outputs: int, density: float) -> int:
-    """How many parts the output channels are split into.
+@dataclass(frozen=True)
+class Chunking:
+    """How finely the output channels are split; every part packs the panel once more.
 
-    More where there are few tiles to share between threads, or where the weights would not stay
-    in cache from one tile to the next.
+    items: independent work items wanted, so that threads share evenly.
+    outputs: fewest output channels per part.
+    weight_bytes: weights of one part, which every tile reads again.
     """
+
+    items: int
+    outputs: int
+    weight_bytes: int
+
+
+SHARED_CHUNKS = Chunking(items=8, outputs=128, weight_bytes=512 << 10)
+# Lists of single channels pack a panel per small block of channels: splitting cost 2:4 a tenth.
+OWN_CHUNKS = Chunking(items=2, outputs=256, weight_bytes=4 << 20)
+
+
+def chunks_for(
+    conv: Conv2d, tile: int, lane_outputs: int, density: float, chunking: Chunking
+) -> int:
+    """How many parts the output channels are split into."""
     tiles = -(-conv.out_pixels // (tile * LANES))
     weight_bytes = 4 * density * conv.group_out * conv.group_in * conv.taps
-    wanted = -(-MIN_ITEMS // (conv.batch * conv.groups * tiles))
+    wanted = -(-chunking.items // (conv.batch * conv.groups * tiles))
     if tiles > 1:
-        wanted = max(wanted, round(weight_bytes / L2_WEIGHT_BYTES))
-    most = max(1, conv.group_out // max(MIN_CHUNK_OUTPUTS, lane_outputs))
+        wanted = max(wanted, round(weight_bytes / chunking.weight_bytes))
+    most = max(1, conv.group_out // max(chunking.outputs, lane_outputs))
     return max(1, min(wanted, most))
 
 
@@ -68,7 +83,7 @@ def shared_config(conv: Conv2d, list_outputs: int, density: float, dense: bool) 
         list_outputs=list_outputs,
         run=conv.taps,
         block_channels=-(-conv.group_in // blocks),
-        chunks=chunks_for(conv, tile, list_outputs, density),
+        chunks=chunks_for(conv, tile, list_outputs, density, SHARED_CHUNKS),
     )
 
 
@@ -95,7 +110,7 @@ def own_config(conv: Conv2d, pattern: Pattern, density: float) -> PanelConfig:
             for lists, channels, grouped in _own_lists(conv, pattern, most):
                 cost = _own_cycles(conv, tile, outputs, channels, density, grouped)
                 if best is None or cost < best[0]:
-                    chunks = chunks_for(conv, tile, outputs, density)
+                    chunks = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
                     config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
                     best = (cost, config)
     assert best is not None
