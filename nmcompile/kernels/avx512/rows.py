@@ -25,8 +25,8 @@ from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 
 # Densities above which the dense kernel is faster. N:M is bound by L1 loads, whose rate depends on
-# the machine and its neighbours: ResNet-50 breaks even at 0.48 with 190 GFLOP/s of loads and at
-# 0.68 with 247, where dense convolutions run alike.
+# the machine and its neighbours: where they are fast, ResNet-50 breaks even at 0.68
+# (benchmarks/results), where they are slow, lower.
 ONE_BY_N_BREAK_EVEN = 0.92
 NM_BREAK_EVEN = 0.62
 MAX_DEPTHWISE_TAPS = 81
