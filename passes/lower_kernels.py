@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tvm import relax
 
 from nmcompile.errors import UnsupportedOperatorError
-from nmcompile.kernels.catalog import Choice, choose
+from nmcompile.kernels.catalog import Choice, OpKind, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.passes.lower_match import Group, Matcher
 from nmcompile.passes.lower_view import constant, operator_name
@@ -52,6 +52,7 @@ class LoweredModule:
 
 
 PatternOf = Callable[[Group], Detection]
+Chooser = Callable[[OpKind, str, Problem], Choice]
 
 
 def detect_group(group: Group) -> Detection:
@@ -65,6 +66,7 @@ def lower_kernels(
     target: str,
     pattern_of: PatternOf = detect_group,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    chooser: Chooser = choose,
 ) -> LoweredModule:
     """Lower the `main` function of a simplified module.
 
@@ -73,11 +75,12 @@ def lower_kernels(
         target: "avx512".
         pattern_of: pattern to lower a convolution or linear layer with.
         progress: called with (groups done, groups in all).
+        chooser: decides on the kernel of each problem; by default the analytical model.
 
     Raises:
         UnsupportedOperatorError: the function has control flow.
     """
-    return _Lowering(module, target, pattern_of, progress).run()
+    return _Lowering(module, target, pattern_of, progress, chooser).run()
 
 
 class _Lowering:
@@ -87,6 +90,7 @@ class _Lowering:
         target: str,
         pattern_of: PatternOf,
         progress: Callable[[int, int], None],
+        chooser: Chooser,
     ) -> None:
         self._function = module["main"]
         if not isinstance(self._function.body, relax.SeqExpr):
@@ -95,7 +99,7 @@ class _Lowering:
                 "operators: export it with the branch taken"
             )
         self._source, self._target = module, target
-        self._pattern_of, self._progress = pattern_of, progress
+        self._pattern_of, self._progress, self._chooser = pattern_of, progress, chooser
         self._builder = relax.BlockBuilder(module)
         self._values: dict[Expr, Expr] = {}
         self._functions: dict[object, Any] = {}
@@ -134,8 +138,8 @@ class _Lowering:
     def _kernel(self, group: Group) -> Expr:
         detection = self._pattern_of(group) if group.weight is not None else None
         problem = Problem(group.spec, group.epilogue, group.weight, group.bias, detection)
-        choice = choose(group.op, self._target, problem)
-        lowered = choice.kernel.lower(choice.kernel.name, problem)
+        choice = self._chooser(group.op, self._target, problem)
+        lowered = choice.kernel.lower(problem, choice.config)
         if lowered.key not in self._functions:
             name = f"{choice.kernel.name}_{len(self._functions)}"
             self._functions[lowered.key] = self._builder.add_func(lowered.func, name)

@@ -9,6 +9,7 @@ import torch
 import tvm
 from torch.nn import functional
 
+from nmcompile.kernels.avx512.panel_config import PanelConfig
 from nmcompile.kernels.catalog import Kernel
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Problem
@@ -33,9 +34,15 @@ def activation(kind: str) -> Activation:
     return Activation("clip", -0.25, 1.5) if kind == "clip" else Activation(kind)  # type: ignore[arg-type]
 
 
-def run_kernel(kernel: Kernel, problem: Problem, x: Array, residual: Array | None) -> Array:
+def run_kernel(
+    kernel: Kernel,
+    problem: Problem,
+    x: Array,
+    residual: Array | None,
+    config: PanelConfig | None = None,
+) -> Array:
     """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes."""
-    lowered = kernel.lower(kernel.name, problem)
+    lowered = kernel.lower(problem, config)
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": find_target(kernel.target).llvm_cpu})
     function = lowered.func.with_attr("global_symbol", "kernel")
     module = tvm.compile(tvm.IRModule({"kernel": function}), target=llvm, tir_pipeline=TIR_PIPELINE)

@@ -6,12 +6,13 @@ refusal is a sentence that reaches the user through `nmc inspect`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
+from nmcompile.kernels.avx512.panel_config import PanelConfig
 from nmcompile.kernels.problem import MADE_FOR, Lowered, Problem
 
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
@@ -24,7 +25,9 @@ class Kernel:
     name: the specification: operator, element type, method, instruction set.
     sparse: whether its time falls with the number of non-zero weights.
     refuse: the reason why it cannot or should not run a problem, or None.
-    lower: emits the function and packs the weights.
+    configs: tile sizes that it can run a problem with, the best by the analytical model first;
+        empty where there is nothing to choose.
+    emit: packs the weights for one of `configs`; use `Kernel.lower`.
     """
 
     name: str
@@ -33,53 +36,66 @@ class Kernel:
     dtype: str
     sparse: bool
     refuse: Callable[[Problem], str | None]
-    lower: Callable[[str, Problem], Lowered]
+    configs: Callable[[Problem], Sequence[PanelConfig]]
+    emit: Callable[[str, Problem, PanelConfig | None], Lowered]
+
+    def lower(self, problem: Problem, config: PanelConfig | None = None) -> Lowered:
+        """The function and the packed weights; without `config`, with the model's favourite."""
+        if config is None:
+            config = next(iter(self.configs(problem)), None)
+        return self.emit(self.name, problem, config)
 
 
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
-        avx512.refuse_depthwise, avx512.lower_depthwise,
+        avx512.refuse_depthwise, avx512.one_config, avx512.lower_depthwise,
     ),
     Kernel(
         "conv2d_f32_one_by_n__avx512", "conv2d", "avx512", "float32", True,
-        avx512.refuse_one_by_n, avx512.lower_one_by_n,
+        avx512.refuse_one_by_n, avx512.one_by_n_configs, avx512.lower_panel,
     ),
     Kernel(
         "conv2d_f32_nm__avx512", "conv2d", "avx512", "float32", True,
-        avx512.refuse_nm, avx512.lower_nm,
+        avx512.refuse_nm, avx512.nm_configs, avx512.lower_panel,
     ),
     Kernel(
         "conv2d_f32_dense__avx512", "conv2d", "avx512", "float32", False,
-        avx512.accept, avx512.lower_dense,
+        avx512.accept, avx512.dense_configs, avx512.lower_panel,
     ),
     Kernel(
         "linear_f32_dense__avx512", "linear", "avx512", "float32", False,
-        avx512.accept, avx512.lower_linear,
+        avx512.accept, avx512.one_config, avx512.lower_linear,
     ),
     Kernel(
         "pool2d_f32__avx512", "pool2d", "avx512", "float32", False,
-        avx512.accept, avx512.lower_pool,
+        avx512.accept, avx512.one_config, avx512.lower_pool,
     ),
     Kernel(
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
-        avx512.accept, avx512.lower_global_average,
+        avx512.accept, avx512.one_config, avx512.lower_global_average,
     ),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel of one problem, and why the rows before it declined."""
+    """The kernel of one problem, its tiles (None: by the model), why rows before it declined."""
 
     kernel: Kernel
     refusals: Mapping[str, str] = field(default_factory=dict)
+    config: PanelConfig | None = None
 
     @property
     def reason(self) -> str:
         """Why no kernel that skips zeros was taken; "" if one was, or if there is none."""
         own = [text for text in self.refusals.values() if not text.startswith(MADE_FOR)]
         return own[-1] if own and not self.kernel.sparse else ""
+
+
+def rows_for(op: OpKind, target: str, dtype: str) -> list[Kernel]:
+    """The rows of one operator, in order of preference."""
+    return [row for row in CATALOG if (row.op, row.target, row.dtype) == (op, target, dtype)]
 
 
 def choose(op: OpKind, target: str, problem: Problem) -> Choice:
@@ -89,9 +105,7 @@ def choose(op: OpKind, target: str, problem: Problem) -> Choice:
         TargetError: no kernel of the target computes this operator and element type.
     """
     refusals: dict[str, str] = {}
-    for kernel in CATALOG:
-        if (kernel.op, kernel.target, kernel.dtype) != (op, target, problem.dtype):
-            continue
+    for kernel in rows_for(op, target, problem.dtype):
         reason = kernel.refuse(problem)
         if reason is None:
             return Choice(kernel, refusals)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,20 @@ class Lowered:
     """A TIR function and the constant arrays it takes between the input and the output.
 
     Arguments: x, then `arrays` in order, then the residual if the epilogue has one, then out.
-    `key` is equal for two problems exactly when the functions are interchangeable.
+    `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
+    needs to emit each only once.
     """
 
-    func: Any
+    emit: Callable[..., Any]
+    args: tuple[Hashable, ...]
     arrays: Mapping[str, Array]
-    key: object
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for two problems exactly when their functions are interchangeable."""
+        return (self.emit, self.args)
+
+    @property
+    def func(self) -> Any:
+        """The TIR function, emitted anew."""
+        return self.emit(*self.args)

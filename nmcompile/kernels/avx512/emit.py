@@ -19,19 +19,19 @@ Expr = Any  # TVM ships no type stubs
 Buffer = Any
 
 
-def lanes(start: Expr, count: int = LANES) -> Expr:
+def lanes(start: Expr) -> Expr:
     """Indices start, start + 1, ... of one vector."""
-    return T.ramp(start, 1, count)
+    return T.ramp(start, 1, LANES)
 
 
-def splat(value: Expr, count: int = LANES) -> Expr:
+def splat(value: Expr) -> Expr:
     """One scalar in every lane; a Python float becomes a float32."""
-    return T.broadcast(T.float32(value) if isinstance(value, float) else value, count)
+    return T.broadcast(T.float32(value) if isinstance(value, float) else value, LANES)
 
 
-def first_lanes(active: Expr) -> Expr:
+def first_lanes(active: int) -> Expr:
     """A mask with the first `active` lanes set."""
-    return lanes(0) < splat(T.int32(active) if isinstance(active, int) else active)
+    return lanes(0) < splat(T.int32(active))
 
 
 def masked_load(buffer: Buffer, index: Expr, mask: Expr) -> Expr:
@@ -109,16 +109,15 @@ def exp(x: Expr) -> Expr:
     x = k ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 6, 2^k by writing
     k into the exponent bits. LLVM would call the scalar libm function for every lane.
     """
-    count = int(x.ty.dtype.lanes) if hasattr(x, "ty") else LANES
-    x = T.bind(T.max(T.min(x, splat(88.0, count)), splat(-87.0, count)))
-    k = T.bind(tirx.op.floor(x * splat(1.0 / math.log(2.0), count) + splat(0.5, count)))
+    x = T.bind(T.max(T.min(x, splat(88.0)), splat(-87.0)))
+    k = T.bind(tirx.op.floor(x * splat(1.0 / math.log(2.0)) + splat(0.5)))
     # ln 2 in two parts, so that k * high is exact.
-    r = T.bind(x - k * splat(0.693359375, count) + k * splat(2.12194440e-4, count))
-    p: Expr = splat(1.0 / 720.0, count)
+    r = T.bind(x - k * splat(0.693359375) + k * splat(2.12194440e-4))
+    p: Expr = splat(1.0 / 720.0)
     for factor in (120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
-        p = T.bind(p * r + splat(1.0 / factor, count))
-    bits = (T.Cast(f"int32x{count}", k) + splat(T.int32(127), count)) << splat(T.int32(23), count)
-    return p * T.reinterpret(f"float32x{count}", bits)
+        p = T.bind(p * r + splat(1.0 / factor))
+    bits = (T.Cast("int32x16", k) + splat(T.int32(127))) << splat(T.int32(23))
+    return p * T.reinterpret("float32x16", bits)
 
 
 def erf(x: Expr) -> Expr:

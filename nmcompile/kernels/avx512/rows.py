@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +11,8 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel import emit_panel_conv
-from nmcompile.kernels.avx512.panel_config import PackedSizes, PanelConfig, lists_of
-from nmcompile.kernels.avx512.tiling import dense_outputs, own_config, shared_config
+from nmcompile.kernels.avx512.panel_config import PanelConfig, lists_of
+from nmcompile.kernels.avx512.tiling import dense_outputs, own_configs, shared_configs
 from nmcompile.kernels.avx512.window import (
     average_scale,
     emit_depthwise,
@@ -21,7 +20,7 @@ from nmcompile.kernels.avx512.window import (
     emit_pool,
 )
 from nmcompile.kernels.problem import MADE_FOR, Array, Lowered, Problem
-from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.kernels.spec import GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 
 # Densities above which the dense kernel is faster. N:M is bound by L1 loads, whose rate depends on
@@ -78,15 +77,9 @@ def refuse_nm(problem: Problem) -> str | None:
     return _refuse_sparse(problem, (NM, Unstructured), "N:M or unstructured", NM_BREAK_EVEN)
 
 
-@cache
-def _panel_func(
-    name: str, conv: Conv2d, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
-) -> Any:
-    return emit_panel_conv(name, conv, epilogue, config, sizes)
-
-
-def lower_panel(name: str, problem: Problem, config: PanelConfig) -> Lowered:
-    """Panel convolution with given tiles; the tuner calls this with its candidates."""
+def lower_panel(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
+    """Panel convolution with tiles from the `..._configs` function of its row."""
+    assert config is not None
     conv = problem.conv
     assert problem.weight is not None
     packed = pack_conv(problem.weight, conv, config)
@@ -95,46 +88,49 @@ def lower_panel(name: str, problem: Problem, config: PanelConfig) -> Lowered:
         padded = np.zeros((conv.groups, lists_of(conv, config) * config.lane_outputs), np.float32)
         padded[:, : conv.group_out] = problem.bias.reshape(conv.groups, -1)
         arrays["bias"] = padded.reshape(-1)
-    key = (name, conv, problem.epilogue, config, packed.sizes)
-    return Lowered(_panel_func(*key), arrays, key)
+    args = (name, conv, problem.epilogue, config, packed.sizes)
+    return Lowered(emit_panel_conv, args, arrays)
 
 
-def lower_one_by_n(name: str, problem: Problem) -> Lowered:
+def one_by_n_configs(problem: Problem) -> Sequence[PanelConfig]:
     """Lists shared by the N output channels of a block."""
     assert problem.detection is not None
     pattern = problem.detection.pattern
     assert isinstance(pattern, OneByN)
     density = problem.detection.density
-    return lower_panel(name, problem, shared_config(problem.conv, pattern.n, density, False))
+    return shared_configs(problem.conv, pattern.n, density, False)
 
 
-def lower_nm(name: str, problem: Problem) -> Lowered:
+def nm_configs(problem: Problem) -> Sequence[PanelConfig]:
     """One list per output channel; of fixed length where the groups fit the input channels."""
     assert problem.detection is not None
     pattern, density = problem.detection.pattern, problem.detection.density
-    return lower_panel(name, problem, own_config(problem.conv, pattern, density))
+    return own_configs(problem.conv, pattern, density)
 
 
-def lower_dense(name: str, problem: Problem) -> Lowered:
+def dense_configs(problem: Problem) -> Sequence[PanelConfig]:
     """All rows, no lists."""
-    outputs = dense_outputs(problem.conv)
-    return lower_panel(name, problem, shared_config(problem.conv, outputs, 1.0, True))
+    return shared_configs(problem.conv, dense_outputs(problem.conv), 1.0, True)
+
+
+def one_config(problem: Problem) -> Sequence[PanelConfig]:
+    """Nothing to choose: kernels without tiles."""
+    return ()
 
 
 def _arguments(values: Array, bias: npt.NDArray[np.float32] | None) -> dict[str, Array]:
     return {"values": values} if bias is None else {"values": values, "bias": bias}
 
 
-def lower_depthwise(name: str, problem: Problem) -> Lowered:
+def lower_depthwise(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
     """Window kernel, one channel at a time."""
     assert problem.weight is not None
-    func = emit_depthwise(name, problem.conv, problem.epilogue)
     values = np.ascontiguousarray(problem.weight).reshape(-1)
-    key = (name, problem.conv, problem.epilogue)
-    return Lowered(func, _arguments(values, problem.bias), key)
+    args = (name, problem.conv, problem.epilogue)
+    return Lowered(emit_depthwise, args, _arguments(values, problem.bias))
 
 
-def lower_linear(name: str, problem: Problem) -> Lowered:
+def lower_linear(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
     """Dense matrix product."""
     linear = problem.spec
     assert isinstance(linear, Linear) and problem.weight is not None
@@ -142,21 +138,20 @@ def lower_linear(name: str, problem: Problem) -> Lowered:
     bias = problem.bias
     if bias is not None:
         bias = np.pad(bias, (0, -len(bias) % width))
-    func = emit_linear(name, linear, problem.epilogue)
-    key = (name, linear, problem.epilogue)
-    return Lowered(func, _arguments(pack_linear(problem.weight), bias), key)
+    args = (name, linear, problem.epilogue)
+    return Lowered(emit_linear, args, _arguments(pack_linear(problem.weight), bias))
 
 
-def lower_pool(name: str, problem: Problem) -> Lowered:
+def lower_pool(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
     """Max and average pooling."""
     pool = problem.spec
     assert isinstance(pool, Pool2d)
     scale = {"scale": average_scale(pool).reshape(-1)} if pool.kind == "average" else {}
-    return Lowered(emit_pool(name, pool), scale, (name, pool))
+    return Lowered(emit_pool, (name, pool), scale)
 
 
-def lower_global_average(name: str, problem: Problem) -> Lowered:
+def lower_global_average(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
     """Mean over all pixels."""
     pool = problem.spec
     assert isinstance(pool, GlobalAverage)
-    return Lowered(emit_global_average(name, pool), {}, (name, pool))
+    return Lowered(emit_global_average, (name, pool), {})

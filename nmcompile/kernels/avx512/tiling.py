@@ -1,13 +1,15 @@
 """Choice of tile sizes for the panel kernels, by counting cycles.
 
 The model counts, for one core with two 512-bit FMA pipes and two L1 load ports, the cycles of the
-inner loops over all tiles of a layer, the ragged last tile included, and takes the cheapest
-configuration that fits the registers and caches. It knows nothing about the machine at hand.
+inner loops over all tiles of a layer, the ragged last tile included, and ranks the configurations
+that fit the registers and caches. Of the machine at hand it knows the size of the L1 cache only;
+`nmc compile --tune` measures the first few of the ranking.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +20,9 @@ from nmcompile.sparsity import NM, Pattern
 
 REGISTERS = 32
 FMA_LATENCY = 4  # cycles until an accumulator can be used again
-L1_PANEL_BYTES = 36 * 1024  # leaves room for weights and lists in 48 KB
+PANEL_SHARE = 0.875  # of the L1 cache; the rest is for weights and sums
+L1_BYTES = 32 * 1024  # where the machine does not say
+MAX_PANEL_BYTES = 36 * 1024  # larger ones gained nothing in 48 KB
 L2_PANEL_BYTES = 512 * 1024
 LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
 MAX_STEP = 8  # entries of an own list in one iteration
@@ -58,9 +62,20 @@ def chunks_for(
     return max(1, min(wanted, most))
 
 
-def shared_config(conv: Conv2d, list_outputs: int, density: float, dense: bool) -> PanelConfig:
-    """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense)."""
-    best: tuple[float, int, int] | None = None
+def panel_bytes() -> int:
+    """Bytes of the panel of lists of single channels, which every entry reads from L1."""
+    try:
+        cache = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
+    except (ValueError, OSError):  # not Linux with glibc
+        cache = 0
+    return min(int(PANEL_SHARE * (cache if cache > 0 else L1_BYTES)), MAX_PANEL_BYTES)
+
+
+def shared_configs(
+    conv: Conv2d, list_outputs: int, density: float, dense: bool
+) -> list[PanelConfig]:
+    """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked."""
+    found: list[tuple[float, int, int]] = []
     outputs = list_outputs
     while outputs:
         for tile in range(1, 13):
@@ -68,11 +83,19 @@ def shared_config(conv: Conv2d, list_outputs: int, density: float, dense: bool) 
             if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
                 continue
             cost = sum(_shared_cycles(conv, shape, outputs, density) for shape in shapes)
-            if best is None or cost < best[0]:
-                best = (cost, tile, outputs)
+            found.append((cost, tile, outputs))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
-    assert best is not None
-    _, tile, outputs = best
+    # On a tie, the tile that was counted first: the smaller one.
+    found.sort(key=lambda entry: entry[0])
+    return [
+        _shared_config(conv, tile, outputs, list_outputs, density, dense)
+        for _, tile, outputs in found
+    ]
+
+
+def _shared_config(
+    conv: Conv2d, tile: int, outputs: int, list_outputs: int, density: float, dense: bool
+) -> PanelConfig:
     row_bytes = tile * LANES * 4 * conv.taps
     block = max(1, min(conv.group_in, L2_PANEL_BYTES // row_bytes))
     blocks = -(-conv.group_in // block)
@@ -99,27 +122,29 @@ def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float) -> 
     return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
 
-def own_config(conv: Conv2d, pattern: Pattern, density: float) -> PanelConfig:
-    """Tiles for lists of single output channels: grouped for N:M where that fits, else private."""
-    best: tuple[float, PanelConfig] | None = None
+def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> list[PanelConfig]:
+    """Tiles for lists of single output channels, ranked.
+
+    Grouped lists for N:M where they fit the input channels, else private ones.
+    """
+    found: list[tuple[float, PanelConfig]] = []
+    limit = panel_bytes()
     for tile in range(2, 17):
         for outputs in (1, 2):
             if outputs * tile > 26 or (outputs > 1 and conv.group_out % outputs):
                 continue
-            most = max(1, L1_PANEL_BYTES // (tile * LANES * 4 * conv.taps))
-            for lists, channels, grouped in _own_lists(conv, pattern, most):
-                cost = _own_cycles(conv, tile, outputs, channels, density, grouped)
-                if best is None or cost < best[0]:
-                    chunks = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
-                    config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
-                    best = (cost, config)
-    assert best is not None
-    return best[1]
+            most = max(1, limit // (tile * LANES * 4 * conv.taps))
+            lists, channels, grouped = _own_lists(conv, pattern, most)
+            cost = _own_cycles(conv, tile, outputs, channels, density, grouped)
+            chunks = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
+            found.append((cost, PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)))
+    found.sort(key=lambda entry: entry[0])
+    return [config for _, config in found]
 
 
 def _own_lists(
     conv: Conv2d, pattern: Pattern, most: int
-) -> list[tuple[Literal["private", "grouped"], int, Grouped | None]]:
+) -> tuple[Literal["private", "grouped"], int, Grouped | None]:
     """Kind of list and channels per block, for at most `most` channels."""
     if isinstance(pattern, NM) and pattern.n < pattern.m:
         unit = pattern.m if pattern.axis == "ic" else pattern.m // math.gcd(pattern.m, conv.taps)
@@ -131,9 +156,9 @@ def _own_lists(
             step = max(steps, default=pattern.n)
             if step * (pattern.m - 1).bit_length() <= 64:
                 grouped = Grouped(pattern.n, pattern.m, step, pattern.axis == "ic")
-                return [("grouped", channels, grouped)]
+                return "grouped", channels, grouped
     blocks = -(-conv.group_in // most)
-    return [("private", -(-conv.group_in // blocks), None)]
+    return "private", -(-conv.group_in // blocks), None
 
 
 def _own_cycles(
