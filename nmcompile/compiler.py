@@ -10,14 +10,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 import nmcompile
 from nmcompile import runtime
-from nmcompile.errors import ArtifactError, PatternError, UnsupportedOperatorError
+from nmcompile.errors import (
+    ArtifactError,
+    InputError,
+    PatternError,
+    UnsupportedOperatorError,
+)
 from nmcompile.folding import Progress, open_folded, silent
 from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_layer
@@ -27,6 +32,9 @@ from nmcompile.passes.graph import Layer
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured, detect
 from nmcompile.targets import Target, check_toolchain, find_target
 
+if TYPE_CHECKING:
+    from nmcompile.tuning import TuningDatabase
+
 
 @dataclass(frozen=True)
 class CompileResult:
@@ -35,12 +43,24 @@ class CompileResult:
     path, digest: the file and the digest that `nmcompile.runtime.load` can pin.
     report: the layers as they were lowered.
     seconds: time per stage, in order.
+    tuning: what measuring gained, per layer whose kernel the tuning database knows.
     """
 
     path: Path
     digest: str
     report: InspectionReport
     seconds: Mapping[str, float]
+    tuning: tuple[TunedLayer, ...] = ()
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """Milliseconds of one layer on one thread: by the analytical model, and as measured best."""
+
+    layer: str
+    kernel: str
+    default_ms: float
+    ms: float
 
 
 class _Stages:
@@ -71,6 +91,8 @@ def compile(
     enforce: bool = False,
     density: float | None = None,
     exclude: Sequence[str] = (),
+    tune: bool = False,
+    tuning_db: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -87,12 +109,17 @@ def compile(
         enforce: project layers that break `pattern`, instead of refusing the model.
         density: share of weights kept when 1xN or unstructured is enforced.
         exclude: layer names (wildcards allowed) that `pattern` does not concern.
+        tune: measure the candidates of every layer on this machine, which must be one of the
+            target's; what `tuning_db` knows already is not measured again.
+        tuning_db: a JSON file of measurements to choose kernels by, extended with `tune`.
         progress: told about every stage.
 
     Raises:
         ModelError: the model cannot be read or imported.
         PatternError: a layer breaks the pattern.
         TargetError: the target is unknown or has no tool chain here.
+        DeviceError: tuning on a machine that cannot run the target's code.
+        InputError: `tuning_db` is no tuning database, or missing without `tune`.
         ArtifactError: the output cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
@@ -100,6 +127,7 @@ def compile(
     chosen = find_target(target)
     check_toolchain()
     _check_writable(Path(output))
+    database = _open_database(tuning_db, tune, chosen)
     stage = _Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
@@ -114,13 +142,13 @@ def compile(
             f"--enforce needs to know the pattern to project to; found {pattern!r}: name one, for "
             "example 2:4 or 1x16"
         )
-    built = _build(source, chosen, pattern == "dense", stage)
+    built = _build(source, chosen, pattern == "dense", database, tune, stage)
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")
     manifest = _manifest(source, chosen, built, _digest(model))
     digest = runtime.write_artifact(output, manifest, built.library, built.params)
     stage("")
-    return CompileResult(Path(output), digest, report, stage.seconds)
+    return CompileResult(Path(output), digest, report, stage.seconds, built.tuning)
 
 
 def fold(
@@ -191,21 +219,48 @@ class _Built:
     calls: tuple[runtime.Call, ...]
     leftovers: Mapping[str, int]
     outputs: tuple[runtime.TensorSpec, ...]
+    tuning: tuple[TunedLayer, ...]
 
 
-def _build(source: SourceModel, target: Target, dense: bool, stage: _Stages) -> _Built:
+def _open_database(
+    path: str | os.PathLike[str] | None, tune: bool, target: Target
+) -> TuningDatabase | None:
+    """The database that kernels are chosen by; None for the analytical model alone."""
+    from nmcompile.tuning import TuningDatabase
+
+    if tune:
+        runtime.cpu.require(target.cpu_features, f"tuning for the target {target.name}")
+    elif path is None:
+        return None
+    elif not Path(path).exists():
+        raise InputError(
+            f"the tuning database {path} does not exist; make it with --tune, or name another"
+        )
+    return TuningDatabase(None if path is None else Path(path))
+
+
+def _build(
+    source: SourceModel,
+    target: Target,
+    dense: bool,
+    database: TuningDatabase | None,
+    tune: bool,
+    stage: _Stages,
+) -> _Built:
     """Lower and compile a folded model."""
     import tvm
 
+    from nmcompile.kernels.catalog import choose
     from nmcompile.passes.lower_fallback import (
         build_library,
         kernel_calls,
         lower_fallback,
         output_types,
     )
-    from nmcompile.passes.lower_kernels import lower_kernels
+    from nmcompile.passes.lower_kernels import Chooser, lower_kernels
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
+    from nmcompile.tuning import Tuner
 
     stage("importing into TVM")
     module = simplify(source.to_relax())
@@ -226,9 +281,17 @@ def _build(source: SourceModel, target: Target, dense: bool, stage: _Stages) -> 
         assert group.weight is not None
         return detection_of(group.weight)
 
-    stage("choosing kernels")
+    choosing = "measuring kernels" if tune else "choosing kernels"
+    stage(choosing)
+    chooser: Chooser = choose
+    if database is not None:
+        chooser = Tuner(database).choose if tune else database.choose
     lowered = lower_kernels(
-        module, target.name, pattern_of, lambda done, total: stage("choosing kernels", done, total)
+        module,
+        target.name,
+        pattern_of,
+        lambda done, total: stage(choosing, done, total),
+        chooser,
     )
     stage("generating code")
     final = lower_fallback(lowered.module)
@@ -247,8 +310,19 @@ def _build(source: SourceModel, target: Target, dense: bool, stage: _Stages) -> 
         runtime.TensorSpec(name, shape, dtype)
         for name, (shape, dtype) in zip(source.outputs, types, strict=True)
     )
+    tuning = []
+    for owner, call in zip(owners, lowered.calls, strict=True):
+        entry = database.find(call.problem) if database is not None else None
+        if entry is not None:
+            tuning.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
     return _Built(
-        library, lowered.params, layers, tuple(calls), Counter(lowered.leftovers), outputs
+        library,
+        lowered.params,
+        layers,
+        tuple(calls),
+        Counter(lowered.leftovers),
+        outputs,
+        tuple(tuning),
     )
 
 

@@ -1,5 +1,7 @@
 """The commands that write models: compile, fold, enforce."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from nmcompile.cli.options import (
 from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
 
 if TYPE_CHECKING:
+    from nmcompile.compiler import TunedLayer
     from nmcompile.frontends import SourceModel
 
 OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
@@ -43,6 +46,16 @@ def compile_model(
     density: DensityOption = None,
     exclude: ExcludeOption = None,
     shape: ShapeOption = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Measure kernels and tiles on this machine: a few minutes."),
+    ] = False,
+    tuning_db: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", help="Measurements to choose by; --tune adds what it lacks."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a trained model into one artifact file."""
@@ -59,6 +72,8 @@ def compile_model(
             enforce=enforce,
             density=density,
             exclude=exclude or (),
+            tune=tune,
+            tuning_db=tuning_db,
             progress=progress,
         )
     report, nbytes = result.report, output.stat().st_size
@@ -70,12 +85,15 @@ def compile_model(
                 "bytes": nbytes,
                 "target": target,
                 "seconds": dict(result.seconds),
+                "tuning": [asdict(layer) for layer in result.tuning],
                 "report": report.to_dict(),
             }
         )
         return
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers])
+    if result.tuning:
+        print_tuning(result.tuning)
     for note in report.notes:
         typer.echo(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
@@ -89,6 +107,27 @@ def compile_model(
             "seconds": f"{sum(result.seconds.values()):.1f}",
         }
     )
+
+
+def print_tuning(layers: "Sequence[TunedLayer]") -> None:
+    """What measuring gained over the analytical model, on one thread."""
+    print_table(
+        "tuning, one thread",
+        ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
+        [
+            (
+                layer.layer,
+                layer.kernel,
+                f"{layer.default_ms:.3f}",
+                f"{layer.ms:.3f}",
+                f"{layer.default_ms / layer.ms:.2f}x",
+            )
+            for layer in layers
+        ],
+        right=(2, 3, 4),
+    )
+    before, after = sum(layer.default_ms for layer in layers), sum(layer.ms for layer in layers)
+    typer.echo(f"tuned layers: {before:.2f} ms before, {after:.2f} ms after")
 
 
 def spell_operators(operators: Any) -> str:

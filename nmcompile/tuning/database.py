@@ -1,0 +1,163 @@
+"""The tuning database: a JSON file of the fastest kernel and tiles per problem and CPU model.
+
+    {"version": 1, "cpus": {CPU: {PROBLEM: {"kernel": ..., "config": {...}, "ms": ...,
+                                            "default_ms": ...}}}}
+
+PROBLEM spells geometry, epilogue, pattern and density; the weights themselves do not matter. An
+entry is only a hint: tiles that the kernel would not propose today are ignored, so that an old or
+edited file cannot make a model wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nmcompile.errors import InputError
+from nmcompile.kernels.catalog import Choice, OpKind, choose, rows_for
+from nmcompile.kernels.problem import Problem
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One entry.
+
+    kernel: name of the fastest row of the catalogue.
+    config: its `PanelConfig` as a dictionary.
+    ms, default_ms: median milliseconds on one thread, of it and of the model's choice.
+    """
+
+    kernel: str
+    config: dict[str, Any]
+    ms: float
+    default_ms: float
+
+
+class TuningDatabase:
+    """What was measured, by CPU model and problem; only this machine's part is consulted."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Open a database; a missing file is an empty one, without `path` nothing is kept.
+
+        Raises:
+            InputError: the file is not a tuning database.
+        """
+        self.path = path
+        self._cpus: dict[str, dict[str, Tuned]] = {}
+        if path is not None and path.exists():
+            self._cpus = _read(path)
+        self._here = self._cpus.setdefault(_cpu_model(), {})
+
+    def find(self, problem: Problem) -> Tuned | None:
+        """The entry of a problem, if it was measured on this CPU model."""
+        return self._here.get(problem_key(problem))
+
+    def add(self, problem: Problem, tuned: Tuned) -> None:
+        """Remember an entry, in the file too.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self._here[problem_key(problem)] = tuned
+        if self.path is not None:
+            _write(self.path, self._cpus)
+
+    def choose(self, op: OpKind, target: str, problem: Problem) -> Choice:
+        """The measured kernel and tiles where there are any, else the analytical model's.
+
+        Raises:
+            TargetError: as `catalog.choose`.
+        """
+        choice = choose(op, target, problem)
+        found = self.find(problem) if problem.weight is not None else None
+        if found is None:
+            return choice
+        refusals = dict(choice.refusals)
+        for kernel in rows_for(op, target, problem.dtype):
+            if kernel.name in refusals:
+                continue
+            if kernel.name != found.kernel:
+                refusals[kernel.name] = f"measured slower here than {found.kernel}"
+                continue
+            for config in kernel.configs(problem):
+                if plain_config(config) == found.config:
+                    return Choice(kernel, refusals, config)
+        return choice
+
+
+def problem_key(problem: Problem) -> str:
+    """A line that is equal for problems whose measurements can stand for each other."""
+    pattern, density = "dense", 1.0
+    if problem.detection is not None:
+        pattern, density = str(problem.detection.pattern), problem.detection.density
+    return f"{problem.spec} {problem.epilogue} {pattern} {density:.2f}"
+
+
+def plain_config(config: Any) -> Any:
+    """A config as it comes back from JSON."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _read(path: Path) -> dict[str, dict[str, Tuned]]:
+    try:
+        document = json.loads(path.read_text())
+        if document["version"] != VERSION:
+            raise ValueError(f"version {document['version']}")
+        return {
+            str(cpu): {
+                str(key): Tuned(
+                    str(entry["kernel"]),
+                    dict(entry["config"]),
+                    float(entry["ms"]),
+                    float(entry["default_ms"]),
+                )
+                for key, entry in entries.items()
+            }
+            for cpu, entries in document["cpus"].items()
+        }
+    except OSError as error:
+        raise InputError(f"cannot read the tuning database {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: expected a tuning database of version {VERSION}, found something else "
+            f"({type(error).__name__}: {error}); name another file, or delete this one"
+        ) from error
+
+
+def _write(path: Path, cpus: dict[str, dict[str, Tuned]]) -> None:
+    document = {
+        "version": VERSION,
+        "cpus": {
+            cpu: {key: asdict(entry) for key, entry in sorted(entries.items())}
+            for cpu, entries in cpus.items()
+        },
+    }
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(document, file, indent=1)
+            file.write("\n")
+        Path(file.name).chmod(0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the tuning database {path}: {error.strerror}; choose a writable file"
+        ) from error
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split("\t:")[:2] for line in lines if line.count("\t:") == 1)
+    name, family, model = (
+        fields.get(key, "?").strip() for key in ("model name", "cpu family\t", "model\t")
+    )
+    return f"{name} {family}/{model}"

@@ -1,0 +1,74 @@
+"""Timing of single kernels as a model meets them: weights out of cache, input in it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+from nmcompile.kernels.problem import Lowered, Problem
+from nmcompile.runtime.native import native_runtime
+
+ALIGN = 64
+FLUSH_BYTES = 4 << 20  # read before each call: more than an L2 cache holds
+BUDGET = 0.6  # seconds of running per problem
+ROUNDS = (5, 25)  # fewest and most
+
+
+def measure(
+    problem: Problem, candidates: Sequence[Lowered], llvm_cpu: str
+) -> tuple[list[float], list[npt.NDArray[np.float32]]]:
+    """Median milliseconds of each candidate on one thread, interleaved, and their outputs.
+
+    The outputs are those of one seeded input, so that the caller can see that candidates agree.
+    """
+    conv = problem.conv
+    pool = native_runtime()
+    threads = pool.num_threads()
+    functions = {
+        f"candidate_{i}": lowered.func.with_attr("global_symbol", f"candidate_{i}")
+        for i, lowered in enumerate(candidates)
+    }
+    llvm = tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu})
+    module = tvm.compile(tvm.IRModule(functions), target=llvm, tir_pipeline=TIR_PIPELINE)
+    random = np.random.default_rng(0)
+    shape = (conv.batch, conv.in_channels, conv.in_height, conv.in_width)
+    x = _aligned(random.standard_normal(shape, dtype=np.float32))
+    out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+    residual = [_aligned(np.ones(out_shape, np.float32))] if problem.epilogue.residual else []
+    calls, outputs = [], []
+    for name, lowered in zip(functions, candidates, strict=True):
+        outputs.append(_aligned(np.zeros(out_shape, np.float32)))
+        arrays = [x, *map(_aligned, lowered.arrays.values()), *residual, outputs[-1]]
+        calls.append((module[name], [tvm.runtime.from_dlpack(array) for array in arrays]))
+    flush = np.zeros(FLUSH_BYTES // 4, np.float32)
+    seconds: list[list[float]] = [[] for _ in calls]
+    rounds = 0
+    pool.use_threads(1)
+    begin = time.perf_counter()
+    # The first round warms up.
+    while rounds <= ROUNDS[0] or (rounds <= ROUNDS[1] and time.perf_counter() - begin < BUDGET):
+        for times, (function, arguments) in zip(seconds, calls, strict=True):
+            flush.sum()
+            x.sum()
+            start = time.perf_counter()
+            function(*arguments)
+            times.append(time.perf_counter() - start)
+        rounds += 1
+    pool.use_threads(threads)
+    return [statistics.median(times[1:]) * 1e3 for times in seconds], outputs
+
+
+def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy that begins on a cache line, as the runtime's tensors do."""
+    raw = np.empty(array.nbytes + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -1,0 +1,150 @@
+"""The tuning database and the tuner, as a user meets them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import nmcompile
+from nmcompile import runtime
+from nmcompile.cli import app
+from nmcompile.errors import InputError
+from nmcompile.kernels.catalog import choose
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Conv2d, Epilogue
+from nmcompile.sparsity import Detection, parse_pattern, project
+from nmcompile.tuning import Tuned, Tuner, TuningDatabase
+from nmcompile.tuning.database import plain_config
+from tests.kernel_runner import reference, relative_error, run_kernel
+
+CONV = Conv2d(1, 32, 9, 9, 24, (3, 3), padding=(1, 1, 1, 1))
+
+
+def make_problem(pattern: str, density: float | None = None, conv: Conv2d = CONV) -> Problem:
+    shape = (conv.out_channels, conv.in_channels, *conv.kernel)
+    weight = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    spec = parse_pattern(pattern)
+    if pattern != "dense":
+        weight = project(weight, spec, density)
+    kept = float(np.count_nonzero(weight)) / weight.size
+    return Problem(conv, Epilogue(), weight, None, Detection(spec, (spec,), kept))
+
+
+def sparse_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 1)]
+    with torch.no_grad():
+        for layer in layers:
+            weight = np.asarray(layer.weight.detach())
+            layer.weight.copy_(torch.from_numpy(project(weight, parse_pattern("2:4"))))
+    return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).eval()
+
+
+@pytest.mark.parametrize(("pattern", "density"), [("2:4", None), ("1x8", 0.5), ("dense", None)])
+def test_every_config_agrees_with_float64(pattern: str, density: float | None) -> None:
+    problem = make_problem(pattern, density)
+    kernel = choose("conv2d", "avx512", problem).kernel
+    x = np.random.default_rng(1).standard_normal((1, 32, 9, 9)).astype(np.float32)
+    expected = reference(problem, x, None)
+    configs = kernel.configs(problem)
+    assert len(configs) > 3 and len(set(configs)) == len(configs)
+    for config in configs[:: max(1, len(configs) // 6)]:
+        found = run_kernel(kernel, problem, x, None, config)
+        assert relative_error(found, expected) < 1e-5, config
+
+
+def test_tuner_measures_once_and_the_file_brings_it_back(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    problem = make_problem("2:4")
+    first = Tuner(TuningDatabase(path)).choose("conv2d", "avx512", problem)
+    entry = TuningDatabase(path).find(problem)
+    assert entry is not None and 0 < entry.ms <= entry.default_ms
+    assert first.kernel.name == entry.kernel and plain_config(first.config) == entry.config
+    before = path.read_bytes()
+    again = Tuner(TuningDatabase(path)).choose("conv2d", "avx512", problem)
+    assert (again.kernel, again.config) == (first.kernel, first.config)
+    assert path.read_bytes() == before
+
+
+def test_entry_decides_kernel_and_tiles() -> None:
+    problem = make_problem("2:4")
+    kernel = choose("conv2d", "avx512", problem).kernel
+    last = kernel.configs(problem)[-1]
+    database = TuningDatabase()
+    database.add(problem, Tuned(kernel.name, plain_config(last), 1.0, 2.0))
+    assert database.choose("conv2d", "avx512", problem).config == last
+    dense = "conv2d_f32_dense__avx512"
+    config = make_problem("dense")
+    row = choose("conv2d", "avx512", config).kernel
+    database.add(problem, Tuned(dense, plain_config(row.configs(problem)[0]), 1.0, 2.0))
+    choice = database.choose("conv2d", "avx512", problem)
+    assert choice.kernel.name == dense and "measured slower" in choice.reason
+
+
+def test_entry_of_other_shape_or_density_is_not_used() -> None:
+    problem = make_problem("2:4")
+    database = TuningDatabase()
+    kernel = choose("conv2d", "avx512", problem).kernel
+    database.add(problem, Tuned(kernel.name, plain_config(kernel.configs(problem)[1]), 1.0, 2.0))
+    assert database.find(make_problem("1:4")) is None
+    assert database.find(make_problem("2:4", conv=Conv2d(1, 32, 8, 9, 24, (3, 3)))) is None
+
+
+def test_tiles_that_the_kernel_does_not_propose_are_ignored() -> None:
+    problem = make_problem("2:4")
+    kernel = choose("conv2d", "avx512", problem).kernel
+    config = plain_config(kernel.configs(problem)[0]) | {"block_channels": 7}
+    database = TuningDatabase()
+    database.add(problem, Tuned(kernel.name, config, 1.0, 2.0))
+    assert database.choose("conv2d", "avx512", problem).config is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"version": 2, "cpus": {}}', '{"version": 1, "cpus": {"x": {"y": {}}}}']
+)
+def test_damaged_database_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tuning.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"tuning\.json: expected a tuning database"):
+        TuningDatabase(path)
+
+
+def test_compile_with_tuning_runs_and_agrees(tmp_path: Path) -> None:
+    model, x = sparse_model(), torch.randn(1, 8, 12, 12)
+    path = tmp_path / "tuning.json"
+    for tune in (True, False):
+        result = nmcompile.compile(
+            model, output=tmp_path / "m.nmc", example_inputs=(x,), tune=tune, tuning_db=path
+        )
+        assert len(result.tuning) == 2
+        assert all(0 < layer.ms <= layer.default_ms for layer in result.tuning)
+        with runtime.load(tmp_path / "m.nmc") as session:
+            found = next(iter(session.run(x.numpy()).values()))
+        with torch.no_grad():
+            assert relative_error(found, model(x).numpy()) < 1e-5
+
+
+def test_cli_shows_the_gain_and_needs_an_existing_database(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    torch.onnx.export(sparse_model(), (torch.randn(1, 8, 12, 12),), file, dynamo=True)
+    onnx.checker.check_model(file)
+    arguments = ["compile", str(file), "-o", str(tmp_path / "m.nmc")]
+    database = str(tmp_path / "tuning.json")
+    missing = CliRunner().invoke(app, [*arguments, "--tuning-db", database])
+    assert missing.exit_code == 1 and "does not exist" in missing.output
+    done = CliRunner().invoke(app, [*arguments, "--tune", "--tuning-db", database])
+    assert done.exit_code == 0, done.output
+    assert "tuned layers:" in done.output and "measured best" in done.output
+    assert json.loads(Path(database).read_text())["version"] == 1
+    shown = CliRunner().invoke(app, [*arguments, "--tuning-db", database, "--json"])
+    assert len(json.loads(shown.stdout)["tuning"]) == 2
+
+
+def test_unwritable_database_is_a_clear_error(tmp_path: Path) -> None:
+    database = TuningDatabase(tmp_path / "missing" / "tuning.json")
+    with pytest.raises(InputError, match="cannot write the tuning database"):
+        Tuner(database).choose("conv2d", "avx512", make_problem("2:4"))
