@@ -55,7 +55,10 @@ class CompileResult:
 
 @dataclass(frozen=True)
 class TunedLayer:
-    """Milliseconds of one layer on one thread: by the analytical model, and as measured best."""
+    """Milliseconds of one layer: as the analytical model lowers it, and as measured best.
+
+    Geometric means of the time on one thread and on all cores of the machine that tuned.
+    """
 
     layer: str
     kernel: str

@@ -31,7 +31,8 @@ class Tuned:
 
     kernel: name of the fastest row of the catalogue.
     config: its `PanelConfig` as a dictionary.
-    ms, default_ms: median milliseconds on one thread, of it and of the model's choice.
+    ms, default_ms: of it and of the analytical model's choice: the geometric mean of the median
+        milliseconds on one thread and on all cores.
     """
 
     kernel: str

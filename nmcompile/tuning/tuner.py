@@ -20,7 +20,7 @@ AGREEMENT = 1e-4  # of the largest output
 
 
 class Tuner:
-    """Measures each problem that the database does not know, on one thread of this machine."""
+    """Measures each problem that the database does not know on this machine."""
 
     def __init__(self, database: TuningDatabase) -> None:
         """Consult and extend `database`."""

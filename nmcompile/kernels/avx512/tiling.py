@@ -2,7 +2,7 @@
 
 The model counts, for one core with two 512-bit FMA pipes and two L1 load ports, the cycles of the
 inner loops over all tiles of a layer, the ragged last tile included, and ranks the configurations
-that fit the registers and caches. Of the machine at hand it knows the size of the L1 cache only;
+that fit the registers and caches. Of the machine at hand it knows the number of cores;
 `nmc compile --tune` measures the first few of the ranking.
 """
 
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel_config import Grouped, Panel, PanelConfig, tile_shapes
@@ -20,9 +23,8 @@ from nmcompile.sparsity import NM, Pattern
 
 REGISTERS = 32
 FMA_LATENCY = 4  # cycles until an accumulator can be used again
-PANEL_SHARE = 0.875  # of the L1 cache; the rest is for weights and sums
-L1_BYTES = 32 * 1024  # where the machine does not say
-MAX_PANEL_BYTES = 36 * 1024  # larger ones gained nothing in 48 KB
+# For L1 caches of 48 KB; with 32 KB a smaller panel is no faster: it saves and restores more sums.
+L1_PANEL_BYTES = 36 * 1024
 L2_PANEL_BYTES = 512 * 1024
 LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
 MAX_STEP = 8  # entries of an own list in one iteration
@@ -62,35 +64,50 @@ def chunks_for(
     return max(1, min(wanted, most))
 
 
-def panel_bytes() -> int:
-    """Bytes of the panel of lists of single channels, which every entry reads from L1."""
-    try:
-        cache = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
-    except (ValueError, OSError):  # not Linux with glibc
-        cache = 0
-    return min(int(PANEL_SHARE * (cache if cache > 0 else L1_BYTES)), MAX_PANEL_BYTES)
+def cores() -> int:
+    """Cores that this process may use: the model weighs one thread against all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
+    """The time that counts: the geometric mean of one thread's and of all threads' cycles.
+
+    TVM gives every thread an equal run of consecutive items, so seven equal tiles take two threads
+    as long as eight.
+
+    Args:
+        tiles: cycles of each tile of one image, group and chunk.
+        repeats: images x groups x chunks.
+        threads: how many share the items.
+    """
+    total = sum(tiles) * repeats
+    ends = np.cumsum(np.tile(np.asarray(tiles), repeats))
+    step = -(-ends.size // threads)
+    shares = np.diff(ends[step - 1 :: step], prepend=0.0)
+    rest = ends[-1] - ends[step - 1 :: step][-1]
+    return math.sqrt(total * max(float(shares.max()), float(rest)))
 
 
 def shared_configs(
     conv: Conv2d, list_outputs: int, density: float, dense: bool
 ) -> list[PanelConfig]:
     """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked."""
-    found: list[tuple[float, int, int]] = []
+    found: list[tuple[float, PanelConfig]] = []
+    threads = cores()
     outputs = list_outputs
     while outputs:
         for tile in range(1, 13):
             shapes = tile_shapes(conv.out_pixels, tile, extras=True)
             if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
                 continue
-            cost = sum(_shared_cycles(conv, shape, outputs, density) for shape in shapes)
-            found.append((cost, tile, outputs))
+            config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
+            tiles = [_shared_cycles(conv, s, outputs, density, config.chunks) for s in shapes]
+            cost = time_of(tiles, conv.batch * conv.groups * config.chunks, threads)
+            found.append((cost, config))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
     # On a tie, the tile that was counted first: the smaller one.
     found.sort(key=lambda entry: entry[0])
-    return [
-        _shared_config(conv, tile, outputs, list_outputs, density, dense)
-        for _, tile, outputs in found
-    ]
+    return [config for _, config in found]
 
 
 def _shared_config(
@@ -110,14 +127,14 @@ def _shared_config(
     )
 
 
-def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float) -> float:
-    """Cycles of one tile for all output channels."""
+def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float, chunks: int) -> float:
+    """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
     vectors = shape.vectors
     fmas = (outputs * vectors + shape.extra) / 2
     loads = (vectors + outputs + (1 + shape.extra) * (shape.extra > 0)) / LOADS_PER_CYCLE
     row = max(fmas, loads, FMA_LATENCY) + 0.5
-    lists = conv.group_out / outputs
+    lists = conv.group_out / outputs / chunks
     lists_cost = lists * (rows * density * row + LIST_OVERHEAD + outputs * vectors)
     return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
@@ -128,16 +145,21 @@ def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> list[PanelCon
     Grouped lists for N:M where they fit the input channels, else private ones.
     """
     found: list[tuple[float, PanelConfig]] = []
-    limit = panel_bytes()
+    threads = cores()
     for tile in range(2, 17):
         for outputs in (1, 2):
             if outputs * tile > 26 or (outputs > 1 and conv.group_out % outputs):
                 continue
-            most = max(1, limit // (tile * LANES * 4 * conv.taps))
+            most = max(1, L1_PANEL_BYTES // (tile * LANES * 4 * conv.taps))
             lists, channels, grouped = _own_lists(conv, pattern, most)
-            cost = _own_cycles(conv, tile, outputs, channels, density, grouped)
-            chunks = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
-            found.append((cost, PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)))
+            few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
+            for chunks in (few, 2 * few):
+                if chunks > few and conv.group_out < OWN_CHUNKS.outputs * chunks:
+                    continue
+                tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
+                cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
+                config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
+                found.append((cost, config))
     found.sort(key=lambda entry: entry[0])
     return [config for _, config in found]
 
@@ -168,21 +190,23 @@ def _own_cycles(
     channels: int,
     density: float,
     grouped: Grouped | None,
-) -> float:
-    """Cycles of one image for all output channels."""
+    chunks: int,
+) -> list[float]:
+    """Cycles of each tile of one image for the output channels of one chunk."""
     blocks = -(-conv.group_in // channels)
     entries = density * channels * conv.taps
     if grouped is not None:
         entries = channels * conv.taps * grouped.n / grouped.m
     elif entries % 4:
         entries += 1.5  # four offsets fill a word: lists are padded
-    cost = 0.0
+    tiles = []
     for shape in tile_shapes(conv.out_pixels, tile, extras=False):
         v = shape.vectors
         entry = max((v + 1.2) / LOADS_PER_CYCLE, FMA_LATENCY / outputs)
         per_list = entries * entry + LIST_OVERHEAD / outputs + (2.0 * v if blocks > 1 else v)
-        cost += conv.group_out * blocks * per_list + conv.group_in * conv.taps * v * PACK_CYCLES
-    return cost
+        lists = conv.group_out / chunks * blocks
+        tiles.append(lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES)
+    return tiles
 
 
 def dense_outputs(conv: Conv2d) -> int:
