@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-kernels clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
 
 help:
-	@echo "make setup | demo | test | lint | bench | clean"
+	@echo "make setup | demo | test | lint | bench | bench-kernels | clean"
 
 setup: $(STAMP)
 
@@ -44,6 +44,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench_models $(BENCH_ARGS)
+
+bench-kernels: setup
+	$(BIN)/python -m benchmarks.bench_kernels $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

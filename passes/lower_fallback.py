@@ -14,7 +14,7 @@ from typing import Any
 import tvm
 from tvm import relax, s_tir, tirx
 
-from nmcompile.kernels.catalog import CATALOG
+from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 
 VIEWS = ["relax.reshape"]  # stay operators: the VM passes the same memory on
@@ -41,7 +41,7 @@ def lower_fallback(module: Any) -> Any:
 
 def is_kernel(symbol: str) -> bool:
     """Whether a function is one of the catalogue's, and not TVM's lowering."""
-    return any(symbol.startswith(kernel.name) for kernel in CATALOG)
+    return find_row(symbol) is not None
 
 
 def _parallelise(func: Any) -> Any:

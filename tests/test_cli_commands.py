@@ -217,6 +217,31 @@ def test_bench_shows_the_rate_of_each_layer(sparse_artifact: Path) -> None:
     assert "non-zero GFLOP/s" in text
 
 
+@pytest.mark.isa("avx512f")
+def test_bench_holds_layers_against_the_roofs(sparse_artifact: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "layers.png"
+    options = ["--repeats", "1", "--layers", "--plot", str(picture)]
+    document = nmc_json("bench", sparse_artifact, *options)
+    roofs = document["roofs"]
+    assert 0 < roofs["load"] <= 1.2 * roofs["fma"]
+    convolutions = [row for row in document["layers"] if row["symbol"].startswith("conv2d")]
+    assert convolutions
+    for row in convolutions:
+        assert row["roof"] == ("load" if "_nm_" in row["symbol"] else "fma")
+        assert row["roof_share"] > 0 and row["lost_ms"] < row["ms"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = nmc("bench", sparse_artifact, "--repeats", "1", "--layers").stdout
+    assert "of the roof" in text and "furthest from its roof" in text
+
+
+@pytest.mark.isa("avx512f")
+def test_bench_says_where_it_cannot_plot(sparse_artifact: Path, tmp_path: Path) -> None:
+    options = ["--repeats", "1", "--plot", str(tmp_path / "missing" / "layers.png")]
+    done = CliRunner().invoke(app, ["bench", str(sparse_artifact), *options])
+    assert done.exit_code == 1
+    assert "cannot write the plot" in done.stderr
+
+
 def test_bench_names_the_extra_of_a_missing_engine(
     sparse_artifact: Path, sparse_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

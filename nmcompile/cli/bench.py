@@ -3,19 +3,21 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nmcompile.cli.guard import guarded, working
+from nmcompile.cli.layers import layer_rows, plot_layers, print_layer_times
 from nmcompile.cli.options import ArtifactArgument, JsonOption, ThreadsOption, parse_list
 from nmcompile.cli.output import print_json, print_table
 from nmcompile.errors import InputError
 
 if TYPE_CHECKING:
     from nmcompile.folding import Progress
-    from nmcompile.runtime import LayerTime, Session, TensorSpec
+    from nmcompile.runtime import Session, TensorSpec
 
 WARMUP = 5  # rounds: engines tune themselves and allocate in the first ones
 SETTLE = 0.05  # seconds between engines: the peers' threads spin on their cores after a run
@@ -34,7 +36,12 @@ def bench_artifact(
     ] = None,
     threads: ThreadsOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds to measure.")] = 30,
-    layers: Annotated[bool, typer.Option("--layers", help="Show the time of each layer.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show each layer's time and share of the roof.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the layers under the roofs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the latency of a compiled model on random inputs.
@@ -73,16 +80,28 @@ def bench_artifact(
             runs[name] = lambda engine=engine, fed=fed: engine.run(fed)  # type: ignore[misc]
         differences = compare(session, inputs, {name: runs[name] for name in names})
         seconds = measure(runs, repeats, progress)
-        times = session.profile(inputs) if layers else []
+        table: list[dict[str, Any]] = []
+        if layers or plot is not None:
+            progress("profiling")
+            from nmcompile.roofs import measure_roofs
+
+            roofs = measure_roofs()
+            times = session.profile(inputs)
+            table = layer_rows(times, session.manifest.layers, roofs, session.threads)
     rows = summarise(seconds, differences, versions)
-    table = layer_rows(times, session.manifest.layers)
+    if plot is not None:
+        title = f"{artifact.name}, {session.threads} thread{'s' * (session.threads > 1)}"
+        plot_layers(table, roofs, session.threads, title, plot)
     if as_json:
         document = {"artifact": str(artifact), "threads": session.threads, "repeats": repeats}
-        print_json(document | {"engines": rows} | ({"layers": table} if layers else {}))
+        details = {"roofs": asdict(roofs), "layers": table} if table else {}
+        print_json(document | {"engines": rows} | details)
         return
     print_engines(rows, f"{artifact}, threads: {session.threads}, rounds: {repeats}")
     if layers:
-        print_layer_times(table)
+        print_layer_times(table, roofs, session.threads)
+    if plot is not None:
+        typer.echo(f"layers drawn in {plot}")
 
 
 def random_inputs(specs: Sequence["TensorSpec"]) -> dict[str, Any]:
@@ -197,54 +216,3 @@ def print_engines(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     )
     if rows[0]["speedup"]:
         typer.echo(f"{rows[0]['speedup']:.2f}x the speed of the fastest of the others")
-
-
-def layer_rows(
-    times: Sequence["LayerTime"], layers: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Time and rate of every call; rates are None where the manifest has no such layer."""
-    known = {layer.get("name"): layer for layer in layers}
-    rows = []
-    for call in times:
-        layer = known.get(call.layer, {})
-        flops = 2.0 * layer.get("macs", 0)
-        rate = flops / call.ms * 1e-6 if flops and call.ms else None
-        density = layer.get("density", 1.0)
-        rows.append(
-            {
-                "layer": call.layer,
-                "symbol": call.symbol,
-                "pattern": layer.get("pattern"),
-                "density": layer.get("density"),
-                "ms": call.ms,
-                "nonzero_gflops": rate * density if rate is not None else None,
-                "dense_equivalent_gflops": rate,
-            }
-        )
-    return rows
-
-
-def print_layer_times(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the profile."""
-    total = sum(row["ms"] for row in rows) or 1.0
-    print_table(
-        "",
-        ("layer", "kernel", "pattern", "ms", "share", "non-zero GFLOP/s", "dense-equivalent"),
-        [
-            (
-                row["layer"],
-                row["symbol"],
-                row["pattern"] or "",
-                f"{row['ms']:.4f}",
-                f"{row['ms'] / total:.1%}",
-                _rate(row["nonzero_gflops"]),
-                _rate(row["dense_equivalent_gflops"]),
-            )
-            for row in rows
-        ],
-        right=(3, 4, 5, 6),
-    )
-
-
-def _rate(value: float | None) -> str:
-    return f"{value:.1f}" if value is not None else ""

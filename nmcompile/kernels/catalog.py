@@ -15,6 +15,7 @@ from nmcompile.kernels.avx512 import rows as avx512
 from nmcompile.kernels.avx512.panel_config import PanelConfig
 from nmcompile.kernels.problem import MADE_FOR, Lowered, Problem
 
+RoofKind = Literal["fma", "load"]
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
 
 
@@ -28,6 +29,7 @@ class Kernel:
     configs: tile sizes that it can run a problem with, the best by the analytical model first;
         empty where there is nothing to choose.
     emit: packs the weights for one of `configs`; use `Kernel.lower`.
+    roof: what bounds its rate: multiply-adds, or a load from L1 for each of them.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Kernel:
     refuse: Callable[[Problem], str | None]
     configs: Callable[[Problem], Sequence[PanelConfig]]
     emit: Callable[[str, Problem, PanelConfig | None], Lowered]
+    roof: RoofKind = "fma"
 
     def lower(self, problem: Problem, config: PanelConfig | None = None) -> Lowered:
         """The function and the packed weights; without `config`, with the model's favourite."""
@@ -57,7 +60,7 @@ CATALOG: tuple[Kernel, ...] = (
     ),
     Kernel(
         "conv2d_f32_nm__avx512", "conv2d", "avx512", "float32", True,
-        avx512.refuse_nm, avx512.nm_configs, avx512.lower_panel,
+        avx512.refuse_nm, avx512.nm_configs, avx512.lower_panel, "load",
     ),
     Kernel(
         "conv2d_f32_dense__avx512", "conv2d", "avx512", "float32", False,
@@ -91,6 +94,11 @@ class Choice:
         """Why no kernel that skips zeros was taken; "" if one was, or if there is none."""
         own = [text for text in self.refusals.values() if not text.startswith(MADE_FOR)]
         return own[-1] if own and not self.kernel.sparse else ""
+
+
+def find_row(symbol: str) -> Kernel | None:
+    """The row of a lowered function, None for one of TVM's: names start with the row's."""
+    return next((row for row in CATALOG if symbol.startswith(row.name)), None)
 
 
 def rows_for(op: OpKind, target: str, dtype: str) -> list[Kernel]:

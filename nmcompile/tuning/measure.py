@@ -13,7 +13,7 @@ import tvm
 
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.runtime.native import available_threads, native_runtime
+from nmcompile.runtime.native import native_runtime
 
 ALIGN = 64
 FLUSH_BYTES = 4 << 20  # read before each call: more than an L2 cache holds
@@ -22,18 +22,17 @@ ROUNDS = (5, 25)  # fewest and most
 
 
 def measure(
-    problem: Problem, candidates: Sequence[Lowered], llvm_cpu: str
-) -> tuple[list[float], list[npt.NDArray[np.float32]]]:
-    """Milliseconds of each candidate, and their outputs.
+    problem: Problem, candidates: Sequence[Lowered], llvm_cpu: str, threads: Sequence[int]
+) -> tuple[list[list[float]], list[npt.NDArray[np.float32]]]:
+    """Median milliseconds of interleaved calls, and the outputs of the candidates.
 
-    Milliseconds are medians of interleaved calls, on one thread and on all cores: the geometric
-    mean of the two, since an artifact is run on either.
-
-    The outputs are those of one seeded input, so that the caller can see that candidates agree.
+    Returns:
+        For each number of `threads` the milliseconds of each candidate; and what each made of the
+        same seeded input, so that the caller can see whether they agree.
     """
     conv = problem.conv
     pool = native_runtime()
-    threads = pool.num_threads()
+    before = pool.num_threads()
     functions = {
         f"candidate_{i}": lowered.func.with_attr("global_symbol", f"candidate_{i}")
         for i, lowered in enumerate(candidates)
@@ -51,11 +50,11 @@ def measure(
         arrays = [x, *map(_aligned, lowered.arrays.values()), *residual, outputs[-1]]
         calls.append((module[name], [tvm.runtime.from_dlpack(array) for array in arrays]))
     medians = []
-    for count in {1, available_threads()}:
+    for count in threads:
         pool.use_threads(count)
         medians.append(_medians(calls, x))
-    pool.use_threads(threads)
-    return [statistics.geometric_mean(values) for values in zip(*medians, strict=True)], outputs
+    pool.use_threads(before)
+    return medians, outputs
 
 
 def _medians(calls: Sequence[tuple[Any, Sequence[Any]]], x: npt.NDArray[np.float32]) -> list[float]:

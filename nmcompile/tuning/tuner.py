@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
 
 from nmcompile.kernels.catalog import Choice, Kernel, OpKind, choose, rows_for
 from nmcompile.kernels.problem import Problem
+from nmcompile.runtime.native import available_threads
 from nmcompile.targets import find_target
 from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config
 from nmcompile.tuning.measure import measure
@@ -51,7 +53,10 @@ def _fastest(op: OpKind, target: str, problem: Problem, choice: Choice) -> Tuned
             limit = DENSE_CANDIDATES if density >= DENSE_FROM else 0
         candidates += [(kernel, config) for config in kernel.configs(problem)[:limit]]
     lowered = [kernel.lower(problem, config) for kernel, config in candidates]
-    times, outputs = measure(problem, lowered, find_target(target).llvm_cpu)
+    # An artifact is run on one thread or on all: what is fastest on one can split badly.
+    counts = sorted({1, available_threads()})
+    medians, outputs = measure(problem, lowered, find_target(target).llvm_cpu, counts)
+    times = [statistics.geometric_mean(values) for values in zip(*medians, strict=True)]
     scale = float(np.abs(outputs[0]).max()) or 1.0
     best = 0
     for index in range(1, len(times)):

@@ -1,0 +1,148 @@
+"""Times single convolutions, each with the kernel that a compiled model would use.
+
+    python -m benchmarks.bench_kernels --models resnet50 --patterns dense,1x16@0.5,2:4
+
+Weights are out of cache, the input is in it, as in a model. Prints a table with the share that each
+layer reaches of its roof, and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.machine import describe_machine
+from benchmarks.models import MODELS
+from benchmarks.shapes import read_shapes
+from nmcompile import runtime
+from nmcompile.kernels.catalog import choose
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
+from nmcompile.roofs import Roofs, measure_roofs
+from nmcompile.sparsity import Dense, detect, parse_pattern, project
+from nmcompile.targets import find_target
+from nmcompile.tuning.measure import measure
+
+RESULTS = Path(__file__).parent / "results" / "kernels.json"
+TARGET = "avx512"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One convolution. Rates in GFLOP/s; roof_share of the roof that bounds the kernel."""
+
+    model: str
+    shape: str
+    count: int
+    pattern: str
+    kernel: str
+    threads: int
+    ms: float
+    nonzero_gflops: float
+    dense_equivalent_gflops: float
+    roof: str
+    roof_share: float
+
+
+def make_problem(conv: Conv2d, spec: str) -> Problem | None:
+    """A convolution with bias, ReLU and seeded weights; None where the pattern does not fit it."""
+    name, _, density = spec.partition("@")
+    pattern = parse_pattern(name)
+    random = np.random.default_rng(0)
+    shape = (conv.out_channels, conv.group_in, *conv.kernel)
+    weight = random.standard_normal(shape, dtype=np.float32)
+    if not isinstance(pattern, Dense):
+        # As in the bench models: stems and depthwise convolutions are not pruned.
+        if conv.group_in < 16 or conv.out_channels % 16:
+            return None
+        weight = project(weight, pattern, float(density) if density else None)
+    bias = random.standard_normal(conv.out_channels, dtype=np.float32)
+    epilogue = Epilogue(bias=True, activation=Activation("relu"))
+    return Problem(conv, epilogue, weight, bias, detect(weight))
+
+
+def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, roofs: Roofs) -> Row:
+    """Measure one convolution of a model.
+
+    Raises:
+        ValueError: the pattern does not fit it.
+    """
+    problem = make_problem(conv, spec)
+    if problem is None or problem.detection is None:
+        raise ValueError(f"{spec} does not fit {conv}")
+    kernel = choose("conv2d", TARGET, problem).kernel
+    llvm_cpu = find_target(TARGET).llvm_cpu
+    (times,), _ = measure(problem, [kernel.lower(problem)], llvm_cpu, (threads,))
+    flops = 2e-6 * conv.macs / times[0]
+    nonzero = flops * problem.detection.density
+    size, stride = conv.kernel[0], conv.stride[0]
+    shape = f"{conv.in_channels}->{conv.out_channels} {size}x{size}/{stride} {conv.in_height}²"
+    return Row(
+        *(model, shape, count, spec, kernel.name, threads, times[0], nonzero, flops),
+        roof=kernel.roof,
+        roof_share=nonzero / roofs.of(kernel.roof, threads),
+    )
+
+
+def table_of(rows: list[Row], roofs: Roofs) -> Table:
+    """The rows for the terminal."""
+    title = f"one core: FMA {roofs.fma:.0f}, L1 load {roofs.load:.0f} GFLOP/s"
+    table = Table(title=title)
+    for name in ("model", "shape", "pattern", "kernel"):
+        table.add_column(name)
+    for name in ("count", "threads", "ms", "non-zero GFLOP/s", "dense-equivalent", "of the roof"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            *(row.model, row.shape, row.pattern, row.kernel, str(row.count), str(row.threads)),
+            *(f"{row.ms:.3f}", f"{row.nonzero_gflops:.1f}", f"{row.dense_equivalent_gflops:.1f}"),
+            f"{row.roof_share:.0%} ({row.roof})",
+        )
+    return table
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="bench_kernels", description=__doc__.split("\n")[0])
+    parser.add_argument("--models", default="resnet50", help=f"some of {','.join(MODELS)}")
+    parser.add_argument("--patterns", default="dense,1x16@0.5,2:4")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    unknown = set(options.models.split(",")) - set(MODELS)
+    if unknown:
+        parser.error(f"--models: expected some of {', '.join(MODELS)}, found {unknown.pop()!r}")
+    runtime.configure_environment()
+    roofs = measure_roofs()
+    work = [
+        (model, conv, count, spec)
+        for model in options.models.split(",")
+        for conv, count in read_shapes(model)
+        for spec in options.patterns.split(",")
+        if make_problem(conv, spec) is not None
+    ]
+    rows = [
+        time_kernel(*item, options.threads, roofs)
+        for item in track(work, "measuring", console=Console(stderr=True))
+    ]
+    Console(width=None if sys.stdout.isatty() else 160).print(table_of(rows, roofs))
+    result = {
+        "machine": describe_machine(),
+        "roofs": asdict(roofs),
+        "rows": [asdict(row) for row in rows],
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

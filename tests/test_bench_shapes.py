@@ -1,0 +1,38 @@
+"""The shape files say what the bench models are made of, and their rows can be measured."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import shapes
+from benchmarks.bench_kernels import make_problem, table_of, time_kernel
+from benchmarks.models import MODELS, build
+from nmcompile.kernels.spec import Conv2d
+from nmcompile.roofs import Roofs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_agree_with_the_models(name: str) -> None:
+    assert shapes.read_shapes(name) == shapes.shapes_of(build(name))
+
+
+def test_damaged_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd.txt").write_text("# header\n1 2 3\n")
+    monkeypatch.setattr(shapes, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"odd\.txt, line 2: expected the 9 whole numbers"):
+        shapes.read_shapes("odd")
+
+
+@pytest.mark.isa("avx512f")
+def test_a_row_is_measured_against_the_roof_that_bounds_it() -> None:
+    conv = Conv2d(1, 16, 8, 8, 16, (1, 1))
+    row = time_kernel("tiny", conv, 2, "2:4", 1, Roofs(fma=100.0, load=50.0))
+    assert row.kernel == "conv2d_f32_nm__avx512" and row.roof == "load"
+    assert row.nonzero_gflops == pytest.approx(row.dense_equivalent_gflops / 2)
+    assert row.roof_share == pytest.approx(row.nonzero_gflops / 50.0)
+    assert table_of([row], Roofs(100.0, 50.0)).row_count == 1
+
+
+def test_stems_are_not_pruned() -> None:
+    assert make_problem(Conv2d(1, 3, 8, 8, 16, (3, 3)), "2:4") is None
+    assert make_problem(Conv2d(1, 3, 8, 8, 16, (3, 3)), "dense") is not None
