@@ -1,15 +1,13 @@
 """Bytes of an artifact file: how it is laid out, written and checked. FORMAT.md is the contract."""
 
-import errno
 import hashlib
+import itertools
 import mmap
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nmcompile.errors import ArtifactError
+from nmcompile.runtime.files import replace_file
 from nmcompile.runtime.manifest import (
     DTYPES,
     Manifest,
@@ -133,7 +132,8 @@ def write_artifact(
         library,
         bytes(weights_offset - len(library)),
     ]
-    _replace_file(Path(path), [memoryview(piece) for piece in pieces], _blob(arrays))
+    head = [memoryview(piece) for piece in pieces]
+    replace_file(Path(path), itertools.chain(head, _blob(arrays)))
     return digest.hexdigest()
 
 
@@ -237,44 +237,6 @@ def _digests(pieces: Iterable[memoryview]) -> tuple[str, ...]:
     if room < CHUNK:
         result.append(digest.hexdigest())
     return tuple(result)
-
-
-def _replace_file(path: Path, head: Iterable[memoryview], blob: Iterable[memoryview]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # 0o666 leaves the permissions to the umask, as for any file a user writes.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for pieces in (head, blob):
-                    for piece in pieces:
-                        file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ArtifactError(
-            f"cannot write {path}: {reason}; nothing was left behind, and a file already there is "
-            "unchanged: free some space or choose another output"
-        ) from error
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename durable where the file system can; the file itself is already complete."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _map(path: Path) -> mmap.mmap:

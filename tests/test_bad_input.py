@@ -410,7 +410,7 @@ def test_results_that_cannot_be_written_leave_nothing(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr("nmcompile.cli.guard.os.fsync", fail)
+    monkeypatch.setattr("nmcompile.runtime.files.os.fsync", fail)
     message = run_fails(artifact, inputs)
     assert "y.npy: No space left on device" in message
     assert list((tmp_path / "results").iterdir()) == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nmcompile.cli.guard import guarded, working, write_file
+from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     DensityOption,
     ExcludeOption,
@@ -230,6 +230,7 @@ def write_onnx(path: Path, source: "SourceModel") -> None:
         ArtifactError: it cannot be written.
     """
     from nmcompile.errors import ModelError
+    from nmcompile.runtime.files import replace_file
 
     proto = source.native()
     try:
@@ -239,4 +240,4 @@ def write_onnx(path: Path, source: "SourceModel") -> None:
             f"{source.title} cannot be written as one ONNX file of at most 2 GB: {error}; compile "
             "it instead, or fold it in Python with nmcompile.fold and save it with external data"
         ) from error
-    write_file(path, content)
+    replace_file(path, [content])

@@ -2,19 +2,16 @@
 
 import contextlib
 import functools
-import os
-import secrets
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TextIO
 
 import typer
 
-from nmcompile.errors import ArtifactError, NmcompileError
+from nmcompile.errors import NmcompileError
 
 if TYPE_CHECKING:
     from nmcompile.folding import Progress
@@ -114,31 +111,3 @@ def working() -> Iterator["Progress"]:
             bar.update(task, description=stage, completed=done, total=total or None)
 
         yield report
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a temporary name first, then renamed.
-
-    Raises:
-        ArtifactError: it cannot be written; what was there before is unchanged.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ArtifactError(
-            f"cannot write {path}: {reason}; nothing was left behind, and a file already there is "
-            "unchanged: free some space or choose another output"
-        ) from error

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from nmcompile.cli.guard import guarded, working, write_file
+from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import ArtifactArgument, JsonOption, ThreadsOption
 from nmcompile.cli.output import print_json, print_table
 from nmcompile.errors import ArtifactError, InputError
@@ -111,9 +111,11 @@ def write_array(path: Path, array: Any) -> None:
     """Write a .npy file, all of it or nothing."""
     import numpy as np
 
+    from nmcompile.runtime.files import replace_file
+
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    write_file(path, buffer.getvalue())
+    replace_file(path, [buffer.getvalue()])
 
 
 def file_names(outputs: list[str]) -> dict[str, str]:

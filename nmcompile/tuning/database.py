@@ -11,9 +11,7 @@ edited file cannot make a model wrong.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 from nmcompile.errors import InputError
 from nmcompile.kernels.catalog import Choice, OpKind, choose, rows_for
 from nmcompile.kernels.problem import Problem
+from nmcompile.runtime.files import replace_file
 
 VERSION = 1
 
@@ -64,7 +63,7 @@ class TuningDatabase:
         """Remember an entry, in the file too.
 
         Raises:
-            InputError: the file cannot be written.
+            ArtifactError: the file cannot be written.
         """
         self._here[problem_key(problem)] = tuned
         if self.path is not None:
@@ -140,16 +139,7 @@ def _write(path: Path, cpus: dict[str, dict[str, Tuned]]) -> None:
             for cpu, entries in cpus.items()
         },
     }
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(document, file, indent=1)
-            file.write("\n")
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the tuning database {path}: {error.strerror}; choose a writable file"
-        ) from error
+    replace_file(path, [json.dumps(document, indent=1).encode() + b"\n"])
 
 
 def _cpu_model() -> str:

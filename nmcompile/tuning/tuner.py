@@ -33,7 +33,7 @@ class Tuner:
 
         Raises:
             TargetError: as `catalog.choose`.
-            InputError: the database cannot be written.
+            ArtifactError: the database cannot be written.
         """
         choice = choose(op, target, problem)
         if choice.kernel.configs(problem) and self.database.find(problem) is None:
