@@ -134,16 +134,22 @@ def plot_layers(
             label=f"bound by {name} ({height:.0f} GFLOP/s)",
         )
     places = {id(row): index for index, row in enumerate(rows, 1)}
-    for row in _slowest(rows)[:LABELS]:
+    # Numbers, because the names of neighbours would overlap.
+    slowest = _slowest(rows)[:LABELS]
+    for number, row in enumerate(slowest, 1):
+        at = (places[id(row)], row["nonzero_gflops"])
         axes.annotate(
-            row["layer"],
-            (places[id(row)], row["nonzero_gflops"]),
-            xytext=(0, -16),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=INK,
+            str(number), at, ha="center", va="center", fontsize=7, color=INK, fontweight="bold"
         )
+    named = [f"{i}  {row['layer']}: {row['lost_ms']:.2f} ms" for i, row in enumerate(slowest, 1)]
+    axes.text(
+        *(0.5, 0.03, "\n".join(["time above the roof", *named])),
+        transform=axes.transAxes,
+        ha="left",
+        va="bottom",
+        fontsize=8,
+        color=INK,
+    )
     axes.set_ylim(0, max(roofs.fma, roofs.load) * threads * 1.08)
     axes.set_xlabel("kernel call, in order of execution (area: time)")
     axes.set_ylabel("non-zero GFLOP/s")
