@@ -25,11 +25,11 @@ from nmcompile.errors import (
 )
 from nmcompile.folding import Progress, open_folded, silent
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import InspectionReport, LayerReport, report_layer
+from nmcompile.inspection import InspectionReport, LayerReport, report_choice
 from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.passes.graph import Layer
-from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured, detect
+from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _build(
         lower_fallback,
         output_types,
     )
-    from nmcompile.passes.lower_kernels import Chooser, lower_kernels
+    from nmcompile.passes.lower_kernels import Chooser, detect_group, lower_kernels
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
     from nmcompile.tuning import Tuner
@@ -276,13 +276,8 @@ def _build(
         ) from error
     names = _LayerNames(source.graph.layers())
 
-    def detection_of(weight: npt.NDArray[Any]) -> Detection:
-        found = detect(weight)
-        return Detection(Dense(), (Dense(),), found.density) if dense else found
-
-    def pattern_of(group: Group) -> Detection:
-        assert group.weight is not None
-        return detection_of(group.weight)
+    def as_dense(group: Group) -> Detection:
+        return Detection(Dense(), (Dense(),), detect_group(group).density)
 
     choosing = "measuring kernels" if tune else "choosing kernels"
     stage(choosing)
@@ -292,7 +287,7 @@ def _build(
     lowered = lower_kernels(
         module,
         target.name,
-        pattern_of,
+        as_dense if dense else detect_group,
         lambda done, total: stage(choosing, done, total),
         chooser,
     )
@@ -304,11 +299,12 @@ def _build(
         calls.append(runtime.Call(symbol, next(queue) if ours else symbol))
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.llvm_cpu})
     library = build_library(final, llvm)
-    reports = {
-        layer.name: report_layer(layer, target.name, detection=detection_of(layer.weight))
-        for layer in source.graph.layers()
-    }
-    layers = tuple(reports[owner] for owner in owners if owner in reports)
+    known = {layer.name: layer for layer in source.graph.layers()}
+    layers = tuple(
+        report_choice(known[owner], call.problem.detection, call.choice)
+        for owner, call in zip(owners, lowered.calls, strict=True)
+        if owner in known and call.problem.detection is not None
+    )
     outputs = tuple(
         runtime.TensorSpec(name, shape, dtype)
         for name, (shape, dtype) in zip(source.outputs, types, strict=True)

@@ -10,11 +10,20 @@ from typing import Any
 from nmcompile.errors import ShapeError
 from nmcompile.folding import Progress, open_folded, silent
 from nmcompile.frontends import SourceModel
-from nmcompile.kernels.catalog import choose
+from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.passes.graph import Layer
-from nmcompile.sparsity import NM, Dense, Detection, Pattern, check, detect, parse_pattern
+from nmcompile.sparsity import (
+    NM,
+    CheckResult,
+    Dense,
+    Detection,
+    Pattern,
+    check,
+    detect,
+    parse_pattern,
+)
 from nmcompile.targets import find_target
 
 
@@ -126,17 +135,18 @@ def other_operators(source: SourceModel) -> dict[str, int]:
     return dict(Counter(Matcher(module["main"]).leftovers()))
 
 
-def report_layer(
-    layer: Layer,
-    target: str,
-    wanted: Pattern | None = None,
-    detection: Detection | None = None,
-) -> LayerReport:
-    """One row: the pattern (of the weight, or as given), and the kernel chosen for it."""
-    detection = detection or detect(layer.weight)
+def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> LayerReport:
+    """One row for a layer that is not lowered yet: its pattern, and the kernel it would get."""
+    detection = detect(layer.weight)
     checked = check(layer.weight, wanted) if wanted is not None else None
-    problem = _problem(layer, detection)
-    choice = choose(layer.op, target, problem)
+    choice = choose(layer.op, target, _problem(layer, detection))
+    return report_choice(layer, detection, choice, checked)
+
+
+def report_choice(
+    layer: Layer, detection: Detection, choice: Choice, checked: CheckResult | None = None
+) -> LayerReport:
+    """One row: the pattern that a layer is lowered with, and its kernel."""
     pattern = detection.pattern
     reason = choice.reason
     if "depthwise" in choice.kernel.name:

@@ -18,7 +18,7 @@ from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, OpKind, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.passes.lower_match import Group, Matcher
-from nmcompile.passes.lower_view import constant, operator_name
+from nmcompile.passes.lower_view import constant
 from nmcompile.sparsity import Detection, detect
 
 Expr = Any
@@ -107,7 +107,9 @@ class _Lowering:
         self._result = LoweredModule(None)
 
     def run(self) -> LoweredModule:
-        groups = Matcher(self._function).groups()
+        matcher = Matcher(self._function)
+        groups = matcher.groups
+        self._result.leftovers = matcher.leftovers()
         by_out = {group.out: group for group in groups}
         inner = {var for group in groups for var in group.members} - set(by_out)
         builder, inputs = self._builder, list(self._function.params)
@@ -123,7 +125,7 @@ class _Lowering:
                 elif binding.var in inner:
                     continue
                 else:
-                    value = self._leftover(binding.value)
+                    value = self._substitute(binding.value)
                 self._values[binding.var] = builder.emit(value)
         output = builder.emit_output(self._substitute(self._function.body.body))
         blocks = [builder._end_block()]
@@ -150,11 +152,6 @@ class _Lowering:
         arguments = [self._substitute(group.x), *params, *residual]
         self._result.calls.append(KernelCall(callee.name_hint, group, problem, choice))
         return relax.call_tir(callee, relax.Tuple(arguments), group.out.ty)
-
-    def _leftover(self, value: Expr) -> Expr:
-        if isinstance(value, relax.Call):
-            self._result.leftovers.append(operator_name(value))
-        return self._substitute(value)
 
     def _substitute(self, value: Expr) -> Expr:
         """The expression over the new variables, large constants as parameters."""

@@ -14,6 +14,7 @@ absorbed, so nothing is computed twice.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Matcher:
         self._view = FunctionView(function)
         self._activations = ActivationMatcher(self._view)
 
+    @cached_property
     def groups(self) -> list[Group]:
         """All groups, in the order of their first operator."""
         found = []
@@ -75,7 +77,7 @@ class Matcher:
 
     def leftovers(self) -> list[str]:
         """Names of the operators that no group takes, in order."""
-        taken = {var for group in self.groups() for var in group.members}
+        taken = {var for group in self.groups for var in group.members}
         names = []
         for var, value in self._view.definitions.items():
             if isinstance(value, relax.Call) and var not in taken:

@@ -70,7 +70,8 @@ def match(model: nn.Module, kind: str) -> tuple[list[Group], list[str]]:
     opened = open_model(source, example_inputs=(x,) if kind == "torch" else None)
     run_pipeline(opened.graph)
     function = simplify(opened.to_relax())["main"]
-    return Matcher(function).groups(), Matcher(function).leftovers()
+    matcher = Matcher(function)
+    return matcher.groups, matcher.leftovers()
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import nmcompile
 from nmcompile import runtime
 from nmcompile.cli import app
-from nmcompile.errors import InputError
+from nmcompile.errors import ArtifactError, InputError
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue
@@ -85,6 +86,29 @@ def test_entry_decides_kernel_and_tiles() -> None:
     assert choice.kernel.name == dense and "measured slower" in choice.reason
 
 
+def test_report_names_the_kernel_that_was_measured_fastest(tmp_path: Path) -> None:
+    path, x = tmp_path / "tuning.json", torch.randn(1, 8, 12, 12)
+    options: dict[str, Any] = {
+        "output": tmp_path / "m.nmc",
+        "example_inputs": (x,),
+        "tuning_db": path,
+    }
+    nmcompile.compile(sparse_model(), tune=True, **options)
+    text = path.read_text()
+    document = json.loads(text)
+    (entries,) = document["cpus"].values()
+    first = next(key for key in entries if "kernel=(3, 3)" in key)
+    entries[first]["kernel"] = "conv2d_f32_dense__avx512"
+    conv = Conv2d(1, 8, 12, 12, 16, (3, 3), padding=(1, 1, 1, 1))
+    dense = make_problem("dense", conv=conv)
+    row = choose("conv2d", "avx512", dense).kernel
+    entries[first]["config"] = plain_config(row.configs(dense)[0])
+    path.write_text(json.dumps(document))
+    report = nmcompile.compile(sparse_model(), **options).report
+    assert [layer.sparse for layer in report.layers] == [False, True]
+    assert "measured slower" in report.layers[0].reason
+
+
 def test_entry_of_other_shape_or_density_is_not_used() -> None:
     problem = make_problem("2:4")
     database = TuningDatabase()
@@ -146,5 +170,5 @@ def test_cli_shows_the_gain_and_needs_an_existing_database(tmp_path: Path) -> No
 
 def test_unwritable_database_is_a_clear_error(tmp_path: Path) -> None:
     database = TuningDatabase(tmp_path / "missing" / "tuning.json")
-    with pytest.raises(InputError, match="cannot write the tuning database"):
+    with pytest.raises(ArtifactError, match=r"cannot write .*tuning\.json"):
         Tuner(database).choose("conv2d", "avx512", make_problem("2:4"))
