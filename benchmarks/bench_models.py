@@ -96,11 +96,12 @@ def time_model(
     patterns: Sequence[str],
     threads: Sequence[int],
     rounds: int,
+    batch: int,
     size: int,
     progress: Progress,
 ) -> list[Row]:
     """All rows of one model; the peers run it with dense weights."""
-    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     image = x.numpy()
     task = progress.add_task(
         f"{name}: compiling", total=len(patterns) + len(threads) * (rounds + 3)
@@ -198,6 +199,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--patterns", type=patterns, default=PATTERNS.split(","))
     parser.add_argument("--threads", type=_names(None, int), default=["1"], help="e.g. 1,2")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=1, help="images per run")
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--readme", action="store_true", help="rewrite README.md's table")
@@ -221,11 +223,22 @@ def main() -> int:
     with _progress(Console(stderr=True)) as progress:
         for name in options.models:
             rows += time_model(
-                name, options.patterns, threads, options.rounds, options.size, progress
+                name,
+                options.patterns,
+                threads,
+                options.rounds,
+                options.batch,
+                options.size,
+                progress,
             )
     result = {
         "machine": describe_machine(),
-        "settings": {"rounds": options.rounds, "batch": 1, "size": options.size, "dtype": "f32"},
+        "settings": {
+            "rounds": options.rounds,
+            "batch": options.batch,
+            "size": options.size,
+            "dtype": "f32",
+        },
         "rows": [asdict(row) for row in rows],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

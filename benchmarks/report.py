@@ -28,7 +28,9 @@ def results_table(result: Mapping[str, Any]) -> Table:
     """The rows of one benchmark for the terminal."""
     machine = result["machine"]
     cpu = f"{machine['cpu']} ({machine['cores']} cores)"
-    table = Table(title=f"batch 1, float32, {cpu}; ratio: fastest dense peer / this")
+    batch = result["settings"]["batch"]
+    title = f"batch {batch}, float32, {cpu}; ratio: fastest dense peer / this"
+    table = Table(title=title)
     for name in ("model", "engine", "pattern"):
         table.add_column(name)
     for name in ("threads", "median ms", "min ms", "ratio", "error", "compile s", "load ms"):
@@ -62,8 +64,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "![Speed-up over the faster of onnxruntime and OpenVINO](benchmarks/results/speedup.png)",
         "",
-        f"Batch 1, {settings['size']}², float32, medians of {settings['rounds']} interleaved "
-        f"rounds, on {machine['cpu']} ({machine['cores']} cores, "
+        f"Batch {settings['batch']}, {settings['size']}², float32, medians of "
+        f"{settings['rounds']} interleaved rounds, on {machine['cpu']} ({machine['cores']} cores, "
         f"{', '.join(f'{k} {v}' for k, v in machine['caches'].items())}), against onnxruntime "
         f"{versions['onnxruntime']} and OpenVINO {versions['openvino']}, whose times do not depend "
         "on the weights. Speed-up is over the faster of the two.",
@@ -132,7 +134,8 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel(
         "speed-up over the faster of onnxruntime and OpenVINO (dashed), "
-        f"{fewest} thread{'s' if fewest > 1 else ''}, batch 1, float32"
+        f"{fewest} thread{'s' if fewest > 1 else ''}, "
+        f"batch {result['settings']['batch']}, float32"
     )
     figure.savefig(path, dpi=144, facecolor=figure.get_facecolor())
     pyplot.close(figure)
