@@ -218,6 +218,7 @@ def refuse_trivial(result: EnforceResult) -> None:
 class _Built:
     library: bytes
     params: Mapping[str, npt.NDArray[np.generic]]
+    prepare: str
     layers: tuple[LayerReport, ...]
     calls: tuple[runtime.Call, ...]
     leftovers: Mapping[str, int]
@@ -260,7 +261,7 @@ def _build(
         lower_fallback,
         output_types,
     )
-    from nmcompile.passes.lower_kernels import Chooser, detect_group, lower_kernels
+    from nmcompile.passes.lower_kernels import PREPARE, Chooser, detect_group, lower_kernels
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
     from nmcompile.tuning import Tuner
@@ -317,6 +318,7 @@ def _build(
     return _Built(
         library,
         lowered.params,
+        PREPARE if lowered.prepares else "",
         layers,
         tuple(calls),
         Counter(lowered.leftovers),
@@ -361,6 +363,7 @@ def _manifest(source: SourceModel, target: Target, built: _Built, digest: str) -
         model=runtime.ModelInfo(Path(source.title).stem, digest),
         layers=tuple(layer.to_dict() for layer in built.layers),
         calls=built.calls,
+        prepare=built.prepare,
     )
 
 

@@ -23,13 +23,16 @@ MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it ga
 
 def lower_fallback(module: Any) -> Any:
     """Legalise, fuse and schedule every operator that is still a Relax call."""
+    entries = [
+        var.name_hint for var, func in module.functions_items() if isinstance(func, relax.Function)
+    ]
     passes = tvm.transform.Sequential(
         [
             relax.transform.LegalizeOps(skip_ops=VIEWS),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
-            relax.transform.DeadCodeElimination(),
+            relax.transform.DeadCodeElimination(entries),
         ]
     )
     module = passes(module)

@@ -1,12 +1,14 @@
 """Replace matched groups by calls of our kernels, and turn constants into parameters.
 
-The entry function then takes the model's inputs followed by the packed weights, so that the weights
-live outside the compiled library and are mapped from the artifact at run time.
+The entry function then takes the model's inputs followed by the weights as the kernels read them,
+which live outside the compiled library and are mapped from the artifact at run time.
+Where a kernel reads other arrays than the artifact keeps, a second function, `prepare`, makes all
+arguments of the entry function out of the artifact's, once per load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,7 @@ from tvm import relax
 
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, OpKind, choose
-from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.problem import Lowered, Prepare, Problem
 from nmcompile.passes.lower_match import Group, Matcher
 from nmcompile.passes.lower_view import constant
 from nmcompile.sparsity import Detection, detect
@@ -24,6 +26,7 @@ from nmcompile.sparsity import Detection, detect
 Expr = Any
 Array = npt.NDArray[np.generic]
 INLINE_BYTES = 1024  # smaller constants stay in the library
+ENTRY, PREPARE = "main", "prepare"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,8 @@ class KernelCall:
 class LoweredModule:
     """A Relax module whose hot operators are kernel calls.
 
-    params: arrays that the entry takes behind its inputs, in order.
+    params: arrays that the entry takes behind its inputs, in order, or that `prepare` makes them
+        of, one of each.
     calls: kernel calls in execution order.
     leftovers: names of the Relax operators that take TVM's own lowering.
     """
@@ -49,6 +53,11 @@ class LoweredModule:
     params: dict[str, Array] = field(default_factory=dict)
     calls: list[KernelCall] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether there is a `prepare` function."""
+        return any(var.name_hint == PREPARE for var in self.module.get_global_vars())
 
 
 PatternOf = Callable[[Group], Detection]
@@ -102,8 +111,9 @@ class _Lowering:
         self._pattern_of, self._progress, self._chooser = pattern_of, progress, chooser
         self._builder = relax.BlockBuilder(module)
         self._values: dict[Expr, Expr] = {}
-        self._functions: dict[object, Any] = {}
-        self._vars: list[Expr] = []
+        self._functions: dict[Hashable, Any] = {}
+        self._vars: list[Expr] = []  # of the entry, one for each of the result's params
+        self._prepare: dict[str, Prepare] = {}
         self._result = LoweredModule(None)
 
     def run(self) -> LoweredModule:
@@ -133,25 +143,64 @@ class _Lowering:
         body = builder.normalize(relax.SeqExpr(blocks, output))
         attrs = {"global_symbol": "main", "num_input": len(inputs)}
         function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
-        builder.update_func(self._source.get_global_var("main"), function.with_attrs(attrs))
-        self._result.module = relax.transform.DeadCodeElimination()(builder.get())
+        builder.update_func(self._source.get_global_var(ENTRY), function.with_attrs(attrs))
+        entries = [ENTRY]
+        if self._prepare:
+            self._add_prepare()
+            entries.append(PREPARE)
+        self._result.module = relax.transform.DeadCodeElimination(entries)(builder.get())
         return self._result
+
+    def _add_prepare(self) -> None:
+        """The function that takes the artifact's arrays and returns what the entry takes."""
+        builder, params = self._builder, self._result.params
+        given = [
+            relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+            for name, array in params.items()
+        ]
+        with builder.function(PREPARE, given):
+            with builder.dataflow():
+                made = []
+                for name, var, target in zip(params, given, self._vars, strict=True):
+                    prepare = self._prepare.get(name)
+                    if prepare is None:
+                        made.append(var)
+                        continue
+                    callee = self._function_of(prepare, prepare.name, prepare.emit_func)
+                    call = relax.call_tir(callee, relax.Tuple([var]), target.ty)
+                    made.append(builder.emit(call))
+                output = builder.emit_output(relax.Tuple(made))
+            builder.emit_func_output(output)
+
+    def _function_of(self, key: Hashable, name: str, emit: Callable[[], Any]) -> Any:
+        """The global variable of a TIR function, which equal keys share."""
+        if key not in self._functions:
+            name = f"{name}_{len(self._functions)}"
+            self._functions[key] = self._builder.add_func(emit(), name)
+        return self._functions[key]
 
     def _kernel(self, group: Group) -> Expr:
         detection = self._pattern_of(group) if group.weight is not None else None
         problem = Problem(group.spec, group.epilogue, group.weight, group.bias, detection)
         choice = self._chooser(group.op, self._target, problem)
         lowered = choice.kernel.lower(problem, choice.config)
-        if lowered.key not in self._functions:
-            name = f"{choice.kernel.name}_{len(self._functions)}"
-            self._functions[lowered.key] = self._builder.add_func(lowered.func, name)
-        callee = self._functions[lowered.key]
-        index = len(self._result.calls)
-        params = [self._param(f"{index}.{name}", a) for name, a in lowered.arrays.items()]
+        callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
+        params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self._substitute(group.residual)]
         arguments = [self._substitute(group.x), *params, *residual]
         self._result.calls.append(KernelCall(callee.name_hint, group, problem, choice))
         return relax.call_tir(callee, relax.Tuple(arguments), group.out.ty)
+
+    def _kernel_params(self, index: int, lowered: Lowered) -> list[Expr]:
+        """The arrays of one kernel, as it reads them."""
+        params = []
+        for name, array in lowered.arrays.items():
+            prepare = lowered.prepare.get(name)
+            shape = array.shape if prepare is None else (prepare.size,)
+            if prepare is not None:
+                self._prepare[f"{index}.{name}"] = prepare
+            params.append(self._param(f"{index}.{name}", array, shape))
+        return params
 
     def _substitute(self, value: Expr) -> Expr:
         """The expression over the new variables, large constants as parameters."""
@@ -171,8 +220,10 @@ class _Lowering:
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return value
 
-    def _param(self, name: str, array: Array) -> Expr:
-        var = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+    def _param(self, name: str, array: Array, shape: tuple[int, ...] | None = None) -> Expr:
+        """A parameter of the entry; of another `shape` than the array's if it is prepared."""
+        shape = array.shape if shape is None else shape
+        var = relax.Var(name, relax.TensorType(shape, str(array.dtype)))
         self._vars.append(var)
         self._result.params[name] = array
         return var

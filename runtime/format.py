@@ -28,7 +28,7 @@ from nmcompile.runtime.manifest import (
 
 # The non-ASCII first byte and the line ends give away transfers that treat the file as text.
 MAGIC = b"\x89NMC\r\n\x1a\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # written; versions from 1 on are read
 ALIGNMENT = 64  # bytes: a cache line and one AVX-512 register, which DLPack consumers ask for
 HEADER_SIZE = 128
 CHUNK = 16 << 20  # bytes per digest, so that several threads can share one section
@@ -270,9 +270,9 @@ def _read_header(path: Path, data: mmap.mmap) -> _Header:
             f"{path} has format version {header.version}, this nmcompile reads up to "
             f"{FORMAT_VERSION}: install a newer nmcompile, or compile the model with this one"
         )
-    if header.version != FORMAT_VERSION:
+    if header.version < 1:
         raise ArtifactError(
-            f"{path}: expected format version {FORMAT_VERSION}, found {header.version}"
+            f"{path}: expected a format version from 1 to {FORMAT_VERSION}, found {header.version}"
         )
     if header.file_size != len(data):
         raise ArtifactError(

@@ -104,8 +104,10 @@ class Section:
 class Manifest:
     """Everything an artifact says about itself.
 
-    `params` are in the order in which the entry function takes them after the inputs; `calls` are
-    in execution order; `layers` are free-form JSON objects. Whoever writes an artifact leaves
+    `params` are in the order in which the entry function takes them after the inputs, or, where
+    `prepare` names a function, in the order in which that takes them: called once per load, it
+    returns what the entry function takes in their stead, one tensor for each. `calls` are in
+    execution order; `layers` are free-form JSON objects. Whoever writes an artifact leaves
     `params` and `sections` empty: `write_artifact` fills them in.
     """
 
@@ -118,6 +120,7 @@ class Manifest:
     calls: tuple[Call, ...] = ()
     workspace_bytes: int = 0
     entry: str = "main"
+    prepare: str = ""
     params: tuple[ParamSpec, ...] = ()
     sections: tuple[Section, ...] = ()
 
@@ -177,6 +180,7 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
         producer=_producer(top.object("producer")),
         target=_target(top.object("target")),
         entry=top.string("entry"),
+        prepare=top.string("prepare") if version >= 2 else "",
         inputs=top.objects("inputs", _tensor),
         outputs=top.objects("outputs", _tensor),
         params=top.objects("params", _param),

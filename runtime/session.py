@@ -98,7 +98,7 @@ class Session:
         self._native = native_runtime()
         self._module: Any = self._load_library(artifact)
         # The tensors keep the mapping of the file alive, the artifact itself is not needed.
-        self._params = [from_numpy(self._native, array) for array in artifact.params]
+        self._params = self._prepared([from_numpy(self._native, a) for a in artifact.params])
         # One VM must not be entered by two threads at once, so each thread gets its own.
         self._local = threading.local()
         self._entry()
@@ -226,22 +226,42 @@ class Session:
                 f"{manifest.producer.tvm} (here: {_tvm_version()}): {error}; compile the model "
                 "again, or point TMPDIR at a folder that allows executable files"
             ) from error
+        self._check_function(module, manifest.entry, len(manifest.inputs))
+        if manifest.prepare:
+            self._check_function(module, manifest.prepare, 0)
+        return module
+
+    def _check_function(self, module: Any, name: str, inputs: int) -> None:
+        """Refuse a library that lacks a function of `inputs` tensors and the weights."""
         try:
             machine = self._native.virtual_machine(module)
-            found = int(machine["get_function_arity"](manifest.entry))
+            found = int(machine["get_function_arity"](name))
         except (AttributeError, RuntimeError, ValueError) as error:
             raise ArtifactError(
-                f"the library of {artifact.path} has no function {manifest.entry!r} for TVM's VM "
+                f"the library of {self.path} has no function {name!r} for TVM's VM "
                 f"({error}); compile the model again"
             ) from error
-        expected = len(manifest.inputs) + len(manifest.params)
-        if found != expected:
+        weights = len(self.manifest.params)
+        if found != inputs + weights:
             raise ArtifactError(
-                f"{artifact.path}: expected the function {manifest.entry!r} to take {expected} "
-                f"tensors ({len(manifest.inputs)} inputs and {len(manifest.params)} weights), "
-                f"found {found}"
+                f"{self.path}: expected the function {name!r} to take {inputs + weights} "
+                f"tensors ({inputs} inputs and {weights} weights), found {found}"
             )
-        return module
+
+    def _prepared(self, params: list[Any]) -> list[Any]:
+        """The weights as the entry function takes them."""
+        name = self.manifest.prepare
+        if not name:
+            return params
+        self._native.use_threads(self.threads)
+        result = self._native.virtual_machine(self._module)[name](*params)
+        prepared = [] if isinstance(result, self._native.tensor) else list(result)
+        if len(prepared) != len(params):
+            raise ArtifactError(
+                f"{self.path}: expected the function {name!r} to return {len(params)} tensors, "
+                f"found {len(prepared) or 'one'}; compile the model again"
+            )
+        return prepared
 
     def _arguments(self, inputs: Any) -> list[Any]:
         if not isinstance(inputs, Mapping):

@@ -9,7 +9,6 @@ import torch
 import tvm
 from torch.nn import functional
 
-from nmcompile.kernels.avx512.panel_config import PanelConfig
 from nmcompile.kernels.catalog import Kernel
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Problem
@@ -39,16 +38,24 @@ def run_kernel(
     problem: Problem,
     x: Array,
     residual: Array | None,
-    config: PanelConfig | None = None,
+    config: Any = None,
 ) -> Array:
     """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes."""
     lowered = kernel.lower(problem, config)
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": find_target(kernel.target).llvm_cpu})
-    function = lowered.func.with_attr("global_symbol", "kernel")
-    module = tvm.compile(tvm.IRModule({"kernel": function}), target=llvm, tir_pipeline=TIR_PIPELINE)
+    functions = {"kernel": lowered.emit_func()} | {
+        k: p.emit_func() for k, p in lowered.prepare.items()
+    }
+    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+    module = tvm.compile(tvm.IRModule(named), target=llvm, tir_pipeline=TIR_PIPELINE)
+    arrays = dict(lowered.arrays)
+    for name, prepare in lowered.prepare.items():
+        prepared = tvm.runtime.tensor(np.full(prepare.size, np.nan, np.float32))
+        module[name](tvm.runtime.tensor(arrays[name]), prepared)
+        arrays[name] = prepared.numpy()
     out = np.full(output_shape(problem), np.nan, np.float32)
-    arrays = [x, *lowered.arrays.values(), *([] if residual is None else [residual]), out]
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+    operands = [x, *arrays.values(), *([] if residual is None else [residual]), out]
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in operands]
     module["kernel"](*tensors)
     result: Array = tensors[-1].numpy()
     return result

@@ -73,6 +73,26 @@ def affine_library(folder: Path, exec_mode: str = "bytecode") -> bytes:
     return _export(builder.get(), folder, exec_mode)
 
 
+def preparing_library(folder: Path, short: bool = False) -> bytes:
+    """main(x, w, b) = x * w + b, and prepare(w, b) = (w * b, b), or (b, ) if `short`."""
+    builder = relax.BlockBuilder()
+    plus, times = builder.add_func(add, "add"), builder.add_func(multiply, "multiply")
+    x, w, b = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "xwb")
+    with builder.function("main", [x, w, b]):
+        with builder.dataflow():
+            product = builder.emit(relax.call_tir(times, [x, w], x.ty))
+            total = builder.emit_output(relax.call_tir(plus, [product, b], x.ty))
+        builder.emit_func_output(total)
+    w, b = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "wb")
+    with builder.function("prepare", [w, b]):
+        with builder.dataflow():
+            product = builder.emit(relax.call_tir(times, [w, b], w.ty))
+            made = [b] if short else [product, b]
+            result = builder.emit_output(relax.Tuple(made))
+        builder.emit_func_output(result)
+    return _export(builder.get(), folder)
+
+
 def two_input_library(folder: Path) -> bytes:
     """main(x, y) = (x + y, x)"""
     builder = relax.BlockBuilder()
@@ -114,6 +134,7 @@ def manifest(
     cpu_features: tuple[str, ...] = ("avx512f",),
     kind: str = "avx512",
     entry: str = "main",
+    prepare: str = "",
 ) -> Manifest:
     return Manifest(
         producer=Producer("0.1.0", "0.27.0", "0.1.14"),
@@ -125,6 +146,7 @@ def manifest(
         calls=calls,
         workspace_bytes=4096,
         entry=entry,
+        prepare=prepare,
     )
 
 

@@ -16,11 +16,21 @@ from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_err
 CONVOLUTIONS = [kernel for kernel in CATALOG if kernel.op == "conv2d"]
 PATTERNS: dict[str, list[tuple[Pattern, float | None]]] = {
     "one_by_n": [(OneByN(n), d) for n in (2, 4, 8, 16, 32) for d in (0.25, 0.5)],
+    "winograd_one_by_n": [(OneByN(n), d) for n in (4, 16) for d in (0.25, 0.5)],
+    "winograd": [(Dense(), None), (NM(2, 4), None)],
     "nm": [(NM(2, 4), None), (NM(1, 4), None), (NM(1, 16), None), (NM(2, 8, "flat"), None),
            (Unstructured(), 0.1), (Unstructured(), 0.02)],
     "dense": [(Dense(), None)],
     "depthwise": [(Dense(), None)],
 }  # fmt: skip
+
+
+# Winograd's transforms of 4x4 tiles add numbers up to a hundred times their result.
+TOLERANCE, WINOGRAD_TOLERANCE = 1e-5, 5e-5
+
+
+def tolerance_of(kernel: Kernel) -> float:
+    return WINOGRAD_TOLERANCE if "winograd" in kernel.name else TOLERANCE
 
 
 def patterns_of(kernel: Kernel) -> list[tuple[Pattern, float | None]]:
@@ -76,11 +86,33 @@ def make_problem(
     return problem, x.astype(np.float32), residual
 
 
+@st.composite
+def windows_of_three(draw: st.DrawFn) -> Conv2d:
+    """What Winograd's method is for: 3x3, stride 1, any padding."""
+    padding = tuple(draw(st.integers(0, 3)) for _ in range(4))
+    conv = Conv2d(
+        batch=draw(st.sampled_from([1, 1, 2, 5])),
+        in_channels=draw(st.integers(8, 40)),
+        in_height=draw(st.integers(1, 20)),
+        in_width=draw(st.sampled_from([1, 5, 7, 14, 16, 17, 23, 33])),
+        out_channels=draw(st.integers(8, 40)),
+        kernel=(3, 3),
+        padding=(padding[0], padding[1], padding[2], padding[3]),
+    )
+    assume(conv.out_height > 0 and conv.out_width > 0)
+    return conv
+
+
+def geometries(kernel: Kernel) -> st.SearchStrategy[Conv2d]:
+    """Convolutions that a row takes."""
+    return windows_of_three() if "winograd" in kernel.name else convolutions("depth" in kernel.name)
+
+
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
-    conv = data.draw(convolutions("depthwise" in kernel.name))
+    conv = data.draw(geometries(kernel))
     pattern, density = data.draw(st.sampled_from(patterns_of(kernel)))
     epilogue = Epilogue(
         data.draw(st.booleans()),
@@ -90,8 +122,60 @@ def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) ->
         activation(data.draw(st.sampled_from(["none", "relu"]))),
     )
     problem, x, residual = make_problem(conv, pattern, density, epilogue, data.draw(st.integers(0)))
+    assert kernel.refuse(problem) is None
     found = run_kernel(kernel, problem, x, residual)
-    assert relative_error(found, reference(problem, x, residual)) < 1e-5
+    assert relative_error(found, reference(problem, x, residual)) < tolerance_of(kernel)
+
+
+def winograd_row(pattern: Pattern) -> Kernel:
+    name = "winograd_one_by_n" if isinstance(pattern, OneByN) else "winograd"
+    return next(row for row in CONVOLUTIONS if row.name.startswith(f"conv2d_f32_{name}__"))
+
+
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize(
+    ("conv", "pattern"),
+    [
+        # Rows of more than 16 and 32 tiles, and blocks of which the last one sticks out.
+        (Conv2d(1, 9, 13, 150, 24, (3, 3), padding=(1, 1, 1, 1)), Dense()),
+        (Conv2d(1, 20, 30, 70, 32, (3, 3), padding=(0, 2, 1, 0)), OneByN(16)),
+        # Several images in a block, the last block with fewer; lists that stick out.
+        (Conv2d(7, 16, 7, 7, 40, (3, 3), padding=(1, 1, 1, 1)), OneByN(16)),
+        (Conv2d(5, 12, 9, 6, 21, (3, 3), padding=(1, 1, 1, 1)), Dense()),
+    ],
+)
+def test_winograd_blocks_agree_with_float64(conv: Conv2d, pattern: Pattern, side: int) -> None:
+    epilogue = Epilogue(True, True, Activation("silu"))
+    density = 0.4 if isinstance(pattern, OneByN) else None
+    problem, x, residual = make_problem(conv, pattern, density, epilogue, 0)
+    kernel = winograd_row(pattern)
+    configs = [c.config for c in kernel.configs(problem) if c.config.side == side]
+    ways = {(c.rows, c.images, c.split_blocks): c for c in reversed(configs)}
+    assert conv.batch == 1 or any(c.images > 1 for c in ways.values())
+    expected = reference(problem, x, residual)
+    for config in ways.values():
+        found = run_kernel(kernel, problem, x, residual, config)
+        assert relative_error(found, expected) < WINOGRAD_TOLERANCE, config
+
+
+def test_winograd_takes_stride_one_windows_of_three_only() -> None:
+    for conv in (
+        Conv2d(1, 16, 9, 9, 16, (3, 3), (2, 2)),
+        Conv2d(1, 16, 9, 9, 16, (3, 3), dilation=(2, 2)),
+        Conv2d(1, 16, 9, 9, 16, (5, 5)),
+        Conv2d(1, 16, 9, 9, 16, (3, 3), groups=2),
+        Conv2d(1, 3, 9, 9, 16, (3, 3)),
+    ):
+        problem, _, _ = make_problem(conv, Dense(), None, Epilogue(), 0)
+        assert winograd_row(Dense()).refuse(problem) is not None
+
+
+def test_two_in_four_says_that_winograd_is_faster() -> None:
+    conv = Conv2d(1, 64, 56, 56, 64, (3, 3), padding=(1, 1, 1, 1))
+    problem, _, _ = make_problem(conv, NM(2, 4), None, Epilogue(), 0)
+    choice = choose("conv2d", "avx512", problem)
+    assert choice.kernel is winograd_row(Dense())
+    assert "Winograd with all weights is faster" in choice.reason
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,25 @@ def test_a_newer_format_version_is_named(artifact: Path) -> None:
         read_artifact(artifact)
 
 
+def test_version_one_is_read(artifact: Path) -> None:
+    top = stored(artifact)
+    del top["prepare"]
+    top["format_version"] = 1
+    signed(artifact, json.dumps(top).encode())
+    data = bytearray(artifact.read_bytes())
+    struct.pack_into("<I", data, 8, 1)
+    artifact.write_bytes(data)
+    assert read_artifact(artifact).manifest.prepare == ""
+
+
+def test_version_zero_is_refused(artifact: Path) -> None:
+    data = bytearray(artifact.read_bytes())
+    struct.pack_into("<I", data, 8, 0)
+    artifact.write_bytes(data)
+    with pytest.raises(ArtifactError, match="expected a format version from 1 to 2, found 0"):
+        read_artifact(artifact)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\3\4" * 100, b"\x08\x07\x12\x07pytorch" * 50])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.nmc").write_bytes(content)
@@ -210,7 +229,8 @@ def _set(*path: Any, to: Any) -> Edit:
         (_set("surprise", to=1), "unknown key 'surprise'"),
         (_set("producer", "surprise", to=1), "producer: unknown key"),
         (lambda top: top.pop("entry"), "'entry' is missing"),
-        (_set("format_version", to=2), "expected format_version 1, found 2"),
+        (_set("format_version", to=1), "expected format_version 2, found 1"),
+        (lambda top: top.pop("prepare"), "'prepare' is missing"),
         (_set("workspace_bytes", to=True), "expected an integer, found a boolean"),
         (_set("workspace_bytes", to=1.0), "expected an integer, found a fraction"),
         (_set("workspace_bytes", to=-1), "expected an integer in 0"),

@@ -23,6 +23,7 @@ from tests.runtime_models import (
     aligned,
     identity_library,
     manifest,
+    preparing_library,
     stamping_library,
     two_input_library,
 )
@@ -386,6 +387,27 @@ def test_a_missing_entry_function_is_refused(library: bytes, tmp_path: Path) -> 
 def test_a_function_with_other_arguments_is_refused(library: bytes, tmp_path: Path) -> None:
     write_artifact(tmp_path / "m.nmc", manifest(), library, {"scale": SCALE})
     with pytest.raises(ArtifactError, match=r"to take 2 tensors \(1 inputs and 1 weights\)"):
+        load(tmp_path / "m.nmc")
+
+
+def test_weights_are_prepared_once_per_load(tmp_path: Path) -> None:
+    write_artifact(
+        tmp_path / "m.nmc", manifest(prepare="prepare"), preparing_library(tmp_path), WEIGHTS
+    )
+    with load(tmp_path / "m.nmc") as session:
+        for _ in range(2):
+            x = random_input()
+            want = x.astype(np.float64) * SCALE * SHIFT + SHIFT
+            np.testing.assert_allclose(session.run(x)["y"], want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_missing_or_wrong_prepare_function_is_refused(library: bytes, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "m.nmc", manifest(prepare="prepare"), library, WEIGHTS)
+    with pytest.raises(ArtifactError, match="has no function 'prepare'"):
+        load(tmp_path / "m.nmc")
+    short = preparing_library(tmp_path, short=True)
+    write_artifact(tmp_path / "m.nmc", manifest(prepare="prepare"), short, WEIGHTS)
+    with pytest.raises(ArtifactError, match="'prepare' to return 2 tensors, found 1"):
         load(tmp_path / "m.nmc")
 
 

@@ -1,18 +1,19 @@
 """Every kernel, one row each: dispatch, inspection, tests and benchmarks all read this table.
 
-The first row of an operator that does not refuse a problem lowers it, so order is preference. A
-refusal is a sentence that reaches the user through `nmc inspect`.
+The first row of an operator that takes a problem lowers it, so order is preference. Why a row does
+not take it is a sentence that reaches the user through `nmc inspect`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
-from nmcompile.kernels.avx512.panel_config import PanelConfig
+from nmcompile.kernels.avx512 import verdicts
+from nmcompile.kernels.avx512.panel_config import Candidate
 from nmcompile.kernels.problem import MADE_FOR, Lowered, Problem
 
 RoofKind = Literal["fma", "load"]
@@ -25,10 +26,12 @@ class Kernel:
 
     name: the specification: operator, element type, method, instruction set.
     sparse: whether its time falls with the number of non-zero weights.
-    refuse: the reason why it cannot or should not run a problem, or None.
+    refuse: the reason why it cannot run a problem, or None.
+    decline: the reason why, by the analytical model, another row will be faster, or None; the
+        tuner measures rows that decline too.
     configs: tile sizes that it can run a problem with, the best by the analytical model first;
         empty where there is nothing to choose.
-    emit: packs the weights for one of `configs`; use `Kernel.lower`.
+    emit: packs the weights for the tile sizes of one of `configs`; use `Kernel.lower`.
     roof: what bounds its rate: multiply-adds, or a load from L1 for each of them.
     """
 
@@ -38,56 +41,68 @@ class Kernel:
     dtype: str
     sparse: bool
     refuse: Callable[[Problem], str | None]
-    configs: Callable[[Problem], Sequence[PanelConfig]]
-    emit: Callable[[str, Problem, PanelConfig | None], Lowered]
+    decline: Callable[[Problem], str | None]
+    configs: Callable[[Problem], Sequence[Candidate]]
+    emit: Callable[[str, Problem, Any], Lowered]
     roof: RoofKind = "fma"
 
-    def lower(self, problem: Problem, config: PanelConfig | None = None) -> Lowered:
+    def lower(self, problem: Problem, config: Any = None) -> Lowered:
         """The function and the packed weights; without `config`, with the model's favourite."""
         if config is None:
-            config = next(iter(self.configs(problem)), None)
+            config = next((candidate.config for candidate in self.configs(problem)), None)
         return self.emit(self.name, problem, config)
 
 
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
-        avx512.refuse_depthwise, avx512.one_config, avx512.lower_depthwise,
+        verdicts.refuse_depthwise, verdicts.accept, avx512.one_config, avx512.lower_depthwise,
+    ),
+    Kernel(
+        "conv2d_f32_winograd_one_by_n__avx512", "conv2d", "avx512", "float32", True,
+        verdicts.refuse_winograd_one_by_n, verdicts.decline_winograd_one_by_n,
+        avx512.winograd_one_by_n_configs, avx512.lower_winograd,
     ),
     Kernel(
         "conv2d_f32_one_by_n__avx512", "conv2d", "avx512", "float32", True,
-        avx512.refuse_one_by_n, avx512.one_by_n_configs, avx512.lower_panel,
+        verdicts.refuse_one_by_n, verdicts.decline_one_by_n,
+        avx512.one_by_n_configs, avx512.lower_panel,
     ),
     Kernel(
         "conv2d_f32_nm__avx512", "conv2d", "avx512", "float32", True,
-        avx512.refuse_nm, avx512.nm_configs, avx512.lower_panel, "load",
+        verdicts.refuse_nm, verdicts.decline_nm, avx512.nm_configs, avx512.lower_panel, "load",
+    ),
+    Kernel(
+        "conv2d_f32_winograd__avx512", "conv2d", "avx512", "float32", False,
+        verdicts.refuse_winograd, verdicts.decline_winograd,
+        avx512.winograd_dense_configs, avx512.lower_winograd,
     ),
     Kernel(
         "conv2d_f32_dense__avx512", "conv2d", "avx512", "float32", False,
-        avx512.accept, avx512.dense_configs, avx512.lower_panel,
+        verdicts.accept, verdicts.accept, avx512.dense_configs, avx512.lower_panel,
     ),
     Kernel(
         "linear_f32_dense__avx512", "linear", "avx512", "float32", False,
-        avx512.accept, avx512.one_config, avx512.lower_linear,
+        verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_linear,
     ),
     Kernel(
         "pool2d_f32__avx512", "pool2d", "avx512", "float32", False,
-        avx512.accept, avx512.one_config, avx512.lower_pool,
+        verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_pool,
     ),
     Kernel(
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
-        avx512.accept, avx512.one_config, avx512.lower_global_average,
+        verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_global_average,
     ),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel of one problem, its tiles (None: by the model), why rows before it declined."""
+    """The kernel of one problem, its tiles (None: by the model), why other rows do not take it."""
 
     kernel: Kernel
     refusals: Mapping[str, str] = field(default_factory=dict)
-    config: PanelConfig | None = None
+    config: Any = None
 
     @property
     def reason(self) -> str:
@@ -107,14 +122,14 @@ def rows_for(op: OpKind, target: str, dtype: str) -> list[Kernel]:
 
 
 def choose(op: OpKind, target: str, problem: Problem) -> Choice:
-    """The first kernel of the target that takes the problem.
+    """The first kernel of the target that neither refuses nor declines the problem.
 
     Raises:
         TargetError: no kernel of the target computes this operator and element type.
     """
     refusals: dict[str, str] = {}
     for kernel in rows_for(op, target, problem.dtype):
-        reason = kernel.refuse(problem)
+        reason = kernel.refuse(problem) or kernel.decline(problem)
         if reason is None:
             return Choice(kernel, refusals)
         refusals[kernel.name] = reason

@@ -40,25 +40,44 @@ class Problem:
         return self.spec
 
 
+@dataclass(frozen=True)
+class Prepare:
+    """What turns a packed float32 array into the one that a kernel reads, once per load.
+
+    `emit(name, *args)` writes the TIR function (packed, prepared); `size` counts the floats of
+    `prepared`.
+    """
+
+    name: str
+    emit: Callable[..., Any]
+    args: tuple[Hashable, ...]
+    size: int
+
+    def emit_func(self) -> Any:
+        """The TIR function, emitted anew."""
+        return self.emit(self.name, *self.args)
+
+
 @dataclass(frozen=True, eq=False)
 class Lowered:
     """A TIR function and the constant arrays it takes between the input and the output.
 
     Arguments: x, then `arrays` in order, then the residual if the epilogue has one, then out.
     `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
-    needs to emit each only once.
+    needs to emit each only once. The arrays named in `prepare` are those of the artifact; the
+    function takes what they are prepared to.
     """
 
     emit: Callable[..., Any]
     args: tuple[Hashable, ...]
     arrays: Mapping[str, Array]
+    prepare: Mapping[str, Prepare] = field(default_factory=dict)
 
     @property
     def key(self) -> Hashable:
         """Equal for two problems exactly when their functions are interchangeable."""
         return (self.emit, self.args)
 
-    @property
-    def func(self) -> Any:
+    def emit_func(self) -> Any:
         """The TIR function, emitted anew."""
         return self.emit(*self.args)

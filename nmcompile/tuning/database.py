@@ -79,16 +79,17 @@ class TuningDatabase:
         found = self.find(problem) if problem.weight is not None else None
         if found is None:
             return choice
-        refusals = dict(choice.refusals)
+        refusals = {}
         for kernel in rows_for(op, target, problem.dtype):
-            if kernel.name in refusals:
+            reason = kernel.refuse(problem)
+            if reason is None and kernel.name != found.kernel:
+                reason = f"measured slower here than {found.kernel}"
+            if reason is not None:
+                refusals[kernel.name] = reason
                 continue
-            if kernel.name != found.kernel:
-                refusals[kernel.name] = f"measured slower here than {found.kernel}"
-                continue
-            for config in kernel.configs(problem):
-                if plain_config(config) == found.config:
-                    return Choice(kernel, refusals, config)
+            for candidate in kernel.configs(problem):
+                if plain_config(candidate.config) == found.config:
+                    return Choice(kernel, refusals, candidate.config)
         return choice
 
 

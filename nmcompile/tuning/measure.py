@@ -33,12 +33,16 @@ def measure(
     conv = problem.conv
     pool = native_runtime()
     before = pool.num_threads()
-    functions = {
-        f"candidate_{i}": lowered.func.with_attr("global_symbol", f"candidate_{i}")
-        for i, lowered in enumerate(candidates)
-    }
+    functions = {f"candidate_{i}": lowered.emit_func() for i, lowered in enumerate(candidates)}
+    prepares = {p: p.emit_func() for lowered in candidates for p in lowered.prepare.values()}
+    preparing = {p: f"prepare_{i}" for i, p in enumerate(prepares)}
+    named = functions | {preparing[p]: func for p, func in prepares.items()}
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu})
-    module = tvm.compile(tvm.IRModule(functions), target=llvm, tir_pipeline=TIR_PIPELINE)
+    module = tvm.compile(
+        tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()}),
+        target=llvm,
+        tir_pipeline=TIR_PIPELINE,
+    )
     random = np.random.default_rng(0)
     shape = (conv.batch, conv.in_channels, conv.in_height, conv.in_width)
     x = _aligned(random.standard_normal(shape, dtype=np.float32))
@@ -47,7 +51,15 @@ def measure(
     calls, outputs = [], []
     for name, lowered in zip(functions, candidates, strict=True):
         outputs.append(_aligned(np.zeros(out_shape, np.float32)))
-        arrays = [x, *map(_aligned, lowered.arrays.values()), *residual, outputs[-1]]
+        arrays = [x]
+        for argument, array in lowered.arrays.items():
+            arrays.append(_aligned(array))
+            prepare = lowered.prepare.get(argument)
+            if prepare is not None:
+                packed = arrays.pop()
+                arrays.append(_aligned(np.zeros(prepare.size, np.float32)))
+                module[preparing[prepare]](*map(tvm.runtime.from_dlpack, (packed, arrays[-1])))
+        arrays += [*residual, outputs[-1]]
         calls.append((module[name], [tvm.runtime.from_dlpack(array) for array in arrays]))
     medians = []
     for count in threads:

@@ -15,8 +15,8 @@ from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config
 from nmcompile.tuning.measure import measure
 
 CANDIDATES = 8  # of the kernel that the model chose
-DENSE_CANDIDATES = 2  # of the dense one beside a sparse one, where that can win
-DENSE_FROM = 0.4  # density; below, no dense kernel was ever faster
+OTHERS = 3  # of every other that can run the problem
+HOPELESS = 2.0  # times the cycles of the model's choice: not measured
 LEAST_GAIN = 0.02  # a smaller one may be noise: keep the model's choice
 AGREEMENT = 1e-4  # of the largest output
 
@@ -42,16 +42,15 @@ class Tuner:
 
 
 def _fastest(op: OpKind, target: str, problem: Problem, choice: Choice) -> Tuned:
-    """Measure the model's choice, its next favourites, and the dense kernel where that can win."""
-    candidates: list[tuple[Kernel, Any]] = []
+    """Measure the model's choice, its next favourites, and those of other kernels."""
+    favourites = choice.kernel.configs(problem)[:CANDIDATES]
+    candidates: list[tuple[Kernel, Any]] = [(choice.kernel, c.config) for c in favourites]
     for kernel in rows_for(op, target, problem.dtype):
-        if kernel.name in choice.refusals:
+        if kernel is choice.kernel or kernel.refuse(problem) is not None:
             continue
-        limit = CANDIDATES
-        if kernel is not choice.kernel:
-            density = problem.detection.density if problem.detection is not None else 1.0
-            limit = DENSE_CANDIDATES if density >= DENSE_FROM else 0
-        candidates += [(kernel, config) for config in kernel.configs(problem)[:limit]]
+        for candidate in kernel.configs(problem)[:OTHERS]:
+            if candidate.cycles < HOPELESS * favourites[0].cycles:
+                candidates.append((kernel, candidate.config))
     lowered = [kernel.lower(problem, config) for kernel, config in candidates]
     # An artifact is run on one thread or on all: what is fastest on one can split badly.
     counts = sorted({1, available_threads()})

@@ -28,9 +28,10 @@ class Accumulators:
     One buffer of a single vector each, so that LLVM turns them into registers.
     """
 
-    def __init__(self, outputs: int, panel: Panel) -> None:
+    def __init__(self, outputs: int, panel: Panel, stride: int | None = None) -> None:
+        """Sums over rows of `panel`, which lie `stride` floats apart, by default side by side."""
         self.outputs, self.vectors, self.extra = outputs, panel.vectors, panel.extra
-        self.stride = panel.stride
+        self.stride = panel.stride if stride is None else stride
 
         def one() -> Buffer:
             return T.alloc_buffer((LANES,), scope="local")
@@ -63,9 +64,9 @@ class Accumulators:
         for e in range(self.extra):
             self.set_extra(e, splat(0.0) if bias is None else load(bias, channel, self.outputs))
 
-    def save(self, partial: Buffer, output: Expr) -> None:
-        """Store the sums of outputs `output`, ... until the next block of channels."""
-        base = T.bind(output * self.stride)
+    def save(self, partial: Buffer, output: Expr, origin: Expr = 0) -> None:
+        """Store the sums of outputs `output`, ... in rows of `stride` floats from `origin` on."""
+        base = T.bind(output * self.stride + origin)
         for j in range(self.outputs):
             for t in range(self.vectors):
                 store(partial, base + (j * self.stride + t * LANES), self.get(j, t))

@@ -21,17 +21,27 @@ AHEAD = 1024
 
 @dataclass(frozen=True)
 class Weights:
-    """The packed arrays of one convolution; see `packing` for their order."""
+    """The packed arrays of one convolution; see `packing` for their order.
+
+    `origin` is where its values begin, where several matrices share the lists.
+    """
 
     conv: Conv2d
     config: PanelConfig
     values: Buffer
     indices: Buffer | None
     starts: Buffer | None
+    origin: Expr = 0
 
 
 def multiply(
-    weights: Weights, sums: Accumulators, panel: Buffer, which: Expr, part: Expr, channels: Expr
+    weights: Weights,
+    sums: Accumulators,
+    panel: Buffer,
+    which: Expr,
+    part: Expr,
+    channels: Expr,
+    origin: Expr = 0,
 ) -> None:
     """Add the products of one list in one block of channels.
 
@@ -42,17 +52,24 @@ def multiply(
         which: number of the list over groups, blocks and chunks.
         part: which `outputs` of a list's `list_outputs`.
         channels: input channels in the block.
+        origin: where in `panel` its first row begins; for shared lists and dense weights.
     """
     if weights.config.lists == "grouped":
         _grouped(weights, sums, panel, which)
     elif weights.config.lists == "private":
         _private(weights, sums, panel, which)
     else:
-        _shared(weights, sums, panel, which, part, channels)
+        _shared(weights, sums, panel, which, part, channels, origin)
 
 
 def _shared(
-    weights: Weights, sums: Accumulators, panel: Buffer, which: Expr, part: Expr, channels: Expr
+    weights: Weights,
+    sums: Accumulators,
+    panel: Buffer,
+    which: Expr,
+    part: Expr,
+    channels: Expr,
+    origin: Expr,
 ) -> None:
     """`outputs` channels read the same rows: each row feeds outputs x vectors FMAs."""
     config, values = weights.config, weights.values
@@ -63,10 +80,12 @@ def _shared(
         before = T.bind(weights.starts[which])
         count = T.bind(weights.starts[which + 1] - before)
     per_entry = config.run * sums.outputs
-    value0 = T.bind(before * (config.run * config.list_outputs) + part * (count * per_entry))
+    value0 = T.bind(
+        before * (config.run * config.list_outputs) + part * (count * per_entry) + weights.origin
+    )
     with T.serial(0, count) as entry:
         channel = entry if weights.indices is None else weights.indices[before + entry]
-        row0 = T.bind(T.Cast("int32", channel) * (config.run * sums.stride))
+        row0 = T.bind(T.Cast("int32", channel) * (config.run * sums.stride) + origin)
         value1 = T.bind(value0 + entry * per_entry)
         if config.run <= MAX_UNROLL:
             prefetch(values, value1 + AHEAD, per_entry)

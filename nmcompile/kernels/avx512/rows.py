@@ -1,4 +1,4 @@
-"""What stands behind the AVX-512 rows of the catalogue: refusals and lowerings."""
+"""What stands behind the AVX-512 rows of the catalogue: tile sizes and lowerings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel import emit_panel_conv
-from nmcompile.kernels.avx512.panel_config import PanelConfig, lists_of
+from nmcompile.kernels.avx512.panel_config import Candidate, PanelConfig, lists_of
 from nmcompile.kernels.avx512.tiling import dense_outputs, own_configs, shared_configs
 from nmcompile.kernels.avx512.window import (
     average_scale,
@@ -19,62 +19,12 @@ from nmcompile.kernels.avx512.window import (
     emit_global_average,
     emit_pool,
 )
-from nmcompile.kernels.problem import MADE_FOR, Array, Lowered, Problem
+from nmcompile.kernels.avx512.winograd import emit_prepare, emit_winograd
+from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig
+from nmcompile.kernels.avx512.winograd_tiling import DENSE_LIST, winograd_configs
+from nmcompile.kernels.problem import Array, Lowered, Prepare, Problem
 from nmcompile.kernels.spec import GlobalAverage, Linear, Pool2d
-from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
-
-# Densities above which the dense kernel is faster. N:M is bound by L1 loads, whose rate depends on
-# the machine and its neighbours: where they are fast, ResNet-50 breaks even at 0.68
-# (benchmarks/results), where they are slow, lower.
-ONE_BY_N_BREAK_EVEN = 0.92
-NM_BREAK_EVEN = 0.62
-MAX_DEPTHWISE_TAPS = 81
-MIN_GROUP_OUTPUTS = 8  # below, packing the panel costs more than multiplying it
-
-
-def accept(problem: Problem) -> str | None:
-    """Take every problem of the operator."""
-    return None
-
-
-def refuse_depthwise(problem: Problem) -> str | None:
-    """Only convolutions with one input channel per group."""
-    conv = problem.conv
-    if conv.is_depthwise and conv.taps <= MAX_DEPTHWISE_TAPS:
-        return None
-    if conv.is_depthwise:
-        return f"{conv.taps} taps: the depthwise kernel writes out at most {MAX_DEPTHWISE_TAPS}"
-    return f"{MADE_FOR}depthwise convolutions, not {problem.conv.group_in} input channels per group"
-
-
-def _refuse_sparse(
-    problem: Problem, kinds: tuple[type[Pattern], ...], names: str, break_even: float
-) -> str | None:
-    """What a kernel for patterns of some `kinds` declines."""
-    assert problem.detection is not None
-    pattern, density = problem.detection.pattern, problem.detection.density
-    if isinstance(pattern, Dense):
-        return f"the weight is dense (density {density:.2f})"
-    if not isinstance(pattern, kinds):
-        return f"{MADE_FOR}{names}, not {pattern}"
-    if problem.conv.group_out < MIN_GROUP_OUTPUTS:
-        return (
-            f"{problem.conv.group_out} output channels per group: under {MIN_GROUP_OUTPUTS} the "
-            "dense kernel is faster"
-        )
-    if density > break_even:
-        return f"density {density:.2f} is above the {names} break-even of {break_even}"
-    return None
-
-
-def refuse_one_by_n(problem: Problem) -> str | None:
-    """Weights in 1xN blocks, below break-even."""
-    return _refuse_sparse(problem, (OneByN,), "1xN", ONE_BY_N_BREAK_EVEN)
-
-
-def refuse_nm(problem: Problem) -> str | None:
-    """N:M and unstructured weights, below break-even."""
-    return _refuse_sparse(problem, (NM, Unstructured), "N:M or unstructured", NM_BREAK_EVEN)
+from nmcompile.sparsity import OneByN
 
 
 def lower_panel(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
@@ -92,7 +42,7 @@ def lower_panel(name: str, problem: Problem, config: PanelConfig | None) -> Lowe
     return Lowered(emit_panel_conv, args, arrays)
 
 
-def one_by_n_configs(problem: Problem) -> Sequence[PanelConfig]:
+def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
     """Lists shared by the N output channels of a block."""
     assert problem.detection is not None
     pattern = problem.detection.pattern
@@ -101,19 +51,47 @@ def one_by_n_configs(problem: Problem) -> Sequence[PanelConfig]:
     return shared_configs(problem.conv, pattern.n, density, False)
 
 
-def nm_configs(problem: Problem) -> Sequence[PanelConfig]:
+def nm_configs(problem: Problem) -> Sequence[Candidate]:
     """One list per output channel; of fixed length where the groups fit the input channels."""
     assert problem.detection is not None
     pattern, density = problem.detection.pattern, problem.detection.density
     return own_configs(problem.conv, pattern, density)
 
 
-def dense_configs(problem: Problem) -> Sequence[PanelConfig]:
+def dense_configs(problem: Problem) -> Sequence[Candidate]:
     """All rows, no lists."""
     return shared_configs(problem.conv, dense_outputs(problem.conv), 1.0, True)
 
 
-def one_config(problem: Problem) -> Sequence[PanelConfig]:
+def winograd_one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
+    """Lists of whole windows, shared by the N output channels of a block."""
+    assert problem.detection is not None
+    pattern = problem.detection.pattern
+    assert isinstance(pattern, OneByN)
+    return winograd_configs(problem.conv, pattern.n, problem.detection.density, False)
+
+
+def winograd_dense_configs(problem: Problem) -> Sequence[Candidate]:
+    """All windows, no lists."""
+    return winograd_configs(problem.conv, DENSE_LIST, 1.0, True)
+
+
+def lower_winograd(name: str, problem: Problem, config: WinogradConfig) -> Lowered:
+    """Winograd convolution whose weights are transformed when an artifact is loaded."""
+    assert problem.weight is not None
+    tiling = Tiling(problem.conv, config)
+    packed = pack_conv(problem.weight, problem.conv, tiling.windows)
+    arrays = dict(packed.arrays)
+    if problem.bias is not None:
+        arrays["bias"] = problem.bias
+    size = packed.values.size
+    transformed = size // tiling.windows.run * tiling.positions
+    transform = Prepare(f"{name}_prepare", emit_prepare, (tiling, size), transformed)
+    args = (name, problem.epilogue, tiling, packed.sizes)
+    return Lowered(emit_winograd, args, arrays, {"values": transform})
+
+
+def one_config(problem: Problem) -> Sequence[Candidate]:
     """Nothing to choose: kernels without tiles."""
     return ()
 

@@ -21,6 +21,8 @@ from tvm.tirx.script import builder as T
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, splat, store
 from nmcompile.kernels.spec import Conv2d
 
+MAX_SHUFFLED = 4  # column strides up to which a row is gathered by shuffles of whole vectors
+
 
 @dataclass(frozen=True)
 class StagedLayout:
@@ -28,15 +30,24 @@ class StagedLayout:
 
     conv: Conv2d
     phases: tuple[int, ...]  # row phases that some kernel row reads
-    plane_rows: int  # rows of one (channel, kernel column, phase) plane
+    rows: int  # output rows that the copy serves
 
     @classmethod
-    def of(cls, conv: Conv2d) -> StagedLayout:
-        """The layout of one convolution."""
-        shifts = [kh * conv.dilation[0] for kh in range(conv.kernel[0])]
-        stride = conv.stride[0]
-        phases = tuple(sorted({shift % stride for shift in shifts}))
-        return cls(conv, phases, max(shift // stride for shift in shifts) + conv.out_height)
+    def of(cls, conv: Conv2d, rows: int | None = None) -> StagedLayout:
+        """The layout for `rows` output rows of one convolution, by default for all."""
+        phases = {kh * conv.dilation[0] % conv.stride[0] for kh in range(conv.kernel[0])}
+        return cls(conv, tuple(sorted(phases)), conv.out_height if rows is None else rows)
+
+    def rows_of(self, phase: int) -> int:
+        """Rows of a phase that are read."""
+        shifts = [kh * self.conv.dilation[0] for kh in range(self.conv.kernel[0])]
+        stride = self.conv.stride[0]
+        return max(s // stride for s in shifts if s % stride == phase) + self.rows
+
+    @property
+    def plane_rows(self) -> int:
+        """Rows of one (channel, kernel column, phase) plane."""
+        return max(self.rows_of(phase) for phase in self.phases)
 
     @property
     def plane(self) -> int:
@@ -65,7 +76,7 @@ def copy_row(
     source: Buffer, start: Expr, stride: int, target: Buffer, at: Expr, count: int
 ) -> None:
     """Copy `count` floats that lie `stride` apart to consecutive ones."""
-    if stride > 2:
+    if stride > MAX_SHUFFLED:
         # Only patch embeddings have such strides, and they read every input once.
         with T.serial(0, count) as i:
             T.buffer_store(target, source[start + i * stride], [at + i])
@@ -73,18 +84,20 @@ def copy_row(
     for first in range(0, count, LANES):
         active = min(LANES, count - first)
         begin = start + first * stride
-        value = load(source, begin, active) if stride == 1 else _load_even(source, begin, active)
-        store(target, at + first, value, active)
+        store(target, at + first, _load_strided(source, begin, stride, active), active)
 
 
-def _load_even(buffer: Buffer, start: Expr, active: int) -> Expr:
-    """Floats start, start + 2, ...; lanes from `active` on are zero and not read."""
-    low = T.bind(load(buffer, start, min(LANES, 2 * active - 1)))
-    if active <= LANES // 2:
-        high = splat(0.0)
-    else:
-        high = T.bind(load(buffer, start + LANES, 2 * active - 1 - LANES))
-    return T.Shuffle([low, high], list(range(0, 2 * LANES, 2)))
+def _load_strided(buffer: Buffer, start: Expr, stride: int, active: int) -> Expr:
+    """Floats start, start + stride, ...; lanes from `active` on are never read."""
+    if stride == 1:
+        return load(buffer, start, active)
+    span = (active - 1) * stride + 1
+    vectors = [
+        T.bind(load(buffer, start + at, min(LANES, span - at))) for at in range(0, span, LANES)
+    ]
+    if len(vectors) == 1:
+        vectors.append(vectors[0])  # a shuffle takes two or more
+    return T.Shuffle(vectors, [lane * stride if lane < active else 0 for lane in range(LANES)])
 
 
 def zero_row(target: Buffer, at: Expr, count: int) -> None:
@@ -104,21 +117,44 @@ def valid_columns(conv: Conv2d, kw: int) -> tuple[int, int]:
 
 def stage(conv: Conv2d, layout: StagedLayout, x: Buffer, staged: Buffer) -> None:
     """Emit the copy of all images, in parallel over (image, channel)."""
-    top = conv.padding[0]
     with T.parallel(0, conv.batch * conv.in_channels) as nc:
-        for kw in range(conv.kernel[1]):
-            low, high = valid_columns(conv, kw)
-            for index, phase in enumerate(layout.phases):
-                plane = nc * layout.channel + (kw * len(layout.phases) + index) * layout.plane
-                with T.serial(0, layout.plane_rows) as j:
-                    row = T.bind(j * conv.stride[0] + (phase - top))
-                    at = T.bind(plane + j * conv.out_width)
-                    with T.If(tirx.all(row >= 0, row < conv.in_height)):
-                        with T.Then():
-                            zero_row(staged, at, low)
-                            column = low * conv.stride[1] + kw * conv.dilation[1] - conv.padding[1]
-                            source = (nc * conv.in_height + row) * conv.in_width + column
-                            copy_row(x, source, conv.stride[1], staged, at + low, high - low)
-                            zero_row(staged, at + high, conv.out_width - high)
-                        with T.Else():
-                            zero_row(staged, at, conv.out_width)
+        stage_channel(conv, layout, x, nc, T.int32(0), staged, nc * layout.channel)
+
+
+def stage_channel(
+    conv: Conv2d,
+    layout: StagedLayout,
+    x: Buffer,
+    channel: Expr,
+    first_row: Expr,
+    staged: Buffer,
+    at: Expr,
+) -> None:
+    """Emit the copy of one channel to `staged` from `at` on.
+
+    Args:
+        conv: the geometry.
+        layout: of the copy.
+        x: the flat input.
+        channel: number of the channel over all images.
+        first_row: output row at which the copy begins.
+        staged: the flat copy.
+        at: where in it the channel goes.
+    """
+    top = conv.padding[0]
+    for kw in range(conv.kernel[1]):
+        low, high = valid_columns(conv, kw)
+        column = low * conv.stride[1] + kw * conv.dilation[1] - conv.padding[1]
+        for index, phase in enumerate(layout.phases):
+            plane = at + (kw * len(layout.phases) + index) * layout.plane
+            with T.serial(0, layout.rows_of(phase)) as j:
+                row = T.bind((first_row + j) * conv.stride[0] + (phase - top))
+                target = T.bind(plane + j * conv.out_width)
+                with T.If(tirx.all(row >= 0, row < conv.in_height)):
+                    with T.Then():
+                        zero_row(staged, target, low)
+                        source = (channel * conv.in_height + row) * conv.in_width + column
+                        copy_row(x, source, conv.stride[1], staged, target + low, high - low)
+                        zero_row(staged, target + high, conv.out_width - high)
+                    with T.Else():
+                        zero_row(staged, target, conv.out_width)

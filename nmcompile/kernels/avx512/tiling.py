@@ -8,6 +8,7 @@ that fit the registers and caches. Of the machine at hand it knows the number of
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -17,7 +18,13 @@ from typing import Literal
 import numpy as np
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512.panel_config import Grouped, Panel, PanelConfig, tile_shapes
+from nmcompile.kernels.avx512.panel_config import (
+    Candidate,
+    Grouped,
+    Panel,
+    PanelConfig,
+    tile_shapes,
+)
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import NM, Pattern
 
@@ -88,11 +95,12 @@ def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
     return math.sqrt(total * max(float(shares.max()), float(rest)))
 
 
+@functools.lru_cache(maxsize=512)
 def shared_configs(
     conv: Conv2d, list_outputs: int, density: float, dense: bool
-) -> list[PanelConfig]:
+) -> tuple[Candidate, ...]:
     """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked."""
-    found: list[tuple[float, PanelConfig]] = []
+    found: list[Candidate] = []
     threads = cores()
     outputs = list_outputs
     while outputs:
@@ -103,11 +111,10 @@ def shared_configs(
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
             tiles = [_shared_cycles(conv, s, outputs, density, config.chunks) for s in shapes]
             cost = time_of(tiles, conv.batch * conv.groups * config.chunks, threads)
-            found.append((cost, config))
+            found.append(Candidate(cost, config))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
     # On a tie, the tile that was counted first: the smaller one.
-    found.sort(key=lambda entry: entry[0])
-    return [config for _, config in found]
+    return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
 
 def _shared_config(
@@ -127,24 +134,30 @@ def _shared_config(
     )
 
 
+def row_cycles(vectors: int, outputs: int, extra: int = 0) -> float:
+    """Cycles to multiply one row of a shared list with the weights of `outputs` channels."""
+    fmas = (outputs * vectors + extra) / 2
+    loads = (vectors + outputs + (1 + extra) * (extra > 0)) / LOADS_PER_CYCLE
+    return max(fmas, loads, FMA_LATENCY) + 0.5
+
+
 def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float, chunks: int) -> float:
     """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
     vectors = shape.vectors
-    fmas = (outputs * vectors + shape.extra) / 2
-    loads = (vectors + outputs + (1 + shape.extra) * (shape.extra > 0)) / LOADS_PER_CYCLE
-    row = max(fmas, loads, FMA_LATENCY) + 0.5
+    row = row_cycles(vectors, outputs, shape.extra)
     lists = conv.group_out / outputs / chunks
     lists_cost = lists * (rows * density * row + LIST_OVERHEAD + outputs * vectors)
     return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
 
-def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> list[PanelConfig]:
+@functools.lru_cache(maxsize=512)
+def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candidate, ...]:
     """Tiles for lists of single output channels, ranked.
 
     Grouped lists for N:M where they fit the input channels, else private ones.
     """
-    found: list[tuple[float, PanelConfig]] = []
+    found: list[Candidate] = []
     threads = cores()
     for tile in range(2, 17):
         for outputs in (1, 2):
@@ -159,9 +172,8 @@ def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> list[PanelCon
                 tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
                 cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
                 config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
-                found.append((cost, config))
-    found.sort(key=lambda entry: entry[0])
-    return [config for _, config in found]
+                found.append(Candidate(cost, config))
+    return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
 
 def _own_lists(

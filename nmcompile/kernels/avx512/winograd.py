@@ -1,0 +1,278 @@
+"""Winograd convolution, dense or 1xN sparse: fewer multiplications for 3x3 windows of stride 1.
+
+A 1xN pattern keeps or drops whole windows, so the transformed weights have it too, the same at
+every position, and skipping works as in `panel`. N:M patterns are lost in the transform.
+
+Every block of tiles takes three steps: transform the input (vectors over tiles, one matrix of
+channels x tiles per position), multiply every position's matrices, transform the sums back. The
+weights are transformed once, by `emit_prepare`, when an artifact is loaded: transformed ones would
+make the file up to four times as large.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.accumulators import Accumulators
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    PrimFuncBuilder,
+    activate,
+    activate_in_place,
+    load,
+    splat,
+    split_activation,
+    store,
+)
+from nmcompile.kernels.avx512.inner_loops import Weights, multiply
+from nmcompile.kernels.avx512.panel_config import PackedSizes, Panel
+from nmcompile.kernels.avx512.staging import StagedLayout, stage_channel
+from nmcompile.kernels.avx512.winograd_config import Tiling
+from nmcompile.kernels.avx512.winograd_transforms import (
+    WINDOW,
+    transform_input,
+    transform_output,
+    transform_window,
+)
+from nmcompile.kernels.spec import Epilogue
+
+GAP = LANES  # between the matrices: the same row of all must not fall into one cache set
+
+
+def emit_prepare(name: str, tiling: Tiling, size: int) -> Any:
+    """The TIR function (windows, transformed): G g G' of all windows.
+
+    windows: (entry, tap, outputs), `size` floats.
+    transformed: (position, entry, outputs).
+    """
+    outputs = tiling.config.outputs
+    entries = size // (WINDOW**2 * outputs)
+    with PrimFuncBuilder(name) as func:
+        windows = func.tensor("windows", (size,))
+        transformed = func.tensor("transformed", (tiling.positions * entries * outputs,))
+        with T.parallel(0, entries) as entry:
+            for first in range(0, outputs, LANES):
+                active = min(LANES, outputs - first)
+                base = T.bind(entry * (WINDOW**2 * outputs) + first)
+                taps = [
+                    T.bind(load(windows, base + tap * outputs, active)) for tap in range(WINDOW**2)
+                ]
+                rows = [taps[i : i + WINDOW] for i in range(0, WINDOW**2, WINDOW)]
+                values = [v for row in transform_window(rows, tiling.config.side) for v in row]
+                for position, value in enumerate(values):
+                    at = (position * entries + entry) * outputs + first
+                    store(transformed, at, value, active)
+    return func.result()
+
+
+def emit_winograd(name: str, epilogue: Epilogue, tiling: Tiling, sizes: PackedSizes) -> Any:
+    """The TIR function (x, values, [indices, starts], [bias], [residual], out).
+
+    `values` are transformed ones; `sizes` those of the windows in the artifact.
+    """
+    return _Emitter(epilogue, tiling, sizes).emit(name)
+
+
+class _Emitter:
+    """State of one function while it is emitted."""
+
+    def __init__(self, epilogue: Epilogue, tiling: Tiling, sizes: PackedSizes) -> None:
+        self.epilogue, self.tiling, self.sizes = epilogue, tiling, sizes
+        self.conv, self.config = tiling.conv, tiling.config
+        self.values_per_position = sizes.values // WINDOW**2
+        self.stride = tiling.vectors * LANES  # floats per row of both kinds of matrix
+        self.in_pitch = self.conv.in_channels * self.stride + GAP
+        self.out_pitch = tiling.lists * self.config.list_outputs * self.stride + GAP
+        self.tile_conv = tiling.tile_conv
+        self.layout = StagedLayout.of(self.tile_conv, self.config.rows)
+
+    def emit(self, name: str) -> Any:
+        conv, sizes = self.conv, self.sizes
+        out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+        with PrimFuncBuilder(name) as func:
+            x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
+            size = self.tiling.positions * self.values_per_position
+            self.values = func.tensor("values", (size,))
+            self.indices = self.starts = self.bias = residual = None
+            if sizes.indices:
+                self.indices = func.tensor("indices", (sizes.indices,), "uint16")
+            if sizes.starts:
+                self.starts = func.tensor("starts", (sizes.starts,), "int32")
+            if self.epilogue.bias:
+                self.bias = func.tensor("bias", (conv.out_channels,))
+            if self.epilogue.residual:
+                residual = func.tensor("residual", out_shape)
+            out = func.tensor("out", out_shape)
+            self.x, self.out = func.flat(x), func.flat(out)
+            self.residual = func.flat(residual) if residual is not None else None
+            if self.config.split_blocks:
+                with T.parallel(0, self.tiling.blocks) as block:
+                    self._block(block, *self._matrices())
+            else:
+                matrices = self._matrices()
+                with T.serial(0, self.tiling.blocks) as block:
+                    self._block(block, *matrices)
+        return func.result()
+
+    def _matrices(self) -> tuple[Buffer, Buffer]:
+        """Memory for the transformed inputs and for the sums of one block."""
+        positions = self.tiling.positions
+        inputs = T.alloc_buffer((positions * self.in_pitch,), align=64)
+        return inputs, T.alloc_buffer((positions * self.out_pitch,), align=64)
+
+    def _shared(self, count: int) -> AbstractContextManager[Expr]:
+        """A loop over one step of a block, which threads share unless they share the blocks."""
+        frame: AbstractContextManager[Expr] = (
+            T.serial(0, count) if self.config.split_blocks else T.parallel(0, count)
+        )
+        return frame
+
+    def _block(self, block: Expr, inputs: Buffer, sums: Buffer) -> None:
+        tiling, config = self.tiling, self.config
+        first_row = T.bind(block % tiling.row_blocks * config.rows)
+        image = T.bind(block // tiling.row_blocks * config.images)
+        with self._shared(self.conv.in_channels) as channel:
+            self._transform_inputs(inputs, image, channel, first_row)
+        with self._shared(tiling.positions * tiling.lists) as item:
+            self._multiply(inputs, sums, T.bind(item // tiling.lists), T.bind(item % tiling.lists))
+        with self._shared(self.conv.out_channels) as channel:
+            self._transform_sums(sums, image, channel, first_row)
+
+    def _images(self, first: Expr) -> AbstractContextManager[Expr]:
+        """The images of a block; the last block may have fewer."""
+        count: Expr = self.config.images
+        if self.conv.batch % self.config.images:
+            count = T.min(count, self.conv.batch - first)
+        frame: AbstractContextManager[Expr] = T.serial(0, count)
+        return frame
+
+    # Step 1. inputs[position, channel, tile] = B' d B
+
+    def _transform_inputs(
+        self, inputs: Buffer, image: Expr, channel: Expr, first_row: Expr
+    ) -> None:
+        tiling, span = self.tiling, self.tiling.span
+        staged = T.alloc_buffer((self.layout.size,), align=64)
+        # Vectors over the last tiles read on behind the copy.
+        for at in range(0, 2 * LANES, LANES):
+            store(staged, self.layout.channel + at, splat(0.0))
+        row = T.bind(channel * self.stride)
+        many = self.config.images > 1
+        if many:
+            # Tiles of images that the last block lacks, and behind the last image.
+            with T.serial(0, tiling.positions) as position, T.serial(0, tiling.vectors) as v:
+                store(inputs, position * self.in_pitch + row + v * LANES, splat(0.0))
+        with self._images(image) as i:
+            plane = T.bind((image + i) * self.conv.in_channels + channel)
+            stage_channel(self.tile_conv, self.layout, self.x, plane, first_row, staged, T.int32(0))
+
+            def vector(v: Expr, active: int) -> None:
+                d = [
+                    [
+                        T.bind(load(staged, v * LANES + self.layout.row_offset(y, x)))
+                        for x in range(span)
+                    ]
+                    for y in range(span)
+                ]
+                at = T.bind(row + i * tiling.image_tiles + v * LANES)
+                for y, values in enumerate(transform_input(d)):
+                    for x, value in enumerate(values):
+                        store(inputs, (y * span + x) * self.in_pitch + at, value, active)
+
+            full, rest = divmod(tiling.image_tiles, LANES)
+            # Only another image's tiles must not be overwritten.
+            if rest and not many:
+                full, rest = full + 1, 0
+            with T.serial(0, full) as v:
+                vector(v, LANES)
+            if rest:
+                vector(T.int32(full), rest)
+
+    # Step 2. sums[position, output, tile] = values[position, output, channel] x inputs
+
+    def _multiply(self, inputs: Buffer, sums: Buffer, position: Expr, index: Expr) -> None:
+        config, tiling = self.config, self.tiling
+        weights = Weights(
+            self.conv,
+            tiling.products,
+            self.values,
+            self.indices,
+            self.starts,
+            T.bind(position * self.values_per_position),
+        )
+        channels = self.conv.in_channels
+        which = index if self.indices is not None else T.bind(index * channels)
+        with T.serial(0, config.list_outputs // config.outputs) as part:
+            output = T.bind(index * config.list_outputs + part * config.outputs)
+
+            def run(shape: Panel, vector: Expr) -> None:
+                acc = Accumulators(config.outputs, shape, self.stride)
+                acc.start(None, output)
+                origin = T.bind(position * self.in_pitch + vector * LANES)
+                multiply(weights, acc, inputs, which, part, channels, origin)
+                acc.save(sums, output, T.bind(position * self.out_pitch + vector * LANES))
+
+            for shape, count, first in tiling.shapes:
+                if count == 1:
+                    run(shape, T.int32(first))
+                    continue
+                with T.serial(0, count) as step:
+                    run(shape, T.bind(first + step * shape.vectors))
+
+    # Step 3. out = activation(A' sums A + bias + residual)
+
+    def _transform_sums(self, sums: Buffer, image: Expr, channel: Expr, first_row: Expr) -> None:
+        tiling, side, span = self.tiling, self.config.side, self.tiling.span
+        pitch = (tiling.image_vectors + 1) * LANES
+        pixels = T.alloc_buffer((side * side * pitch,), align=64)
+        row = T.bind(channel * self.stride)
+        with self._images(image) as i:
+            with T.serial(0, tiling.image_vectors) as v:
+                at = T.bind(row + i * tiling.image_tiles + v * LANES)
+                s = [
+                    [T.bind(load(sums, (y * span + x) * self.out_pitch + at)) for x in range(span)]
+                    for y in range(span)
+                ]
+                for y, values in enumerate(transform_output(s)):
+                    for x, value in enumerate(values):
+                        store(pixels, (y * side + x) * pitch + v * LANES, value)
+            plane = T.bind((image + i) * self.conv.out_channels + channel)
+            with T.serial(0, self.config.rows) as tile_row:
+                for y in range(side):
+                    out_row = T.bind((first_row + tile_row) * side + y)
+                    at = T.bind(tile_row * tiling.width + y * side * pitch)
+                    if tiling.row_blocks * self.config.rows * side == self.conv.out_height:
+                        self._write_row(pixels, pitch, at, plane, out_row, channel)
+                        continue
+                    with T.If(out_row < self.conv.out_height):
+                        with T.Then():
+                            self._write_row(pixels, pitch, at, plane, out_row, channel)
+
+    def _write_row(
+        self, pixels: Buffer, pitch: int, at: Expr, plane: Expr, out_row: Expr, channel: Expr
+    ) -> None:
+        """Interleave the columns of one row of tiles to a row of pixels."""
+        conv, side = self.conv, self.config.side
+        now, later = split_activation(self.epilogue.activation)
+        where = T.bind((plane * conv.out_height + out_row) * conv.out_width)
+        for first in range(0, self.tiling.width, LANES):
+            columns = [T.bind(load(pixels, at + (x * pitch + first))) for x in range(side)]
+            for quarter in range(side):
+                column = first * side + quarter * LANES
+                active = min(LANES, conv.out_width - column)
+                if active <= 0:
+                    continue
+                tiles = range(quarter * LANES // side, (quarter + 1) * LANES // side)
+                lanes = [x * LANES + tile for tile in tiles for x in range(side)]
+                value = T.Shuffle(columns, lanes)
+                if self.bias is not None:
+                    value = value + splat(self.bias[channel])
+                if self.residual is not None:
+                    value = value + load(self.residual, where + column, active)
+                store(self.out, where + column, activate(value, now), active)
+        activate_in_place(self.out, where, conv.out_width, later)

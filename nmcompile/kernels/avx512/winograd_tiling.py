@@ -1,0 +1,87 @@
+"""Choice of tile sizes for Winograd convolutions, in the cycles that `tiling` counts for others."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from nmcompile.kernels.avx512.emit import LANES
+from nmcompile.kernels.avx512.panel_config import Candidate
+from nmcompile.kernels.avx512.tiling import LIST_OVERHEAD, REGISTERS, cores, row_cycles
+from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig
+from nmcompile.kernels.avx512.winograd_transforms import TILES
+from nmcompile.kernels.spec import Conv2d
+
+MAX_VECTORS = 6
+DENSE_LIST = 16  # output channels whose weights lie side by side where there are no lists
+CYCLES_PER_STEP = 0.7  # of a load, shuffle, addition or store of a transform, measured
+WEIGHT_BYTES_PER_CYCLE = 8.0  # from memory, whatever the number of threads
+CACHED_BYTES = 1 << 20  # weights that stay in a cache from one block to the next
+WAKE_CYCLES = 4000.0  # to share one step of a block among threads
+IMAGE_TILES = 64  # tiles up to which images of a batch are joined: four vectors
+
+
+@functools.lru_cache(maxsize=512)
+def winograd_configs(
+    conv: Conv2d, list_outputs: int, density: float, dense: bool
+) -> tuple[Candidate, ...]:
+    """Tile sizes, ranked; `list_outputs` channels share a list of `density` x channels entries."""
+    found = []
+    outputs = list_outputs
+    while outputs:
+        for side in TILES:
+            for rows, images in _blocks(conv, side):
+                for vectors in range(1, MAX_VECTORS + 1):
+                    if outputs * vectors + vectors + 1 > REGISTERS:
+                        break
+                    for split in (True, False):
+                        config = WinogradConfig(
+                            side, rows, images, vectors, outputs, list_outputs, dense, split
+                        )
+                        if vectors > 1 and vectors > Tiling(conv, config).vectors:
+                            continue
+                        found.append(Candidate(_cycles(Tiling(conv, config), density), config))
+        outputs = outputs // 2 if outputs % 2 == 0 else 0
+    return tuple(sorted(found, key=lambda candidate: candidate.cycles))
+
+
+def _blocks(conv: Conv2d, side: int) -> list[tuple[int, int]]:
+    """(rows of tiles, images) worth trying."""
+    height, width = -(-conv.out_height // side), -(-conv.out_width // side)
+    rows = {height, -(-height // 2), -(-height // 4), 2, 1}
+    found = [(r, 1) for r in sorted(rows) if r <= height]
+    for images in (IMAGE_TILES // (height * width), 2 * IMAGE_TILES // (height * width)):
+        if 1 < min(images, conv.batch):
+            found.append((height, min(images, conv.batch)))
+    return list(dict.fromkeys(found))
+
+
+def _cycles(tiling: Tiling, density: float) -> float:
+    """Geometric mean of the cycles on one thread and on all cores, as in `tiling.time_of`."""
+    conv, config = tiling.conv, tiling.config
+    side, images, rows = config.side, config.images, config.rows * config.side
+    chunks = -(-tiling.width // LANES)
+    staging = tiling.span * (rows + 2) * chunks * (2 * side + 2)
+    steps = conv.in_channels * images * (
+        staging + 5 * tiling.positions * tiling.image_vectors
+    ) + conv.out_channels * images * (
+        4 * tiling.positions * tiling.image_vectors + rows * chunks * side * (side + 3)
+    )
+    entries = conv.in_channels * density
+    list_cycles = sum(
+        count * (entries * row_cycles(shape.vectors, config.outputs) + LIST_OVERHEAD)
+        for shape, count, _ in tiling.shapes
+    )
+    parts = tiling.lists * config.list_outputs / config.outputs
+    work = steps * CYCLES_PER_STEP + tiling.positions * parts * list_cycles
+    padded = tiling.lists * config.list_outputs
+    weight_bytes = 4 * tiling.positions * padded * entries
+    passes = tiling.blocks if weight_bytes > CACHED_BYTES else 1
+    memory = passes * weight_bytes / WEIGHT_BYTES_PER_CYCLE
+    threads = cores()
+    one = max(work * tiling.blocks, memory)
+    if config.split_blocks:
+        many = max(work * -(-tiling.blocks // threads), memory)
+    else:
+        many = max(work * tiling.blocks / threads, memory) + 3 * WAKE_CYCLES * tiling.blocks
+    return math.sqrt(one * many)
