@@ -17,6 +17,7 @@ from nmcompile.kernels.avx512.emit import (
     splat,
     split_activation,
     store,
+    widen,
 )
 from nmcompile.kernels.avx512.panel_config import Panel
 from nmcompile.kernels.spec import Activation
@@ -32,20 +33,25 @@ class Accumulators:
         """Sums over rows of `panel`, which lie `stride` floats apart, by default side by side."""
         self.outputs, self.vectors, self.extra = outputs, panel.vectors, panel.extra
         self.stride = panel.stride if stride is None else stride
+        self.widths = panel.widths
 
-        def one() -> Buffer:
-            return T.alloc_buffer((LANES,), scope="local")
+        def one(width: int) -> Buffer:
+            return T.alloc_buffer((width,), scope="local")
 
-        self._sums = [[one() for _ in range(panel.vectors)] for _ in range(outputs)]
-        self._extra = [one() for _ in range(panel.extra)]
+        self._sums = [[one(width) for width in panel.widths] for _ in range(outputs)]
+        self._extra = [one(LANES) for _ in range(panel.extra)]
 
     def get(self, j: int, t: int) -> Expr:
-        """Vector t of output j."""
-        return self._sums[j][t][lanes(0)]
+        """Vector t of output j, of `widths[t]` lanes."""
+        return self._sums[j][t][T.ramp(0, 1, self.widths[t])]
+
+    def get_wide(self, j: int, t: int) -> Expr:
+        """Vector t of output j in the first of 16 lanes."""
+        return widen(self.get(j, t), self.widths[t])
 
     def set(self, j: int, t: int, value: Expr) -> None:
         """Replace vector t of output j."""
-        T.buffer_store(self._sums[j][t], value, [lanes(0)])
+        T.buffer_store(self._sums[j][t], value, [T.ramp(0, 1, self.widths[t])])
 
     def get_extra(self, e: int) -> Expr:
         """Extra pixel e of all outputs."""
@@ -58,9 +64,9 @@ class Accumulators:
     def start(self, bias: Buffer | None, channel: Expr) -> None:
         """Begin with the bias of outputs `channel`, `channel` + 1, ..., or with zero."""
         for j in range(self.outputs):
-            value = splat(0.0) if bias is None else splat(bias[channel + j])
-            for t in range(self.vectors):
-                self.set(j, t, value)
+            value = T.float32(0) if bias is None else T.bind(bias[channel + j])
+            for t, width in enumerate(self.widths):
+                self.set(j, t, T.broadcast(value, width))
         for e in range(self.extra):
             self.set_extra(e, splat(0.0) if bias is None else load(bias, channel, self.outputs))
 
@@ -69,7 +75,7 @@ class Accumulators:
         base = T.bind(output * self.stride + origin)
         for j in range(self.outputs):
             for t in range(self.vectors):
-                store(partial, base + (j * self.stride + t * LANES), self.get(j, t))
+                store(partial, base + (j * self.stride + t * LANES), self.get_wide(j, t))
         for e in range(self.extra):
             # The place behind the vectors of output e has room for a whole vector.
             where = base + (e * self.stride + self.vectors * LANES)
@@ -79,8 +85,8 @@ class Accumulators:
         """Load what `save` stored."""
         base = T.bind(output * self.stride)
         for j in range(self.outputs):
-            for t in range(self.vectors):
-                self.set(j, t, load(partial, base + (j * self.stride + t * LANES)))
+            for t, width in enumerate(self.widths):
+                self.set(j, t, partial[T.ramp(base + (j * self.stride + t * LANES), 1, width)])
         for e in range(self.extra):
             where = base + (e * self.stride + self.vectors * LANES)
             self.set_extra(e, load(partial, where))
@@ -136,7 +142,7 @@ class Destination:
         where = base + j * self.pixels
         for t in range(sums.vectors):
             active = min(LANES, panel.pixels - t * LANES)
-            value = sums.get(j, t)
+            value = sums.get_wide(j, t)
             if self.residual is not None:
                 value = value + load(self.residual, where + t * LANES, active)
             store(self.out, where + t * LANES, activate(value, activation), active)

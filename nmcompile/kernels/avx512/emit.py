@@ -58,6 +58,18 @@ def store(buffer: Buffer, start: Expr, value: Expr, active: int = LANES) -> None
         T.buffer_store(buffer, value, [lanes(start)])
 
 
+def widen(value: Expr, width: int) -> Expr:
+    """A vector of 16 lanes that begins with one of `width`."""
+    if width == LANES:
+        return value
+    return T.Shuffle([value] * (LANES // width), list(range(LANES)))
+
+
+def narrow(value: Expr, width: int) -> Expr:
+    """The first `width` lanes of a vector of 16."""
+    return value if width == LANES else T.Shuffle([value], list(range(width)))
+
+
 def prefetch(buffer: Buffer, start: Expr, floats: int, *, write: bool = False) -> None:
     """Ask for the cache lines of `floats` elements of four bytes; harmless past the end."""
     for first in range(0, floats, LANES):

@@ -9,6 +9,7 @@ that fit the registers and caches. Of the machine at hand it knows the number of
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -30,11 +31,14 @@ from nmcompile.sparsity import NM, Pattern
 
 REGISTERS = 32
 FMA_LATENCY = 4  # cycles until an accumulator can be used again
-# For L1 caches of 48 KB; with 32 KB a smaller panel is no faster: it saves and restores more sums.
-L1_PANEL_BYTES = 36 * 1024
+L1_PANEL_BYTES = 32 * 1024
 L2_PANEL_BYTES = 512 * 1024
 LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
 MAX_STEP = 8  # entries of an own list in one iteration
+OWN_SUMS = 24  # registers for sums over own lists; the others hold weights
+OWN_LOADS = 0.4  # loads per entry of an own list beside those of its row
+OWN_PANELS = (0.5, 1.0, 2.0)  # of L1_PANEL_BYTES: the sparser the lists, the more rows pay
+LONGER = 0.56  # standard deviations by which the longer of two random lists exceeds the average
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
 
@@ -134,7 +138,7 @@ def _shared_config(
     )
 
 
-def row_cycles(vectors: int, outputs: int, extra: int = 0) -> float:
+def row_cycles(vectors: float, outputs: int, extra: int = 0) -> float:
     """Cycles to multiply one row of a shared list with the weights of `outputs` channels."""
     fmas = (outputs * vectors + extra) / 2
     loads = (vectors + outputs + (1 + extra) * (extra > 0)) / LOADS_PER_CYCLE
@@ -144,10 +148,9 @@ def row_cycles(vectors: int, outputs: int, extra: int = 0) -> float:
 def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float, chunks: int) -> float:
     """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
-    vectors = shape.vectors
-    row = row_cycles(vectors, outputs, shape.extra)
+    row = row_cycles(shape.cost, outputs, shape.extra)
     lists = conv.group_out / outputs / chunks
-    lists_cost = lists * (rows * density * row + LIST_OVERHEAD + outputs * vectors)
+    lists_cost = lists * (rows * density * row + LIST_OVERHEAD + outputs * shape.vectors)
     return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
 
@@ -157,23 +160,22 @@ def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candida
 
     Grouped lists for N:M where they fit the input channels, else private ones.
     """
-    found: list[Candidate] = []
+    found: dict[PanelConfig, float] = {}
     threads = cores()
-    for tile in range(2, 17):
-        for outputs in (1, 2):
-            if outputs * tile > 26 or (outputs > 1 and conv.group_out % outputs):
+    for tile, outputs, share in itertools.product(range(2, 17), (1, 2), OWN_PANELS):
+        if outputs * tile > OWN_SUMS or (outputs > 1 and conv.group_out % outputs):
+            continue
+        most = max(1, int(share * L1_PANEL_BYTES) // (tile * LANES * 4 * conv.taps))
+        lists, channels, grouped = _own_lists(conv, pattern, most)
+        few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
+        for chunks in (few, 2 * few):
+            if chunks > few and conv.group_out < OWN_CHUNKS.outputs * chunks:
                 continue
-            most = max(1, L1_PANEL_BYTES // (tile * LANES * 4 * conv.taps))
-            lists, channels, grouped = _own_lists(conv, pattern, most)
-            few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
-            for chunks in (few, 2 * few):
-                if chunks > few and conv.group_out < OWN_CHUNKS.outputs * chunks:
-                    continue
-                tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
-                cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
-                config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
-                found.append(Candidate(cost, config))
-    return tuple(sorted(found, key=lambda candidate: candidate.cycles))
+            tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
+            config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
+            found[config] = time_of(tiles, conv.batch * conv.groups * chunks, threads)
+    ranked = sorted(found.items(), key=lambda entry: entry[1])
+    return tuple(Candidate(cycles, config) for config, cycles in ranked)
 
 
 def _own_lists(
@@ -209,13 +211,20 @@ def _own_cycles(
     entries = density * channels * conv.taps
     if grouped is not None:
         entries = channels * conv.taps * grouped.n / grouped.m
-    elif entries % 4:
-        entries += 1.5  # four offsets fill a word: lists are padded
+    else:
+        # Lists are padded to the longer of two interleaved ones, and to words of four offsets.
+        entries += LONGER * (outputs - 1) * math.sqrt(entries * (1 - density)) + 1.5
     tiles = []
     for shape in tile_shapes(conv.out_pixels, tile, extras=False):
-        v = shape.vectors
-        entry = max((v + 1.2) / LOADS_PER_CYCLE, FMA_LATENCY / outputs)
-        per_list = entries * entry + LIST_OVERHEAD / outputs + (2.0 * v if blocks > 1 else v)
+        v = shape.cost
+        panel_bytes = channels * conv.taps * shape.stride * 4
+        beyond = max(
+            0.0, 1 - L1_PANEL_BYTES / panel_bytes
+        )  # of the panel: loads take twice as long
+        loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
+        entry = max(loads, FMA_LATENCY / outputs)
+        start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
+        per_list = entries * entry + start + (2.0 * v if blocks > 1 else v)
         lists = conv.group_out / chunks * blocks
         tiles.append(lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES)
     return tiles
