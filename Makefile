@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-kernels clean
+.PHONY: help setup demo test lint bench bench-kernels deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,9 +12,13 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
+# A discontinued peer: no wheels after Python 3.11, and numpy and onnx older than ours.
+DEEPSPARSE := deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
+DEEPSPARSE_VENV := .venv-deepsparse
+DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | demo | test | lint | bench | bench-kernels | clean"
+	@echo "make setup | demo | test | lint | bench | bench-kernels | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -44,10 +48,21 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench_models $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench_density $(filter --readme,$(BENCH_ARGS))
 
 bench-kernels: setup
 	$(BIN)/python -m benchmarks.bench_kernels $(BENCH_ARGS)
 
+# For `make bench BENCH_ARGS=--deepsparse`. Its licence allows evaluation only, not production.
+deepsparse: $(DEEPSPARSE_VENV)/.installed
+
+$(DEEPSPARSE_VENV)/.installed: Makefile
+	@$(DEEPSPARSE_PYTHON) -c 'import sys; sys.exit(not (3, 8) <= sys.version_info < (3, 12))' || { \
+	  echo "error: DeepSparse needs Python 3.8 to 3.11: make DEEPSPARSE_PYTHON=/path/to/python3.11 deepsparse"; exit 1; }
+	test -x $(DEEPSPARSE_VENV)/bin/python || $(DEEPSPARSE_PYTHON) -m venv $(DEEPSPARSE_VENV)
+	$(DEEPSPARSE_VENV)/bin/pip install --quiet --only-binary :all: $(DEEPSPARSE)
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(DEEPSPARSE_VENV) out build dist *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

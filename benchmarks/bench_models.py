@@ -2,19 +2,21 @@
 
     python -m benchmarks.bench_models --models resnet50 --patterns dense,1x16@0.5,2:4 --rounds 30
 
-Prints a table and writes JSON; `--readme` also rewrites README.md's table and picture from it.
+`--deepsparse` takes DeepSparse in as well. Prints a table and writes JSON; `--readme` also rewrites
+README.md's table and pictures from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +28,49 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 import nmcompile
+from benchmarks.deepsparse_peer import deepsparse_engine, deepsparse_version
 from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS, build
-from benchmarks.peers import PEERS, Array, Engine, export_onnx, interleave
+from benchmarks.peers import PEERS, Array, Engine, export_onnx, interleave, on_cores, timed
 from benchmarks.report import RESULTS, results_table, update_readme
 from nmcompile import runtime
+from nmcompile.errors import DeviceError
 from nmcompile.sparsity import parse_pattern
 
-PATTERNS = "dense,1x16@0.5,1x16@0.25,2:4,1:4"
+RESNET_PATTERNS = "dense,1x16@0.5,1x16@0.25,2:4,1:4,1:16,unstructured@0.1"
+# MobileNets are what the 1xN paper prunes, in narrow blocks too.
+MOBILENET_PATTERNS = "dense,1x16@0.5,1x16@0.25,1x4@0.5,2:4,1:4,1:16,unstructured@0.1"
+PATTERNS = {
+    "resnet18": RESNET_PATTERNS,
+    "resnet50": RESNET_PATTERNS,
+    "mobilenet_v1": MOBILENET_PATTERNS,
+    "mobilenet_v2": MOBILENET_PATTERNS,
+}
 TOLERANCE = 1e-4  # of the output range
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How all models are timed.
+
+    batch: images per run.
+    size: height and width of the image.
+    deepsparse: its version, None where it is not measured.
+    """
+
+    rounds: int
+    batch: int
+    size: int
+    deepsparse: str | None
+    dtype: str = "f32"
 
 
 @dataclass(frozen=True)
 class Row:
     """One engine on one model.
 
-    pattern: of the weights; "" for peers, whose time does not depend on them.
-    ratio: median of the faster peer over this engine's median, so above 1 is faster.
+    pattern: of the weights; "" for the peers whose time does not depend on them.
+    ratio: median of the faster dense peer over this engine's median, so above 1 is faster.
     error: greatest difference to torch's output as a share of its range.
     dense_bytes: the weights without their zeros left out, in float32.
     """
@@ -63,24 +91,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled model: its artifact, and what is known before it is timed."""
+    """One compiled model: its artifact, and what is known before it is timed.
+
+    onnx: the same model for DeepSparse, None where that is not measured.
+    """
 
     pattern: str
     artifact: Path
+    onnx: bytes | None
     compile_s: float
     dense_bytes: int
     expected: Array
 
 
-def compile_variant(name: str, pattern: str, x: torch.Tensor, folder: Path) -> Variant:
-    """Build and compile one model with random weights of a pattern."""
+def compile_variant(
+    name: str, pattern: str, x: torch.Tensor, folder: Path, export: bool
+) -> Variant:
+    """Build and compile one model with random weights of a pattern, and export it if asked to."""
     model = build(name, pattern)
     artifact = folder / f"{name}-{pattern.replace(':', 'of')}.nmc"
     begin = time.perf_counter()
     result = nmcompile.compile(model, output=artifact, example_inputs=(x,))
     seconds = time.perf_counter() - begin
     dense = sum(4 * int(np.prod(layer.shape)) for layer in result.report.layers)
-    return Variant(pattern, artifact, seconds, dense, _run(model, x))
+    onnx = export_onnx(model, x) if export else None
+    return Variant(pattern, artifact, onnx, seconds, dense, _run(model, x))
 
 
 def load_ms(path: Path) -> float:
@@ -95,61 +130,75 @@ def time_model(
     name: str,
     patterns: Sequence[str],
     threads: Sequence[int],
-    rounds: int,
-    batch: int,
-    size: int,
+    settings: Settings,
     progress: Progress,
 ) -> list[Row]:
-    """All rows of one model; the peers run it with dense weights."""
-    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    """All rows of one model; the dense peers run it with dense weights, DeepSparse with each."""
+    shape = (settings.batch, 3, settings.size, settings.size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     image = x.numpy()
     task = progress.add_task(
-        f"{name}: compiling", total=len(patterns) + len(threads) * (rounds + 3)
+        f"{name}: compiling", total=len(patterns) + len(threads) * (settings.rounds + 3)
     )
     with tempfile.TemporaryDirectory() as folder:
         variants = []
         for pattern in patterns:
             progress.update(task, description=f"{name}: compiling {pattern}")
-            variants.append(compile_variant(name, pattern, x, Path(folder)))
+            export = settings.deepsparse is not None
+            variants.append(compile_variant(name, pattern, x, Path(folder), export))
             progress.advance(task)
         dense = build(name)
-        onnx, expected = export_onnx(dense, x), _run(dense, x)
+        onnx = export_onnx(dense, x)
+        truth = {v.pattern: v.expected for v in variants} | {"": _run(dense, x)}
         rows = []
         for count in threads:
             progress.update(task, description=f"{name}: timing, {count} threads")
-            engines = {peer: make(onnx, count) for peer, make in PEERS.items()}
-            for variant in variants:
-                engines[variant.pattern] = _ours(variant.artifact, count)
-            truth = {v.pattern: v.expected for v in variants} | dict.fromkeys(PEERS, expected)
-            errors = {key: _error(run(image), truth[key]) for key, run in engines.items()}
-            times = interleave(engines, image, rounds, on_round=lambda: progress.advance(task))
+            with _engines(onnx, variants, count) as engines, on_cores(count):
+                errors = {key: _error(run(image)[0], truth[key[1]]) for key, run in engines.items()}
+                advance = functools.partial(progress.advance, task)
+                times = interleave(engines, image, settings.rounds, on_round=advance)
             rows += _rows(name, count, times, errors, {v.pattern: v for v in variants})
     progress.update(task, description=f"{name}: done")
     return rows
 
 
+@contextlib.contextmanager
+def _engines(
+    dense: bytes, variants: Sequence[Variant], threads: int
+) -> Iterator[dict[tuple[str, str], Engine]]:
+    """All engines of one model by name and pattern, for as long as the context."""
+    with contextlib.ExitStack() as stack:
+        engines = {(peer, ""): make(dense, threads) for peer, make in PEERS.items()}
+        for variant in variants:
+            engines["nmcompile", variant.pattern] = _ours(variant.artifact, threads)
+            if variant.onnx is not None:
+                engine = stack.enter_context(deepsparse_engine(variant.onnx, threads))
+                engines["deepsparse", variant.pattern] = engine
+        yield engines
+
+
 def _rows(
     model: str,
     threads: int,
-    times: dict[str, list[float]],
-    errors: dict[str, float],
-    variants: dict[str, Variant],
+    times: Mapping[tuple[str, str], list[float]],
+    errors: Mapping[tuple[str, str], float],
+    variants: Mapping[str, Variant],
 ) -> list[Row]:
     medians = {key: statistics.median(values) for key, values in times.items()}
-    best = min(medians[peer] for peer in PEERS)
+    best = min(medians[peer, ""] for peer in PEERS)
     rows = []
-    for key, median in medians.items():
-        variant = variants.get(key)
+    for (engine, pattern), median in medians.items():
+        variant = variants[pattern] if engine == "nmcompile" else None
         rows.append(
             Row(
                 model=model,
-                engine="nmcompile" if variant else key,
-                pattern=key if variant else "",
+                engine=engine,
+                pattern=pattern,
                 threads=threads,
                 median_ms=median,
-                min_ms=min(times[key]),
+                min_ms=min(times[engine, pattern]),
                 ratio=best / median,
-                error=errors[key],
+                error=errors[engine, pattern],
                 compile_s=variant.compile_s if variant else None,
                 load_ms=load_ms(variant.artifact) if variant else None,
                 artifact_bytes=variant.artifact.stat().st_size if variant else None,
@@ -161,7 +210,7 @@ def _rows(
 
 def _ours(artifact: Path, threads: int) -> Engine:
     session = runtime.load(artifact, threads=threads)
-    return lambda x: np.asarray(next(iter(session.run(x).values())))
+    return timed(lambda x: np.asarray(next(iter(session.run(x).values()))))
 
 
 def _run(model: nn.Module, x: torch.Tensor) -> Array:
@@ -190,20 +239,27 @@ def _names(allowed: Sequence[str] | None, check: Callable[[str], object]) -> Cal
     return parse
 
 
-def _arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; `deepsparse` is its version, None where it is not measured."""
     parser = argparse.ArgumentParser(
         prog="bench_models", description=(__doc__ or "").split("\n")[0]
     )
     patterns = _names(None, lambda item: parse_pattern(item.partition("@")[0]))
     parser.add_argument("--models", type=_names(list(MODELS), str), default=list(MODELS))
-    parser.add_argument("--patterns", type=patterns, default=PATTERNS.split(","))
+    parser.add_argument("--patterns", type=patterns, help="for all models, in place of each one's")
     parser.add_argument("--threads", type=_names(None, int), default=["1"], help="e.g. 1,2")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batch", type=int, default=1, help="images per run")
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
+    parser.add_argument("--deepsparse", action="store_true", help="measure it too, per pattern")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--readme", action="store_true", help="rewrite README.md's table")
-    return parser.parse_args()
+    options = parser.parse_args(words)
+    try:
+        options.deepsparse = deepsparse_version() if options.deepsparse else None
+    except DeviceError as error:
+        parser.error(f"--deepsparse: {error}")
+    return options
 
 
 @contextlib.contextmanager
@@ -215,30 +271,19 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 def main() -> int:
     """Run the benchmark; 1 if an output disagrees with torch."""
-    options = _arguments()
+    options = parse_arguments()
     threads = [int(count) for count in options.threads]
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
+    settings = Settings(options.rounds, options.batch, options.size, options.deepsparse)
     rows: list[Row] = []
     with _progress(Console(stderr=True)) as progress:
         for name in options.models:
-            rows += time_model(
-                name,
-                options.patterns,
-                threads,
-                options.rounds,
-                options.batch,
-                options.size,
-                progress,
-            )
+            patterns = options.patterns or PATTERNS[name].split(",")
+            rows += time_model(name, patterns, threads, settings, progress)
     result = {
         "machine": describe_machine(),
-        "settings": {
-            "rounds": options.rounds,
-            "batch": options.batch,
-            "size": options.size,
-            "dtype": "f32",
-        },
+        "settings": asdict(settings),
         "rows": [asdict(row) for row in rows],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +296,7 @@ def main() -> int:
         update_readme(options.output)
     wrong = [row for row in rows if row.error is not None and not row.error <= TOLERANCE]
     for row in wrong:
-        console.print(f"[red]{row.model} {row.pattern or row.engine}: error {row.error:.1e}[/]")
+        console.print(f"[red]{row.model}, {row.engine} {row.pattern}: error {row.error:.1e}[/]")
     return 1 if wrong else 0
 
 

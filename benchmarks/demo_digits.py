@@ -29,7 +29,7 @@ from torch.nn import functional
 
 import nmcompile
 from benchmarks.models import build
-from benchmarks.peers import Array, Engine, export_onnx, interleave, onnxruntime_engine
+from benchmarks.peers import Array, Engine, export_onnx, interleave, onnxruntime_engine, timed
 from benchmarks.training import BlockConv, SpReConv, digits_net, train
 from nmcompile import CompileResult, InspectionReport, runtime
 
@@ -109,7 +109,7 @@ def compare_latency(artifact: Path, model: nn.Module, x: Tensor, rounds: int) ->
 
     engines: dict[str, Engine] = {
         "onnxruntime": onnxruntime_engine(folded.SerializeToString(), threads=1),
-        "nmcompile": ours,
+        "nmcompile": timed(ours),
     }
     with _bar("timing", rounds + 3) as advance:
         times = interleave(engines, x.numpy(), rounds, on_round=advance)

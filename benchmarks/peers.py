@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,20 @@ import torch
 from torch import nn
 
 Array = npt.NDArray[np.float32]
-Engine = Callable[[Array], Array]
-"""Runs a model with one input and one output."""
+Key = TypeVar("Key", bound=Hashable)
+Engine = Callable[[Array], tuple[Array, float]]
+"""Runs a model with one input and one output: the output, and the seconds that the run took."""
+
+
+def timed(run: Callable[[Array], Array]) -> Engine:
+    """An engine of this process, with the clock around its call."""
+
+    def engine(x: Array) -> tuple[Array, float]:
+        begin = time.perf_counter()
+        output = run(x)
+        return output, time.perf_counter() - begin
+
+    return engine
 
 
 def export_onnx(model: nn.Module, x: torch.Tensor) -> bytes:
@@ -45,7 +58,7 @@ def onnxruntime_engine(model: bytes, threads: int) -> Engine:
     # Its threads would otherwise spin on into the time of the engine measured next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda x: np.asarray(session.run(None, {"x": x})[0])
+    return timed(lambda x: np.asarray(session.run(None, {"x": x})[0]))
 
 
 def openvino_engine(model: bytes, threads: int) -> Engine:
@@ -59,7 +72,7 @@ def openvino_engine(model: bytes, threads: int) -> Engine:
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
-    return lambda x: np.asarray(request.infer([x], share_inputs=True, share_outputs=True)[0])
+    return timed(lambda x: np.asarray(request.infer([x], share_inputs=True, share_outputs=True)[0]))
 
 
 PEERS: Mapping[str, Callable[[bytes, int], Engine]] = {
@@ -68,14 +81,31 @@ PEERS: Mapping[str, Callable[[bytes, int], Engine]] = {
 }
 
 
+@contextlib.contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """The calling thread, and processes started inside, keep to the same `count` cores.
+
+    Otherwise the scheduler gives a second process another core than ours, and on a shared machine
+    a busy neighbour of one core then slows one engine alone, by up to a half. Engines of this
+    process have to be made outside: OpenVINO keeps to the cores that it sees first.
+    """
+    before = os.sched_getaffinity(0)
+    # The last ones: the first tend to serve interrupts.
+    os.sched_setaffinity(0, sorted(before)[-count:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def interleave(
-    engines: Mapping[str, Engine],
+    engines: Mapping[Key, Engine],
     x: Array,
     rounds: int,
     *,
     warmup: int = 3,
     on_round: Callable[[], None] = lambda: None,
-) -> dict[str, list[float]]:
+) -> dict[Key, list[float]]:
     """Time all engines round by round, so that a slow moment of the machine hits all of them.
 
     Before each timed run comes an untimed one of the same engine: it refills the caches, and
@@ -84,17 +114,15 @@ def interleave(
     Returns:
         Milliseconds of every round, by engine.
     """
-    times: dict[str, list[float]] = {name: [] for name in engines}
+    times: dict[Key, list[float]] = {name: [] for name in engines}
     order = list(engines)
     for index in range(warmup + rounds):
         # Every round begins with another engine.
         first = index % len(order)
         for name in order[first:] + order[:first]:
             engines[name](x)
-            begin = time.perf_counter()
-            engines[name](x)
-            elapsed = time.perf_counter() - begin
+            _, seconds = engines[name](x)
             if index >= warmup:
-                times[name].append(elapsed * 1e3)
+                times[name].append(seconds * 1e3)
         on_round()
     return times

@@ -1,4 +1,4 @@
-"""Turns the JSON of bench_models into tables, and into README.md's table and picture.
+"""Turns the JSON of bench_models into tables, and into README.md's table and pictures.
 
 python -m benchmarks.report [benchmarks/results/models.json]
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from benchmarks import density
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "models.json"
@@ -57,8 +59,8 @@ def results_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """README.md's table: one line per model, pattern and number of threads."""
+def markdown(result: Mapping[str, Any], densities: density.Result | None = None) -> str:
+    """README.md's table: one line per model, pattern and number of threads; then break-evens."""
     machine, settings = result["machine"], result["settings"]
     versions = machine["versions"]
     lines = [
@@ -69,28 +71,41 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{', '.join(f'{k} {v}' for k, v in machine['caches'].items())}), against onnxruntime "
         f"{versions['onnxruntime']} and OpenVINO {versions['openvino']}, whose times do not depend "
         "on the weights. Speed-up is over the faster of the two.",
+    ]
+    sparse = settings.get("deepsparse")
+    if sparse:
+        lines[-1] += f" DeepSparse {sparse} (discontinued) runs each pattern's own model."
+    lines += [
         "",
-        "| model | threads | onnxruntime | OpenVINO | pattern | nmcompile | speed-up | file |",
-        "| --- | --: | --: | --: | --- | --: | --: | --: |",
+        "| model | threads | onnxruntime | OpenVINO | pattern |"
+        f"{' DeepSparse |' if sparse else ''} nmcompile | speed-up | file |",
+        f"| --- | --: | --: | --: | --- |{' --: |' if sparse else ''} --: | --: | --: |",
     ]
     for (model, threads), rows in _groups(result["rows"]).items():
-        peers = {row["engine"]: row["median_ms"] for row in rows}
-        first = True
+        times = {(row["engine"], row["pattern"]): row["median_ms"] for row in rows}
+        head = (
+            f"| {TITLES.get(model, model)} | {threads} | {times['onnxruntime', '']:.1f} ms "
+            f"| {times['openvino', '']:.1f} ms |"
+        )
         for row in rows:
             if row["engine"] != "nmcompile":
                 continue
-            head = (
-                f"| {TITLES.get(model, model)} | {threads} | {peers['onnxruntime']:.1f} ms "
-                f"| {peers['openvino']:.1f} ms |"
-                if first
-                else "| | | | |"
-            )
-            first = False
+            peer = f" {times['deepsparse', row['pattern']]:.1f} ms |" if sparse else ""
             lines.append(
-                f"{head} {_pattern(row['pattern'])} | {row['median_ms']:.1f} ms "
+                f"{head} {_pattern(row['pattern'])} |{peer} {row['median_ms']:.1f} ms "
                 f"| **{row['ratio']:.2f}x** | {_share(row)} |"
             )
+            head = "| | | | |"
     lines += ["", "File: size of the artifact as a share of the dense float32 weights."]
+    if densities is not None:
+        lines += [
+            "",
+            "![Speed-up over density, with break-even](benchmarks/results/density.png)",
+            "",
+            density.caption(densities, TITLES.get(densities.model, densities.model)),
+        ]
+        if densities.machine["cpu"] != machine["cpu"]:
+            lines[-1] += f" Measured on {densities.machine['cpu']}."
     return "\n".join(lines)
 
 
@@ -125,24 +140,31 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
         ratios = [row["ratio"] for row in rows]
         colours = ["#9aa5b1" if row["pattern"] == "dense" else "#1f6feb" for row in rows]
         bars = panel.barh(labels, ratios, color=colours, height=0.7)
-        panel.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3, fontsize=9)
+        # A ground of their own keeps the figures just under 1 clear of the dashed line.
+        ground = {"facecolor": "#fafafa", "edgecolor": "none", "pad": 1}
+        texts = [f"{ratio:.2f}x" for ratio in ratios]
+        panel.bar_label(bars, texts, padding=4, fontsize=9, bbox=ground)
         panel.axvline(1.0, color="#24292f", linewidth=1, linestyle="--")
         panel.set_facecolor("#fafafa")
         panel.set_title(TITLES.get(model, model), loc="left", fontsize=10, fontweight="bold")
         panel.set_xlim(0, top * 1.12)
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1, 0].set_xlabel(
+    # Of the figure, not of a panel: long pattern names leave a panel too little room for it.
+    figure.supxlabel(
         "speed-up over the faster of onnxruntime and OpenVINO (dashed), "
         f"{fewest} thread{'s' if fewest > 1 else ''}, "
-        f"batch {result['settings']['batch']}, float32"
+        f"batch {result['settings']['batch']}, float32",
+        fontsize=10,
     )
     figure.savefig(path, dpi=144, facecolor=figure.get_facecolor())
     pyplot.close(figure)
 
 
 def update_readme(results: Path = RESULTS, readme: Path = ROOT / "README.md") -> None:
-    """Rewrite what stands between the two marks of README.md, and the picture.
+    """Rewrite what stands between the two marks of README.md, and the pictures.
+
+    Densities are in it where bench_density has left its JSON.
 
     Raises:
         ValueError: the marks are missing.
@@ -154,7 +176,11 @@ def update_readme(results: Path = RESULTS, readme: Path = ROOT / "README.md") ->
     if not begin or not end:
         raise ValueError(f"{readme}: expected the marks {BEGIN} and {END}")
     picture(result, RESULTS.with_name("speedup.png"))
-    readme.write_text(f"{before}{BEGIN}\n{markdown(result)}\n{END}{after}")
+    densities = density.read_result(density.RESULTS) if density.RESULTS.exists() else None
+    if densities is not None:
+        title = TITLES.get(densities.model, densities.model)
+        density.picture(densities, title, density.RESULTS.with_suffix(".png"))
+    readme.write_text(f"{before}{BEGIN}\n{markdown(result, densities)}\n{END}{after}")
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:

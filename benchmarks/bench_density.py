@@ -1,0 +1,191 @@
+"""Times sparse convolutions at falling density, and says where they overtake the dense ones.
+
+    python -m benchmarks.bench_density --model resnet50 --densities 1,0.9,0.5,0.25
+
+Each layer runs sparse even where the compiler would run it dense, interleaved with the dense kernel
+that the compiler picks. Weights are out of cache, the input is in it, as in a model. Prints tables,
+writes JSON and a picture; `--readme` also rewrites README.md's table and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.density import RESULTS, Layer, Result, picture, tables, write_result
+from benchmarks.machine import describe_machine
+from benchmarks.models import MODELS
+from benchmarks.report import TITLES, update_readme
+from benchmarks.shapes import read_shapes
+from nmcompile import runtime
+from nmcompile.kernels.catalog import Kernel, choose, rows_for
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
+from nmcompile.sparsity import Dense, Detection, OneByN, Pattern, Unstructured, project
+from nmcompile.targets import find_target
+from nmcompile.tuning.measure import measure
+
+TARGET = "avx512"
+DENSITIES = "1,0.9,0.8,0.65,0.5,0.35,0.25,0.125,0.0625"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A line of the picture: a pattern, and the row for it, None for the compiler's pick."""
+
+    name: str
+    pattern: Pattern
+    kernel: str | None = None
+
+    def row(self, problem: Problem) -> Kernel:
+        """The sparse kernel for a problem, whether or not the dense one is faster."""
+        if self.kernel is None:
+            picked = choose("conv2d", TARGET, problem).kernel
+            if picked.sparse:
+                return picked
+        return next(
+            row
+            for row in rows_for("conv2d", TARGET, problem.dtype)
+            if row.sparse and self.kernel in (None, row.name) and row.refuse(problem) is None
+        )
+
+
+FAMILIES = (
+    Family("1x16", OneByN(16)),
+    Family("1x16, without Winograd", OneByN(16), "conv2d_f32_one_by_n__avx512"),
+    Family("unstructured", Unstructured(), "conv2d_f32_nm__avx512"),
+)
+
+
+def make_problem(conv: Conv2d, pattern: Pattern, density: float) -> Problem:
+    """A convolution with bias, ReLU and seeded weights of a pattern, which is taken as given."""
+    random = np.random.default_rng(0)
+    shape = (conv.out_channels, conv.group_in, *conv.kernel)
+    weight = project(random.standard_normal(shape, dtype=np.float32), pattern, density)
+    bias = random.standard_normal(conv.out_channels, dtype=np.float32)
+    epilogue = Epilogue(bias=True, activation=Activation("relu"))
+    kept = float(np.count_nonzero(weight)) / weight.size
+    return Problem(conv, epilogue, weight, bias, Detection(pattern, (pattern,), kept))
+
+
+def heaviest(
+    shapes: Sequence[tuple[Conv2d, int]], share: float
+) -> tuple[list[tuple[Conv2d, int]], float]:
+    """The fewest prunable layers that make up a share of their multiplications, and their share.
+
+    Stems, depthwise convolutions and those that blocks of 16 do not fit are not prunable.
+    """
+    prunable = [
+        (conv, count)
+        for conv, count in shapes
+        if conv.group_in >= 16 and conv.out_channels % 16 == 0
+    ]
+    prunable.sort(key=lambda entry: -entry[0].macs * entry[1])
+    work = np.cumsum([conv.macs * count for conv, count in prunable])
+    # One more than those that do not reach it.
+    kept = prunable[: int((work < share * work[-1]).sum()) + 1]
+    return kept, float(work[len(kept) - 1] / work[-1])
+
+
+def time_layer(conv: Conv2d, count: int, densities: Sequence[float], threads: int) -> Layer:
+    """One layer dense and with all families at all densities, in turns."""
+    dense = make_problem(conv, Dense(), 1.0)
+    picked = choose("conv2d", TARGET, dense).kernel
+    candidates = [picked.lower(dense)]
+    # Where two families run the same row, it is timed once.
+    at: dict[tuple[Pattern, float, str], int] = {}
+    runs: dict[str, list[int]] = {family.name: [] for family in FAMILIES}
+    for family in FAMILIES:
+        for density in densities:
+            problem = make_problem(conv, family.pattern, density)
+            row = family.row(problem)
+            key = (family.pattern, density, row.name)
+            if key not in at:
+                at[key] = len(candidates)
+                candidates.append(row.lower(problem))
+            runs[family.name].append(at[key])
+    (times,), _ = measure(dense, candidates, find_target(TARGET).llvm_cpu, (threads,))
+    size, stride = conv.kernel[0], conv.stride[0]
+    shape = f"{conv.in_channels}->{conv.out_channels} {size}x{size}/{stride} {conv.in_height}²"
+    ms = {name: [times[i] for i in indices] for name, indices in runs.items()}
+    return Layer(shape, count, picked.name, times[0], ms)
+
+
+def _densities(text: str) -> list[float]:
+    """An argparse type: densities, falling."""
+    try:
+        values = sorted({float(word) for word in text.split(",")}, reverse=True)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers like 1,0.5,0.25") from error
+    if len(values) < 2 or not all(0 < value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two or more above 0, at most 1")
+    return values
+
+
+def _share(text: str) -> float:
+    """An argparse type: a share above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0, at most 1")
+    return value
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench_density", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--model", choices=list(MODELS), default="resnet50")
+    parser.add_argument("--densities", type=_densities, default=_densities(DENSITIES))
+    parser.add_argument(
+        "--share",
+        type=_share,
+        default=0.9,
+        help="run only the heaviest layers that make up this share of the multiplications",
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--readme", action="store_true", help="rewrite README.md's table")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = parse_arguments()
+    runtime.configure_environment()
+    shapes, share = heaviest(read_shapes(options.model), options.share)
+    layers = [
+        time_layer(conv, count, options.densities, options.threads)
+        for conv, count in track(shapes, "measuring", console=Console(stderr=True))
+    ]
+    result = Result(
+        machine=describe_machine(),
+        model=options.model,
+        share=share,
+        threads=options.threads,
+        densities=options.densities,
+        families=[family.name for family in FAMILIES],
+        layers=layers,
+    )
+    write_result(result, options.output)
+    picture(result, TITLES[options.model], options.output.with_suffix(".png"))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in tables(result):
+        console.print(table)
+    console.print(f"written to {options.output} and {options.output.with_suffix('.png').name}")
+    if options.readme:
+        update_readme()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
