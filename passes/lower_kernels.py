@@ -43,8 +43,8 @@ class KernelCall:
 class LoweredModule:
     """A Relax module whose hot operators are kernel calls.
 
-    params: arrays that the entry takes behind its inputs, in order, or that `prepare` makes them
-        of, one of each.
+    params: arrays that the entry takes behind its inputs, in order, or, if there is a `prepare`
+        function, that this takes to make them.
     calls: kernel calls in execution order.
     leftovers: names of the Relax operators that take TVM's own lowering.
     """
@@ -112,8 +112,9 @@ class _Lowering:
         self._builder = relax.BlockBuilder(module)
         self._values: dict[Expr, Expr] = {}
         self._functions: dict[Hashable, Any] = {}
-        self._vars: list[Expr] = []  # of the entry, one for each of the result's params
-        self._prepare: dict[str, Prepare] = {}
+        self._vars: list[Expr] = []  # of the entry, behind its inputs
+        # What each of them is made of: names of the result's params, and how, if not passed on.
+        self._sources: list[tuple[tuple[str, ...], Prepare | None]] = []
         self._result = LoweredModule(None)
 
     def run(self) -> LoweredModule:
@@ -145,7 +146,7 @@ class _Lowering:
         function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
         builder.update_func(self._source.get_global_var(ENTRY), function.with_attrs(attrs))
         entries = [ENTRY]
-        if self._prepare:
+        if any(prepare is not None for _, prepare in self._sources):
             self._add_prepare()
             entries.append(PREPARE)
         self._result.module = relax.transform.DeadCodeElimination(entries)(builder.get())
@@ -153,21 +154,21 @@ class _Lowering:
 
     def _add_prepare(self) -> None:
         """The function that takes the artifact's arrays and returns what the entry takes."""
-        builder, params = self._builder, self._result.params
-        given = [
-            relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
-            for name, array in params.items()
-        ]
-        with builder.function(PREPARE, given):
+        builder = self._builder
+        given = {
+            name: relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+            for name, array in self._result.params.items()
+        }
+        with builder.function(PREPARE, list(given.values())):
             with builder.dataflow():
                 made = []
-                for name, var, target in zip(params, given, self._vars, strict=True):
-                    prepare = self._prepare.get(name)
+                for (names, prepare), target in zip(self._sources, self._vars, strict=True):
+                    sources = [given[name] for name in names]
                     if prepare is None:
-                        made.append(var)
+                        made += sources
                         continue
                     callee = self._function_of(prepare, prepare.name, prepare.emit_func)
-                    call = relax.call_tir(callee, relax.Tuple([var]), target.ty)
+                    call = relax.call_tir(callee, relax.Tuple(sources), target.ty)
                     made.append(builder.emit(call))
                 output = builder.emit_output(relax.Tuple(made))
             builder.emit_func_output(output)
@@ -192,14 +193,20 @@ class _Lowering:
         return relax.call_tir(callee, relax.Tuple(arguments), group.out.ty)
 
     def _kernel_params(self, index: int, lowered: Lowered) -> list[Expr]:
-        """The arrays of one kernel, as it reads them."""
+        """The constant arrays of one kernel, as it reads them."""
+        names = {name: f"{index}.{name}" for name in lowered.arrays}
+        self._result.params.update({names[key]: array for key, array in lowered.arrays.items()})
         params = []
-        for name, array in lowered.arrays.items():
-            prepare = lowered.prepare.get(name)
-            shape = array.shape if prepare is None else (prepare.size,)
-            if prepare is not None:
-                self._prepare[f"{index}.{name}"] = prepare
-            params.append(self._param(f"{index}.{name}", array, shape))
+        for operand in lowered.operands or lowered.arrays:
+            prepare = lowered.prepare.get(operand)
+            if prepare is None:
+                array = lowered.arrays[operand]
+                var = self._var(names[operand], array.shape, str(array.dtype))
+                self._sources.append(((names[operand],), None))
+            else:
+                var = self._var(names[operand], (prepare.size,), "float32")
+                self._sources.append((tuple(names[key] for key in prepare.sources), prepare))
+            params.append(var)
         return params
 
     def _substitute(self, value: Expr) -> Expr:
@@ -220,10 +227,13 @@ class _Lowering:
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return value
 
-    def _param(self, name: str, array: Array, shape: tuple[int, ...] | None = None) -> Expr:
-        """A parameter of the entry; of another `shape` than the array's if it is prepared."""
-        shape = array.shape if shape is None else shape
-        var = relax.Var(name, relax.TensorType(shape, str(array.dtype)))
-        self._vars.append(var)
+    def _param(self, name: str, array: Array) -> Expr:
+        """A parameter of the entry for an array that is passed on as it is."""
         self._result.params[name] = array
+        self._sources.append(((name,), None))
+        return self._var(name, array.shape, str(array.dtype))
+
+    def _var(self, name: str, shape: tuple[int, ...], dtype: str) -> Expr:
+        var = relax.Var(name, relax.TensorType(shape, dtype))
+        self._vars.append(var)
         return var

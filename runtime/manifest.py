@@ -106,7 +106,7 @@ class Manifest:
 
     `params` are in the order in which the entry function takes them after the inputs, or, where
     `prepare` names a function, in the order in which that takes them: called once per load, it
-    returns what the entry function takes in their stead, one tensor for each. `calls` are in
+    returns the tensors that the entry function takes in their stead. `calls` are in
     execution order; `layers` are free-form JSON objects. Whoever writes an artifact leaves
     `params` and `sections` empty: `write_artifact` fills them in.
     """

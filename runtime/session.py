@@ -226,13 +226,14 @@ class Session:
                 f"{manifest.producer.tvm} (here: {_tvm_version()}): {error}; compile the model "
                 "again, or point TMPDIR at a folder that allows executable files"
             ) from error
-        self._check_function(module, manifest.entry, len(manifest.inputs))
         if manifest.prepare:
-            self._check_function(module, manifest.prepare, 0)
+            self._check_function(module, manifest.prepare, 0, len(manifest.params))
+        else:
+            self._check_function(module, manifest.entry, len(self.inputs), len(manifest.params))
         return module
 
-    def _check_function(self, module: Any, name: str, inputs: int) -> None:
-        """Refuse a library that lacks a function of `inputs` tensors and the weights."""
+    def _check_function(self, module: Any, name: str, inputs: int, weights: int) -> None:
+        """Refuse a library that lacks a function of so many inputs and weights."""
         try:
             machine = self._native.virtual_machine(module)
             found = int(machine["get_function_arity"](name))
@@ -241,7 +242,6 @@ class Session:
                 f"the library of {self.path} has no function {name!r} for TVM's VM "
                 f"({error}); compile the model again"
             ) from error
-        weights = len(self.manifest.params)
         if found != inputs + weights:
             raise ArtifactError(
                 f"{self.path}: expected the function {name!r} to take {inputs + weights} "
@@ -255,12 +255,8 @@ class Session:
             return params
         self._native.use_threads(self.threads)
         result = self._native.virtual_machine(self._module)[name](*params)
-        prepared = [] if isinstance(result, self._native.tensor) else list(result)
-        if len(prepared) != len(params):
-            raise ArtifactError(
-                f"{self.path}: expected the function {name!r} to return {len(params)} tensors, "
-                f"found {len(prepared) or 'one'}; compile the model again"
-            )
+        prepared = [result] if isinstance(result, self._native.tensor) else list(result)
+        self._check_function(self._module, self.manifest.entry, len(self.inputs), len(prepared))
         return prepared
 
     def _arguments(self, inputs: Any) -> list[Any]:

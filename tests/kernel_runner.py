@@ -48,14 +48,15 @@ def run_kernel(
     }
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
     module = tvm.compile(tvm.IRModule(named), target=llvm, tir_pipeline=TIR_PIPELINE)
-    arrays = dict(lowered.arrays)
+    given = {name: tvm.runtime.tensor(array) for name, array in lowered.arrays.items()}
+    operands = {name: given[name].numpy() for name in lowered.operands or given}
     for name, prepare in lowered.prepare.items():
         prepared = tvm.runtime.tensor(np.full(prepare.size, np.nan, np.float32))
-        module[name](tvm.runtime.tensor(arrays[name]), prepared)
-        arrays[name] = prepared.numpy()
+        module[name](*(given[source] for source in prepare.sources), prepared)
+        operands[name] = prepared.numpy()
     out = np.full(output_shape(problem), np.nan, np.float32)
-    operands = [x, *arrays.values(), *([] if residual is None else [residual]), out]
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in operands]
+    arrays = [x, *operands.values(), *([] if residual is None else [residual]), out]
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
     module["kernel"](*tensors)
     result: Array = tensors[-1].numpy()
     return result

@@ -158,6 +158,21 @@ def test_winograd_blocks_agree_with_float64(conv: Conv2d, pattern: Pattern, side
         assert relative_error(found, expected) < WINOGRAD_TOLERANCE, config
 
 
+@pytest.mark.parametrize("outputs", [4, 8, 16])
+def test_winograd_keeps_non_zeros_of_patterns_that_it_loses(outputs: int) -> None:
+    conv = Conv2d(1, 24, 9, 9, 40, (3, 3), padding=(1, 1, 1, 1))
+    problem, x, _ = make_problem(conv, NM(1, 4), None, Epilogue(), 0)
+    kernel = winograd_row(Dense())
+    configs = [c.config for c in kernel.configs(problem)]
+    config = next(c for c in configs if c.outputs == outputs)
+    arrays = kernel.lower(problem, config).arrays
+    assert problem.weight is not None
+    kept = np.count_nonzero(problem.weight)
+    assert sum(array.nbytes for array in arrays.values()) < 4 * kept + 0.5 * problem.weight.size
+    found = run_kernel(kernel, problem, x, None, config)
+    assert relative_error(found, reference(problem, x, None)) < WINOGRAD_TOLERANCE
+
+
 def test_winograd_takes_stride_one_windows_of_three_only() -> None:
     for conv in (
         Conv2d(1, 16, 9, 9, 16, (3, 3), (2, 2)),

@@ -407,7 +407,7 @@ def test_a_missing_or_wrong_prepare_function_is_refused(library: bytes, tmp_path
         load(tmp_path / "m.nmc")
     short = preparing_library(tmp_path, short=True)
     write_artifact(tmp_path / "m.nmc", manifest(prepare="prepare"), short, WEIGHTS)
-    with pytest.raises(ArtifactError, match="'prepare' to return 2 tensors, found 1"):
+    with pytest.raises(ArtifactError, match=r"'main' to take 2 tensors \(1 inputs and 1 w"):
         load(tmp_path / "m.nmc")
 
 

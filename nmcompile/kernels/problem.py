@@ -42,15 +42,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prepare:
-    """What turns a packed float32 array into the one that a kernel reads, once per load.
+    """What makes the float32 array that a kernel reads of those in the artifact, once per load.
 
-    `emit(name, *args)` writes the TIR function (packed, prepared); `size` counts the floats of
-    `prepared`.
+    `emit(name, *args)` writes the TIR function (*sources, prepared). `sources` are names of the
+    artifact's arrays, `size` counts the floats of `prepared`.
     """
 
     name: str
     emit: Callable[..., Any]
     args: tuple[Hashable, ...]
+    sources: tuple[str, ...]
     size: int
 
     def emit_func(self) -> Any:
@@ -62,15 +63,16 @@ class Prepare:
 class Lowered:
     """A TIR function and the constant arrays it takes between the input and the output.
 
-    Arguments: x, then `arrays` in order, then the residual if the epilogue has one, then out.
+    Arguments: x, then `operands` in order, then the residual if the epilogue has one, then out.
     `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
-    needs to emit each only once. The arrays named in `prepare` are those of the artifact; the
-    function takes what they are prepared to.
+    needs to emit each only once. `arrays` are what the artifact keeps; an operand is one of them,
+    or made of them as `prepare` says. Without `operands`, the function takes `arrays` in order.
     """
 
     emit: Callable[..., Any]
     args: tuple[Hashable, ...]
     arrays: Mapping[str, Array]
+    operands: tuple[str, ...] = ()
     prepare: Mapping[str, Prepare] = field(default_factory=dict)
 
     @property

@@ -51,15 +51,14 @@ def measure(
     calls, outputs = [], []
     for name, lowered in zip(functions, candidates, strict=True):
         outputs.append(_aligned(np.zeros(out_shape, np.float32)))
-        arrays = [x]
-        for argument, array in lowered.arrays.items():
-            arrays.append(_aligned(array))
-            prepare = lowered.prepare.get(argument)
-            if prepare is not None:
-                packed = arrays.pop()
-                arrays.append(_aligned(np.zeros(prepare.size, np.float32)))
-                module[preparing[prepare]](*map(tvm.runtime.from_dlpack, (packed, arrays[-1])))
-        arrays += [*residual, outputs[-1]]
+        kept = {key: _aligned(array) for key, array in lowered.arrays.items()}
+        operands = [kept[key] for key in lowered.operands or kept]
+        for key, prepare in lowered.prepare.items():
+            sources = [kept[source] for source in prepare.sources]
+            made = _aligned(np.zeros(prepare.size, np.float32))
+            operands[lowered.operands.index(key)] = made
+            module[preparing[prepare]](*map(tvm.runtime.from_dlpack, (*sources, made)))
+        arrays = [x, *operands, *residual, outputs[-1]]
         calls.append((module[name], [tvm.runtime.from_dlpack(array) for array in arrays]))
     medians = []
     for count in threads:

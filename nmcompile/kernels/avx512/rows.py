@@ -11,7 +11,7 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel import emit_panel_conv
-from nmcompile.kernels.avx512.panel_config import Candidate, PanelConfig, lists_of
+from nmcompile.kernels.avx512.panel_config import Candidate, PackedSizes, PanelConfig, lists_of
 from nmcompile.kernels.avx512.tiling import dense_outputs, own_configs, shared_configs
 from nmcompile.kernels.avx512.window import (
     average_scale,
@@ -19,10 +19,11 @@ from nmcompile.kernels.avx512.window import (
     emit_global_average,
     emit_pool,
 )
-from nmcompile.kernels.avx512.winograd import emit_prepare, emit_winograd
+from nmcompile.kernels.avx512.winograd import emit_winograd
 from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig
+from nmcompile.kernels.avx512.winograd_prepare import keep_windows
 from nmcompile.kernels.avx512.winograd_tiling import DENSE_LIST, winograd_configs
-from nmcompile.kernels.problem import Array, Lowered, Prepare, Problem
+from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.kernels.spec import GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import OneByN
 
@@ -80,15 +81,14 @@ def lower_winograd(name: str, problem: Problem, config: WinogradConfig) -> Lower
     """Winograd convolution whose weights are transformed when an artifact is loaded."""
     assert problem.weight is not None
     tiling = Tiling(problem.conv, config)
-    packed = pack_conv(problem.weight, problem.conv, tiling.windows)
-    arrays = dict(packed.arrays)
+    arrays, prepare, size = keep_windows(f"{name}_prepare", problem.weight, tiling)
+    lists = {} if config.dense else {name: arrays[name] for name in ("indices", "starts")}
     if problem.bias is not None:
         arrays["bias"] = problem.bias
-    size = packed.values.size
-    transformed = size // tiling.windows.run * tiling.positions
-    transform = Prepare(f"{name}_prepare", emit_prepare, (tiling, size), transformed)
-    args = (name, problem.epilogue, tiling, packed.sizes)
-    return Lowered(emit_winograd, args, arrays, {"values": transform})
+    operands = ("values", *lists, *(("bias",) if problem.epilogue.bias else ()))
+    sizes = PackedSizes(size, *(lists[name].size if lists else 0 for name in ("indices", "starts")))
+    args = (name, problem.epilogue, tiling, sizes)
+    return Lowered(emit_winograd, args, arrays, operands, {"values": prepare})
 
 
 def one_config(problem: Problem) -> Sequence[Candidate]:

@@ -5,8 +5,7 @@ every position, and skipping works as in `panel`. N:M patterns are lost in the t
 
 Every block of tiles takes three steps: transform the input (vectors over tiles, one matrix of
 channels x tiles per position), multiply every position's matrices, transform the sums back. The
-weights are transformed once, by `emit_prepare`, when an artifact is loaded: transformed ones would
-make the file up to four times as large.
+weights are transformed once, when an artifact is loaded (`winograd_prepare`).
 """
 
 from __future__ import annotations
@@ -37,43 +36,16 @@ from nmcompile.kernels.avx512.winograd_transforms import (
     WINDOW,
     transform_input,
     transform_output,
-    transform_window,
 )
 from nmcompile.kernels.spec import Epilogue
 
 GAP = LANES  # between the matrices: the same row of all must not fall into one cache set
 
 
-def emit_prepare(name: str, tiling: Tiling, size: int) -> Any:
-    """The TIR function (windows, transformed): G g G' of all windows.
-
-    windows: (entry, tap, outputs), `size` floats.
-    transformed: (position, entry, outputs).
-    """
-    outputs = tiling.config.outputs
-    entries = size // (WINDOW**2 * outputs)
-    with PrimFuncBuilder(name) as func:
-        windows = func.tensor("windows", (size,))
-        transformed = func.tensor("transformed", (tiling.positions * entries * outputs,))
-        with T.parallel(0, entries) as entry:
-            for first in range(0, outputs, LANES):
-                active = min(LANES, outputs - first)
-                base = T.bind(entry * (WINDOW**2 * outputs) + first)
-                taps = [
-                    T.bind(load(windows, base + tap * outputs, active)) for tap in range(WINDOW**2)
-                ]
-                rows = [taps[i : i + WINDOW] for i in range(0, WINDOW**2, WINDOW)]
-                values = [v for row in transform_window(rows, tiling.config.side) for v in row]
-                for position, value in enumerate(values):
-                    at = (position * entries + entry) * outputs + first
-                    store(transformed, at, value, active)
-    return func.result()
-
-
 def emit_winograd(name: str, epilogue: Epilogue, tiling: Tiling, sizes: PackedSizes) -> Any:
     """The TIR function (x, values, [indices, starts], [bias], [residual], out).
 
-    `values` are transformed ones; `sizes` those of the windows in the artifact.
+    `values` are transformed ones; `sizes` those of the windows that they are made of.
     """
     return _Emitter(epilogue, tiling, sizes).emit(name)
 

@@ -1,0 +1,145 @@
+"""The weights of a Winograd convolution: kept as windows in the artifact, transformed at load.
+
+Transformed weights would make the file two to four times as large, and lose the zeros of patterns
+that Winograd computes with all weights (2:4). Those are kept as non-zeros and a bit per weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, lanes, load, splat
+from nmcompile.kernels.avx512.emit import store as store_vector
+from nmcompile.kernels.avx512.packing import pack_conv
+from nmcompile.kernels.avx512.winograd_config import Tiling
+from nmcompile.kernels.avx512.winograd_transforms import WINDOW, transform_window
+from nmcompile.kernels.problem import Array, Prepare
+
+TAPS = WINDOW**2
+SQUEEZE_BELOW = 0.9  # density up to which bits and non-zeros are smaller than all weights
+BYTE = 8
+
+
+def keep_windows(
+    name: str, weight: npt.NDArray[np.float32], tiling: Tiling
+) -> tuple[dict[str, Array], Prepare, int]:
+    """What the artifact keeps of an OIHW weight, and how it becomes what the kernel reads.
+
+    Returns:
+        The arrays, "values" and those that the kernel takes as they are; the preparation of
+        "values"; and the number of floats in the windows.
+    """
+    packed = pack_conv(weight, tiling.conv, tiling.windows)
+    arrays, size = dict(packed.arrays), packed.values.size
+    transformed = size // TAPS * tiling.positions
+    density = np.count_nonzero(weight) / weight.size
+    if not tiling.config.dense or density >= SQUEEZE_BELOW:
+        prepare = Prepare(name, emit_transform, (tiling, size), ("values",), transformed)
+        return arrays, prepare, size
+    values, masks, starts = squeeze(packed.values.reshape(-1, TAPS, tiling.config.outputs))
+    arrays = {"values": values, "masks": masks, "starts": starts}
+    sizes = (values.size, masks.size, starts.size)
+    prepare = Prepare(name, emit_expand, (tiling, sizes), tuple(arrays), transformed)
+    return arrays, prepare, size
+
+
+def squeeze(
+    windows: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], Array, npt.NDArray[np.int32]]:
+    """Windows of shape (entry, tap, outputs) without their zeros.
+
+    Returns:
+        The non-zeros in order, and one vector of zeros behind them; a bit for each weight, in
+        words for 16 outputs, or bytes where there are no more than 8: (entry, tap, words); the
+        number of non-zeros before each entry.
+    """
+    kept = windows != 0
+    dtype = np.dtype(mask_dtype(windows.shape[2]))
+    padded = np.pad(kept, ((0, 0), (0, 0), (0, -windows.shape[2] % (BYTE * dtype.itemsize))))
+    masks = np.packbits(padded, axis=-1, bitorder="little").view(dtype)
+    counts = kept.reshape(len(windows), -1).sum(axis=1)
+    starts = (np.cumsum(counts) - counts).astype(np.int32)
+    values = np.concatenate([windows[kept], np.zeros(LANES, np.float32)])
+    return values, masks.reshape(-1), starts
+
+
+def mask_dtype(outputs: int) -> str:
+    """Type of the words that hold the bits of one tap."""
+    return "uint8" if outputs <= BYTE else "uint16"
+
+
+def emit_transform(name: str, tiling: Tiling, size: int) -> Any:
+    """The TIR function (windows, transformed): G g G' of all windows.
+
+    windows: (entry, tap, outputs), `size` floats.
+    transformed: (position, entry, outputs).
+    """
+    outputs = tiling.config.outputs
+    entries = size // (TAPS * outputs)
+    with PrimFuncBuilder(name) as func:
+        windows = func.tensor("windows", (size,))
+        transformed = func.tensor("transformed", (tiling.positions * entries * outputs,))
+        with T.parallel(0, entries) as entry:
+            for first in range(0, outputs, LANES):
+                active = min(LANES, outputs - first)
+                base = T.bind(entry * (TAPS * outputs) + first)
+                taps = [T.bind(load(windows, base + t * outputs, active)) for t in range(TAPS)]
+                _store(tiling, taps, transformed, entries, entry, first)
+    return func.result()
+
+
+def emit_expand(name: str, tiling: Tiling, sizes: tuple[int, int, int]) -> Any:
+    """The TIR function (values, masks, starts, transformed): as above, from `squeeze`d windows."""
+    outputs = tiling.config.outputs
+    chunks = -(-outputs // LANES)
+    entries = sizes[2]
+    with PrimFuncBuilder(name) as func:
+        values = func.tensor("values", (sizes[0],))
+        masks = func.tensor("masks", (sizes[1],), mask_dtype(outputs))
+        starts = func.tensor("starts", (entries,), "int32")
+        transformed = func.tensor("transformed", (tiling.positions * entries * outputs,))
+        with T.parallel(0, entries) as entry:
+            at: Expr = T.bind(starts[entry])
+            taps: list[list[Expr]] = []
+            for tap in range(TAPS):
+                row = []
+                for chunk in range(chunks):
+                    bits = T.bind(T.Cast("int32", masks[(entry * TAPS + tap) * chunks + chunk]))
+                    row.append(_expand(values, at, bits))
+                    at = T.bind(at + tirx.popcount(bits))
+                taps.append(row)
+            for chunk in range(chunks):
+                column = [row[chunk] for row in taps]
+                _store(tiling, column, transformed, entries, entry, chunk * LANES)
+    return func.result()
+
+
+def _expand(values: Buffer, at: Expr, bits: Expr) -> Expr:
+    """Consecutive values from `at` on, one for each lane whose bit is set; zeros elsewhere."""
+    powers = T.bind(splat(T.int32(1)) << lanes(0))
+    mask = (splat(bits) & powers) != splat(T.int32(0))
+    name = "llvm.x86.avx512.mask.expand"
+    return T.bind(T.call_llvm_intrin("float32x16", name, load(values, at), splat(0.0), mask))
+
+
+def _store(
+    tiling: Tiling,
+    taps: Sequence[Expr],
+    transformed: Buffer,
+    entries: int,
+    entry: Expr,
+    first: int,
+) -> None:
+    """Transform up to 16 windows, one per lane, and store them from output `first` on."""
+    outputs = tiling.config.outputs
+    rows = [taps[i : i + WINDOW] for i in range(0, TAPS, WINDOW)]
+    values = [v for row in transform_window(rows, tiling.config.side) for v in row]
+    for position, value in enumerate(values):
+        at = (position * entries + entry) * outputs + first
+        store_vector(transformed, at, value, min(LANES, outputs - first))
