@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, splat, store
 from nmcompile.kernels.spec import Conv2d
 
-MAX_SHUFFLED = 4  # column strides up to which a row is gathered by shuffles of whole vectors
+MAX_SHUFFLED = 8  # column strides up to which a row is gathered by shuffles of whole vectors
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from nmcompile.kernels.avx512.rows import (
     winograd_dense_configs,
     winograd_one_by_n_configs,
 )
-from nmcompile.kernels.avx512.winograd_transforms import WINDOW
+from nmcompile.kernels.avx512.winograd_config import sides_of
+from nmcompile.kernels.avx512.winograd_transforms import SIDES
 from nmcompile.kernels.problem import MADE_FOR, Problem
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 
@@ -26,7 +27,8 @@ ONE_BY_N_BREAK_EVEN = 0.92
 NM_BREAK_EVEN = 0.62
 MAX_DEPTHWISE_TAPS = 81
 MIN_GROUP_OUTPUTS = 8  # below, packing the panel costs more than multiplying it
-MIN_WINOGRAD_CHANNELS = 8  # below, in or out, the transforms cost more than they save
+# In or out, those of all phases; below, the transforms cost more than they save.
+MIN_WINOGRAD_CHANNELS = 8
 
 Configs = Callable[[Problem], Sequence[Candidate]]
 
@@ -75,12 +77,13 @@ def decline_nm(problem: Problem) -> str | None:
 
 
 def refuse_winograd(problem: Problem) -> str | None:
-    """3x3 windows of stride 1 over enough channels."""
+    """Windows for which there is a form, over enough channels."""
     conv = problem.conv
-    if (conv.kernel, conv.stride, conv.dilation) != ((WINDOW, WINDOW), (1, 1), (1, 1)):
-        return f"{MADE_FOR}3x3 windows of stride 1 and dilation 1"
-    if conv.groups > 1 or min(conv.in_channels, conv.out_channels) < MIN_WINOGRAD_CHANNELS:
-        return f"{MADE_FOR}one group of at least {MIN_WINOGRAD_CHANNELS} channels in and out"
+    if not sides_of(conv):
+        forms = ", ".join(f"{size}x{size}/{stride}" for size, stride in SIDES)
+        return f"{MADE_FOR}windows of {forms}, without dilation or groups"
+    if min(conv.in_channels * conv.stride[0] ** 2, conv.out_channels) < MIN_WINOGRAD_CHANNELS:
+        return f"{MADE_FOR}at least {MIN_WINOGRAD_CHANNELS} channels in and out"
     return None
 
 

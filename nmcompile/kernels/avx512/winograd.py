@@ -1,4 +1,4 @@
-"""Winograd convolution, dense or 1xN sparse: fewer multiplications for 3x3 windows of stride 1.
+"""Winograd convolution, dense or 1xN sparse: fewer multiplications for 3x3 and larger windows.
 
 A 1xN pattern keeps or drops whole windows, so the transformed weights have it too, the same at
 every position, and skipping works as in `panel`. N:M patterns are lost in the transform.
@@ -32,11 +32,7 @@ from nmcompile.kernels.avx512.inner_loops import Weights, multiply
 from nmcompile.kernels.avx512.panel_config import PackedSizes, Panel
 from nmcompile.kernels.avx512.staging import StagedLayout, stage_channel
 from nmcompile.kernels.avx512.winograd_config import Tiling
-from nmcompile.kernels.avx512.winograd_transforms import (
-    WINDOW,
-    transform_input,
-    transform_output,
-)
+from nmcompile.kernels.avx512.winograd_transforms import transform_input, transform_output
 from nmcompile.kernels.spec import Epilogue
 
 GAP = LANES  # between the matrices: the same row of all must not fall into one cache set
@@ -56,12 +52,10 @@ class _Emitter:
     def __init__(self, epilogue: Epilogue, tiling: Tiling, sizes: PackedSizes) -> None:
         self.epilogue, self.tiling, self.sizes = epilogue, tiling, sizes
         self.conv, self.config = tiling.conv, tiling.config
-        self.values_per_position = sizes.values // WINDOW**2
+        self.values_per_position = sizes.values // self.conv.taps * tiling.phases
         self.stride = tiling.vectors * LANES  # floats per row of both kinds of matrix
-        self.in_pitch = self.conv.in_channels * self.stride + GAP
+        self.in_pitch = self.conv.in_channels * tiling.phases * self.stride + GAP
         self.out_pitch = tiling.lists * self.config.list_outputs * self.stride + GAP
-        self.tile_conv = tiling.tile_conv
-        self.layout = StagedLayout.of(self.tile_conv, self.config.rows)
 
     def emit(self, name: str) -> Any:
         conv, sizes = self.conv, self.sizes
@@ -128,42 +122,57 @@ class _Emitter:
     def _transform_inputs(
         self, inputs: Buffer, image: Expr, channel: Expr, first_row: Expr
     ) -> None:
-        tiling, span = self.tiling, self.tiling.span
-        staged = T.alloc_buffer((self.layout.size,), align=64)
+        tiling = self.tiling
+        convs = [
+            tiling.tile_conv(row, column)
+            for row in range(tiling.stride)
+            for column in range(tiling.stride)
+        ]
+        layout = StagedLayout.of(convs[0], self.config.rows)
+        staged = T.alloc_buffer((layout.size,), align=64)
         # Vectors over the last tiles read on behind the copy.
         for at in range(0, 2 * LANES, LANES):
-            store(staged, self.layout.channel + at, splat(0.0))
-        row = T.bind(channel * self.stride)
-        many = self.config.images > 1
-        if many:
-            # Tiles of images that the last block lacks, and behind the last image.
-            with T.serial(0, tiling.positions) as position, T.serial(0, tiling.vectors) as v:
-                store(inputs, position * self.in_pitch + row + v * LANES, splat(0.0))
+            store(staged, layout.channel + at, splat(0.0))
+        if self.config.images > 1:
+            self._clear(inputs, channel)
         with self._images(image) as i:
             plane = T.bind((image + i) * self.conv.in_channels + channel)
-            stage_channel(self.tile_conv, self.layout, self.x, plane, first_row, staged, T.int32(0))
+            for phase, conv in enumerate(convs):
+                stage_channel(conv, layout, self.x, plane, first_row, staged, T.int32(0))
+                row = T.bind((channel * tiling.phases + phase) * self.stride)
+                self._transform_tiles(staged, layout, inputs, row + i * tiling.image_tiles)
 
-            def vector(v: Expr, active: int) -> None:
-                d = [
-                    [
-                        T.bind(load(staged, v * LANES + self.layout.row_offset(y, x)))
-                        for x in range(span)
-                    ]
-                    for y in range(span)
-                ]
-                at = T.bind(row + i * tiling.image_tiles + v * LANES)
-                for y, values in enumerate(transform_input(d)):
-                    for x, value in enumerate(values):
-                        store(inputs, (y * span + x) * self.in_pitch + at, value, active)
+    def _clear(self, inputs: Buffer, channel: Expr) -> None:
+        """Zero the tiles of images that the last block lacks, and behind the last image."""
+        row = T.bind(channel * (self.tiling.phases * self.stride))
+        with T.serial(0, self.tiling.positions) as position:
+            with T.serial(0, self.tiling.phases * self.tiling.vectors) as v:
+                store(inputs, position * self.in_pitch + row + v * LANES, splat(0.0))
 
-            full, rest = divmod(tiling.image_tiles, LANES)
-            # Only another image's tiles must not be overwritten.
-            if rest and not many:
-                full, rest = full + 1, 0
-            with T.serial(0, full) as v:
-                vector(v, LANES)
-            if rest:
-                vector(T.int32(full), rest)
+    def _transform_tiles(
+        self, staged: Buffer, layout: StagedLayout, inputs: Buffer, at: Expr
+    ) -> None:
+        """The tiles of one image and phase, to `at` in the row of every position."""
+        span = self.tiling.span
+
+        def vector(v: Expr, active: int) -> None:
+            d = [
+                [T.bind(load(staged, v * LANES + layout.row_offset(y, x))) for x in range(span)]
+                for y in range(span)
+            ]
+            first = T.bind(at + v * LANES)
+            for y, values in enumerate(transform_input(d)):
+                for x, value in enumerate(values):
+                    store(inputs, (y * span + x) * self.in_pitch + first, value, active)
+
+        full, rest = divmod(self.tiling.image_tiles, LANES)
+        # Only another image's tiles must not be overwritten.
+        if rest and self.config.images == 1:
+            full, rest = full + 1, 0
+        with T.serial(0, full) as v:
+            vector(v, LANES)
+        if rest:
+            vector(T.int32(full), rest)
 
     # Step 2. sums[position, output, tile] = values[position, output, channel] x inputs
 
@@ -210,7 +219,7 @@ class _Emitter:
                     [T.bind(load(sums, (y * span + x) * self.out_pitch + at)) for x in range(span)]
                     for y in range(span)
                 ]
-                for y, values in enumerate(transform_output(s)):
+                for y, values in enumerate(transform_output(s, side)):
                     for x, value in enumerate(values):
                         store(pixels, (y * side + x) * pitch + v * LANES, value)
             plane = T.bind((image + i) * self.conv.out_channels + channel)
@@ -234,14 +243,13 @@ class _Emitter:
         where = T.bind((plane * conv.out_height + out_row) * conv.out_width)
         for first in range(0, self.tiling.width, LANES):
             columns = [T.bind(load(pixels, at + (x * pitch + first))) for x in range(side)]
-            for quarter in range(side):
-                column = first * side + quarter * LANES
+            for begin in range(0, side * LANES, LANES):
+                column = first * side + begin
                 active = min(LANES, conv.out_width - column)
                 if active <= 0:
                     continue
-                tiles = range(quarter * LANES // side, (quarter + 1) * LANES // side)
-                lanes = [x * LANES + tile for tile in tiles for x in range(side)]
-                value = T.Shuffle(columns, lanes)
+                places = range(begin, begin + LANES)
+                value = T.Shuffle(columns, [p % side * LANES + p // side for p in places])
                 if self.bias is not None:
                     value = value + splat(self.bias[channel])
                 if self.residual is not None:

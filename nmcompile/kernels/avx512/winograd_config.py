@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512.panel_config import Panel, PanelConfig
-from nmcompile.kernels.avx512.winograd_transforms import WINDOW
+from nmcompile.kernels.avx512.panel_config import Panel, PanelConfig, tile_shapes
+from nmcompile.kernels.avx512.winograd_transforms import SIDES
 from nmcompile.kernels.spec import Conv2d
 
 
@@ -35,6 +35,15 @@ class WinogradConfig:
     split_blocks: bool
 
 
+def sides_of(conv: Conv2d) -> tuple[int, ...]:
+    """Output pixels per side of the tiles that can compute a convolution; none if none can."""
+    if conv.kernel[0] != conv.kernel[1] or conv.stride[0] != conv.stride[1]:
+        return ()
+    if conv.dilation != (1, 1) or conv.groups > 1:
+        return ()
+    return SIDES.get((conv.kernel[0], conv.stride[0]), ())
+
+
 @dataclass(frozen=True)
 class Tiling:
     """The Winograd tiles of a convolution, in blocks."""
@@ -43,9 +52,24 @@ class Tiling:
     config: WinogradConfig
 
     @property
+    def stride(self) -> int:
+        """Of the convolution; its square is the number of phases of the image."""
+        return self.conv.stride[0]
+
+    @property
+    def phases(self) -> int:
+        """Channels of stride 1 that one input channel becomes."""
+        return self.stride**2
+
+    @property
+    def window(self) -> int:
+        """Taps of one phase, per side."""
+        return -(-self.conv.kernel[0] // self.stride)
+
+    @property
     def span(self) -> int:
-        """Input pixels under a tile, per side."""
-        return self.config.side + WINDOW - 1
+        """Pixels of one phase under a tile, per side."""
+        return self.config.side + self.window - 1
 
     @property
     def positions(self) -> int:
@@ -95,35 +119,37 @@ class Tiling:
     @property
     def shapes(self) -> list[tuple[Panel, int, int]]:
         """(shape, how many, first vector) of the runs of vectors that fit the registers."""
-        full, rest = divmod(self.vectors, self.config.vectors)
-        found = []
-        for vectors, count, first in ((self.config.vectors, full, 0), (rest, 1, full)):
-            if vectors and count:
-                panel = Panel(vectors * LANES, vectors, 0)
-                found.append((panel, count, first * self.config.vectors))
+        shapes = tile_shapes(self.image_tiles * self.config.images, self.config.vectors, False)
+        found: list[tuple[Panel, int, int]] = []
+        for index, shape in enumerate(shapes):
+            if found and found[-1][0] == shape:
+                panel, count, first = found[-1]
+                found[-1] = (panel, count + 1, first)
+            else:
+                found.append((shape, 1, index * self.config.vectors))
         return found
 
-    @property
-    def tile_conv(self) -> Conv2d:
-        """One channel of the input as a convolution whose output pixels are the tiles."""
-        conv, side = self.conv, self.config.side
-        top, left, _, _ = conv.padding
-        bottom = (self.height - 1) * side + self.span - conv.in_height - top
-        right = (self.width - 1) * side + self.span - conv.in_width - left
+    def tile_conv(self, row: int, column: int) -> Conv2d:
+        """One phase of one input channel as a convolution whose output pixels are the tiles."""
+        conv, stride = self.conv, self.stride
+        step, reach = stride * self.config.side, stride * (self.span - 1) + 1
+        top, left = conv.padding[0] - row, conv.padding[1] - column
+        bottom = (self.height - 1) * step + reach - conv.in_height - top
+        right = (self.width - 1) * step + reach - conv.in_width - left
         return Conv2d(
-            1, 1, conv.in_height, conv.in_width, 1,
-            (self.span, self.span), (side, side), (top, left, bottom, right),
+            1, 1, conv.in_height, conv.in_width, 1, (self.span, self.span),
+            (step, step), (top, left, bottom, right), (stride, stride),
         )  # fmt: skip
 
     @property
     def products(self) -> PanelConfig:
-        """One position's matrix product, as a 1x1 panel convolution."""
-        return self._panel_config(1)
+        """One position's matrix product, as a panel convolution of windows of all phases."""
+        return self._panel_config(self.phases)
 
     @property
     def windows(self) -> PanelConfig:
         """The order in which an artifact keeps the weights: windows that are not transformed."""
-        return self._panel_config(WINDOW**2)
+        return self._panel_config(self.conv.taps)
 
     def _panel_config(self, run: int) -> PanelConfig:
         config = self.config

@@ -18,10 +18,9 @@ from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, 
 from nmcompile.kernels.avx512.emit import store as store_vector
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.winograd_config import Tiling
-from nmcompile.kernels.avx512.winograd_transforms import WINDOW, transform_window
+from nmcompile.kernels.avx512.winograd_transforms import transform_window
 from nmcompile.kernels.problem import Array, Prepare
 
-TAPS = WINDOW**2
 SQUEEZE_BELOW = 0.9  # density up to which bits and non-zeros are smaller than all weights
 BYTE = 8
 
@@ -37,12 +36,13 @@ def keep_windows(
     """
     packed = pack_conv(weight, tiling.conv, tiling.windows)
     arrays, size = dict(packed.arrays), packed.values.size
-    transformed = size // TAPS * tiling.positions
+    taps, outputs = tiling.conv.taps, tiling.config.outputs
+    transformed = _length(tiling, size // (taps * outputs))
     density = np.count_nonzero(weight) / weight.size
     if not tiling.config.dense or density >= SQUEEZE_BELOW:
         prepare = Prepare(name, emit_transform, (tiling, size), ("values",), transformed)
         return arrays, prepare, size
-    values, masks, starts = squeeze(packed.values.reshape(-1, TAPS, tiling.config.outputs))
+    values, masks, starts = squeeze(packed.values.reshape(-1, taps, outputs))
     arrays = {"values": values, "masks": masks, "starts": starts}
     sizes = (values.size, masks.size, starts.size)
     prepare = Prepare(name, emit_expand, (tiling, sizes), tuple(arrays), transformed)
@@ -78,39 +78,39 @@ def emit_transform(name: str, tiling: Tiling, size: int) -> Any:
     """The TIR function (windows, transformed): G g G' of all windows.
 
     windows: (entry, tap, outputs), `size` floats.
-    transformed: (position, entry, outputs).
+    transformed: (position, entry, phase, outputs).
     """
-    outputs = tiling.config.outputs
-    entries = size // (TAPS * outputs)
+    outputs, count = tiling.config.outputs, tiling.conv.taps
+    entries = size // (count * outputs)
     with PrimFuncBuilder(name) as func:
         windows = func.tensor("windows", (size,))
-        transformed = func.tensor("transformed", (tiling.positions * entries * outputs,))
+        transformed = func.tensor("transformed", (_length(tiling, entries),))
         with T.parallel(0, entries) as entry:
             for first in range(0, outputs, LANES):
                 active = min(LANES, outputs - first)
-                base = T.bind(entry * (TAPS * outputs) + first)
-                taps = [T.bind(load(windows, base + t * outputs, active)) for t in range(TAPS)]
+                base = T.bind(entry * (count * outputs) + first)
+                taps = [T.bind(load(windows, base + t * outputs, active)) for t in range(count)]
                 _store(tiling, taps, transformed, entries, entry, first)
     return func.result()
 
 
 def emit_expand(name: str, tiling: Tiling, sizes: tuple[int, int, int]) -> Any:
     """The TIR function (values, masks, starts, transformed): as above, from `squeeze`d windows."""
-    outputs = tiling.config.outputs
+    outputs, count = tiling.config.outputs, tiling.conv.taps
     chunks = -(-outputs // LANES)
     entries = sizes[2]
     with PrimFuncBuilder(name) as func:
         values = func.tensor("values", (sizes[0],))
         masks = func.tensor("masks", (sizes[1],), mask_dtype(outputs))
         starts = func.tensor("starts", (entries,), "int32")
-        transformed = func.tensor("transformed", (tiling.positions * entries * outputs,))
+        transformed = func.tensor("transformed", (_length(tiling, entries),))
         with T.parallel(0, entries) as entry:
             at: Expr = T.bind(starts[entry])
             taps: list[list[Expr]] = []
-            for tap in range(TAPS):
+            for tap in range(count):
                 row = []
                 for chunk in range(chunks):
-                    bits = T.bind(T.Cast("int32", masks[(entry * TAPS + tap) * chunks + chunk]))
+                    bits = T.bind(T.Cast("int32", masks[(entry * count + tap) * chunks + chunk]))
                     row.append(_expand(values, at, bits))
                     at = T.bind(at + tirx.popcount(bits))
                 taps.append(row)
@@ -136,10 +136,26 @@ def _store(
     entry: Expr,
     first: int,
 ) -> None:
-    """Transform up to 16 windows, one per lane, and store them from output `first` on."""
-    outputs = tiling.config.outputs
-    rows = [taps[i : i + WINDOW] for i in range(0, TAPS, WINDOW)]
-    values = [v for row in transform_window(rows, tiling.config.side) for v in row]
-    for position, value in enumerate(values):
-        at = (position * entries + entry) * outputs + first
-        store_vector(transformed, at, value, min(LANES, outputs - first))
+    """Transform the phases of up to 16 windows, one per lane; store them from output `first` on."""
+    outputs, size, stride = tiling.config.outputs, tiling.conv.kernel[0], tiling.stride
+    reach = range(tiling.window)
+    for row in range(stride):
+        for column in range(stride):
+            # Phases that begin later can have a tap less: its place holds a zero.
+            windows = [
+                [
+                    taps[y * size + x] if max(y, x) < size else None
+                    for x in (column + stride * i for i in reach)
+                ]
+                for y in (row + stride * i for i in reach)
+            ]
+            values = [v for line in transform_window(windows, tiling.span) for v in line]
+            for position, value in enumerate(values):
+                matrix = (position * entries + entry) * tiling.phases + row * stride + column
+                at = matrix * outputs + first
+                store_vector(transformed, at, value, min(LANES, outputs - first))
+
+
+def _length(tiling: Tiling, entries: int) -> int:
+    """Floats of all transformed windows."""
+    return tiling.positions * entries * tiling.phases * tiling.config.outputs

@@ -8,8 +8,7 @@ import math
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel_config import Candidate
 from nmcompile.kernels.avx512.tiling import LIST_OVERHEAD, REGISTERS, cores, row_cycles
-from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig
-from nmcompile.kernels.avx512.winograd_transforms import TILES
+from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig, sides_of
 from nmcompile.kernels.spec import Conv2d
 
 MAX_VECTORS = 6
@@ -17,6 +16,8 @@ DENSE_LIST = 16  # output channels whose weights lie side by side where there ar
 CYCLES_PER_STEP = 0.7  # of a load, shuffle, addition or store of a transform, measured
 WEIGHT_BYTES_PER_CYCLE = 8.0  # from memory, whatever the number of threads
 CACHED_BYTES = 1 << 20  # weights that stay in a cache from one block to the next
+L2_BYTES = 1 << 20
+SPILLED_BYTES_PER_CYCLE = 64.0  # transformed inputs and sums that do not fit L2, measured
 WAKE_CYCLES = 4000.0  # to share one step of a block among threads
 IMAGE_TILES = 64  # tiles up to which images of a batch are joined: four vectors
 
@@ -29,7 +30,7 @@ def winograd_configs(
     found = []
     outputs = list_outputs
     while outputs:
-        for side in TILES:
+        for side in sides_of(conv):
             for rows, images in _blocks(conv, side):
                 for vectors in range(1, MAX_VECTORS + 1):
                     if outputs * vectors + vectors + 1 > REGISTERS:
@@ -48,7 +49,7 @@ def winograd_configs(
 def _blocks(conv: Conv2d, side: int) -> list[tuple[int, int]]:
     """(rows of tiles, images) worth trying."""
     height, width = -(-conv.out_height // side), -(-conv.out_width // side)
-    rows = {height, -(-height // 2), -(-height // 4), 2, 1}
+    rows = {height, -(-height // 2), -(-height // 4), 4, 3, 2, 1}
     found = [(r, 1) for r in sorted(rows) if r <= height]
     for images in (IMAGE_TILES // (height * width), 2 * IMAGE_TILES // (height * width)):
         if 1 < min(images, conv.batch):
@@ -61,21 +62,26 @@ def _cycles(tiling: Tiling, density: float) -> float:
     conv, config = tiling.conv, tiling.config
     side, images, rows = config.side, config.images, config.rows * config.side
     chunks = -(-tiling.width // LANES)
-    staging = tiling.span * (rows + 2) * chunks * (2 * side + 2)
-    steps = conv.in_channels * images * (
+    in_rows = rows + tiling.window - 1
+    staging = tiling.span * in_rows * chunks * (2 * tiling.stride * side + 2)
+    steps = conv.in_channels * tiling.phases * images * (
         staging + 5 * tiling.positions * tiling.image_vectors
     ) + conv.out_channels * images * (
         4 * tiling.positions * tiling.image_vectors + rows * chunks * side * (side + 3)
     )
-    entries = conv.in_channels * density
+    entries = conv.in_channels * tiling.phases * density
     list_cycles = sum(
-        count * (entries * row_cycles(shape.vectors, config.outputs) + LIST_OVERHEAD)
+        count * (entries * row_cycles(shape.cost, config.outputs) + LIST_OVERHEAD)
+        + count * config.outputs * shape.vectors
         for shape, count, _ in tiling.shapes
     )
     parts = tiling.lists * config.list_outputs / config.outputs
     work = steps * CYCLES_PER_STEP + tiling.positions * parts * list_cycles
     padded = tiling.lists * config.list_outputs
     weight_bytes = 4 * tiling.positions * padded * entries
+    channels = conv.in_channels * tiling.phases + padded
+    scratch = 4 * tiling.positions * channels * tiling.vectors * LANES
+    work += max(0, scratch - L2_BYTES) / SPILLED_BYTES_PER_CYCLE
     passes = tiling.blocks if weight_bytes > CACHED_BYTES else 1
     memory = passes * weight_bytes / WEIGHT_BYTES_PER_CYCLE
     threads = cores()
