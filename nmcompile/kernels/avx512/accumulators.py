@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -61,85 +62,107 @@ class Accumulators:
         """Replace extra pixel e of all outputs."""
         T.buffer_store(self._extra[e], value, [lanes(0)])
 
-    def start(self, bias: Buffer | None, channel: Expr) -> None:
-        """Begin with the bias of outputs `channel`, `channel` + 1, ..., or with zero."""
-        for j in range(self.outputs):
-            value = T.float32(0) if bias is None else T.bind(bias[channel + j])
+    def start(self, bias: Buffer | None, channels: Sequence[Expr]) -> None:
+        """Begin with the bias of the outputs' `channels`, or with zero."""
+        for j, channel in enumerate(channels):
+            value = T.float32(0) if bias is None else T.bind(bias[channel])
             for t, width in enumerate(self.widths):
                 self.set(j, t, T.broadcast(value, width))
         for e in range(self.extra):
-            self.set_extra(e, splat(0.0) if bias is None else load(bias, channel, self.outputs))
+            # Only lists of consecutive channels have extra pixels.
+            column = splat(0.0) if bias is None else load(bias, channels[0], self.outputs)
+            self.set_extra(e, column)
 
-    def save(self, partial: Buffer, output: Expr, origin: Expr = 0) -> None:
-        """Store the sums of outputs `output`, ... in rows of `stride` floats from `origin` on."""
-        base = T.bind(output * self.stride + origin)
-        for j in range(self.outputs):
+    def save(self, partial: Buffer, rows: Sequence[Expr], origin: Expr = 0) -> None:
+        """Store each output's sums in its row of `stride` floats, counted from `origin` on."""
+        bases = [T.bind(row * self.stride + origin) for row in rows]
+        for j, base in enumerate(bases):
             for t in range(self.vectors):
-                store(partial, base + (j * self.stride + t * LANES), self.get_wide(j, t))
+                store(partial, base + t * LANES, self.get_wide(j, t))
         for e in range(self.extra):
             # The place behind the vectors of output e has room for a whole vector.
-            where = base + (e * self.stride + self.vectors * LANES)
-            store(partial, where, self.get_extra(e))
+            store(partial, bases[e] + self.vectors * LANES, self.get_extra(e))
 
-    def restore(self, partial: Buffer, output: Expr) -> None:
+    def restore(self, partial: Buffer, rows: Sequence[Expr]) -> None:
         """Load what `save` stored."""
-        base = T.bind(output * self.stride)
-        for j in range(self.outputs):
+        bases = [T.bind(row * self.stride) for row in rows]
+        for j, base in enumerate(bases):
             for t, width in enumerate(self.widths):
-                self.set(j, t, partial[T.ramp(base + (j * self.stride + t * LANES), 1, width)])
+                self.set(j, t, partial[T.ramp(base + t * LANES, 1, width)])
         for e in range(self.extra):
-            where = base + (e * self.stride + self.vectors * LANES)
-            self.set_extra(e, load(partial, where))
+            self.set_extra(e, load(partial, bases[e] + self.vectors * LANES))
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where finished sums go: pixels of consecutive output channels of one image.
+    """Where finished sums go: pixels of some output channels of one image.
 
-    channels: a limit on `channel` + j where the last list is padded, else None.
+    planes: of each output, counted over all images and channels.
+    channels: of each output within its group.
+    limit: on the channels, where the last list is padded, else None.
+    consecutive: whether the channels follow each other.
+    first: pixel at which the tile begins.
+    pixels: of one channel.
     """
 
     out: Buffer
     residual: Buffer | None
     activation: Activation
-    plane: Expr  # of output 0 of the list, over all images and channels
-    channel: Expr  # of output 0 of the list within its group
-    channels: int | None
-    first: Expr  # pixel
-    pixels: int  # of one channel
+    planes: Sequence[Expr]
+    channels: Sequence[Expr]
+    limit: int | None
+    consecutive: bool
+    first: Expr
+    pixels: int
+
+    def start(self, j: int) -> Expr:
+        """The tile's first pixel in the plane of output j."""
+        return self.planes[j] * self.pixels + self.first
 
     def write(self, sums: Accumulators, panel: Panel) -> None:
         """Add the residual, apply the activation, store; leave padding channels out."""
-        base = T.bind(self.plane * self.pixels + self.first)
         columns = [T.alloc_buffer((LANES,), scope="local") for _ in range(sums.extra)]
         for e, column in enumerate(columns):
             T.buffer_store(column, sums.get_extra(e), [lanes(0)])
         now, later = split_activation(self.activation)
-        for j in range(sums.outputs):
-            if self.channels is None:
-                self._write_channel(sums, panel, columns, base, j, now)
+        for j, channel in enumerate(self.channels):
+            if self.limit is None:
+                self._write_channel(sums, panel, columns, j, now)
                 continue
-            with T.If(self.channel + j < self.channels):
+            with T.If(channel < self.limit):
                 with T.Then():
-                    self._write_channel(sums, panel, columns, base, j, now)
-        if later.kind == "none":
+                    self._write_channel(sums, panel, columns, j, now)
+        if later.kind != "none":
+            self._activate(panel, later)
+
+    def _activate(self, panel: Panel, activation: Activation) -> None:
+        """Apply an activation that is too long to be written out for every vector."""
+        if not self.consecutive:
+            for j, channel in enumerate(self.channels):
+                begin = T.bind(self.start(j))
+                if self.limit is None:
+                    activate_in_place(self.out, begin, panel.pixels, activation)
+                    continue
+                with T.If(channel < self.limit):
+                    with T.Then():
+                        activate_in_place(self.out, begin, panel.pixels, activation)
             return
-        count: Expr = sums.outputs
-        if self.channels is not None:
-            count = T.min(count, self.channels - self.channel)
+        count: Expr = len(self.channels)
+        if self.limit is not None:
+            count = T.min(count, self.limit - self.channels[0])
+        begin = T.bind(self.start(0))
         with T.serial(0, count) as j:
-            activate_in_place(self.out, base + j * self.pixels, panel.pixels, later)
+            activate_in_place(self.out, begin + j * self.pixels, panel.pixels, activation)
 
     def _write_channel(
         self,
         sums: Accumulators,
         panel: Panel,
         columns: list[Buffer],
-        base: Expr,
         j: int,
         activation: Activation,
     ) -> None:
-        where = base + j * self.pixels
+        where = T.bind(self.start(j))
         for t in range(sums.vectors):
             active = min(LANES, panel.pixels - t * LANES)
             value = sums.get_wide(j, t)

@@ -32,11 +32,15 @@ class PackedWeights:
     indices: shared: uint16 entries; private: int64 words of four 16-bit row offsets; grouped: int64
         words of positions. `outputs` words of as many channels lie side by side.
     starts: int32, first entry (shared) or word (private) of each (group, block, list), and the end.
+    order: int32, private: output channels in the order of their lists in each (group, block),
+        counted within their chunk: sorted by length, so that lists which are interleaved are
+        equally long, and the processor can predict where each ends.
     """
 
     values: npt.NDArray[np.float32]
     indices: Array | None
     starts: npt.NDArray[np.int32] | None
+    order: npt.NDArray[np.int32] | None = None
 
     @property
     def sizes(self) -> PackedSizes:
@@ -45,12 +49,18 @@ class PackedWeights:
             self.values.size,
             0 if self.indices is None else self.indices.size,
             0 if self.starts is None else self.starts.size,
+            0 if self.order is None else self.order.size,
         )
 
     @property
     def arrays(self) -> dict[str, Array]:
         """By argument name."""
-        named = {"values": self.values, "indices": self.indices, "starts": self.starts}
+        named = {
+            "values": self.values,
+            "indices": self.indices,
+            "starts": self.starts,
+            "order": self.order,
+        }
         return {name: array for name, array in named.items() if array is not None}
 
 
@@ -60,11 +70,15 @@ def pack_conv(weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
     shape = (conv.groups, padded_out, conv.group_in, *conv.kernel)
     padded = np.zeros(shape, np.float32)
     padded[:, : conv.group_out] = weight.reshape(conv.groups, conv.group_out, *weight.shape[1:])
-    pieces = []
+    pieces, orders = [], []
     for group in range(conv.groups):
         for block in range(blocks_of(conv, config)):
             first = block * config.block_channels
             piece = padded[group, :, first : first + config.block_channels]
+            if config.lists == "private":
+                channels, order = _by_length(piece, config.chunks)
+                piece = piece[channels]
+                orders.append(order)
             pieces.append(_pack_piece(piece, conv, config))
     values = np.concatenate([piece[0] for piece in pieces])
     if config.lists == "dense":
@@ -77,7 +91,19 @@ def pack_conv(weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
     # A kernel argument may not be empty: an all-zero layer still gets one element.
     if not values.size:
         values, indices = np.zeros(1, np.float32), np.zeros(1, indices.dtype)
-    return PackedWeights(values, indices, starts)
+    if not orders:
+        return PackedWeights(values, indices, starts)
+    return PackedWeights(values, indices, starts, np.concatenate(orders).astype(np.int32))
+
+
+def _by_length(
+    piece: npt.NDArray[np.float32], chunks: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Output channels by the number of their weights within each chunk: over all, and in it."""
+    counts = np.count_nonzero(piece.reshape(chunks, -1, *piece.shape[1:]), axis=(2, 3, 4))
+    order = np.argsort(counts, axis=1, kind="stable")
+    channels = order + np.arange(chunks)[:, None] * counts.shape[1]
+    return channels.reshape(-1), order.reshape(-1)
 
 
 _NONE = np.zeros(0, np.int64)

@@ -31,7 +31,7 @@ from nmcompile.kernels.spec import Conv2d, Epilogue
 def emit_panel_conv(
     name: str, conv: Conv2d, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
 ) -> Any:
-    """The TIR function (x, values, [indices, starts], [bias], [residual], out)."""
+    """The TIR function (x, values, [indices, starts], [order], [bias], [residual], out)."""
     return _Emitter(conv, epilogue, config, sizes).emit(name)
 
 
@@ -58,6 +58,9 @@ class _Emitter:
                 indices = func.tensor("indices", (sizes.indices,), dtype)
             if sizes.starts:
                 starts = func.tensor("starts", (sizes.starts,), "int32")
+            self.order = None
+            if sizes.order:
+                self.order = func.tensor("order", (sizes.order,), "int32")
             if self.epilogue.bias:
                 self.bias = func.tensor("bias", (conv.groups * self.padded_out,))
             if self.epilogue.residual:
@@ -108,14 +111,24 @@ class _Emitter:
             with T.serial(0, lists) as index:
                 with T.serial(0, config.lane_outputs // config.outputs) as part:
                     sums = Accumulators(config.outputs, shape)
-                    local = T.bind(index * config.lane_outputs + part * config.outputs)
-                    output = T.bind(chunk * (lists * config.lane_outputs) + local)
-                    target = self._destination(image, group, output, first)
-                    self._prefetch(target, shape, block)
-                    self._begin(sums, partial, block, group * self.padded_out + output, local)
                     which = self._which(group, block, chunk * lists + index, count)
+                    rows = self._rows(
+                        which, T.bind(index * config.lane_outputs + part * config.outputs)
+                    )
+                    begin = T.bind(chunk * (lists * config.lane_outputs))
+                    target = self._destination(image, group, [begin + row for row in rows], first)
+                    self._prefetch(target, shape, block)
+                    biases = [group * self.padded_out + channel for channel in target.channels]
+                    self._begin(sums, partial, block, biases, rows)
                     multiply(self.weights, sums, panel, which, part, count)
-                    self._end(sums, partial, block, target, shape, local)
+                    self._end(sums, partial, block, target, shape, rows)
+
+    def _rows(self, which: Expr, first: Expr) -> list[Expr]:
+        """Output channels of one list step, counted within their chunk."""
+        outputs = range(self.config.outputs)
+        if self.order is None:
+            return [first + j for j in outputs]
+        return [T.bind(self.order[which * self.config.outputs + j]) for j in outputs]
 
     def _which(self, group: Expr, block: Expr, index: Expr, count: Expr) -> Expr:
         """Number of a list over everything; for dense weights, the channels before it."""
@@ -124,15 +137,19 @@ class _Emitter:
         channel = group * self.conv.group_in + block * self.config.block_channels
         return T.bind(channel * self.lists + index * count)
 
-    def _destination(self, image: Expr, group: Expr, output: Expr, first: Expr) -> Destination:
+    def _destination(
+        self, image: Expr, group: Expr, channels: list[Expr], first: Expr
+    ) -> Destination:
         conv = self.conv
+        plane = T.bind(image * conv.out_channels + group * conv.group_out)
         return Destination(
             self.out,
             self.residual,
             self.epilogue.activation,
-            plane=T.bind(image * conv.out_channels + group * conv.group_out + output),
-            channel=output,
-            channels=None if self.padded_out == conv.group_out else conv.group_out,
+            planes=[T.bind(plane + channel) for channel in channels],
+            channels=channels,
+            limit=None if self.padded_out == conv.group_out else conv.group_out,
+            consecutive=self.order is None,
             first=first,
             pixels=conv.out_pixels,
         )
@@ -142,7 +159,7 @@ class _Emitter:
 
         def lines() -> None:
             for j in range(self.config.outputs):
-                where = (target.plane + j) * target.pixels + target.first
+                where = target.start(j)
                 if target.residual is not None:
                     prefetch(target.residual, where, shape.pixels)
                 prefetch(target.out, where, shape.pixels, write=True)
@@ -155,16 +172,21 @@ class _Emitter:
                 lines()
 
     def _begin(
-        self, sums: Accumulators, partial: Buffer, block: Expr, channel: Expr, local: Expr
+        self,
+        sums: Accumulators,
+        partial: Buffer,
+        block: Expr,
+        channels: list[Expr],
+        rows: list[Expr],
     ) -> None:
         if partial is None:
-            sums.start(self.bias, channel)
+            sums.start(self.bias, channels)
             return
         with T.If(block == 0):
             with T.Then():
-                sums.start(self.bias, channel)
+                sums.start(self.bias, channels)
             with T.Else():
-                sums.restore(partial, local)
+                sums.restore(partial, rows)
 
     def _end(
         self,
@@ -173,7 +195,7 @@ class _Emitter:
         block: Expr,
         target: Destination,
         shape: Panel,
-        local: Expr,
+        rows: list[Expr],
     ) -> None:
         if partial is None:
             target.write(sums, shape)
@@ -182,4 +204,4 @@ class _Emitter:
             with T.Then():
                 target.write(sums, shape)
             with T.Else():
-                sums.save(partial, local)
+                sums.save(partial, rows)

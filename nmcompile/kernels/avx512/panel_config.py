@@ -98,6 +98,7 @@ class PackedSizes:
     values: int
     indices: int
     starts: int
+    order: int = 0
 
 
 @dataclass(frozen=True)

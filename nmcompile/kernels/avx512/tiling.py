@@ -38,7 +38,7 @@ MAX_STEP = 8  # entries of an own list in one iteration
 OWN_SUMS = 24  # registers for sums over own lists; the others hold weights
 OWN_LOADS = 0.4  # loads per entry of an own list beside those of its row
 OWN_PANELS = (0.5, 1.0, 2.0)  # of L1_PANEL_BYTES: the sparser the lists, the more rows pay
-LONGER = 0.56  # standard deviations by which the longer of two random lists exceeds the average
+PRIVATE_OVERHEAD = 40.0  # cycles to start and finish lists of any length together
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
 
@@ -111,6 +111,8 @@ def shared_configs(
         for tile in range(1, 13):
             shapes = tile_shapes(conv.out_pixels, tile, extras=True)
             if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
+                continue
+            if any(s.extra > outputs for s in shapes):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
             tiles = [_shared_cycles(conv, s, outputs, density, config.chunks) for s in shapes]
@@ -209,11 +211,12 @@ def _own_cycles(
     """Cycles of each tile of one image for the output channels of one chunk."""
     blocks = -(-conv.group_in // channels)
     entries = density * channels * conv.taps
+    start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
     if grouped is not None:
         entries = channels * conv.taps * grouped.n / grouped.m
     else:
-        # Lists are padded to the longer of two interleaved ones, and to words of four offsets.
-        entries += LONGER * (outputs - 1) * math.sqrt(entries * (1 - density)) + 1.5
+        entries += 1.5  # lists are padded to words of four offsets
+        start = PRIVATE_OVERHEAD / outputs
     tiles = []
     for shape in tile_shapes(conv.out_pixels, tile, extras=False):
         v = shape.cost
@@ -223,7 +226,6 @@ def _own_cycles(
         )  # of the panel: loads take twice as long
         loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
         entry = max(loads, FMA_LATENCY / outputs)
-        start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
         per_list = entries * entry + start + (2.0 * v if blocks > 1 else v)
         lists = conv.group_out / chunks * blocks
         tiles.append(lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES)

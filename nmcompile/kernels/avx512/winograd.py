@@ -193,10 +193,11 @@ class _Emitter:
 
             def run(shape: Panel, vector: Expr) -> None:
                 acc = Accumulators(config.outputs, shape, self.stride)
-                acc.start(None, output)
+                rows = [output + j for j in range(config.outputs)]
+                acc.start(None, rows)
                 origin = T.bind(position * self.in_pitch + vector * LANES)
                 multiply(weights, acc, inputs, which, part, channels, origin)
-                acc.save(sums, output, T.bind(position * self.out_pitch + vector * LANES))
+                acc.save(sums, rows, T.bind(position * self.out_pitch + vector * LANES))
 
             for shape, count, first in tiling.shapes:
                 if count == 1:
