@@ -24,6 +24,7 @@ from nmcompile.kernels.avx512.emit import (
     activate,
     activate_in_place,
     load,
+    prefetch,
     splat,
     split_activation,
     store,
@@ -214,6 +215,8 @@ class _Emitter:
         pixels = T.alloc_buffer((side * side * pitch,), align=64)
         row = T.bind(channel * self.stride)
         with self._images(image) as i:
+            plane = T.bind((image + i) * self.conv.out_channels + channel)
+            self._prefetch(plane, first_row)
             with T.serial(0, tiling.image_vectors) as v:
                 at = T.bind(row + i * tiling.image_tiles + v * LANES)
                 s = [
@@ -223,7 +226,6 @@ class _Emitter:
                 for y, values in enumerate(transform_output(s, side)):
                     for x, value in enumerate(values):
                         store(pixels, (y * side + x) * pitch + v * LANES, value)
-            plane = T.bind((image + i) * self.conv.out_channels + channel)
             with T.serial(0, self.config.rows) as tile_row:
                 for y in range(side):
                     out_row = T.bind((first_row + tile_row) * side + y)
@@ -234,6 +236,17 @@ class _Emitter:
                     with T.If(out_row < self.conv.out_height):
                         with T.Then():
                             self._write_row(pixels, pitch, at, plane, out_row, channel)
+
+    def _prefetch(self, plane: Expr, first_row: Expr) -> None:
+        """Ask for the lines of a channel's outputs, and of what is added, while it is computed."""
+        rows = self.config.rows * self.config.side
+        first = (plane * self.conv.out_height + first_row * self.config.side) * self.conv.out_width
+        first = T.bind(first)
+        with T.serial(0, -(-rows * self.conv.out_width // LANES)) as line:
+            at = T.bind(first + line * LANES)
+            prefetch(self.out, at, LANES, write=True)
+            if self.residual is not None:
+                prefetch(self.residual, at, LANES)
 
     def _write_row(
         self, pixels: Buffer, pitch: int, at: Expr, plane: Expr, out_row: Expr, channel: Expr
