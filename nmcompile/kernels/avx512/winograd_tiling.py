@@ -16,8 +16,9 @@ DENSE_LIST = 16  # output channels whose weights lie side by side where there ar
 CYCLES_PER_STEP = 0.7  # of a load, shuffle, addition or store of a transform, measured
 WEIGHT_BYTES_PER_CYCLE = 8.0  # from memory, whatever the number of threads
 CACHED_BYTES = 1 << 20  # weights that stay in a cache from one block to the next
-L2_BYTES = 1 << 20
-SPILLED_BYTES_PER_CYCLE = 64.0  # transformed inputs and sums that do not fit L2, measured
+# Transformed inputs and sums of a block: bytes that L2 and a core's part of L3 hold, and the bytes
+# per cycle at which more is written and read back, measured.
+SPILLS = ((1 << 20, 64.0), (4 << 20, 12.0))
 WAKE_CYCLES = 4000.0  # to share one step of a block among threads
 IMAGE_TILES = 64  # tiles up to which images of a batch are joined: four vectors
 
@@ -81,7 +82,7 @@ def _cycles(tiling: Tiling, density: float) -> float:
     weight_bytes = 4 * tiling.positions * padded * entries
     channels = conv.in_channels * tiling.phases + padded
     scratch = 4 * tiling.positions * channels * tiling.vectors * LANES
-    work += max(0, scratch - L2_BYTES) / SPILLED_BYTES_PER_CYCLE
+    work += sum(max(0, scratch - size) / rate for size, rate in SPILLS)
     passes = tiling.blocks if weight_bytes > CACHED_BYTES else 1
     memory = passes * weight_bytes / WEIGHT_BYTES_PER_CYCLE
     threads = cores()
