@@ -7,7 +7,13 @@ import math
 
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel_config import Candidate
-from nmcompile.kernels.avx512.tiling import LIST_OVERHEAD, REGISTERS, cores, row_cycles
+from nmcompile.kernels.avx512.tiling import (
+    L1_PANEL_BYTES,
+    LIST_OVERHEAD,
+    REGISTERS,
+    cores,
+    row_cycles,
+)
 from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig, sides_of
 from nmcompile.kernels.spec import Conv2d
 
@@ -71,11 +77,12 @@ def _cycles(tiling: Tiling, density: float) -> float:
         4 * tiling.positions * tiling.image_vectors + rows * chunks * side * (side + 3)
     )
     entries = conv.in_channels * tiling.phases * density
-    list_cycles = sum(
-        count * (entries * row_cycles(shape.cost, config.outputs) + LIST_OVERHEAD)
-        + count * config.outputs * shape.vectors
-        for shape, count, _ in tiling.shapes
-    )
+    matrix_bytes = 4 * conv.in_channels * tiling.phases * tiling.vectors * LANES
+    beyond = max(0.0, 1 - L1_PANEL_BYTES / matrix_bytes)  # lines that every list loads from L2
+    list_cycles = 0.0
+    for shape, count, _ in tiling.shapes:
+        row = row_cycles(shape.cost, config.outputs) + beyond * shape.vectors
+        list_cycles += count * (entries * row + LIST_OVERHEAD + config.outputs * shape.vectors)
     parts = tiling.lists * config.list_outputs / config.outputs
     work = steps * CYCLES_PER_STEP + tiling.positions * parts * list_cycles
     padded = tiling.lists * config.list_outputs
