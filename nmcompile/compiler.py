@@ -255,6 +255,7 @@ def _build(
     import tvm
 
     from nmcompile.kernels.catalog import choose
+    from nmcompile.passes.lower_batch import split_batch
     from nmcompile.passes.lower_fallback import (
         build_library,
         kernel_calls,
@@ -267,7 +268,7 @@ def _build(
     from nmcompile.tuning import Tuner
 
     stage("importing into TVM")
-    module = simplify(source.to_relax())
+    module = split_batch(simplify(source.to_relax()))
     try:
         types = output_types(module)
     except TypeError as error:  # an open shape is None or symbolic
@@ -295,9 +296,10 @@ def _build(
     stage("generating code")
     final = lower_fallback(lowered.module)
     owners = [names.of(call.group) for call in lowered.calls]
-    calls, queue = [], iter(owners)
-    for symbol, ours in kernel_calls(final):
-        calls.append(runtime.Call(symbol, next(queue) if ours else symbol))
+    calls = [
+        runtime.Call(symbol, symbol if number is None else owners[number])
+        for symbol, number in kernel_calls(final)
+    ]
     llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.llvm_cpu})
     library = build_library(final, llvm)
     known = {layer.name: layer for layer in source.graph.layers()}

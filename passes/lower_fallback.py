@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
 
+from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+from nmcompile.passes.lower_batch import EARLY
+from nmcompile.passes.lower_view import is_call_of
 
-VIEWS = ["relax.reshape"]  # stay operators: the VM passes the same memory on
+# Operators to the end: the VM passes the same memory on.
+VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
 MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it gains
 
 
@@ -37,7 +42,8 @@ def lower_fallback(module: Any) -> Any:
     )
     module = passes(module)
     for var, func in module.functions_items():
-        if isinstance(func, tirx.PrimFunc) and not is_kernel(var.name_hint):
+        ours = is_kernel(var.name_hint) or var.name_hint.startswith(JOIN)
+        if isinstance(func, tirx.PrimFunc) and not ours:
             module.update_func(var, _parallelise(func))
     return module
 
@@ -73,17 +79,48 @@ def _parallelise(func: Any) -> Any:
     return schedule.mod["main"]
 
 
-def kernel_calls(module: Any) -> list[tuple[str, bool]]:
-    """The calls of `main` in execution order: function name, and whether it is a kernel of ours."""
+def kernel_calls(module: Any) -> list[tuple[str, int | None]]:
+    """The calls of `main` in execution order, those of the functions it calls included.
+
+    Returns:
+        For each the function's name and, of a kernel of ours, its number among
+        `LoweredModule.calls`, which lists the early part before the rest.
+    """
+    bodies = {
+        var.name_hint: _calls_in(func)
+        for var, func in module.functions_items()
+        if isinstance(func, relax.Function) and var.name_hint in ("main", EARLY)
+    }
+    early = [symbol for symbol in bodies.get(EARLY, ()) if is_kernel(symbol)]
+    numbers = {EARLY: 0, "main": len(early)}
+
+    def expand(name: str) -> Iterator[tuple[str, int | None]]:
+        number = numbers[name]
+        for symbol in bodies[name]:
+            if symbol in bodies:
+                yield from expand(symbol)
+            elif is_kernel(symbol):
+                yield symbol, number
+                number += 1
+            else:
+                yield symbol, None
+
+    return list(expand("main"))
+
+
+def _calls_in(function: Any) -> list[str]:
+    """What a function calls, in order: TIR functions, and the early part."""
     found = []
-    for block in module["main"].body.blocks:
+    for block in function.body.blocks:
         for binding in block.bindings:
             value = binding.value
-            if isinstance(value, relax.Call) and str(getattr(value.op, "name", "")) == (
-                "relax.call_tir"
-            ):
-                symbol = value.args[0].name_hint
-                found.append((symbol, is_kernel(symbol)))
+            if not isinstance(value, relax.Call):
+                continue
+            name = str(getattr(value.op, "name", ""))
+            if name == "relax.call_tir":
+                found.append(str(value.args[0].name_hint))
+            elif is_call_of(value, EARLY):
+                found.append(EARLY)
     return found
 
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tvm
 from tvm import relax
 
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, OpKind, choose
 from nmcompile.kernels.problem import Lowered, Prepare, Problem
+from nmcompile.passes.lower_batch import EARLY, SPLIT_OPS
 from nmcompile.passes.lower_match import Group, Matcher
-from nmcompile.passes.lower_view import constant
+from nmcompile.passes.lower_view import constant, is_call_of
 from nmcompile.sparsity import Detection, detect
 
 Expr = Any
@@ -109,48 +111,66 @@ class _Lowering:
             )
         self._source, self._target = module, target
         self._pattern_of, self._progress, self._chooser = pattern_of, progress, chooser
-        self._builder = relax.BlockBuilder(module)
+        # Without the early part, so that its successor can have its name.
+        rest = {var: func for var, func in module.functions_items() if var.name_hint != EARLY}
+        self._builder = relax.BlockBuilder(tvm.IRModule(rest))
         self._values: dict[Expr, Expr] = {}
         self._functions: dict[Hashable, Any] = {}
         self._vars: list[Expr] = []  # of the entry, behind its inputs
         # What each of them is made of: names of the result's params, and how, if not passed on.
         self._sources: list[tuple[tuple[str, ...], Prepare | None]] = []
+        self._early: Expr = None  # the function of `lower_batch`
+        self._passed_on: list[Expr] = []  # those of `_vars` that it takes
+        self._total = 0
         self._result = LoweredModule(None)
 
     def run(self) -> LoweredModule:
-        matcher = Matcher(self._function)
-        groups = matcher.groups
-        self._result.leftovers = matcher.leftovers()
-        by_out = {group.out: group for group in groups}
-        inner = {var for group in groups for var in group.members} - set(by_out)
-        builder, inputs = self._builder, list(self._function.params)
-        done = 0
+        source = self._source
+        early = [var for var in source.get_global_vars() if var.name_hint == EARLY]
+        functions = [source[var] for var in early] + [self._function]
+        matchers = [Matcher(function) for function in functions]
+        self._total = sum(len(matcher.groups) for matcher in matchers)
+        for matcher in matchers:
+            self._result.leftovers += [op for op in matcher.leftovers() if op not in SPLIT_OPS]
+        for var in early:
+            inputs, body = self._rewrite(source[var], matchers[0])
+            function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
+            self._early = self._builder.add_func(function, EARLY)
+        # The entry takes what the early part reads too, to pass it on.
+        self._vars = [relax.Var(var.name, var.ty) for var in self._vars]
+        self._passed_on = list(self._vars)
+        inputs, body = self._rewrite(self._function, matchers[-1])
+        attrs = {"global_symbol": "main", "num_input": len(inputs)}
+        function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
+        self._builder.update_func(source.get_global_var(ENTRY), function.with_attrs(attrs))
+        entries = [ENTRY]
+        if any(prepare is not None for _, prepare in self._sources):
+            self._add_prepare()
+            entries.append(PREPARE)
+        self._result.module = relax.transform.DeadCodeElimination(entries)(self._builder.get())
+        return self._result
+
+    def _rewrite(self, function: Any, matcher: Matcher) -> tuple[list[Expr], Expr]:
+        """The inputs of one function and its body over kernels."""
+        by_out = {group.out: group for group in matcher.groups}
+        inner = {var for group in matcher.groups for var in group.members} - set(by_out)
+        builder, inputs = self._builder, list(function.params)
         builder.begin_scope(inputs)
         builder._begin_dataflow_block()
-        for block in self._function.body.blocks:
+        for block in function.body.blocks:
             for binding in block.bindings:
                 if binding.var in by_out:
                     value = self._kernel(by_out[binding.var])
-                    done += 1
-                    self._progress(done, len(groups))
+                    self._progress(len(self._result.calls), self._total)
                 elif binding.var in inner:
                     continue
                 else:
                     value = self._substitute(binding.value)
                 self._values[binding.var] = builder.emit(value)
-        output = builder.emit_output(self._substitute(self._function.body.body))
+        output = builder.emit_output(self._substitute(function.body.body))
         blocks = [builder._end_block()]
         builder.end_scope()
-        body = builder.normalize(relax.SeqExpr(blocks, output))
-        attrs = {"global_symbol": "main", "num_input": len(inputs)}
-        function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
-        builder.update_func(self._source.get_global_var(ENTRY), function.with_attrs(attrs))
-        entries = [ENTRY]
-        if any(prepare is not None for _, prepare in self._sources):
-            self._add_prepare()
-            entries.append(PREPARE)
-        self._result.module = relax.transform.DeadCodeElimination(entries)(builder.get())
-        return self._result
+        return inputs, builder.normalize(relax.SeqExpr(blocks, output))
 
     def _add_prepare(self) -> None:
         """The function that takes the artifact's arrays and returns what the entry takes."""
@@ -224,6 +244,8 @@ class _Lowering:
             return relax.TupleGetItem(self._substitute(value.tuple_value), value.index)
         if isinstance(value, relax.Call):
             arguments = [self._substitute(a) for a in value.args]
+            if is_call_of(value, EARLY):
+                return relax.Call(self._early, [*arguments, *self._passed_on])
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return value
 

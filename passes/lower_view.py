@@ -23,8 +23,8 @@ def shape_of(expr: Expr) -> tuple[int, ...] | None:
 
 
 def constant(expr: Expr) -> npt.NDArray[Any] | None:
-    """Value of a constant, or None."""
-    if not isinstance(expr, tvm.ir.GenericConst):
+    """Value of a constant tensor, or None."""
+    if not isinstance(expr, tvm.ir.GenericConst) or not isinstance(expr.ty, relax.TensorType):
         return None
     value: npt.NDArray[Any] = expr.value.numpy()
     return value
@@ -40,6 +40,11 @@ def operator_name(call: Expr) -> str:
     """Name of a Relax operator, or of the TIR function called, without "relax."."""
     name = str(getattr(call.op, "name", "call"))
     return str(call.args[0].name_hint) if name == "relax.call_tir" else name.removeprefix("relax.")
+
+
+def is_call_of(expr: Expr, name: str) -> bool:
+    """Whether an expression calls the Relax function of this name."""
+    return isinstance(expr, relax.Call) and getattr(expr.op, "name_hint", "") == name
 
 
 class FunctionView:

@@ -304,13 +304,16 @@ class _Recorder:
         now = time.perf_counter()
         if before:
             call: list[Any] | None = None
-            if not symbol.startswith("vm.builtin."):  # allocation, shape checks: not layers
+            if not symbol.startswith(("vm.builtin.", "runtime.")):  # allocation, checks, views
                 call = [symbol, math.nan]
                 self.calls.append(call)
             self._open.append((call, time.perf_counter()))
         else:
             call, start = self._open.pop()
-            if call is not None:
+            if call is not None and call is not self.calls[-1]:
+                # Others came in between: a function of the VM's, whose kernels are the layers.
+                self.calls = [other for other in self.calls if other is not call]
+            elif call is not None:
                 call[1] = (now - start) * 1e3
         return 0  # go on with the call
 

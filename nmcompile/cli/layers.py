@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ def layer_rows(
     roofs: Roofs,
     threads: int,
 ) -> list[dict[str, Any]]:
-    """Time and rates of every call; rates are None where the manifest has no such layer.
+    """Time and rates of every layer; rates are None where the manifest has no such layer.
+
+    Calls of one kernel for one layer count together: early layers run a batch in several.
 
     `roof` names what bounds the kernel, "fma" or "load"; `roof_share` is the share of it that the
     non-zero work reaches, `lost_ms` the time above what it would take at the roof.
@@ -35,8 +38,13 @@ def layer_rows(
     from nmcompile.kernels.catalog import find_row
 
     known = {layer.get("name"): layer for layer in layers}
-    rows = []
+    together: dict[tuple[str, str], LayerTime] = {}
     for call in times:
+        key = (call.layer, call.symbol)
+        before = together[key].ms if key in together else 0.0
+        together[key] = replace(call, ms=before + call.ms)
+    rows = []
+    for call in together.values():
         layer = known.get(call.layer, {})
         flops = 2.0 * layer.get("macs", 0)
         nonzero = flops * layer.get("density", 1.0)
