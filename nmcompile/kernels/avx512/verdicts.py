@@ -20,11 +20,11 @@ from nmcompile.kernels.avx512.winograd_transforms import SIDES
 from nmcompile.kernels.problem import MADE_FOR, Problem
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 
-# Densities above which the dense kernel is faster. N:M is bound by L1 loads, whose rate depends on
-# the machine and its neighbours: where they are fast, ResNet-50 breaks even at 0.68
-# (benchmarks/results), where they are slow, lower.
+# Densities above which the direct dense kernel is faster. N:M is bound by L1 loads, whose rate
+# depends on the machine and its neighbours: where they are fast, ResNet-50's 1x1 layers break even
+# from 0.65 to 0.81 (benchmarks/results/density.json), where they are slow, lower.
 ONE_BY_N_BREAK_EVEN = 0.92
-NM_BREAK_EVEN = 0.62
+NM_BREAK_EVEN = 0.7
 MAX_DEPTHWISE_TAPS = 81
 MIN_GROUP_OUTPUTS = 8  # below, packing the panel costs more than multiplying it
 # In or out, those of all phases; below, the transforms cost more than they save.

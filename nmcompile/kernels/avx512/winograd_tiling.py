@@ -25,6 +25,7 @@ CACHED_BYTES = 1 << 20  # weights that stay in a cache from one block to the nex
 # Transformed inputs and sums of a block: bytes that L2 and a core's part of L3 hold, and the bytes
 # per cycle at which more is written and read back, measured.
 SPILLS = ((1 << 20, 64.0), (4 << 20, 12.0))
+MAX_SCRATCH_BYTES = 64 << 20  # of a block with more than one row of tiles: large images
 WAKE_CYCLES = 4000.0  # to share one step of a block among threads
 IMAGE_TILES = 64  # tiles up to which images of a batch are joined: four vectors
 
@@ -46,9 +47,12 @@ def winograd_configs(
                         config = WinogradConfig(
                             side, rows, images, vectors, outputs, list_outputs, dense, split
                         )
-                        if vectors > 1 and vectors > Tiling(conv, config).vectors:
+                        tiling = Tiling(conv, config)
+                        if vectors > 1 and vectors > tiling.vectors:
                             continue
-                        found.append(Candidate(_cycles(Tiling(conv, config), density), config))
+                        if rows > 1 and _scratch_bytes(tiling) > MAX_SCRATCH_BYTES:
+                            continue
+                        found.append(Candidate(_cycles(tiling, density), config))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
@@ -62,6 +66,13 @@ def _blocks(conv: Conv2d, side: int) -> list[tuple[int, int]]:
         if 1 < min(images, conv.batch):
             found.append((height, min(images, conv.batch)))
     return list(dict.fromkeys(found))
+
+
+def _scratch_bytes(tiling: Tiling) -> int:
+    """Memory for the transformed inputs and the sums of one block."""
+    padded = tiling.lists * tiling.config.list_outputs
+    rows = tiling.conv.in_channels * tiling.phases + padded
+    return 4 * tiling.positions * rows * tiling.vectors * LANES
 
 
 def _cycles(tiling: Tiling, density: float) -> float:
@@ -87,8 +98,7 @@ def _cycles(tiling: Tiling, density: float) -> float:
     work = steps * CYCLES_PER_STEP + tiling.positions * parts * list_cycles
     padded = tiling.lists * config.list_outputs
     weight_bytes = 4 * tiling.positions * padded * entries
-    channels = conv.in_channels * tiling.phases + padded
-    scratch = 4 * tiling.positions * channels * tiling.vectors * LANES
+    scratch = _scratch_bytes(tiling)
     work += sum(max(0, scratch - size) / rate for size, rate in SPILLS)
     passes = tiling.blocks if weight_bytes > CACHED_BYTES else 1
     memory = passes * weight_bytes / WEIGHT_BYTES_PER_CYCLE
