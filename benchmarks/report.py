@@ -90,7 +90,11 @@ def markdown(result: Mapping[str, Any], densities: density.Result | None = None)
         for row in rows:
             if row["engine"] != "nmcompile":
                 continue
-            peer = f" {times['deepsparse', row['pattern']]:.1f} ms |" if sparse else ""
+            peer = (
+                f" {_text(times.get(('deepsparse', row['pattern'])), '{:.1f} ms')} |"
+                if sparse
+                else ""
+            )
             lines.append(
                 f"{head} {_pattern(row['pattern'])} |{peer} {row['median_ms']:.1f} ms "
                 f"| **{row['ratio']:.2f}x** | {_share(row)} |"
