@@ -217,16 +217,13 @@ class _Lowering:
         names = {name: f"{index}.{name}" for name in lowered.arrays}
         self._result.params.update({names[key]: array for key, array in lowered.arrays.items()})
         params = []
-        for operand in lowered.operands or lowered.arrays:
+        for operand in lowered.operands:
             prepare = lowered.prepare.get(operand)
             if prepare is None:
-                array = lowered.arrays[operand]
-                var = self._var(names[operand], array.shape, str(array.dtype))
-                self._sources.append(((names[operand],), None))
-            else:
-                var = self._var(names[operand], (prepare.size,), "float32")
-                self._sources.append((tuple(names[key] for key in prepare.sources), prepare))
-            params.append(var)
+                params.append(self._param(names[operand], lowered.arrays[operand]))
+                continue
+            self._sources.append((tuple(names[key] for key in prepare.sources), prepare))
+            params.append(self._var(names[operand], (prepare.size,), "float32"))
         return params
 
     def _substitute(self, value: Expr) -> Expr:

@@ -10,10 +10,10 @@ import tvm
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import Kernel
-from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Pool2d
 from nmcompile.targets import find_target
+from nmcompile.tuning.measure import compile_kernels
 
 Array = npt.NDArray[Any]
 
@@ -42,23 +42,12 @@ def run_kernel(
 ) -> Array:
     """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes."""
     lowered = kernel.lower(problem, config)
-    llvm = tvm.target.Target({"kind": "llvm", "mcpu": find_target(kernel.target).llvm_cpu})
-    functions = {"kernel": lowered.emit_func()} | {
-        k: p.emit_func() for k, p in lowered.prepare.items()
-    }
-    named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
-    module = tvm.compile(tvm.IRModule(named), target=llvm, tir_pipeline=TIR_PIPELINE)
-    given = {name: tvm.runtime.tensor(array) for name, array in lowered.arrays.items()}
-    operands = {name: given[name].numpy() for name in lowered.operands or given}
-    for name, prepare in lowered.prepare.items():
-        prepared = tvm.runtime.tensor(np.full(prepare.size, np.nan, np.float32))
-        module[name](*(given[source] for source in prepare.sources), prepared)
-        operands[name] = prepared.numpy()
+    ((function, operands),) = compile_kernels([lowered], find_target(kernel.target).llvm_cpu)
     out = np.full(output_shape(problem), np.nan, np.float32)
-    arrays = [x, *operands.values(), *([] if residual is None else [residual]), out]
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
-    module["kernel"](*tensors)
-    result: Array = tensors[-1].numpy()
+    arrays = [x, *([] if residual is None else [residual]), out]
+    first, *last = (tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays)
+    function(first, *operands, *last)
+    result: Array = last[-1].numpy()
     return result
 
 

@@ -65,15 +65,20 @@ class Lowered:
 
     Arguments: x, then `operands` in order, then the residual if the epilogue has one, then out.
     `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
-    needs to emit each only once. `arrays` are what the artifact keeps; an operand is one of them,
-    or made of them as `prepare` says. Without `operands`, the function takes `arrays` in order.
+    needs to emit each only once. `arrays` are what the artifact keeps; `prepare` says which
+    operands are made of them, under the name of their first source.
     """
 
     emit: Callable[..., Any]
     args: tuple[Hashable, ...]
     arrays: Mapping[str, Array]
-    operands: tuple[str, ...] = ()
     prepare: Mapping[str, Prepare] = field(default_factory=dict)
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The arrays in order, without those that only go into prepared ones."""
+        used = {name for prepare in self.prepare.values() for name in prepare.sources}
+        return tuple(name for name in self.arrays if name in self.prepare or name not in used)
 
     @property
     def key(self) -> Hashable:

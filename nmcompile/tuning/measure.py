@@ -33,39 +33,51 @@ def measure(
     conv = problem.conv
     pool = native_runtime()
     before = pool.num_threads()
-    functions = {f"candidate_{i}": lowered.emit_func() for i, lowered in enumerate(candidates)}
-    prepares = {p: p.emit_func() for lowered in candidates for p in lowered.prepare.values()}
-    preparing = {p: f"prepare_{i}" for i, p in enumerate(prepares)}
-    named = functions | {preparing[p]: func for p, func in prepares.items()}
-    llvm = tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu})
-    module = tvm.compile(
-        tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()}),
-        target=llvm,
-        tir_pipeline=TIR_PIPELINE,
-    )
     random = np.random.default_rng(0)
     shape = (conv.batch, conv.in_channels, conv.in_height, conv.in_width)
     x = _aligned(random.standard_normal(shape, dtype=np.float32))
     out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
     residual = [_aligned(np.ones(out_shape, np.float32))] if problem.epilogue.residual else []
     calls, outputs = [], []
-    for name, lowered in zip(functions, candidates, strict=True):
+    for function, operands in compile_kernels(candidates, llvm_cpu):
         outputs.append(_aligned(np.zeros(out_shape, np.float32)))
-        kept = {key: _aligned(array) for key, array in lowered.arrays.items()}
-        operands = [kept[key] for key in lowered.operands or kept]
-        for key, prepare in lowered.prepare.items():
-            sources = [kept[source] for source in prepare.sources]
-            made = _aligned(np.zeros(prepare.size, np.float32))
-            operands[lowered.operands.index(key)] = made
-            module[preparing[prepare]](*map(tvm.runtime.from_dlpack, (*sources, made)))
-        arrays = [x, *operands, *residual, outputs[-1]]
-        calls.append((module[name], [tvm.runtime.from_dlpack(array) for array in arrays]))
+        first, *last = (tvm.runtime.from_dlpack(a) for a in (x, *residual, outputs[-1]))
+        calls.append((function, [first, *operands, *last]))
     medians = []
     for count in threads:
         pool.use_threads(count)
         medians.append(_medians(calls, x))
     pool.use_threads(before)
     return medians, outputs
+
+
+def compile_kernels(candidates: Sequence[Lowered], llvm_cpu: str) -> list[tuple[Any, list[Any]]]:
+    """The function of each kernel and its operands as TVM tensors, those prepared that have to be.
+
+    What a preparation leaves unwritten is NaN.
+    """
+    prepares = {p for lowered in candidates for p in lowered.prepare.values()}
+    preparing = {p: f"prepare_{i}" for i, p in enumerate(prepares)}
+    functions = {f"kernel_{i}": lowered.emit_func() for i, lowered in enumerate(candidates)}
+    named = functions | {name: p.emit_func() for p, name in preparing.items()}
+    module = tvm.compile(
+        tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()}),
+        target=tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu}),
+        tir_pipeline=TIR_PIPELINE,
+    )
+    compiled = []
+    for name, lowered in zip(functions, candidates, strict=True):
+        tensors = {
+            key: tvm.runtime.from_dlpack(_aligned(array)) for key, array in lowered.arrays.items()
+        }
+        made = {}
+        for key, prepare in lowered.prepare.items():
+            blank = _aligned(np.full(prepare.size, np.nan, np.float32))
+            made[key] = tvm.runtime.from_dlpack(blank)
+            module[preparing[prepare]](*(tensors[s] for s in prepare.sources), made[key])
+        tensors |= made
+        compiled.append((module[name], [tensors[key] for key in lowered.operands]))
+    return compiled
 
 
 def _medians(calls: Sequence[tuple[Any, Sequence[Any]]], x: npt.NDArray[np.float32]) -> list[float]:

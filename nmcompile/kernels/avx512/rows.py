@@ -11,7 +11,7 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel import emit_panel_conv
-from nmcompile.kernels.avx512.panel_config import Candidate, PackedSizes, PanelConfig, lists_of
+from nmcompile.kernels.avx512.panel_config import Candidate, PanelConfig, lists_of
 from nmcompile.kernels.avx512.tiling import dense_outputs, own_configs, shared_configs
 from nmcompile.kernels.avx512.window import (
     average_scale,
@@ -81,14 +81,11 @@ def lower_winograd(name: str, problem: Problem, config: WinogradConfig) -> Lower
     """Winograd convolution whose weights are transformed when an artifact is loaded."""
     assert problem.weight is not None
     tiling = Tiling(problem.conv, config)
-    arrays, prepare, size = keep_windows(f"{name}_prepare", problem.weight, tiling)
-    lists = {} if config.dense else {name: arrays[name] for name in ("indices", "starts")}
+    arrays, prepare, sizes = keep_windows(f"{name}_prepare", problem.weight, tiling)
     if problem.bias is not None:
         arrays["bias"] = problem.bias
-    operands = ("values", *lists, *(("bias",) if problem.epilogue.bias else ()))
-    sizes = PackedSizes(size, *(lists[name].size if lists else 0 for name in ("indices", "starts")))
     args = (name, problem.epilogue, tiling, sizes)
-    return Lowered(emit_winograd, args, arrays, operands, {"values": prepare})
+    return Lowered(emit_winograd, args, arrays, {"values": prepare})
 
 
 def one_config(problem: Problem) -> Sequence[Candidate]:

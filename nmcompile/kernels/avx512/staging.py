@@ -95,8 +95,6 @@ def _load_strided(buffer: Buffer, start: Expr, stride: int, active: int) -> Expr
     vectors = [
         T.bind(load(buffer, start + at, min(LANES, span - at))) for at in range(0, span, LANES)
     ]
-    if len(vectors) == 1:
-        vectors.append(vectors[0])  # a shuffle takes two or more
     return T.Shuffle(vectors, [lane * stride if lane < active else 0 for lane in range(LANES)])
 
 

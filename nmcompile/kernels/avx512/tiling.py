@@ -221,9 +221,7 @@ def _own_cycles(
     for shape in tile_shapes(conv.out_pixels, tile, extras=False):
         v = shape.cost
         panel_bytes = channels * conv.taps * shape.stride * 4
-        beyond = max(
-            0.0, 1 - L1_PANEL_BYTES / panel_bytes
-        )  # of the panel: loads take twice as long
+        beyond = max(0.0, 1 - L1_PANEL_BYTES / panel_bytes)  # these loads take twice as long
         loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
         entry = max(loads, FMA_LATENCY / outputs)
         per_list = entries * entry + start + (2.0 * v if blocks > 1 else v)

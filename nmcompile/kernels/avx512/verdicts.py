@@ -55,11 +55,7 @@ def refuse_one_by_n(problem: Problem) -> str | None:
 
 def decline_one_by_n(problem: Problem) -> str | None:
     """Above break-even, or where a dense kernel is expected to be faster."""
-    return (
-        _decline_small(problem)
-        or _decline_density(problem, "1xN", ONE_BY_N_BREAK_EVEN)
-        or _decline_beside_winograd(problem, one_by_n_configs)
-    )
+    return _decline_direct(problem, "1xN", ONE_BY_N_BREAK_EVEN, one_by_n_configs)
 
 
 def refuse_nm(problem: Problem) -> str | None:
@@ -69,11 +65,7 @@ def refuse_nm(problem: Problem) -> str | None:
 
 def decline_nm(problem: Problem) -> str | None:
     """Above break-even, or where a dense kernel is expected to be faster."""
-    return (
-        _decline_small(problem)
-        or _decline_density(problem, "N:M or unstructured", NM_BREAK_EVEN)
-        or _decline_beside_winograd(problem, nm_configs)
-    )
+    return _decline_direct(problem, "N:M or unstructured", NM_BREAK_EVEN, nm_configs)
 
 
 def refuse_winograd(problem: Problem) -> str | None:
@@ -115,13 +107,17 @@ def _refuse_pattern(problem: Problem, kinds: tuple[type[Pattern], ...], names: s
     return None
 
 
-def _decline_small(problem: Problem) -> str | None:
-    if problem.conv.group_out >= MIN_GROUP_OUTPUTS:
-        return None
-    return (
-        f"{problem.conv.group_out} output channels per group: under {MIN_GROUP_OUTPUTS} the "
-        "dense kernel is faster"
-    )
+def _decline_direct(problem: Problem, names: str, break_even: float, own: Configs) -> str | None:
+    """Skipping zeros without a transform, where multiplying them is faster."""
+    if problem.conv.group_out < MIN_GROUP_OUTPUTS:
+        return (
+            f"{problem.conv.group_out} output channels per group: under {MIN_GROUP_OUTPUTS} the "
+            "dense kernel is faster"
+        )
+    reason = _decline_density(problem, names, break_even)
+    if reason is not None or refuse_winograd(problem) is not None:
+        return reason
+    return _decline_slower(problem, own, winograd_dense_configs, "Winograd with all weights")
 
 
 def _decline_density(problem: Problem, names: str, break_even: float) -> str | None:
@@ -130,13 +126,6 @@ def _decline_density(problem: Problem, names: str, break_even: float) -> str | N
     if density <= break_even:
         return None
     return f"density {density:.2f} is above the {names} break-even of {break_even}"
-
-
-def _decline_beside_winograd(problem: Problem, own: Configs) -> str | None:
-    """Skipping zeros directly, where multiplying them by Winograd's method is faster."""
-    if refuse_winograd(problem) is not None:
-        return None
-    return _decline_slower(problem, own, winograd_dense_configs, "Winograd with all weights")
 
 
 def _decline_slower(problem: Problem, own: Configs, other: Configs, name: str) -> str | None:

@@ -56,7 +56,7 @@ class _Emitter:
         self.values_per_position = sizes.values // self.conv.taps * tiling.phases
         self.stride = tiling.vectors * LANES  # floats per row of both kinds of matrix
         self.in_pitch = self.conv.in_channels * tiling.phases * self.stride + GAP
-        self.out_pitch = tiling.lists * self.config.list_outputs * self.stride + GAP
+        self.out_pitch = tiling.padded_outputs * self.stride + GAP
 
     def emit(self, name: str) -> Any:
         conv, sizes = self.conv, self.sizes

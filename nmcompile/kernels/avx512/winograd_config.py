@@ -1,4 +1,4 @@
-"""Sizes of a Winograd convolution, and their ranking by counted cycles."""
+"""Sizes of a Winograd convolution, shared by its tiling, its packer and its emitter."""
 
 from __future__ import annotations
 
@@ -115,6 +115,11 @@ class Tiling:
     def lists(self) -> int:
         """Lists of output channels; the last one may be padded."""
         return -(-self.conv.out_channels // self.config.list_outputs)
+
+    @property
+    def padded_outputs(self) -> int:
+        """Output channels of all lists."""
+        return self.lists * self.config.list_outputs
 
     @property
     def shapes(self) -> list[tuple[Panel, int, int]]:

@@ -14,9 +14,18 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, lanes, load, splat
-from nmcompile.kernels.avx512.emit import store as store_vector
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    PrimFuncBuilder,
+    lanes,
+    load,
+    splat,
+    store,
+)
 from nmcompile.kernels.avx512.packing import pack_conv
+from nmcompile.kernels.avx512.panel_config import PackedSizes
 from nmcompile.kernels.avx512.winograd_config import Tiling
 from nmcompile.kernels.avx512.winograd_transforms import transform_window
 from nmcompile.kernels.problem import Array, Prepare
@@ -27,26 +36,26 @@ BYTE = 8
 
 def keep_windows(
     name: str, weight: npt.NDArray[np.float32], tiling: Tiling
-) -> tuple[dict[str, Array], Prepare, int]:
+) -> tuple[dict[str, Array], Prepare, PackedSizes]:
     """What the artifact keeps of an OIHW weight, and how it becomes what the kernel reads.
 
     Returns:
         The arrays, "values" and those that the kernel takes as they are; the preparation of
-        "values"; and the number of floats in the windows.
+        "values"; and the lengths of the packed windows and their lists.
     """
     packed = pack_conv(weight, tiling.conv, tiling.windows)
-    arrays, size = dict(packed.arrays), packed.values.size
+    size = packed.values.size
     taps, outputs = tiling.conv.taps, tiling.config.outputs
     transformed = _length(tiling, size // (taps * outputs))
     density = np.count_nonzero(weight) / weight.size
     if not tiling.config.dense or density >= SQUEEZE_BELOW:
         prepare = Prepare(name, emit_transform, (tiling, size), ("values",), transformed)
-        return arrays, prepare, size
+        return packed.arrays, prepare, packed.sizes
     values, masks, starts = squeeze(packed.values.reshape(-1, taps, outputs))
     arrays = {"values": values, "masks": masks, "starts": starts}
-    sizes = (values.size, masks.size, starts.size)
-    prepare = Prepare(name, emit_expand, (tiling, sizes), tuple(arrays), transformed)
-    return arrays, prepare, size
+    lengths = (values.size, masks.size, starts.size)
+    prepare = Prepare(name, emit_expand, (tiling, lengths), tuple(arrays), transformed)
+    return arrays, prepare, packed.sizes
 
 
 def squeeze(
@@ -90,18 +99,18 @@ def emit_transform(name: str, tiling: Tiling, size: int) -> Any:
                 active = min(LANES, outputs - first)
                 base = T.bind(entry * (count * outputs) + first)
                 taps = [T.bind(load(windows, base + t * outputs, active)) for t in range(count)]
-                _store(tiling, taps, transformed, entries, entry, first)
+                _store_transformed(tiling, taps, transformed, entries, entry, first)
     return func.result()
 
 
-def emit_expand(name: str, tiling: Tiling, sizes: tuple[int, int, int]) -> Any:
+def emit_expand(name: str, tiling: Tiling, lengths: tuple[int, int, int]) -> Any:
     """The TIR function (values, masks, starts, transformed): as above, from `squeeze`d windows."""
     outputs, count = tiling.config.outputs, tiling.conv.taps
     chunks = -(-outputs // LANES)
-    entries = sizes[2]
+    entries = lengths[2]
     with PrimFuncBuilder(name) as func:
-        values = func.tensor("values", (sizes[0],))
-        masks = func.tensor("masks", (sizes[1],), mask_dtype(outputs))
+        values = func.tensor("values", (lengths[0],))
+        masks = func.tensor("masks", (lengths[1],), mask_dtype(outputs))
         starts = func.tensor("starts", (entries,), "int32")
         transformed = func.tensor("transformed", (_length(tiling, entries),))
         with T.parallel(0, entries) as entry:
@@ -116,7 +125,7 @@ def emit_expand(name: str, tiling: Tiling, sizes: tuple[int, int, int]) -> Any:
                 taps.append(row)
             for chunk in range(chunks):
                 column = [row[chunk] for row in taps]
-                _store(tiling, column, transformed, entries, entry, chunk * LANES)
+                _store_transformed(tiling, column, transformed, entries, entry, chunk * LANES)
     return func.result()
 
 
@@ -128,7 +137,7 @@ def _expand(values: Buffer, at: Expr, bits: Expr) -> Expr:
     return T.bind(T.call_llvm_intrin("float32x16", name, load(values, at), splat(0.0), mask))
 
 
-def _store(
+def _store_transformed(
     tiling: Tiling,
     taps: Sequence[Expr],
     transformed: Buffer,
@@ -153,7 +162,7 @@ def _store(
             for position, value in enumerate(values):
                 matrix = (position * entries + entry) * tiling.phases + row * stride + column
                 at = matrix * outputs + first
-                store_vector(transformed, at, value, min(LANES, outputs - first))
+                store(transformed, at, value, min(LANES, outputs - first))
 
 
 def _length(tiling: Tiling, entries: int) -> int:

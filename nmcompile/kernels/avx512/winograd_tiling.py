@@ -70,8 +70,7 @@ def _blocks(conv: Conv2d, side: int) -> list[tuple[int, int]]:
 
 def _scratch_bytes(tiling: Tiling) -> int:
     """Memory for the transformed inputs and the sums of one block."""
-    padded = tiling.lists * tiling.config.list_outputs
-    rows = tiling.conv.in_channels * tiling.phases + padded
+    rows = tiling.conv.in_channels * tiling.phases + tiling.padded_outputs
     return 4 * tiling.positions * rows * tiling.vectors * LANES
 
 
@@ -94,10 +93,9 @@ def _cycles(tiling: Tiling, density: float) -> float:
     for shape, count, _ in tiling.shapes:
         row = row_cycles(shape.cost, config.outputs) + beyond * shape.vectors
         list_cycles += count * (entries * row + LIST_OVERHEAD + config.outputs * shape.vectors)
-    parts = tiling.lists * config.list_outputs / config.outputs
+    parts = tiling.padded_outputs / config.outputs
     work = steps * CYCLES_PER_STEP + tiling.positions * parts * list_cycles
-    padded = tiling.lists * config.list_outputs
-    weight_bytes = 4 * tiling.positions * padded * entries
+    weight_bytes = 4 * tiling.positions * tiling.padded_outputs * entries
     scratch = _scratch_bytes(tiling)
     work += sum(max(0, scratch - size) / rate for size, rate in SPILLS)
     passes = tiling.blocks if weight_bytes > CACHED_BYTES else 1
