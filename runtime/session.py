@@ -202,8 +202,9 @@ class Session:
     def _entry(self) -> Any:
         self._check_open()
         if not hasattr(self._local, "entry"):
-            machine = self._native.virtual_machine(self._module)
-            self._local.entry = machine[self.manifest.entry]
+            self._local.entry = self._function(
+                self.manifest.entry, len(self.inputs), len(self._params)
+            )
         return self._local.entry
 
     def _load_library(self, artifact: Artifact) -> Any:
@@ -226,16 +227,16 @@ class Session:
                 f"{manifest.producer.tvm} (here: {_tvm_version()}): {error}; compile the model "
                 "again, or point TMPDIR at a folder that allows executable files"
             ) from error
-        if manifest.prepare:
-            self._check_function(module, manifest.prepare, 0, len(manifest.params))
-        else:
-            self._check_function(module, manifest.entry, len(self.inputs), len(manifest.params))
         return module
 
-    def _check_function(self, module: Any, name: str, inputs: int, weights: int) -> None:
-        """Refuse a library that lacks a function of so many inputs and weights."""
+    def _function(self, name: str, inputs: int, weights: int) -> Any:
+        """A function of the library in a VM of its own.
+
+        Raises:
+            ArtifactError: there is none of so many inputs and weights.
+        """
         try:
-            machine = self._native.virtual_machine(module)
+            machine = self._native.virtual_machine(self._module)
             found = int(machine["get_function_arity"](name))
         except (AttributeError, RuntimeError, ValueError) as error:
             raise ArtifactError(
@@ -247,6 +248,7 @@ class Session:
                 f"{self.path}: expected the function {name!r} to take {inputs + weights} "
                 f"tensors ({inputs} inputs and {weights} weights), found {found}"
             )
+        return machine[name]
 
     def _prepared(self, params: list[Any]) -> list[Any]:
         """The weights as the entry function takes them."""
@@ -254,10 +256,8 @@ class Session:
         if not name:
             return params
         self._native.use_threads(self.threads)
-        result = self._native.virtual_machine(self._module)[name](*params)
-        prepared = [result] if isinstance(result, self._native.tensor) else list(result)
-        self._check_function(self._module, self.manifest.entry, len(self.inputs), len(prepared))
-        return prepared
+        result = self._function(name, 0, len(params))(*params)
+        return [result] if isinstance(result, self._native.tensor) else list(result)
 
     def _arguments(self, inputs: Any) -> list[Any]:
         if not isinstance(inputs, Mapping):

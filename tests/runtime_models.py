@@ -59,8 +59,8 @@ def _export(module: Any, folder: Path, exec_mode: str = "bytecode") -> bytes:
     return file.read_bytes()
 
 
-def affine_library(folder: Path, exec_mode: str = "bytecode") -> bytes:
-    """main(x, w, b) = (x * w + b + b,)"""
+def _affine() -> Any:
+    """main(x, w, b) = (x * w + b + b,), in a builder"""
     builder = relax.BlockBuilder()
     plus, times = builder.add_func(add, "add"), builder.add_func(multiply, "multiply")
     x, w, b = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "xwb")
@@ -70,25 +70,23 @@ def affine_library(folder: Path, exec_mode: str = "bytecode") -> bytes:
             once = builder.emit(relax.call_tir(plus, [product, b], x.ty))
             twice = builder.emit_output(relax.call_tir(plus, [once, b], x.ty))
         builder.emit_func_output(twice)
-    return _export(builder.get(), folder, exec_mode)
+    return builder
+
+
+def affine_library(folder: Path, exec_mode: str = "bytecode") -> bytes:
+    """main as in `_affine`"""
+    return _export(_affine().get(), folder, exec_mode)
 
 
 def preparing_library(folder: Path, short: bool = False) -> bytes:
-    """main(x, w, b) = x * w + b, and prepare(w, b) = (w * b, b), or (b, ) if `short`."""
-    builder = relax.BlockBuilder()
-    plus, times = builder.add_func(add, "add"), builder.add_func(multiply, "multiply")
-    x, w, b = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "xwb")
-    with builder.function("main", [x, w, b]):
-        with builder.dataflow():
-            product = builder.emit(relax.call_tir(times, [x, w], x.ty))
-            total = builder.emit_output(relax.call_tir(plus, [product, b], x.ty))
-        builder.emit_func_output(total)
+    """main as in `_affine`, and prepare(w, b) = (w * b, b), or (b,) if `short`"""
+    builder = _affine()
+    times = builder.add_func(multiply, "multiply")
     w, b = (relax.Var(name, relax.TensorType(SHAPE, "float32")) for name in "wb")
     with builder.function("prepare", [w, b]):
         with builder.dataflow():
             product = builder.emit(relax.call_tir(times, [w, b], w.ty))
-            made = [b] if short else [product, b]
-            result = builder.emit_output(relax.Tuple(made))
+            result = builder.emit_output(relax.Tuple([b] if short else [product, b]))
         builder.emit_func_output(result)
     return _export(builder.get(), folder)
 

@@ -11,7 +11,14 @@ from nmcompile.kernels.catalog import CATALOG, Kernel, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
-from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error, run_kernel
+from tests.kernel_runner import (
+    ACTIVATIONS,
+    activation,
+    reference,
+    relative_error,
+    run_kernel,
+    tolerance_of,
+)
 
 CONVOLUTIONS = [kernel for kernel in CATALOG if kernel.op == "conv2d"]
 PATTERNS: dict[str, list[tuple[Pattern, float | None]]] = {
@@ -23,14 +30,6 @@ PATTERNS: dict[str, list[tuple[Pattern, float | None]]] = {
     "dense": [(Dense(), None)],
     "depthwise": [(Dense(), None)],
 }  # fmt: skip
-
-
-# Winograd's transforms of 4x4 tiles add numbers up to a hundred times their result.
-TOLERANCE, WINOGRAD_TOLERANCE = 1e-5, 5e-5
-
-
-def tolerance_of(kernel: Kernel) -> float:
-    return WINOGRAD_TOLERANCE if "winograd" in kernel.name else TOLERANCE
 
 
 def patterns_of(kernel: Kernel) -> list[tuple[Pattern, float | None]]:
@@ -107,11 +106,9 @@ def winograd_convolutions(draw: st.DrawFn) -> Conv2d:
 
 def geometries(kernel: Kernel) -> st.SearchStrategy[Conv2d]:
     """Convolutions that a row takes."""
-    return (
-        winograd_convolutions()
-        if "winograd" in kernel.name
-        else convolutions("depth" in kernel.name)
-    )
+    if "winograd" in kernel.name:
+        return winograd_convolutions()
+    return convolutions("depthwise" in kernel.name)
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
@@ -162,7 +159,7 @@ def test_winograd_blocks_agree_with_float64(conv: Conv2d, pattern: Pattern) -> N
     expected = reference(problem, x, residual)
     for config in ways.values():
         found = run_kernel(kernel, problem, x, residual, config)
-        assert relative_error(found, expected) < WINOGRAD_TOLERANCE, config
+        assert relative_error(found, expected) < tolerance_of(kernel), config
 
 
 @pytest.mark.parametrize("outputs", [4, 8, 16])
@@ -177,7 +174,7 @@ def test_winograd_keeps_non_zeros_of_patterns_that_it_loses(outputs: int) -> Non
     kept = np.count_nonzero(problem.weight)
     assert sum(array.nbytes for array in arrays.values()) < 4 * kept + 0.5 * problem.weight.size
     found = run_kernel(kernel, problem, x, None, config)
-    assert relative_error(found, reference(problem, x, None)) < WINOGRAD_TOLERANCE
+    assert relative_error(found, reference(problem, x, None)) < tolerance_of(kernel)
 
 
 def test_winograd_refuses_windows_without_a_form() -> None:

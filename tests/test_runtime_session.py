@@ -397,7 +397,7 @@ def test_weights_are_prepared_once_per_load(tmp_path: Path) -> None:
     with load(tmp_path / "m.nmc") as session:
         for _ in range(2):
             x = random_input()
-            want = x.astype(np.float64) * SCALE * SHIFT + SHIFT
+            want = x.astype(np.float64) * SCALE * SHIFT + 2 * SHIFT
             np.testing.assert_allclose(session.run(x)["y"], want, rtol=1e-5, atol=1e-5)
 
 

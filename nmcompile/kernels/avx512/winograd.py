@@ -63,8 +63,7 @@ class _Emitter:
         out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
         with PrimFuncBuilder(name) as func:
             x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
-            size = self.tiling.positions * self.values_per_position
-            self.values = func.tensor("values", (size,))
+            self.values = func.tensor("values", (self.tiling.transformed(sizes.values),))
             self.indices = self.starts = self.bias = residual = None
             if sizes.indices:
                 self.indices = func.tensor("indices", (sizes.indices,), "uint16")

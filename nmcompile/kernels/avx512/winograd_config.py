@@ -146,6 +146,10 @@ class Tiling:
             (step, step), (top, left, bottom, right), (stride, stride),
         )  # fmt: skip
 
+    def transformed(self, windows: int) -> int:
+        """Floats of transformed weights for so many of packed windows; none is one, as there."""
+        return max(1, windows // self.conv.taps * self.phases * self.positions)
+
     @property
     def products(self) -> PanelConfig:
         """One position's matrix product, as a panel convolution of windows of all phases."""

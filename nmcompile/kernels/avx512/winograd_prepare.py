@@ -45,13 +45,14 @@ def keep_windows(
     """
     packed = pack_conv(weight, tiling.conv, tiling.windows)
     size = packed.values.size
-    taps, outputs = tiling.conv.taps, tiling.config.outputs
-    transformed = _length(tiling, size // (taps * outputs))
+    transformed = tiling.transformed(size)
     density = np.count_nonzero(weight) / weight.size
     if not tiling.config.dense or density >= SQUEEZE_BELOW:
         prepare = Prepare(name, emit_transform, (tiling, size), ("values",), transformed)
         return packed.arrays, prepare, packed.sizes
-    values, masks, starts = squeeze(packed.values.reshape(-1, taps, outputs))
+    values, masks, starts = squeeze(
+        packed.values.reshape(-1, tiling.conv.taps, tiling.config.outputs)
+    )
     arrays = {"values": values, "masks": masks, "starts": starts}
     lengths = (values.size, masks.size, starts.size)
     prepare = Prepare(name, emit_expand, (tiling, lengths), tuple(arrays), transformed)
@@ -93,7 +94,7 @@ def emit_transform(name: str, tiling: Tiling, size: int) -> Any:
     entries = size // (count * outputs)
     with PrimFuncBuilder(name) as func:
         windows = func.tensor("windows", (size,))
-        transformed = func.tensor("transformed", (_length(tiling, entries),))
+        transformed = func.tensor("transformed", (tiling.transformed(size),))
         with T.parallel(0, entries) as entry:
             for first in range(0, outputs, LANES):
                 active = min(LANES, outputs - first)
@@ -112,7 +113,8 @@ def emit_expand(name: str, tiling: Tiling, lengths: tuple[int, int, int]) -> Any
         values = func.tensor("values", (lengths[0],))
         masks = func.tensor("masks", (lengths[1],), mask_dtype(outputs))
         starts = func.tensor("starts", (entries,), "int32")
-        transformed = func.tensor("transformed", (_length(tiling, entries),))
+        size = entries * count * outputs
+        transformed = func.tensor("transformed", (tiling.transformed(size),))
         with T.parallel(0, entries) as entry:
             at: Expr = T.bind(starts[entry])
             taps: list[list[Expr]] = []
@@ -163,8 +165,3 @@ def _store_transformed(
                 matrix = (position * entries + entry) * tiling.phases + row * stride + column
                 at = matrix * outputs + first
                 store(transformed, at, value, min(LANES, outputs - first))
-
-
-def _length(tiling: Tiling, entries: int) -> int:
-    """Floats of all transformed windows."""
-    return tiling.positions * entries * tiling.phases * tiling.config.outputs
