@@ -22,13 +22,14 @@ from rich.progress import track
 from benchmarks.density import RESULTS, Layer, Result, picture, tables, write_result
 from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS
+from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.report import TITLES, update_readme
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
-from nmcompile.sparsity import Dense, Detection, OneByN, Pattern, Unstructured, project
+from nmcompile.kernels.spec import Conv2d
+from nmcompile.sparsity import Dense, OneByN, Pattern, Unstructured
 from nmcompile.targets import find_target
 from nmcompile.tuning.measure import measure
 
@@ -64,29 +65,11 @@ FAMILIES = (
 )
 
 
-def make_problem(conv: Conv2d, pattern: Pattern, density: float) -> Problem:
-    """A convolution with bias, ReLU and seeded weights of a pattern, which is taken as given."""
-    random = np.random.default_rng(0)
-    shape = (conv.out_channels, conv.group_in, *conv.kernel)
-    weight = project(random.standard_normal(shape, dtype=np.float32), pattern, density)
-    bias = random.standard_normal(conv.out_channels, dtype=np.float32)
-    epilogue = Epilogue(bias=True, activation=Activation("relu"))
-    kept = float(np.count_nonzero(weight)) / weight.size
-    return Problem(conv, epilogue, weight, bias, Detection(pattern, (pattern,), kept))
-
-
 def heaviest(
     shapes: Sequence[tuple[Conv2d, int]], share: float
 ) -> tuple[list[tuple[Conv2d, int]], float]:
-    """The fewest prunable layers that make up a share of their multiplications, and their share.
-
-    Stems, depthwise convolutions and those that blocks of 16 do not fit are not prunable.
-    """
-    prunable = [
-        (conv, count)
-        for conv, count in shapes
-        if conv.group_in >= 16 and conv.out_channels % 16 == 0
-    ]
+    """The fewest prunable layers that make up a share of their multiplications, and their share."""
+    prunable = [(conv, count) for conv, count in shapes if is_prunable(conv)]
     prunable.sort(key=lambda entry: -entry[0].macs * entry[1])
     work = np.cumsum([conv.macs * count for conv, count in prunable])
     # One more than those that do not reach it.
@@ -96,7 +79,7 @@ def heaviest(
 
 def time_layer(conv: Conv2d, count: int, densities: Sequence[float], threads: int) -> Layer:
     """One layer dense and with all families at all densities, in turns."""
-    dense = make_problem(conv, Dense(), 1.0)
+    dense = make_problem(conv, Dense())
     picked = choose("conv2d", TARGET, dense).kernel
     candidates = [picked.lower(dense)]
     # Where two families run the same row, it is timed once.
@@ -112,10 +95,8 @@ def time_layer(conv: Conv2d, count: int, densities: Sequence[float], threads: in
                 candidates.append(row.lower(problem))
             runs[family.name].append(at[key])
     (times,), _ = measure(dense, candidates, find_target(TARGET).llvm_cpu, (threads,))
-    size, stride = conv.kernel[0], conv.stride[0]
-    shape = f"{conv.in_channels}->{conv.out_channels} {size}x{size}/{stride} {conv.in_height}²"
     ms = {name: [times[i] for i in indices] for name, indices in runs.items()}
-    return Layer(shape, count, picked.name, times[0], ms)
+    return Layer(title_of(conv), count, picked.name, times[0], ms)
 
 
 def _densities(text: str) -> list[float]:

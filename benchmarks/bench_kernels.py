@@ -11,23 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS
+from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
+from nmcompile.kernels.spec import Conv2d
 from nmcompile.roofs import Roofs, measure_roofs
-from nmcompile.sparsity import Dense, detect, parse_pattern, project
+from nmcompile.sparsity import Dense, detect, parse_pattern
 from nmcompile.targets import find_target
 from nmcompile.tuning.measure import measure
 
@@ -52,21 +52,15 @@ class Row:
     roof_share: float
 
 
-def make_problem(conv: Conv2d, spec: str) -> Problem | None:
-    """A convolution with bias, ReLU and seeded weights; None where the pattern does not fit it."""
+def problem_of(conv: Conv2d, spec: str) -> Problem | None:
+    """A convolution with a pattern as detected in its weights; None where it is not pruned."""
     name, _, density = spec.partition("@")
     pattern = parse_pattern(name)
-    random = np.random.default_rng(0)
-    shape = (conv.out_channels, conv.group_in, *conv.kernel)
-    weight = random.standard_normal(shape, dtype=np.float32)
-    if not isinstance(pattern, Dense):
-        # As in the bench models: stems and depthwise convolutions are not pruned.
-        if conv.group_in < 16 or conv.out_channels % 16:
-            return None
-        weight = project(weight, pattern, float(density) if density else None)
-    bias = random.standard_normal(conv.out_channels, dtype=np.float32)
-    epilogue = Epilogue(bias=True, activation=Activation("relu"))
-    return Problem(conv, epilogue, weight, bias, detect(weight))
+    if not isinstance(pattern, Dense) and not is_prunable(conv):
+        return None
+    problem = make_problem(conv, pattern, float(density) if density else None)
+    assert problem.weight is not None
+    return replace(problem, detection=detect(problem.weight))
 
 
 def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, roofs: Roofs) -> Row:
@@ -75,7 +69,7 @@ def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, r
     Raises:
         ValueError: the pattern does not fit it.
     """
-    problem = make_problem(conv, spec)
+    problem = problem_of(conv, spec)
     if problem is None or problem.detection is None:
         raise ValueError(f"{spec} does not fit {conv}")
     kernel = choose("conv2d", TARGET, problem).kernel
@@ -83,10 +77,8 @@ def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, r
     (times,), _ = measure(problem, [kernel.lower(problem)], llvm_cpu, (threads,))
     flops = 2e-6 * conv.macs / times[0]
     nonzero = flops * problem.detection.density
-    size, stride = conv.kernel[0], conv.stride[0]
-    shape = f"{conv.in_channels}->{conv.out_channels} {size}x{size}/{stride} {conv.in_height}²"
     return Row(
-        *(model, shape, count, spec, kernel.name, threads, times[0], nonzero, flops),
+        *(model, title_of(conv), count, spec, kernel.name, threads, times[0], nonzero, flops),
         roof=kernel.roof,
         roof_share=nonzero / roofs.of(kernel.roof, threads),
     )
@@ -127,7 +119,7 @@ def main() -> int:
         for model in options.models.split(",")
         for conv, count in read_shapes(model)
         for spec in options.patterns.split(",")
-        if make_problem(conv, spec) is not None
+        if problem_of(conv, spec) is not None
     ]
     rows = [
         time_kernel(*item, options.threads, roofs)

@@ -8,7 +8,6 @@ from benchmarks.bench_density import (
     FAMILIES,
     Family,
     heaviest,
-    make_problem,
     parse_arguments,
     time_layer,
 )
@@ -22,6 +21,7 @@ from benchmarks.density import (
     tables,
     write_result,
 )
+from benchmarks.problems import make_problem
 from benchmarks.shapes import read_shapes
 from nmcompile.kernels.spec import Conv2d
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shapes
-from benchmarks.bench_kernels import make_problem, table_of, time_kernel
+from benchmarks.bench_kernels import problem_of, table_of, time_kernel
 from benchmarks.models import MODELS, build
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.roofs import Roofs
@@ -34,5 +34,5 @@ def test_a_row_is_measured_against_the_roof_that_bounds_it() -> None:
 
 
 def test_stems_are_not_pruned() -> None:
-    assert make_problem(Conv2d(1, 3, 8, 8, 16, (3, 3)), "2:4") is None
-    assert make_problem(Conv2d(1, 3, 8, 8, 16, (3, 3)), "dense") is not None
+    assert problem_of(Conv2d(1, 3, 8, 8, 16, (3, 3)), "2:4") is None
+    assert problem_of(Conv2d(1, 3, 8, 8, 16, (3, 3)), "dense") is not None

@@ -1,0 +1,35 @@
+"""Single convolutions of the bench models as problems for kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
+from nmcompile.sparsity import Dense, Detection, Pattern, project
+
+NARROWEST = 16  # channels of a prunable layer, and the widest block of outputs that has to fit
+
+
+def is_prunable(conv: Conv2d) -> bool:
+    """Whether a layer is pruned: as in the bench models, no stem and no depthwise convolution."""
+    return conv.group_in >= NARROWEST and conv.out_channels % NARROWEST == 0
+
+
+def title_of(conv: Conv2d) -> str:
+    """The shape as tables name it."""
+    size, stride = conv.kernel[0], conv.stride[0]
+    return f"{conv.in_channels}->{conv.out_channels} {size}x{size}/{stride} {conv.in_height}²"
+
+
+def make_problem(conv: Conv2d, pattern: Pattern, density: float | None = None) -> Problem:
+    """A convolution with bias, ReLU and seeded weights of a pattern, which is taken as given."""
+    random = np.random.default_rng(0)
+    shape = (conv.out_channels, conv.group_in, *conv.kernel)
+    weight = random.standard_normal(shape, dtype=np.float32)
+    if not isinstance(pattern, Dense):
+        weight = project(weight, pattern, density)
+    bias = random.standard_normal(conv.out_channels, dtype=np.float32)
+    epilogue = Epilogue(bias=True, activation=Activation("relu"))
+    kept = float(np.count_nonzero(weight)) / weight.size
+    return Problem(conv, epilogue, weight, bias, Detection(pattern, (pattern,), kept))
