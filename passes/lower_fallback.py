@@ -117,7 +117,7 @@ def _calls_in(function: Any) -> list[str]:
             if not isinstance(value, relax.Call):
                 continue
             name = str(getattr(value.op, "name", ""))
-            if name == "relax.call_tir":
+            if name in ("relax.call_tir", "relax.call_tir_inplace"):
                 found.append(str(value.args[0].name_hint))
             elif is_call_of(value, EARLY):
                 found.append(EARLY)

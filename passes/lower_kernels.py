@@ -9,7 +9,7 @@ arguments of the entry function out of the artifact's, once per load.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -204,12 +204,17 @@ class _Lowering:
         detection = self._pattern_of(group) if group.weight is not None else None
         problem = Problem(group.spec, group.epilogue, group.weight, group.bias, detection)
         choice = self._chooser(group.op, self._target, problem)
-        lowered = choice.kernel.lower(problem, choice.config)
+        # Chosen, and measured, with an output of its own: that makes no difference to the choice.
+        epilogue = replace(problem.epilogue, in_place=group.overwrites)
+        lowered = choice.kernel.lower(replace(problem, epilogue=epilogue), choice.config)
         callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
         params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self._substitute(group.residual)]
         arguments = [self._substitute(group.x), *params, *residual]
         self._result.calls.append(KernelCall(callee.name_hint, group, problem, choice))
+        if group.overwrites:
+            last = len(arguments) - 1
+            return relax.op.call_tir_inplace(callee, relax.Tuple(arguments), last, group.out.ty)
         return relax.call_tir(callee, relax.Tuple(arguments), group.out.ty)
 
     def _kernel_params(self, index: int, lowered: Lowered) -> list[Expr]:

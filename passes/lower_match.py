@@ -49,6 +49,7 @@ class Group:
     residual: Expr = None
     activation: Activation = field(default_factory=Activation)
     members: list[Expr] = field(default_factory=list)
+    overwrites: bool = False  # whether nothing reads the residual's memory any more
 
     @property
     def epilogue(self) -> Epilogue:
@@ -73,6 +74,7 @@ class Matcher:
                 self._grow(group)
                 self._view.taken.update(group.members)
                 found.append(group)
+        self._find_overwrites(found)
         return found
 
     def leftovers(self) -> list[str]:
@@ -235,6 +237,26 @@ class Matcher:
             return False
         group.bias = bias if group.bias is None else group.bias + bias
         return True
+
+    # Step 3. Residuals whose memory the output may take.
+
+    def _find_overwrites(self, groups: list[Group]) -> None:
+        """Mark the groups that are the last to read their residual.
+
+        Only residuals that a group has made and only groups read: anything else might be a view of
+        the same memory, or run at another place once TVM has fused it.
+        """
+        owner = {var: group for group in groups for var in group.members}
+        made = {group.out for group in groups}
+        place = {var: index for index, var in enumerate(self._view.definitions)}
+        for group in groups:
+            residual = group.residual
+            if residual not in made or residual in self._view.outputs:
+                continue
+            readers = [owner.get(user) for user in self._view.users[residual]]
+            group.overwrites = not group.x.same_as(residual) and all(
+                reader is not None and place[reader.out] <= place[group.out] for reader in readers
+            )
 
 
 def _per_channel(value: npt.NDArray[Any], group: Group) -> FloatArray | None:

@@ -40,11 +40,16 @@ def run_kernel(
     residual: Array | None,
     config: Any = None,
 ) -> Array:
-    """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes."""
+    """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes.
+
+    In place, the residual's copy is the output.
+    """
     lowered = kernel.lower(problem, config)
     ((function, operands),) = compile_kernels([lowered], find_target(kernel.target).llvm_cpu)
     out = np.full(output_shape(problem), np.nan, np.float32)
     arrays = [x, *([] if residual is None else [residual]), out]
+    if problem.epilogue.in_place:
+        arrays.pop()
     first, *last = (tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays)
     function(first, *operands, *last)
     result: Array = last[-1].numpy()

@@ -111,19 +111,27 @@ def geometries(kernel: Kernel) -> st.SearchStrategy[Conv2d]:
     return convolutions("depthwise" in kernel.name)
 
 
+@st.composite
+def epilogues(draw: st.DrawFn, kinds: list[str]) -> Epilogue:
+    """With and without bias and residual, which is overwritten or not."""
+    residual = draw(st.booleans())
+    return Epilogue(
+        bias=draw(st.booleans()),
+        residual=residual,
+        activation=activation(draw(st.sampled_from(kinds))),
+        in_place=residual and draw(st.booleans()),
+    )
+
+
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries(kernel))
     pattern, density = data.draw(st.sampled_from(patterns_of(kernel)))
-    epilogue = Epilogue(
-        data.draw(st.booleans()),
-        data.draw(st.booleans()),
-        # The other activations have a test of their own: they change the range that errors are
-        # compared with.
-        activation(data.draw(st.sampled_from(["none", "relu"]))),
-    )
+    # The other activations have a test of their own: they change the range that errors are
+    # compared with.
+    epilogue = data.draw(epilogues(["none", "relu"]))
     problem, x, residual = make_problem(conv, pattern, density, epilogue, data.draw(st.integers(0)))
     assert kernel.refuse(problem) is None
     found = run_kernel(kernel, problem, x, residual)
@@ -149,7 +157,7 @@ def winograd_row(pattern: Pattern) -> Kernel:
     ],
 )
 def test_winograd_blocks_agree_with_float64(conv: Conv2d, pattern: Pattern) -> None:
-    epilogue = Epilogue(True, True, Activation("silu"))
+    epilogue = Epilogue(True, True, Activation("silu"), in_place=True)
     density = 0.4 if isinstance(pattern, OneByN) else None
     problem, x, residual = make_problem(conv, pattern, density, epilogue, 0)
     kernel = winograd_row(pattern)
@@ -228,7 +236,7 @@ def test_large_convolution_agrees_with_float64(
 @pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
 def test_activations_agree_with_float64(kind: str) -> None:
     conv = Conv2d(1, 3, 6, 5, 7, (3, 3), padding=(1, 1, 1, 1))
-    epilogue = Epilogue(True, True, activation(kind))
+    epilogue = Epilogue(True, True, activation(kind), in_place=True)
     problem, x, residual = make_problem(conv, Dense(), None, epilogue, 0)
     # Far beyond where the activations saturate, on both sides.
     x *= 20
@@ -254,30 +262,25 @@ def test_weight_of_zeros_gives_the_bias() -> None:
     lead=st.sampled_from([(1,), (2,), (7,), (2, 13), (1, 3, 4)]),
     inputs=st.integers(1, 70),
     outputs=st.sampled_from([1, 10, 16, 63, 64, 65, 130]),
-    bias=st.booleans(),
-    residual=st.booleans(),
-    kind=st.sampled_from(["none", "relu"]),
+    epilogue=epilogues(["none", "relu"]),
     seed=st.integers(0),
 )
 def test_linear_agrees_with_float64(
     lead: tuple[int, ...],
     inputs: int,
     outputs: int,
-    bias: bool,
-    residual: bool,
-    kind: str,
+    epilogue: Epilogue,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    epilogue = Epilogue(bias, residual, activation(kind))
     problem = Problem(
         Linear(lead, inputs, outputs),
         epilogue,
         rng.standard_normal((outputs, inputs), dtype=np.float32),
-        rng.standard_normal(outputs, dtype=np.float32) if bias else None,
+        rng.standard_normal(outputs, dtype=np.float32) if epilogue.bias else None,
     )
     x = rng.standard_normal((*lead, inputs), dtype=np.float32)
-    extra = rng.standard_normal((*lead, outputs), dtype=np.float32) if residual else None
+    extra = rng.standard_normal((*lead, outputs), dtype=np.float32) if epilogue.residual else None
     kernel = choose("linear", "avx512", problem).kernel
     found = run_kernel(kernel, problem, x, extra)
     assert relative_error(found, reference(problem, x, extra)) < 1e-5

@@ -1,5 +1,7 @@
 """What the Relax lowering fuses into our kernels, from torch and from ONNX."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import nmcompile
+from nmcompile import runtime
 from nmcompile.frontends import open_model
 from nmcompile.passes.lower_fallback import lower_fallback
 from nmcompile.passes.lower_kernels import lower_kernels
@@ -36,6 +40,38 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.second(self.first(x)) + x)
+
+
+class Sums(nn.Module):
+    """conv(y) + y for y = make(conv(x)), then what else reads y."""
+
+    def __init__(
+        self,
+        make: Callable[[Tensor], Tensor] = functional.relu,
+        after: Callable[[Tensor, Tensor], Any] = lambda y, out: out,
+        before: Callable[[Tensor], Tensor] = lambda y: y,
+    ) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.make, self.after, self.before = make, after, before
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.make(self.stem(x))
+        return self.after(y, functional.relu(self.outer(self.inner(self.before(y))) + y))
+
+
+SUMS: dict[str, tuple[nn.Module, bool]] = {
+    "nothing else": (Sums(), True),
+    "one more user before": (Sums(before=lambda y: functional.max_pool2d(y, 1)), True),
+    "no kernel makes it": (Sums(make=torch.tanh), False),
+    "no kernel reads it": (Sums(before=torch.tanh), False),
+    "a view of it": (Sums(before=lambda y: y.reshape(1, 8, 16, 9)
+                          .mean((2, 3), keepdim=True).expand(1, 8, 12, 12)), False),
+    "read afterwards": (Sums(after=lambda y, out: functional.max_pool2d(y, 2)
+                             + functional.max_pool2d(out, 2)), False),
+    "returned": (Sums(after=lambda y, out: (y, out)), False),
+    "a model input": (ResidualBlock(), False),
+}  # fmt: skip
 
 
 class SharedValue(nn.Module):
@@ -89,6 +125,25 @@ def test_residual_and_activation_are_fused(kind: str) -> None:
     assert [group.residual is not None for group in groups] == [False, True]
     assert groups[1].activation.kind == "relu"
     assert leftovers == []
+
+
+@pytest.mark.isa("avx512f")
+@pytest.mark.parametrize("case", SUMS)
+def test_output_takes_the_memory_of_a_residual_that_nothing_reads_again(
+    case: str, tmp_path: Path
+) -> None:
+    model, overwritten = SUMS[case]
+    groups, _ = match(model, "torch")
+    assert [g.overwrites for g in groups if g.residual is not None] == [overwritten]
+    x = torch.randn(1, 8, 12, 12)
+    path = nmcompile.compile(model, output=tmp_path / "sum.nmc", example_inputs=(x,)).path
+    with torch.no_grad():
+        expected = model(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    with runtime.load(path) as session:
+        for _ in range(3):  # memory of earlier runs is used again
+            for found, y in zip(session.run(x.numpy()).values(), expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(found), y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])

@@ -63,7 +63,8 @@ class Prepare:
 class Lowered:
     """A TIR function and the constant arrays it takes between the input and the output.
 
-    Arguments: x, then `operands` in order, then the residual if the epilogue has one, then out.
+    Arguments: x, then `operands` in order, then the residual if the epilogue has one, then out
+    unless that takes the residual's memory.
     `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
     needs to emit each only once. `arrays` are what the artifact keeps; `prepare` says which
     operands are made of them, under the name of their first source.

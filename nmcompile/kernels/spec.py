@@ -30,11 +30,15 @@ class Activation:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What is fused behind the accumulation: y = activation(sum + bias + residual)."""
+    """What is fused behind the accumulation: y = activation(sum + bias + residual).
+
+    `in_place`: y is written over the residual, which has no memory of its own afterwards.
+    """
 
     bias: bool = False
     residual: bool = False
     activation: Activation = Activation()
+    in_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.spec import Activation
+from nmcompile.kernels.spec import Activation, Epilogue
 
 LANES = 16  # float32 lanes of one 512-bit register
 Expr = Any  # TVM ships no type stubs
@@ -104,6 +104,12 @@ class PrimFuncBuilder:
     def tensor(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
         """Declare the next argument."""
         return T.arg(name, T.buffer(shape, dtype))
+
+    def output(self, shape: tuple[int, ...], epilogue: Epilogue) -> tuple[Buffer | None, Buffer]:
+        """Declare the last arguments, [residual] and out; flat views, the same one in place."""
+        residual = self.tensor("residual", shape) if epilogue.residual else None
+        out = residual if epilogue.in_place else self.tensor("out", shape)
+        return None if residual is None else self.flat(residual), self.flat(out)
 
     def flat(self, buffer: Buffer) -> Buffer:
         """A one-dimensional view of an argument."""

@@ -46,10 +46,8 @@ def emit_linear(name: str, linear: Linear, epilogue: Epilogue) -> object:
         values = func.tensor("values", (panels * linear.in_features * width,))
         bias = func.tensor("bias", (panels * width,)) if epilogue.bias else None
         shape = (*linear.lead, linear.out_features)
-        residual = func.tensor("residual", shape) if epilogue.residual else None
-        out = func.tensor("out", shape)
-        x, out = func.flat(x), func.flat(out)
-        residual = func.flat(residual) if residual is not None else None
+        residual, out = func.output(shape, epilogue)
+        x = func.flat(x)
 
         def block(panel: Expr, row: Expr, rows: int, features: int) -> None:
             """`rows` rows of one panel of 64 output features, the first `features` of them real."""

@@ -52,7 +52,7 @@ class _Emitter:
         with PrimFuncBuilder(name) as func:
             x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
             values = func.tensor("values", (sizes.values,))
-            indices = starts = residual = self.bias = None
+            indices = starts = self.bias = None
             if sizes.indices:
                 dtype = "int64" if self.config.own_lists else "uint16"
                 indices = func.tensor("indices", (sizes.indices,), dtype)
@@ -63,11 +63,8 @@ class _Emitter:
                 self.order = func.tensor("order", (sizes.order,), "int32")
             if self.epilogue.bias:
                 self.bias = func.tensor("bias", (conv.groups * self.padded_out,))
-            if self.epilogue.residual:
-                residual = func.tensor("residual", out_shape)
-            out = func.tensor("out", out_shape)
-            x, self.out = func.flat(x), func.flat(out)
-            self.residual = func.flat(residual) if residual is not None else None
+            self.residual, self.out = func.output(out_shape, self.epilogue)
+            x = func.flat(x)
             self.weights = Weights(conv, self.config, values, indices, starts)
             self.source = PanelSource(conv, x, self.config.taps_first)
             self._tiles()
@@ -160,7 +157,7 @@ class _Emitter:
         def lines() -> None:
             for j in range(self.config.outputs):
                 where = target.start(j)
-                if target.residual is not None:
+                if target.residual is not None and not self.epilogue.in_place:
                     prefetch(target.residual, where, shape.pixels)
                 prefetch(target.out, where, shape.pixels, write=True)
 

@@ -125,10 +125,8 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
         x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
         weight = func.tensor("values", (conv.out_channels * conv.taps,))
         bias = func.tensor("bias", (conv.out_channels,)) if epilogue.bias else None
-        residual = func.tensor("residual", out_shape) if epilogue.residual else None
-        out = func.tensor("out", out_shape)
-        x, out = func.flat(x), func.flat(out)
-        residual = func.flat(residual) if residual is not None else None
+        residual, out = func.output(out_shape, epilogue)
+        x = func.flat(x)
         with T.parallel(0, conv.batch * conv.in_channels) as nc:
             planes = T.alloc_buffer((len(window.phases) * window.rows * window.columns,), align=64)
             _copy_plane(window, x, nc * (conv.in_height * conv.in_width), planes, 0.0)

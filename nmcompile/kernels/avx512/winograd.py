@@ -64,18 +64,15 @@ class _Emitter:
         with PrimFuncBuilder(name) as func:
             x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
             self.values = func.tensor("values", (self.tiling.transformed(sizes.values),))
-            self.indices = self.starts = self.bias = residual = None
+            self.indices = self.starts = self.bias = None
             if sizes.indices:
                 self.indices = func.tensor("indices", (sizes.indices,), "uint16")
             if sizes.starts:
                 self.starts = func.tensor("starts", (sizes.starts,), "int32")
             if self.epilogue.bias:
                 self.bias = func.tensor("bias", (conv.out_channels,))
-            if self.epilogue.residual:
-                residual = func.tensor("residual", out_shape)
-            out = func.tensor("out", out_shape)
-            self.x, self.out = func.flat(x), func.flat(out)
-            self.residual = func.flat(residual) if residual is not None else None
+            self.residual, self.out = func.output(out_shape, self.epilogue)
+            self.x = func.flat(x)
             if self.config.split_blocks:
                 with T.parallel(0, self.tiling.blocks) as block:
                     self._block(block, *self._matrices())
@@ -244,7 +241,7 @@ class _Emitter:
         with T.serial(0, -(-rows * self.conv.out_width // LANES)) as line:
             at = T.bind(first + line * LANES)
             prefetch(self.out, at, LANES, write=True)
-            if self.residual is not None:
+            if self.residual is not None and not self.epilogue.in_place:
                 prefetch(self.residual, at, LANES)
 
     def _write_row(
