@@ -38,8 +38,14 @@ MAX_STEP = 8  # entries of an own list in one iteration
 OWN_SUMS = 24  # registers for sums over own lists; the others hold weights
 OWN_LOADS = 0.4  # loads per entry of an own list beside those of its row
 OWN_PANELS = (0.5, 1.0, 2.0)  # of L1_PANEL_BYTES: the sparser the lists, the more rows pay
-PRIVATE_OVERHEAD = 40.0  # cycles to start and finish lists of any length together
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
+# Of private lists: cycles of an entry, of one of its loads from L1 and how many more from L2, of a
+# list, and of carrying a vector of sums from block to block. Fitted to the times of 20 layers with 5
+# to 20 % density (13 % off) on a core with one 512-bit FMA per cycle; the last one makes them
+# cycles of the core that all others are counted for.
+PRIVATE_ENTRY, PRIVATE_LOAD, PRIVATE_BEYOND = 0.9, 0.72, 1.3
+PRIVATE_LIST, PRIVATE_CARRY = 14.0, 9.0
+PRIVATE_SCALE = 0.62
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
 
 
@@ -210,23 +216,25 @@ def _own_cycles(
 ) -> list[float]:
     """Cycles of each tile of one image for the output channels of one chunk."""
     blocks = -(-conv.group_in // channels)
-    entries = density * channels * conv.taps
     start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
-    if grouped is not None:
-        entries = channels * conv.taps * grouped.n / grouped.m
-    else:
-        entries += 1.5  # lists are padded to words of four offsets
-        start = PRIVATE_OVERHEAD / outputs
     tiles = []
     for shape in tile_shapes(conv.out_pixels, tile, extras=False):
         v = shape.cost
         panel_bytes = channels * conv.taps * shape.stride * 4
         beyond = max(0.0, 1 - L1_PANEL_BYTES / panel_bytes)  # these loads take twice as long
-        loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
-        entry = max(loads, FMA_LATENCY / outputs)
-        per_list = entries * entry + start + (2.0 * v if blocks > 1 else v)
+        if grouped is not None:
+            entries = channels * conv.taps * grouped.n / grouped.m
+            loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
+            per_list = entries * max(loads, FMA_LATENCY / outputs) + start
+            per_list += 2.0 * v if blocks > 1 else v
+        else:
+            entries = density * channels * conv.taps + 1.5  # padded to words of four offsets
+            loads = PRIVATE_ENTRY + v * (PRIVATE_LOAD + PRIVATE_BEYOND * beyond)
+            per_list = entries * max(loads, FMA_LATENCY / outputs) + PRIVATE_LIST
+            per_list += PRIVATE_CARRY * v if blocks > 1 else v
         lists = conv.group_out / chunks * blocks
-        tiles.append(lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES)
+        cycles = lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES
+        tiles.append(cycles if grouped is not None else PRIVATE_SCALE * cycles)
     return tiles
 
 

@@ -20,6 +20,7 @@ from nmcompile.kernels.spec import Conv2d
 MAX_VECTORS = 6
 DENSE_LIST = 16  # output channels whose weights lie side by side where there are no lists
 CYCLES_PER_STEP = 0.7  # of a load, shuffle, addition or store of a transform, measured
+L2_BYTES_PER_CYCLE = 32.0
 WEIGHT_BYTES_PER_CYCLE = 8.0  # from memory, whatever the number of threads
 CACHED_BYTES = 1 << 20  # weights that stay in a cache from one block to the next
 # Transformed inputs and sums of a block: bytes that L2 and a core's part of L3 hold, and the bytes
@@ -89,9 +90,13 @@ def _cycles(tiling: Tiling, density: float) -> float:
     entries = conv.in_channels * tiling.phases * density
     matrix_bytes = 4 * conv.in_channels * tiling.phases * tiling.vectors * LANES
     beyond = max(0.0, 1 - L1_PANEL_BYTES / matrix_bytes)  # lines that every list loads from L2
+    # Weights of one position, which every run of vectors reads again: from L2 if they do not stay
+    # in L1 beside the inputs.
+    streamed = 4 * entries * tiling.padded_outputs > L1_PANEL_BYTES // 2
+    reread = 4 * config.outputs / L2_BYTES_PER_CYCLE if streamed else 0.0
     list_cycles = 0.0
     for shape, count, _ in tiling.shapes:
-        row = row_cycles(shape.cost, config.outputs) + beyond * shape.vectors
+        row = row_cycles(shape.cost, config.outputs) + beyond * shape.vectors + reread
         list_cycles += count * (entries * row + LIST_OVERHEAD + config.outputs * shape.vectors)
     parts = tiling.padded_outputs / config.outputs
     work = steps * CYCLES_PER_STEP + tiling.positions * parts * list_cycles
