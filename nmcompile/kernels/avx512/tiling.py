@@ -40,8 +40,8 @@ OWN_LOADS = 0.4  # loads per entry of an own list beside those of its row
 OWN_PANELS = (0.5, 1.0, 2.0)  # of L1_PANEL_BYTES: the sparser the lists, the more rows pay
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
 # Of private lists: cycles of an entry, of one of its loads from L1 and how many more from L2, of a
-# list, and of carrying a vector of sums from block to block. Fitted to the times of 20 layers with 5
-# to 20 % density (13 % off) on a core with one 512-bit FMA per cycle; the last one makes them
+# list, and of carrying a vector of sums from block to block. Fitted to the times of 20 layers with
+# 5 to 20 % density (13 % off) on a core with one 512-bit FMA per cycle; the last one makes them
 # cycles of the core that all others are counted for.
 PRIVATE_ENTRY, PRIVATE_LOAD, PRIVATE_BEYOND = 0.9, 0.72, 1.3
 PRIVATE_LIST, PRIVATE_CARRY = 14.0, 9.0
