@@ -23,32 +23,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.nn import functional
 
 import nmcompile
 from benchmarks.models import build
 from benchmarks.peers import Array, Engine, export_onnx, interleave, onnxruntime_engine, timed
-from benchmarks.training import BlockConv, SpReConv, digits_net, train
+from benchmarks.training import digits, digits_net, train
 from nmcompile import CompileResult, InspectionReport, runtime
+from nmcompile.train import SUBP, Method, SpRe
 
 HELD_OUT = 500
 # Logs and pipes have no width of their own; rich would take them for 80 columns.
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
-MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "SpRe over 2:4 SR-STE": SpReConv,
-    "1x16 blocks, half kept": BlockConv,
+METHODS: dict[str, Method] = {
+    "SpRe over 2:4 SR-STE": SpRe("2:4"),
+    "SUBP, 1x16 blocks, half kept": SUBP("1x16", 0.5),
 }
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    """1797 images (N, 1, 16, 16), twice their original size, and their labels."""
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16 - 0.3
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images = functional.interpolate(images[order], scale_factor=2.0, mode="bilinear")
-    return images, torch.tensor(data.target, dtype=torch.int64)[order]
 
 
 @contextmanager
@@ -123,16 +113,21 @@ def compare_latency(artifact: Path, model: nn.Module, x: Tensor, rounds: int) ->
     return speed
 
 
-def run_digits(
-    title: str, conv: Callable[[int, int, int], nn.Module], output: Path, epochs: int
-) -> bool:
+def run_digits(title: str, method: Method, output: Path, epochs: int) -> bool:
     """Train, compile and run one model; returns whether all predictions are the same."""
     CONSOLE.rule(title)
     images, labels = digits()
     torch.manual_seed(0)
-    model = digits_net(conv)
+    model = method.prepare(digits_net())
     with _bar(f"training, {epochs} epochs", epochs) as advance:
-        train(model, images[HELD_OUT:], labels[HELD_OUT:], epochs=epochs, on_epoch=advance)
+        train(
+            model,
+            images[HELD_OUT:],
+            labels[HELD_OUT:],
+            epochs=epochs,
+            method=method,
+            on_epoch=advance,
+        )
     held, truth = images[:HELD_OUT], labels[:HELD_OUT].numpy()
     with torch.no_grad():
         before = model(held).numpy()
@@ -192,8 +187,8 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     names = ("digits-2of4.nmc", "digits-1x16.nmc")
     same = [
-        run_digits(title, conv, options.output / name, options.epochs)
-        for (title, conv), name in zip(MODELS.items(), names, strict=True)
+        run_digits(title, method, options.output / name, options.epochs)
+        for (title, method), name in zip(METHODS.items(), names, strict=True)
     ]
     if not options.no_resnet50:
         run_resnet50(options.output / "resnet50-1x16.nmc")

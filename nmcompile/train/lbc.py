@@ -1,0 +1,81 @@
+"""N:M by learning which combination of weights of a group is best (LBC)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from nmcompile.errors import PatternError
+from nmcompile.sparsity import NM, Pattern
+from nmcompile.sparsity.pattern import Axis
+from nmcompile.train.method import MaskingMethod
+from nmcompile.train.parametrizations import MAX_COMBINATIONS, BestCombination, MaskedWeight
+from nmcompile.train.schedule import progress, remaining
+from nmcompile.train.srste import nm_pattern
+
+
+class LBC(MaskingMethod):
+    """Give every combination of n of m weights a score, and remove the lowest ones step by step.
+
+    Scores are parameters of the model (`...scores`) and train with the weights; weight decay on
+    them is best left out. Between the epochs `start` and `end` all but one are removed from every
+    group, fast at first (a cubic schedule).
+
+    Source: Zhang et al., NeurIPS 2022, section 3.
+    """
+
+    pattern: NM
+
+    def __init__(
+        self,
+        pattern: Pattern | str,
+        start: int,
+        end: int,
+        *,
+        axis: Axis | None = None,
+        only: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """As `MaskingMethod`.
+
+        Args:
+            pattern: N:M.
+            start: epoch up to which all combinations are kept.
+            end: epoch from which one is left.
+            axis: overrides the pattern's.
+            only: as in `MaskingMethod`.
+            exclude: as in `MaskingMethod`.
+
+        Raises:
+            PatternError: the pattern is not N:M or has too many combinations, or `end` does not
+                come after `start`.
+        """
+        super().__init__(nm_pattern(pattern, axis, "LBC"), only=only, exclude=exclude)
+        self.start, self.end = start, end
+        count = math.comb(self.pattern.m, self.pattern.n)
+        if count > MAX_COMBINATIONS:
+            raise PatternError(
+                f"LBC: {self.pattern} has {count} combinations per group, expected at most "
+                f"{MAX_COMBINATIONS}, each of which takes a score; use SRSTE"
+            )
+        if not 0 <= start <= end:
+            raise PatternError(f"LBC: expected 0 <= start <= end, found {start} and {end}")
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Remove the lowest scores of every group down to the epoch's number."""
+        done = progress(epoch, self.start, self.end)
+        for _, masked in self._prepared:
+            assert isinstance(masked, BestCombination)
+            total = masked.left.shape[1]
+            masked.keep_best(1 + math.floor((total - 1) * remaining("cubic", done)))
+
+    def _settle(self, model: nn.Module) -> None:
+        """Groups with several candidates left keep the best."""
+        for module in model.modules():
+            if isinstance(module, BestCombination):
+                module.keep_best(1)
+
+    def _masked_weight(self, weight: Tensor) -> MaskedWeight:
+        return BestCombination(self.pattern, weight)

@@ -1,0 +1,239 @@
+"""The protocol of all training methods, and which layers they prepare.
+
+    method = SRSTE("2:4")
+    model = method.prepare(model)         # before the optimizer is made
+    for epoch in range(epochs):
+        method.on_epoch(epoch, epochs)
+        for x, y in batches:
+            method.on_step()              # before every forward pass
+            ...                           # forward, backward, optimizer step as usual
+    model = method.finalize(model)        # plain modules whose weights hold the pattern
+
+Everything a method keeps is in the model's `state_dict`. To go on training, prepare a fresh model
+in the same way and load it. The model may be wrapped (`DataParallel`, `DistributedDataParallel`)
+after `prepare`, and run under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nmcompile.errors import PatternError
+from nmcompile.sparsity import NM, OneByN, Pattern, check
+from nmcompile.train.parametrizations import MaskedWeight
+
+Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
+FEW_CHANNELS = 4  # a first convolution that reads no more stays dense
+
+
+@dataclass(frozen=True)
+class PreparedLayer:
+    """What a method did to one layer.
+
+    name: of the module.
+    skipped: why it was left as it is, or None.
+    note: what else is to be said.
+    """
+
+    name: str
+    skipped: str | None = None
+    note: str = ""
+
+
+class Method:
+    """A way to train a model towards a pattern.
+
+    layers: after `prepare`, one row per convolution and linear layer.
+    """
+
+    layers: tuple[PreparedLayer, ...] = ()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Make the model trainable by the method, in place.
+
+        Raises:
+            PatternError: a name fits no layer, or no layer can be prepared.
+        """
+        raise NotImplementedError
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """At the start of epoch `epoch` of 0 to `epochs` - 1, on every process alike."""
+
+    def on_step(self, decay_scale: float = 1.0) -> None:
+        """Before every forward pass.
+
+        Args:
+            decay_scale: factor on the decay of pruned weights, which each backward pass adds to
+                their gradients: 1 / k where the gradients of k passes are accumulated, times the
+                loss scale where the loss is scaled.
+        """
+
+    def finalize(self, model: nn.Module) -> nn.Module:
+        """Turn what `prepare` made into plain modules, in place, and verify their weights.
+
+        Args:
+            model: what `prepare` returned, or a wrapper of it; any prepared model whose state was
+                loaded.
+
+        Returns:
+            The model, unwrapped.
+
+        Raises:
+            PatternError: the model is not prepared, or a weight does not hold the pattern.
+        """
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        self._settle(model)
+        patterns = self._collapse(model)
+        for name, module in list(weighted(model)):
+            masked = masked_weight(module)
+            if masked is not None:
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+                patterns[name] = masked.pattern
+        if not patterns:
+            raise PatternError(
+                f"{type(self).__name__}.finalize: expected a model that `prepare` returned, found "
+                "one without masked weights"
+            )
+        for name, pattern in patterns.items():
+            weight = model.get_submodule(name).weight
+            assert isinstance(weight, nn.Parameter)
+            result = check(weight.detach().cpu().numpy(), pattern)
+            if not result.ok:
+                raise PatternError(
+                    f"layer {name}: its weight breaks {pattern} in {result.violations} groups, the "
+                    f"first at index {result.first}; this is a mistake of {type(self).__name__}"
+                )
+        return model
+
+    def _settle(self, model: nn.Module) -> None:
+        """Decide what training has left open."""
+
+    def _collapse(self, model: nn.Module) -> dict[str, Pattern]:
+        """Replace modules that `finalize` does not know; returns the patterns of their layers."""
+        return {}
+
+
+class MaskingMethod(Method):
+    """A method that masks weights and leaves the modules as they are."""
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        *,
+        only: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """Set the pattern and the layers.
+
+        By default all convolutions and linear layers are prepared but depthwise ones, a first
+        convolution that reads at most 4 channels, and the last linear layer, the classifier.
+
+        Args:
+            pattern: the pattern.
+            only: names or wildcards (`layer1.*`) of the only layers to prepare, whatever they are.
+            exclude: names or wildcards of layers to leave as they are.
+        """
+        self.pattern = pattern
+        self.only, self.exclude = only, tuple(exclude)
+        self._prepared: list[tuple[nn.Module, MaskedWeight]] = []
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Mask the weights of the model's layers, in place."""
+        found = dict(weighted(model))
+        skipped = self._skipped(found)
+        rows = []
+        for name, module in found.items():
+            reason = skipped.get(name) or _misfit(module, self.pattern)
+            if reason is None:
+                masked = self._masked_weight(module.weight.detach())
+                parametrize.register_parametrization(module, "weight", masked)
+                self._prepared.append((module, masked))
+            rows.append(PreparedLayer(name, reason))
+        self.layers = tuple(rows)
+        if not self._prepared:
+            why = "; ".join(f"{row.name}: {row.skipped}" for row in rows[:4])
+            raise PatternError(
+                f"{type(self).__name__}: expected layers that {self.pattern} fits, found none "
+                f"({why or 'the model has no convolution and no linear layer'}); name some with "
+                "`only`"
+            )
+        return model
+
+    def on_step(self, decay_scale: float = 1.0) -> None:
+        """As `Method.on_step`."""
+        for _, masked in self._prepared:
+            masked.decay_scale = decay_scale
+
+    def _masked_weight(self, weight: Tensor) -> MaskedWeight:
+        """The parametrization of one layer's weight."""
+        raise NotImplementedError
+
+    def _skipped(self, found: Mapping[str, Weighted]) -> dict[str, str]:
+        for wanted in (*(self.only or ()), *self.exclude):
+            if not any(fnmatchcase(name, wanted) for name in found):
+                shown = ", ".join(list(found)[:8]) + (", ..." if len(found) > 8 else "")
+                raise PatternError(f"no layer is called {wanted}: expected one of {shown}")
+        convolutions = [name for name, m in found.items() if isinstance(m, nn.Conv2d)]
+        products = [name for name, m in found.items() if isinstance(m, nn.Linear)]
+        skipped: dict[str, str] = {}
+        for name, module in found.items():
+            inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+            if _matches(name, self.exclude):
+                skipped[name] = "it is excluded"
+            elif self.only is not None:
+                if not _matches(name, self.only):
+                    skipped[name] = "it is not among the named layers"
+            elif isinstance(module, nn.Conv2d) and module.groups == inputs > 1:
+                skipped[name] = "it is a depthwise convolution"
+            elif name in convolutions[:1] and inputs <= FEW_CHANNELS:
+                skipped[name] = f"it is the first convolution and reads {inputs} channels"
+            elif name in products[-1:]:
+                skipped[name] = "it is the classifier"
+        return skipped
+
+
+def _misfit(module: Weighted, pattern: Pattern) -> str | None:
+    """Why a weight cannot be masked: its groups or blocks do not come out even."""
+    if parametrize.is_parametrized(module, "weight"):
+        return "its weight is parametrized already"
+    weight = module.weight
+    if isinstance(pattern, NM):
+        length = weight.numel() if pattern.axis == "flat" else weight[0].numel()
+        whose = "in all" if pattern.axis == "flat" else "per output channel"
+        if length % pattern.m:
+            return f"its {length} weights {whose} are no multiple of {pattern.m}"
+    if isinstance(pattern, OneByN) and len(weight) % pattern.n:
+        return f"its {len(weight)} output channels are no multiple of {pattern.n}"
+    return None
+
+
+def masked_weight(module: nn.Module) -> MaskedWeight | None:
+    """The parametrization of a prepared layer's weight, None for other modules."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    found = module.parametrizations["weight"][0]  # type: ignore[index]
+    return found if isinstance(found, MaskedWeight) else None
+
+
+def dense_weight(module: nn.Module) -> nn.Parameter:
+    """The weight under the mask of a prepared layer."""
+    original = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    assert isinstance(original, nn.Parameter)
+    return original
+
+
+def weighted(model: nn.Module) -> Iterator[tuple[str, Weighted]]:
+    """All convolutions and linear layers, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, Weighted):
+            yield name, module
+
+
+def _matches(name: str, wanted: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in wanted)

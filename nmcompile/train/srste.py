@@ -1,0 +1,55 @@
+"""N:M from scratch with a sparse-refined straight-through estimator (SR-STE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from nmcompile.errors import PatternError
+from nmcompile.sparsity import NM, Pattern, parse_pattern
+from nmcompile.sparsity.pattern import Axis
+from nmcompile.train.method import MaskingMethod
+from nmcompile.train.parametrizations import MagnitudeMask, MaskedWeight
+
+
+def nm_pattern(pattern: Pattern | str, axis: Axis | None, method: str) -> NM:
+    """Read an N:M pattern, along `axis` if one is given.
+
+    Raises:
+        PatternError: it is another pattern.
+    """
+    found = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    if not isinstance(found, NM):
+        raise PatternError(f"{method}: expected an N:M pattern as 2:4, found {found}")
+    return found if axis is None else NM(found.n, found.m, axis)
+
+
+class SRSTE(MaskingMethod):
+    """Train with the n largest of every m weights, chosen anew in every step.
+
+    Gradients reach pruned weights as if there were no mask, plus `decay` x weight, so that pruned
+    weights shrink and the masks settle.
+
+    Source: Zhou et al., ICLR 2021, equation 9.
+    """
+
+    def __init__(
+        self,
+        pattern: Pattern | str,
+        *,
+        axis: Axis | None = None,
+        decay: float = 2e-4,
+        only: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """As `MaskingMethod`; `axis` overrides the pattern's, `decay` is the paper's lambda.
+
+        Raises:
+            PatternError: the pattern is not N:M.
+        """
+        super().__init__(nm_pattern(pattern, axis, "SRSTE"), only=only, exclude=exclude)
+        self.decay = decay
+
+    def _masked_weight(self, weight: Tensor) -> MaskedWeight:
+        return MagnitudeMask(self.pattern, self.decay)
