@@ -142,16 +142,16 @@ def test_training_goes_on_from_a_state_dict(name: str) -> None:
 
 
 @pytest.mark.isa("avx512f")
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 @pytest.mark.parametrize("name", METHODS)
-def test_torch_onnx_and_artifact_agree(name: str, tmp_path: Path) -> None:
-    model, method = trained(name)
+def test_torch_onnx_and_artifact_agree(name: str, dynamo: bool, tmp_path: Path) -> None:
+    model, _ = trained(name)
     x, _ = batch(99, count=4)
     expected = predict(model, x)
     path = nmcompile.compile(model, output=tmp_path / "trained.nmc", example_inputs=(x,)).path
     with runtime.load(path) as session:
         assert_close(next(iter(session.run(x).values())), expected, 1e-4)
-    plain = method.finalize(model)
-    folded = nmcompile.fold(export_onnx(plain, x))
+    folded = nmcompile.fold(export_onnx(model, x, dynamo=dynamo))
     onnx_session = onnxruntime.InferenceSession(folded.SerializeToString())
     found = np.asarray(onnx_session.run(None, {"x": x.numpy()})[0])
     assert_close(found, expected, 1e-4)

@@ -37,10 +37,14 @@ def nm_mask(weight: Tensor, pattern: NM) -> Tensor:
     length = lines.shape[1]
     # -1 lies below every magnitude: padding never takes a place from a weight.
     padded = torch.nn.functional.pad(lines, (0, -length % pattern.m), value=-1.0)
-    groups = padded.reshape(-1, pattern.m)
-    order = groups.argsort(dim=1, descending=True, stable=True)[:, : pattern.n]
-    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
-    return unlines(keep.reshape(padded.shape)[:, :length], weight, pattern)
+    groups = padded.reshape(-1, pattern.m).t().contiguous()
+    # Count how many come before each; torch's ONNX exporters know no stable sort.
+    before = torch.zeros_like(groups, dtype=torch.int8)
+    for place, other in enumerate(groups):
+        ahead = torch.cat([other > groups[: place + 1], other >= groups[place + 1 :]])
+        before = before + ahead.to(torch.int8)
+    keep = (before < pattern.n).t().reshape(padded.shape)[:, :length]
+    return unlines(keep, weight, pattern)
 
 
 @torch.no_grad()
