@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 import nmcompile
+from benchmarks.cores import Cores
 from benchmarks.deepsparse_peer import deepsparse_engine, deepsparse_version
 from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS, build
@@ -131,6 +132,7 @@ def time_model(
     patterns: Sequence[str],
     threads: Sequence[int],
     settings: Settings,
+    cores: Cores,
     progress: Progress,
 ) -> list[Row]:
     """All rows of one model; the dense peers run it with dense weights, DeepSparse with each."""
@@ -156,7 +158,13 @@ def time_model(
             with _engines(onnx, variants, count) as engines, on_cores(count):
                 errors = {key: _error(run(image)[0], truth[key[1]]) for key, run in engines.items()}
                 advance = functools.partial(progress.advance, task)
-                times = interleave(engines, image, settings.rounds, on_round=advance)
+                times = interleave(
+                    engines,
+                    image,
+                    settings.rounds,
+                    before_round=cores.wait if count > 1 else lambda: None,
+                    on_round=advance,
+                )
             rows += _rows(name, count, times, errors, {v.pattern: v for v in variants})
     progress.update(task, description=f"{name}: done")
     return rows
@@ -252,6 +260,12 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="images per run")
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     parser.add_argument("--deepsparse", action="store_true", help="measure it too, per pattern")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=900.0,
+        help="seconds to wait in all, on several threads, for cores that share a cache",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--readme", action="store_true", help="rewrite README.md's table")
     options = parser.parse_args(words)
@@ -277,13 +291,15 @@ def main() -> int:
     runtime.configure_environment()
     settings = Settings(options.rounds, options.batch, options.size, options.deepsparse)
     rows: list[Row] = []
+    cores = Cores(patience=options.patience)
     with _progress(Console(stderr=True)) as progress:
         for name in options.models:
             patterns = options.patterns or PATTERNS[name].split(",")
-            rows += time_model(name, patterns, threads, settings, progress)
+            rows += time_model(name, patterns, threads, settings, cores, progress)
     result = {
         "machine": describe_machine(),
         "settings": asdict(settings),
+        "cores": asdict(cores),
         "rows": [asdict(row) for row in rows],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

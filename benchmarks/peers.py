@@ -104,6 +104,7 @@ def interleave(
     rounds: int,
     *,
     warmup: int = 3,
+    before_round: Callable[[], None] = lambda: None,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[Key, list[float]]:
     """Time all engines round by round, so that a slow moment of the machine hits all of them.
@@ -117,6 +118,7 @@ def interleave(
     times: dict[Key, list[float]] = {name: [] for name in engines}
     order = list(engines)
     for index in range(warmup + rounds):
+        before_round()
         # Every round begins with another engine.
         first = index % len(order)
         for name in order[first:] + order[:first]:

@@ -1,5 +1,6 @@
 """Training methods whose models nmcompile deploys. Needs torch; see `nmcompile.train.method`."""
 
+from nmcompile.train.checkpoint import CheckpointReport, load_checkpoint
 from nmcompile.train.lbc import LBC
 from nmcompile.train.method import Method, PreparedLayer
 from nmcompile.train.one_shot import ASP, Magnitude, OneByN
@@ -12,10 +13,12 @@ __all__ = [
     "LBC",
     "SRSTE",
     "SUBP",
+    "CheckpointReport",
     "Magnitude",
     "Method",
     "OneByN",
     "PreparedLayer",
     "SpRe",
     "SpReConv2d",
+    "load_checkpoint",
 ]

@@ -28,13 +28,14 @@ class SpReConv2d(nn.Module):
 
     y = bn(conv(x, w)) + bn_rep(conv(x, w_rep * (w != 0) * mask)), w the masked weight of `conv` and
     `mask` (kh, kw) 0/1. Two such branches add up to one convolution: see `fold_parallel_branches`.
+    `norm_name` is what the batch norm was called in the model.
     """
 
     mask: Tensor
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, scale: float) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, norm_name: str, scale: float) -> None:
         super().__init__()
-        self.conv, self.bn = conv, norm
+        self.conv, self.bn, self.norm_name = conv, norm, norm_name
         weight = dense_weight(conv)
         self.conv_rep = nn.Conv2d(
             conv.in_channels,
@@ -180,7 +181,7 @@ class SpRe(Method):
         behind = model.get_submodule(norm)
         if not isinstance(behind, nn.BatchNorm2d) or behind.running_var is None:
             return f"no second branch: {norm} is no batch norm with running statistics"
-        block = SpReConv2d(conv, behind, self.scale)
+        block = SpReConv2d(conv, behind, norm, self.scale)
         self._blocks.append(block)
         model.set_submodule(name, block)
         model.set_submodule(norm, nn.Identity())

@@ -1,0 +1,209 @@
+"""Trains one small CNN by every method on handwritten digits, and compiles what comes out.
+
+    python -m benchmarks.accuracy_digits --seeds 5
+
+Every run takes the same number of epochs, at the same rate. One-shot methods spend half of them
+before they prune. Nothing is tuned for a single method. Prints a table, and writes JSON, a page and
+a picture to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+import nmcompile
+from benchmarks.accuracy import RESULTS, Row, picture, table, write_result
+from benchmarks.machine import describe_machine
+from benchmarks.training import digits, digits_net, train
+from nmcompile import runtime
+from nmcompile.sparsity import NM, parse_pattern
+from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe
+
+TRAINED = 600  # images; the others are the test set
+NM_PATTERNS = ("2:4", "1:4", "1:8", "1:16")
+BLOCK_DENSITIES = (0.5, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to get a sparse model.
+
+    make: the method, given the number of epochs; None for dense.
+    one_shot: whether half of the epochs train a dense model first.
+    """
+
+    title: str
+    pattern: str
+    density: float
+    make: Callable[[int], Method] | None
+    one_shot: bool = False
+
+
+def recipes() -> list[Recipe]:
+    """All of them, dense first."""
+    found = [Recipe("dense", "dense", 1.0, None)]
+    for name in NM_PATTERNS:
+        pattern = parse_pattern(name)
+        assert isinstance(pattern, NM)
+        found += _nm_recipes(name, pattern.n / pattern.m)
+    for density in BLOCK_DENSITIES:
+        found += _block_recipes(density)
+    return found
+
+
+def _nm_recipes(name: str, density: float) -> list[Recipe]:
+    def magnitude(epochs: int) -> Method:
+        return Magnitude(density)
+
+    def asp(epochs: int) -> Method:
+        return ASP(name)
+
+    def srste(epochs: int) -> SRSTE:
+        return SRSTE(name)
+
+    def lbc(epochs: int) -> LBC:
+        return LBC(name, 0, epochs // 2)
+
+    def spre_srste(epochs: int) -> Method:
+        return SpRe(name, srste(epochs))
+
+    def spre_lbc(epochs: int) -> Method:
+        return SpRe(name, lbc(epochs))
+
+    return [
+        Recipe("unstructured, one-shot", name, density, magnitude, one_shot=True),
+        Recipe("ASP, one-shot", name, density, asp, one_shot=True),
+        Recipe("SR-STE", name, density, srste),
+        Recipe("LBC", name, density, lbc),
+        Recipe("SpRe over SR-STE", name, density, spre_srste),
+        Recipe("SpRe over LBC", name, density, spre_lbc),
+    ]
+
+
+def _block_recipes(density: float) -> list[Recipe]:
+    def one_by_n(epochs: int) -> Method:
+        return OneByN("1x16", density)
+
+    def subp(epochs: int) -> Method:
+        return SUBP("1x16", density)
+
+    return [
+        Recipe("1xN, one-shot", "1x16", density, one_by_n, one_shot=True),
+        Recipe("SUBP", "1x16", density, subp),
+    ]
+
+
+def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]:
+    """The finished model, and its accuracy on the test images."""
+    images, labels = digits()
+    torch.manual_seed(seed)
+    model = digits_net()
+    here, left = (images[:TRAINED], labels[:TRAINED]), epochs
+    if recipe.one_shot:
+        train(model, *here, epochs=epochs // 2, seed=seed)
+        left = epochs - epochs // 2
+    method = None if recipe.make is None else recipe.make(left)
+    if method is not None:
+        method.prepare(model)
+    train(model, *here, epochs=left, seed=seed + 1000, method=method)
+    if method is not None:
+        method.finalize(model)
+    with torch.no_grad():
+        found = model(images[TRAINED:]).argmax(1)
+    return model, float((found == labels[TRAINED:]).float().mean())
+
+
+def job(index: int, seed: int, epochs: int) -> tuple[int, float]:
+    """One training run, in a process of its own."""
+    torch.set_num_threads(1)
+    return index, train_one(recipes()[index], seed, epochs)[1]
+
+
+def compile_one(recipe: Recipe, epochs: int) -> tuple[float, int, float]:
+    """Median milliseconds on one thread, bytes of the artifact, share of equal predictions."""
+    model, _ = train_one(recipe, 0, epochs)
+    images, _ = digits()
+    test = images[TRAINED:]
+    with torch.no_grad():
+        expected = model(test).argmax(1).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "digits.nmc"
+        nmcompile.compile(model, output=path, example_inputs=(test[:1],))
+        with runtime.load(path, threads=1) as session:
+            same = [_predict(session, test[i : i + 1]) == label for i, label in enumerate(expected)]
+            seconds = session.bench(test[:1], repeats=200)
+        return statistics.median(seconds) * 1e3, path.stat().st_size, float(np.mean(same))
+
+
+def _predict(session: runtime.Session, image: Tensor) -> int:
+    return int(next(iter(session.run(image).values())).argmax())
+
+
+def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
+    """All recipes with all seeds, then one model of each compiled."""
+    made = recipes()
+    accuracies: list[list[float]] = [[] for _ in made]
+    with Progress(console=console) as progress, ProcessPoolExecutor(workers) as pool:
+        task = progress.add_task("training", total=len(made) * seeds)
+        jobs = [
+            pool.submit(job, index, seed, epochs)
+            for seed in range(seeds)
+            for index in range(len(made))
+        ]
+        for done in as_completed(jobs):
+            index, accuracy = done.result()
+            accuracies[index].append(accuracy)
+            progress.advance(task)
+    rows = []
+    with Progress(console=console) as progress:
+        for recipe, values in progress.track(
+            list(zip(made, accuracies, strict=True)), description="compiling"
+        ):
+            ms, size, same = compile_one(recipe, epochs)
+            rows.append(
+                Row(recipe.title, recipe.pattern, recipe.density, sorted(values), ms, size, same)
+            )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(
+        prog="accuracy_digits", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    runtime.configure_environment()
+    torch.set_num_threads(1)
+    rows = run(options.seeds, options.epochs, options.workers, Console(stderr=True))
+    settings = {"seeds": options.seeds, "epochs": options.epochs, "trained_images": TRAINED}
+    result = {
+        "machine": describe_machine(),
+        "settings": settings,
+        "rows": [asdict(row) for row in rows],
+    }
+    Console(width=None if sys.stdout.isatty() else 120).print(table(rows))
+    write_result(result, rows, options.output)
+    picture(rows, options.output.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
