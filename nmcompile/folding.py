@@ -23,6 +23,25 @@ def silent(stage: str, done: int = 0, total: int = 0) -> None:
     """Report nothing."""
 
 
+def open_checked(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress = silent,
+) -> SourceModel:
+    """Read a model and check it; arguments as `nmcompile.compile`.
+
+    Raises:
+        ModelError: the model cannot be read, a weight is no number, or a convolution is impossible.
+    """
+    progress("reading the model")
+    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_weights(source.graph)
+    check_geometry(source.graph)
+    return source
+
+
 def open_folded(
     model: Any,
     example_inputs: Any = None,
@@ -33,12 +52,9 @@ def open_folded(
     """Read a model, fold it, and check it before and after; arguments as `nmcompile.compile`.
 
     Raises:
-        ModelError: the model cannot be read, a weight is no number, or a convolution is impossible.
+        ModelError: as `open_checked`.
     """
-    progress("reading the model")
-    source = open_model(model, example_inputs=example_inputs, shapes=shapes)
-    check_weights(source.graph)
-    check_geometry(source.graph)
+    source = open_checked(model, example_inputs, shapes=shapes, progress=progress)
     progress("folding")
     folded = run_pipeline(source.graph)
     check_weights(source.graph)

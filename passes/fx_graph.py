@@ -30,7 +30,16 @@ from nmcompile.passes.fx_nodes import (
     module_path,
     weight_node,
 )
-from nmcompile.passes.graph import Affine, Array, Graph, Op, OpKind, Value, unique_name
+from nmcompile.passes.graph import (
+    Affine,
+    Array,
+    Graph,
+    Op,
+    OpKind,
+    Value,
+    unique_name,
+    weight_owner,
+)
 
 aten = torch.ops.aten
 
@@ -70,6 +79,12 @@ class FxGraph(Graph):
         """The parameter or buffer behind a `get_attr` node; bfloat16 is widened to float32."""
         tensor = self._tensor(cast(fx.Node, value))
         return None if tensor is None else as_numpy(tensor)
+
+    def stored_weights(self) -> dict[str, Array]:
+        """The parameters, by the modules that own them."""
+        targets = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
+        found = {weight_owner(target): self._tensor(node) for target, node in targets.items()}
+        return {owner: as_numpy(t) for owner, t in found.items() if owner and t is not None}
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """The shape that export recorded."""

@@ -130,6 +130,10 @@ class Graph(ABC):
         """The contents of a constant, or None for anything computed from inputs."""
 
     @abstractmethod
+    def stored_weights(self) -> dict[str, Array]:
+        """What is stored as the weight of each module, by its path: unmasked before folding."""
+
+    @abstractmethod
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """The shape where every dimension is known."""
 

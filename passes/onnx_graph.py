@@ -22,6 +22,7 @@ from nmcompile.passes.graph import (
     OpKind,
     Value,
     unique_name,
+    weight_owner,
 )
 from nmcompile.passes.onnx_constants import RANDOM, evaluate
 from nmcompile.passes.onnx_nodes import (
@@ -70,6 +71,12 @@ class OnnxGraph(Graph):
             return None
         array = found.const_value.numpy()
         return array.astype(np.float32) if found.dtype is ir.DataType.BFLOAT16 else array
+
+    def stored_weights(self) -> dict[str, Array]:
+        """The initializers, by the modules that own them."""
+        values = self.model.graph.initializers
+        found = {weight_owner(str(name)): self.constant(value) for name, value in values.items()}
+        return {owner: array for owner, array in found.items() if owner and array is not None}
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """The shape that inference found."""

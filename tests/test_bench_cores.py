@@ -17,7 +17,7 @@ def test_a_cache_line_is_handed_over_in_nanoseconds() -> None:
 def test_rounds_wait_until_the_cores_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: Iterator[float] = iter([300.0, 300.0, 30.0, 30.0])
     monkeypatch.setattr(cores, "handover_ns", lambda: next(looks))
-    monkeypatch.setattr(cores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     waiting = Cores(patience=60.0)
     waiting.wait()
     waiting.wait()
@@ -29,7 +29,7 @@ def test_rounds_go_on_apart_when_the_patience_is_at_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cores, "handover_ns", lambda: 300.0)
-    monkeypatch.setattr(cores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     waiting = Cores(patience=3 * cores.PAUSE)
     for _ in range(2):
         waiting.wait()

@@ -36,16 +36,36 @@ def inspect_any(
     ] = "auto",
     target: TargetOption = "avx512",
     shape: ShapeOption = None,
+    spatial: Annotated[
+        bool, typer.Option("--spatial", help="Show densities per kernel position instead.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="With --spatial: draw them, too.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers of a model: their pattern, and whether and why not they run sparse."""
+    if plot is not None and not spatial:
+        raise typer.BadParameter("expected --spatial with it", param_hint="--plot")
     if is_artifact(Path(model)):
-        if pattern != "auto" or shape:
+        if pattern != "auto" or shape or spatial:
             raise typer.BadParameter(
-                "--pattern and --shape concern models that are not compiled yet",
+                "--pattern, --shape and --spatial concern models that are not compiled yet",
                 param_hint="MODEL_OR_NMC",
             )
         show_artifact(Path(model), as_json)
+    elif spatial:
+        from nmcompile.cli.spatial import show_spatial
+        from nmcompile.spatial import spatial_report
+
+        with working() as progress:
+            layers = spatial_report(
+                find_model(model, shape or []),
+                shapes=shapes_of(shape or []),
+                pattern=pattern,
+                progress=progress,
+            )
+        show_spatial(layers, plot, as_json)
     else:
         show_model(model, pattern, target, shape or [], as_json)
 

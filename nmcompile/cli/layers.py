@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nmcompile.cli.figures import GROUND, INK, load_pyplot, save_figure
 from nmcompile.cli.output import print_table
-from nmcompile.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from nmcompile.roofs import Roofs
     from nmcompile.runtime import LayerTime
 
 ROOF_NAMES = {"fma": "FMA", "load": "L1 load"}
-GROUND, INK = "#fafafa", "#24292f"  # an own light ground: readable on dark pages too
 COLOURS = {"fma": "#1f6feb", "load": "#bc4c00"}
 LABELS = 5  # layers named in the picture: those that lose most time
 
@@ -117,15 +116,7 @@ def plot_layers(
         InputError: matplotlib is missing.
         ArtifactError: the picture cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(
-            "--plot needs matplotlib, which is not installed: pip install 'nmcompile[bench]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 4.8), layout="constrained", facecolor=GROUND)
     axes.set_facecolor(GROUND)
     total = sum(row["ms"] for row in rows) or 1.0
@@ -168,16 +159,8 @@ def plot_layers(
     axes.spines[["top", "right"]].set_visible(False)
     legend = axes.legend(loc="lower left", frameon=False, fontsize=8)
     for handle in legend.legend_handles:
-        handle.set_sizes([40])  # type: ignore[union-attr]
-    try:
-        figure.savefig(path, dpi=144, facecolor=GROUND, format=path.suffix.lstrip(".") or "png")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"cannot write the plot {path}: {error}; name a file like layers.png in a writable "
-            "folder"
-        ) from error
-    finally:
-        pyplot.close(figure)
+        handle.set_sizes([40])
+    save_figure(figure, path)
 
 
 def _slowest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -1,0 +1,79 @@
+"""The accuracy benchmark and the tutorial, with budgets that only show that they run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy_digits, tutorial
+from benchmarks.accuracy import Row, orderings
+from benchmarks.accuracy_digits import recipes
+
+pytestmark = pytest.mark.isa("avx512f")
+
+
+def row(method: str, *accuracies: float) -> Row:
+    return Row(method, "1:16", 1 / 16, accuracies, 0.1, 1000, 1.0)
+
+
+def test_orderings_say_what_the_means_show() -> None:
+    rows = [
+        row("ASP, one-shot", 0.90, 0.91),
+        row("SR-STE", 0.95, 0.96),
+        row("SpRe over SR-STE", 0.955, 0.955),
+        row("LBC", 0.90, 0.91),
+    ]
+    found = list(orderings(rows))
+    assert len(found) == 3
+    assert "SR-STE over ASP, one-shot" in found[0] and ": reproduced (+5.00 points" in found[0]
+    assert "LBC over SR-STE" in found[1] and ": not reproduced (-5.00 points" in found[1]
+    assert "level within one standard error" in found[2]
+
+
+def test_every_method_is_measured_at_every_sparsity() -> None:
+    made = [(recipe.title, recipe.pattern, recipe.density) for recipe in recipes()]
+    assert len(made) == len(set(made)) == 1 + 6 * 4 + 2 * 3
+
+
+def test_benchmark_writes_table_page_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [recipe for recipe in recipes() if recipe.pattern in ("dense", "1:4")]
+    few += recipes()[-1:]
+    monkeypatch.setattr(accuracy_digits, "recipes", lambda: few)
+    monkeypatch.setattr(accuracy_digits, "ProcessPoolExecutor", _Here)
+    output = tmp_path / "accuracy.json"
+    words = ["--seeds", "2", "--epochs", "2", "--output", str(output)]
+    assert accuracy_digits.main(words) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert len(rows) == len(few)
+    assert all(row["same"] == 1.0 for row in rows)
+    assert "The papers' orderings" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+class _Here:
+    """An executor that works in this process, where the recipes are replaced."""
+
+    def __init__(self, workers: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> object:
+        return self.pool
+
+    def __exit__(self, *exc: object) -> None:
+        self.pool.shutdown()
+
+
+def test_tutorial_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tutorial", "--epochs", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert tutorial.main() == 0
+    said = capsys.readouterr().out
+    for step in ("1. dense", "2. SR-STE", "3. SpRe: folded", "4. SpRe", "5. SpRe: compiled"):
+        assert step in said
