@@ -124,6 +124,19 @@ def test_finalized_model_is_plain_and_holds_the_pattern(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_copy_can_be_finalized_and_the_original_trained_on(name: str) -> None:
+    model, method = trained(name)
+    x, _ = batch(99)
+    before = predict(model, x)
+    plain = method.finalize(copy.deepcopy(model))
+    assert_close(predict(plain, x), before)
+    assert_close(predict(model, x), before)
+    train(model, method, range(EPOCHS - 1, EPOCHS), sgd(model))
+    assert_close(predict(plain, x), before)
+    assert_close(predict(method.finalize(model.eval()), x), predict(model, x))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_training_goes_on_from_a_state_dict(name: str) -> None:
     expected, _ = trained(name)
     method = METHODS[name][0]()

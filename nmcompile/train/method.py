@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -93,7 +94,7 @@ class Method:
         for name, module in list(weighted(model)):
             masked = masked_weight(module)
             if masked is not None:
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+                unmask(module)
                 patterns[name] = masked.pattern
         if not patterns:
             raise PatternError(
@@ -226,6 +227,24 @@ def dense_weight(module: nn.Module) -> nn.Parameter:
     original = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
     assert isinstance(original, nn.Parameter)
     return original
+
+
+@torch.no_grad()
+def unmask(module: nn.Module) -> None:
+    """Make the masked weight of a prepared layer its plain one.
+
+    As torch's `remove_parametrizations`, which changes the class of the module: copies of a
+    prepared model share that class, and would lose their weights.
+    """
+    masked, original = module.weight, dense_weight(module)
+    assert isinstance(masked, Tensor)
+    if len(list(module.parametrizations.children())) > 1:  # type: ignore[union-attr]
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        return
+    original.copy_(masked)
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    module.register_parameter("weight", original)
 
 
 def weighted(model: nn.Module) -> Iterator[tuple[str, Weighted]]:

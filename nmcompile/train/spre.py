@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import fuse_conv_bn_weights, parametrize
+from torch.nn.utils import fuse_conv_bn_weights
 
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import Pattern
@@ -18,6 +18,7 @@ from nmcompile.train.method import (
     PreparedLayer,
     dense_weight,
     masked_weight,
+    unmask,
 )
 from nmcompile.train.one_shot import ASP
 from nmcompile.train.srste import SRSTE, nm_pattern
@@ -75,7 +76,7 @@ class SpReConv2d(nn.Module):
         main = _fuse(weight, self.conv.bias, self.bn)
         second = _fuse(self.second_weight(weight), None, self.bn_rep)
         conv = copy.deepcopy(self.conv)
-        parametrize.remove_parametrizations(conv, "weight", leave_parametrized=False)
+        unmask(conv)
         conv.weight = nn.Parameter((main[0] + second[0]).to(weight.dtype))
         conv.bias = nn.Parameter((main[1] + second[1]).to(weight.dtype))
         return conv
