@@ -127,15 +127,15 @@ def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]
     return model, float((found == labels[TRAINED:]).float().mean())
 
 
-def job(index: int, seed: int, epochs: int) -> tuple[int, float]:
-    """One training run, in a process of its own."""
+def job(index: int, seed: int, epochs: int) -> tuple[int, float, nn.Module | None]:
+    """One training run, in a process of its own; the model of the first seed comes back."""
     torch.set_num_threads(1)
-    return index, train_one(recipes()[index], seed, epochs)[1]
+    model, accuracy = train_one(recipes()[index], seed, epochs)
+    return index, accuracy, model if seed == 0 else None
 
 
-def compile_one(recipe: Recipe, epochs: int) -> tuple[float, int, float]:
+def compile_one(model: nn.Module) -> tuple[float, int, float]:
     """Median milliseconds on one thread, bytes of the artifact, share of equal predictions."""
-    model, _ = train_one(recipe, 0, epochs)
     images, _ = digits()
     test = images[TRAINED:]
     with torch.no_grad():
@@ -157,6 +157,7 @@ def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
     """All recipes with all seeds, then one model of each compiled."""
     made = recipes()
     accuracies: list[list[float]] = [[] for _ in made]
+    models: dict[int, nn.Module] = {}
     with Progress(console=console) as progress, ProcessPoolExecutor(workers) as pool:
         task = progress.add_task("training", total=len(made) * seeds)
         jobs = [
@@ -165,18 +166,17 @@ def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
             for index in range(len(made))
         ]
         for done in as_completed(jobs):
-            index, accuracy = done.result()
+            index, accuracy, model = done.result()
             accuracies[index].append(accuracy)
+            if model is not None:
+                models[index] = model
             progress.advance(task)
     rows = []
     with Progress(console=console) as progress:
-        for recipe, values in progress.track(
-            list(zip(made, accuracies, strict=True)), description="compiling"
-        ):
-            ms, size, same = compile_one(recipe, epochs)
-            rows.append(
-                Row(recipe.title, recipe.pattern, recipe.density, sorted(values), ms, size, same)
-            )
+        for index, recipe in enumerate(progress.track(made, description="compiling")):
+            found = compile_one(models[index])
+            values = sorted(accuracies[index])
+            rows.append(Row(recipe.title, recipe.pattern, recipe.density, values, *found))
     return rows
 
 
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="accuracy_digits", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
