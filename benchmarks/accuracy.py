@@ -97,7 +97,7 @@ def orderings(rows: Sequence[Row]) -> Iterator[str]:
             else:
                 verdict = "not reproduced"
             yield (
-                f"{better} over {worse}, {pattern} with {density:.1%} kept: {verdict} "
+                f"{better} against {worse}, {pattern} with {density:.1%} kept: {verdict} "
                 f"({100 * difference:+.2f} points, standard error {100 * error:.2f})"
             )
 

@@ -26,8 +26,8 @@ def test_orderings_say_what_the_means_show() -> None:
     ]
     found = list(orderings(rows))
     assert len(found) == 3
-    assert "SR-STE over ASP, one-shot" in found[0] and ": reproduced (+5.00 points" in found[0]
-    assert "LBC over SR-STE" in found[1] and ": not reproduced (-5.00 points" in found[1]
+    assert "SR-STE against ASP, one-shot" in found[0] and ": reproduced (+5.00 points" in found[0]
+    assert "LBC against SR-STE" in found[1] and ": not reproduced (-5.00 points" in found[1]
     assert "level within one standard error" in found[2]
 
 
