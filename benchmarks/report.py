@@ -77,10 +77,9 @@ def markdown(result: Mapping[str, Any], densities: density.Result | None = None)
         lines[-1] += f" DeepSparse {sparse} (discontinued) runs each pattern's own model."
     cores = result.get("cores")
     if cores and cores["rounds"]:
-        lines[-1] += (
-            " On two threads, rounds wait until both cores share a cache; "
-            f"{cores['apart']} of {cores['rounds']} could not."
-        )
+        lines[-1] += " On two threads, rounds wait until both cores share a cache"
+        lost = f"; {cores['apart']} of {cores['rounds']} could not"
+        lines[-1] += f"{lost if cores['apart'] else ''}."
     lines += [
         "",
         "| model | threads | onnxruntime | OpenVINO | pattern |"
