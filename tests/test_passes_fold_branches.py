@@ -120,6 +120,45 @@ def test_a_branch_that_leaves_the_pattern_is_not_folded(kind: str) -> None:
     assert_close(output(source, x), run_torch(model, x))
 
 
+class TwoWeights(SpReConv):
+    """The convolutions of both branches in one module, which returns a tuple."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        main, mask, conv = self.conv.masked_weight(), self.conv_rep.mask, self.conv
+        assert isinstance(mask, torch.Tensor)
+        second = self.conv_rep.weight * mask * torch.abs(torch.sign(main))
+        return (
+            nn.functional.conv2d(x, main, None, conv.stride, conv.padding),
+            nn.functional.conv2d(x, second, None, conv.stride, conv.padding),
+        )
+
+
+class TupleBlock(nn.Module):
+    """Normalises and adds what such a module returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = TwoWeights(16, 32, 2)
+        self.bn, self.bn_rep = nn.BatchNorm2d(32), nn.BatchNorm2d(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, z = self.both(x)
+        total: torch.Tensor = self.bn(y) + self.bn_rep(z)
+        return total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_branches_that_come_in_a_tuple_fold_too(kind: str) -> None:
+    torch.manual_seed(4)
+    model, x = randomised(TupleBlock()), torch.randn(1, 16, 9, 9)
+    source = opened(model, x, kind)
+    result = run_pipeline(source.graph, verify=True)
+    assert kinds_of(source) == ["conv"]
+    assert detect(source.graph.layers()[0].weight).pattern == NM(2, 4)
+    assert any("2:4 proven" in note.text for note in result.notes)
+    assert_close(output(source, x), run_torch(model, x))
+
+
 def test_strict_raises_where_a_pattern_would_break() -> None:
     model = randomised(SpReConv(16, 16, outside=True))
     source = open_model(model, example_inputs=(torch.randn(1, 16, 6, 6),))
