@@ -107,6 +107,16 @@ def test_masks_are_multiplied_into_a_plain_model(name: str) -> None:
     assert_close(run_torch(model.eval(), images()), run_torch(expected, images()))
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_models_of_the_public_code_take_their_own_checkpoints(name: str) -> None:
+    layer = PUBLIC[name][0]
+    expected = public(layer)
+    torch.manual_seed(3)
+    model = Net(layer)
+    load_checkpoint(model, expected.state_dict())
+    assert_close(run_torch(model.eval(), images()), run_torch(expected, images()))
+
+
 class Bottleneck(nn.Module):
     """As in public SpRe ResNet-50s: one branch, beside conv2; `rep` False is the plain form."""
 

@@ -180,7 +180,9 @@ class _Loader:
                 names[f"{plain}.weight"] = f"{name}.parametrizations.weight.original"
                 special.update(self._masks(plain, name, module, masked))
             elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-                special.update(self._plain_masks(name, module))
+                # A module that has a mask of its own takes it as it is.
+                own = self._plain_masks(name, module)
+                special.update((key, use) for key, use in own if key not in self.open)
         # Weights first: masks of plain models are multiplied into them.
         for key in sorted(self.state, key=lambda key: key in special):
             try:
