@@ -1,8 +1,7 @@
 """Verify that layers have a pattern, or project them onto it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -10,11 +9,13 @@ import numpy as np
 from nmcompile.errors import PatternError
 from nmcompile.passes.graph import Array, Graph, Layer, Note, PassResult
 from nmcompile.sparsity import (
+    LayerFacts,
     OneByN,
     Pattern,
     check,
     detect,
     energy_kept,
+    left_out,
     parse_pattern,
     project,
     stored_share,
@@ -58,10 +59,8 @@ class EnforcePattern:
     3. With mode "verify", any other eligible layer is an error.
     4. With pattern "auto", every layer keeps the pattern it is found to have.
 
-    Eligible are convolutions and matrix products, except depthwise convolutions (one weight per
-    tap: nothing to skip), the first convolution if it reads at most 4 channels, and the last
-    matrix product (the classifier), which training methods leave dense. A layer named in `layers`
-    is eligible whatever it is.
+    Eligible are the convolutions and matrix products that `nmcompile.sparsity.left_out` does not
+    leave alone.
     """
 
     name = "enforce_pattern"
@@ -103,7 +102,7 @@ class EnforcePattern:
             PatternError: an unknown layer name, a missing density, or (mode "verify") a layer
                 without the pattern; names the layer, the number of violations and the first.
         """
-        skipped = self._skipped(graph.layers())
+        skipped = left_out([_facts(layer) for layer in graph.layers()], self.layers, self.exclude)
         rows: list[EnforcedLayer] = []
         modified = False
         breaches: list[str] = []
@@ -160,31 +159,6 @@ class EnforcePattern:
             return 1.0
         return float(max(np.rint(self.density * channels), 1)) / channels
 
-    def _skipped(self, layers: Sequence[Layer]) -> dict[str, str]:
-        names = [layer.name for layer in layers]
-        for wanted in (*(self.layers or ()), *self.exclude):
-            if not any(fnmatchcase(name, wanted) for name in names):
-                shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-                raise PatternError(
-                    f"no layer is called {wanted}: expected one of {shown}; `nmc inspect` lists all"
-                )
-        skipped: dict[str, str] = {}
-        first = next((layer.name for layer in layers if layer.op == "conv2d"), None)
-        products = [layer.name for layer in layers if layer.op == "linear"]
-        for layer in layers:
-            if _matches(layer.name, self.exclude):
-                skipped[layer.name] = "it is excluded"
-            elif self.layers is not None:
-                if not _matches(layer.name, self.layers):
-                    skipped[layer.name] = "it is not among the named layers"
-            elif layer.op == "conv2d" and layer.groups > 1 and layer.weight.shape[1] == 1:
-                skipped[layer.name] = "it is a depthwise convolution"
-            elif layer.name == first and layer.weight.shape[1] * layer.groups <= 4:
-                skipped[layer.name] = "it is the first convolution and reads at most 4 channels"
-            elif products and layer.name == products[-1]:
-                skipped[layer.name] = "it is the classifier"
-        return skipped
-
 
 def enforce(
     graph: Graph,
@@ -200,8 +174,8 @@ def enforce(
     return step.call(graph)
 
 
-def _matches(name: str, wanted: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in wanted)
+def _facts(layer: Layer) -> LayerFacts:
+    return LayerFacts(layer.name, layer.op, layer.weight.shape[1] * layer.groups, layer.groups)
 
 
 def _note(row: EnforcedLayer) -> Note:

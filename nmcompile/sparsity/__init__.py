@@ -2,6 +2,7 @@
 
 from nmcompile.sparsity.check import CheckResult, check, stored_share
 from nmcompile.sparsity.detect import Detection, detect
+from nmcompile.sparsity.eligible import LayerFacts, left_out
 from nmcompile.sparsity.pack import RowLists, pack_rows, unpack_rows
 from nmcompile.sparsity.pattern import NM, Dense, OneByN, Pattern, Unstructured, parse_pattern
 from nmcompile.sparsity.project import energy_kept, project
@@ -11,6 +12,7 @@ __all__ = [
     "CheckResult",
     "Dense",
     "Detection",
+    "LayerFacts",
     "OneByN",
     "Pattern",
     "RowLists",
@@ -18,6 +20,7 @@ __all__ = [
     "check",
     "detect",
     "energy_kept",
+    "left_out",
     "pack_rows",
     "parse_pattern",
     "project",

@@ -99,12 +99,15 @@ def _keep_nm(array: Array, pattern: NM) -> Array:
     return nm_unlines(kept_lines, shape, pattern.axis)
 
 
+def kept_channels(density: float, channels: int) -> int:
+    """How many input channels a group of outputs keeps: at least one, unless nothing is kept."""
+    return max(round(density * channels), 1) if density > 0 else 0
+
+
 def kept_blocks(array: Array, n: int, density: float) -> Array:
     """Tell which 1xN blocks of an OIHW array to keep; bool of shape (groups, I)."""
     i = array.shape[1]
-    kept = round(density * i)
-    if density > 0:
-        kept = max(kept, 1)
+    kept = kept_channels(density, i)
     slices = np.abs(array).sum(axis=(2, 3), dtype=np.float64)
     blocks = pad_axis(slices, 0, n).reshape(-1, n, i).sum(axis=1)
     order = np.argsort(-blocks, axis=1, kind="stable")[:, :kept]

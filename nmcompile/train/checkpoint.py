@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nmcompile.errors import ModelError
 from nmcompile.sparsity import NM, OneByN
 from nmcompile.train.masks import as_blocks, lines_of, spread_blocks, unlines
-from nmcompile.train.method import Method, masked_weight
+from nmcompile.train.method import Method, Weighted, dense_weight, masked_weight
 from nmcompile.train.parametrizations import BestCombination, BlockMask, FixedMask, MaskedWeight
 from nmcompile.train.spre import SpReConv2d
 
@@ -153,6 +153,11 @@ class _Misfit(Exception):
     """Why one key does not fit."""
 
 
+def _check_shape(found: Tensor, place: Tensor) -> None:
+    if found.shape != place.shape:
+        raise _Misfit(f"expected shape {tuple(place.shape)}, found {tuple(found.shape)}")
+
+
 @dataclass
 class _Loader:
     """Matches plain names with the places of a model, prepared or not."""
@@ -179,7 +184,7 @@ class _Loader:
                 plain = name.removesuffix(".conv") if self._is_branch(name) else name
                 names[f"{plain}.weight"] = f"{name}.parametrizations.weight.original"
                 special.update(self._masks(plain, name, module, masked))
-            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            elif isinstance(module, Weighted):
                 # A module that has a mask of its own takes it as it is.
                 own = self._plain_masks(name, module)
                 special.update((key, use) for key, use in own if key not in self.open)
@@ -200,8 +205,7 @@ class _Loader:
         target = self.open.get(place)
         if target is None:
             raise _Misfit(f"{place} is filled already")
-        if target.shape != value.shape:
-            raise _Misfit(f"expected shape {tuple(target.shape)}, found {tuple(value.shape)}")
+        _check_shape(value, target)
         target.copy_(value)
         del self.open[place]
 
@@ -231,7 +235,7 @@ class _Loader:
     ) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
         """What the public forms keep beside a weight, for a prepared layer."""
         place = f"{name}.parametrizations.weight.0"
-        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+        weight = dense_weight(module)
         if isinstance(masked, BestCombination):
             self.open.pop(f"{place}.combinations")
 
@@ -248,10 +252,7 @@ class _Loader:
             n = masked.pattern.n
 
             def keep(mask: Tensor) -> None:
-                if mask.shape != weight.shape:
-                    raise _Misfit(
-                        f"expected shape {tuple(weight.shape)}, found {tuple(mask.shape)}"
-                    )
+                _check_shape(mask, weight)
                 blocks = as_blocks(mask != 0, n).any(2)
                 if not torch.equal(spread_blocks(blocks, mask), mask != 0):
                     raise _Misfit(f"it does not consist of whole 1x{n} blocks")
@@ -262,14 +263,13 @@ class _Loader:
             yield f"{plain}.mask", lambda mask: self._fill(f"{place}.mask", mask != 0)
 
     def _plain_masks(
-        self, name: str, module: nn.Conv1d | nn.Conv2d | nn.Linear
+        self, name: str, module: Weighted
     ) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
         """The same, for a layer that no method has prepared: multiplied into the weight."""
         weight = module.weight
 
         def multiply(mask: Tensor) -> None:
-            if mask.shape != weight.shape:
-                raise _Misfit(f"expected shape {tuple(weight.shape)}, found {tuple(mask.shape)}")
+            _check_shape(mask, weight)
             weight.mul_(mask != 0)
 
         def choose(alpha: Tensor) -> None:

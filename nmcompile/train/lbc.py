@@ -12,8 +12,8 @@ from nmcompile.sparsity import NM, Pattern
 from nmcompile.sparsity.pattern import Axis
 from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import MAX_COMBINATIONS, BestCombination, MaskedWeight
+from nmcompile.train.patterns import nm_pattern
 from nmcompile.train.schedule import progress, remaining
-from nmcompile.train.srste import nm_pattern
 
 
 class LBC(MaskingMethod):

@@ -16,20 +16,19 @@ after `prepare`, and run under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nmcompile.errors import PatternError
-from nmcompile.sparsity import NM, OneByN, Pattern, check
+from nmcompile.sparsity import NM, LayerFacts, OneByN, Pattern, check, left_out
 from nmcompile.train.parametrizations import MaskedWeight
 
 Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
-FEW_CHANNELS = 4  # a first convolution that reads no more stays dense
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ class MaskingMethod(Method):
     ) -> None:
         """Set the pattern and the layers.
 
-        By default all convolutions and linear layers are prepared but depthwise ones, a first
-        convolution that reads at most 4 channels, and the last linear layer, the classifier.
+        By default those that `nmcompile.sparsity.left_out` does not leave alone.
 
         Args:
             pattern: the pattern.
@@ -147,7 +145,9 @@ class MaskingMethod(Method):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Mask the weights of the model's layers, in place."""
         found = dict(weighted(model))
-        skipped = self._skipped(found)
+        facts = [_facts(name, module) for name, module in found.items()]
+        skipped = left_out(facts, self.only, self.exclude)
+        self._prepared.clear()
         rows = []
         for name, module in found.items():
             reason = skipped.get(name) or _misfit(module, self.pattern)
@@ -175,28 +175,12 @@ class MaskingMethod(Method):
         """The parametrization of one layer's weight."""
         raise NotImplementedError
 
-    def _skipped(self, found: Mapping[str, Weighted]) -> dict[str, str]:
-        for wanted in (*(self.only or ()), *self.exclude):
-            if not any(fnmatchcase(name, wanted) for name in found):
-                shown = ", ".join(list(found)[:8]) + (", ..." if len(found) > 8 else "")
-                raise PatternError(f"no layer is called {wanted}: expected one of {shown}")
-        convolutions = [name for name, m in found.items() if isinstance(m, nn.Conv2d)]
-        products = [name for name, m in found.items() if isinstance(m, nn.Linear)]
-        skipped: dict[str, str] = {}
-        for name, module in found.items():
-            inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-            if _matches(name, self.exclude):
-                skipped[name] = "it is excluded"
-            elif self.only is not None:
-                if not _matches(name, self.only):
-                    skipped[name] = "it is not among the named layers"
-            elif isinstance(module, nn.Conv2d) and module.groups == inputs > 1:
-                skipped[name] = "it is a depthwise convolution"
-            elif name in convolutions[:1] and inputs <= FEW_CHANNELS:
-                skipped[name] = f"it is the first convolution and reads {inputs} channels"
-            elif name in products[-1:]:
-                skipped[name] = "it is the classifier"
-        return skipped
+
+def _facts(name: str, module: Weighted) -> LayerFacts:
+    if isinstance(module, nn.Linear):
+        return LayerFacts(name, "linear", module.in_features)
+    op: Literal["conv2d", "other"] = "conv2d" if isinstance(module, nn.Conv2d) else "other"
+    return LayerFacts(name, op, module.in_channels, module.groups)
 
 
 def _misfit(module: Weighted, pattern: Pattern) -> str | None:
@@ -252,7 +236,3 @@ def weighted(model: nn.Module) -> Iterator[tuple[str, Weighted]]:
     for name, module in model.named_modules():
         if isinstance(module, Weighted):
             yield name, module
-
-
-def _matches(name: str, wanted: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in wanted)

@@ -6,27 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from nmcompile.errors import PatternError
-from nmcompile.sparsity import NM, Pattern, Unstructured, parse_pattern
+from nmcompile.sparsity import NM, Pattern, Unstructured
 from nmcompile.sparsity import OneByN as OneByNPattern
 from nmcompile.sparsity.pattern import Axis
 from nmcompile.sparsity.project import checked_density
 from nmcompile.train.masks import as_blocks, magnitude_mask, nm_mask, spread_blocks
 from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import FixedMask, MaskedWeight
-from nmcompile.train.srste import nm_pattern
-
-
-def block_pattern(pattern: Pattern | str, method: str) -> OneByNPattern:
-    """Read a 1xN pattern.
-
-    Raises:
-        PatternError: it is another pattern.
-    """
-    found = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    if not isinstance(found, OneByNPattern):
-        raise PatternError(f"{method}: expected a 1xN pattern as 1x16, found {found}")
-    return found
+from nmcompile.train.patterns import block_pattern, nm_pattern
 
 
 class _OneShot(MaskingMethod):

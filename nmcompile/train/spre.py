@@ -21,7 +21,8 @@ from nmcompile.train.method import (
     unmask,
 )
 from nmcompile.train.one_shot import ASP
-from nmcompile.train.srste import SRSTE, nm_pattern
+from nmcompile.train.patterns import nm_pattern
+from nmcompile.train.srste import SRSTE
 
 
 class SpReConv2d(nn.Module):
@@ -133,6 +134,7 @@ class SpRe(Method):
         """
         norms = _norms_behind(model) if self.norms is None else dict(self.norms)
         self.base.prepare(model)
+        self._blocks.clear()
         rows = []
         for row in self.base.layers:
             if row.skipped is None:

@@ -6,23 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from nmcompile.errors import PatternError
-from nmcompile.sparsity import NM, Pattern, parse_pattern
+from nmcompile.sparsity import NM, Pattern
 from nmcompile.sparsity.pattern import Axis
 from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import MagnitudeMask, MaskedWeight
-
-
-def nm_pattern(pattern: Pattern | str, axis: Axis | None, method: str) -> NM:
-    """Read an N:M pattern, along `axis` if one is given.
-
-    Raises:
-        PatternError: it is another pattern.
-    """
-    found = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    if not isinstance(found, NM):
-        raise PatternError(f"{method}: expected an N:M pattern as 2:4, found {found}")
-    return found if axis is None else NM(found.n, found.m, axis)
+from nmcompile.train.patterns import nm_pattern
 
 
 class SRSTE(MaskingMethod):
@@ -33,6 +21,8 @@ class SRSTE(MaskingMethod):
 
     Source: Zhou et al., ICLR 2021, equation 9.
     """
+
+    pattern: NM
 
     def __init__(
         self,

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import OneByN, Pattern
-from nmcompile.sparsity.project import checked_density
+from nmcompile.sparsity.project import checked_density, kept_channels
 from nmcompile.train.masks import as_blocks
 from nmcompile.train.method import MaskingMethod, dense_weight
-from nmcompile.train.one_shot import block_pattern
 from nmcompile.train.parametrizations import BlockMask, MaskedWeight
+from nmcompile.train.patterns import block_pattern
 from nmcompile.train.schedule import Schedule, progress, remaining
 
 Criterion = Literal["l1", "l2", "bpar"]
@@ -89,7 +89,7 @@ class SUBP(MaskingMethod):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Choose the blocks of this epoch; nothing before `start` and behind `end`."""
         end = max(self.start, 3 * epochs // 4) if self.end is None else self.end
-        if not self.start <= epoch <= max(end, self.start):
+        if not self.start <= epoch <= end:
             return
         left = remaining(self.schedule, progress(epoch, self.start, end))
         for index, (module, masked) in enumerate(self._prepared):
@@ -103,7 +103,7 @@ class SUBP(MaskingMethod):
         """The blocks to keep, (groups, in)."""
         scores = self._scores(as_blocks(weight, self.pattern.n)).cpu()
         inputs = scores.shape[1]
-        pruned = inputs - max(round(self.density * inputs), 1 if self.density else 0)
+        pruned = inputs - kept_channels(self.density, inputs)
         lowest = scores.argsort(dim=1, stable=True)[:, :pruned]
         keep = torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
         regrown = int(left * pruned)
