@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import nmcompile
 from benchmarks.accuracy import RESULTS, Row, picture, table, write_result
 from benchmarks.machine import describe_machine
-from benchmarks.training import digits, digits_net, train
+from benchmarks.training import accuracy, digits, digits_net, train
 from nmcompile import runtime
 from nmcompile.sparsity import NM, parse_pattern
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe
@@ -122,16 +122,14 @@ def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]
     train(model, *here, epochs=left, seed=seed + 1000, method=method)
     if method is not None:
         method.finalize(model)
-    with torch.no_grad():
-        found = model(images[TRAINED:]).argmax(1)
-    return model, float((found == labels[TRAINED:]).float().mean())
+    return model, accuracy(model, images[TRAINED:], labels[TRAINED:])
 
 
 def job(index: int, seed: int, epochs: int) -> tuple[int, float, nn.Module | None]:
     """One training run, in a process of its own; the model of the first seed comes back."""
     torch.set_num_threads(1)
-    model, accuracy = train_one(recipes()[index], seed, epochs)
-    return index, accuracy, model if seed == 0 else None
+    model, share = train_one(recipes()[index], seed, epochs)
+    return index, share, model if seed == 0 else None
 
 
 def compile_one(model: nn.Module) -> tuple[float, int, float]:
@@ -166,8 +164,8 @@ def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
             for index in range(len(made))
         ]
         for done in as_completed(jobs):
-            index, accuracy, model = done.result()
-            accuracies[index].append(accuracy)
+            index, share, model = done.result()
+            accuracies[index].append(share)
             if model is not None:
                 models[index] = model
             progress.advance(task)

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.folding import Progress, open_checked, silent
-from nmcompile.passes.materialize_weights import MaterializeWeights
-from nmcompile.passes.pipeline import run_pipeline
+from nmcompile.passes.pipeline import FOLD_PIPELINE, run_pipeline
 from nmcompile.sparsity import Unstructured, parse_pattern, project
 
 Array = npt.NDArray[np.float64]
@@ -70,9 +69,9 @@ def spatial_report(
     source = open_checked(model, example_inputs, shapes=shapes, progress=progress)
     stored = source.graph.stored_weights()
     progress("folding")
-    run_pipeline(source.graph, [MaterializeWeights()])
+    run_pipeline(source.graph, FOLD_PIPELINE[:1])  # weights become constants
     before = {layer.name: layer.weight for layer in source.graph.layers()}
-    run_pipeline(source.graph)
+    run_pipeline(source.graph, FOLD_PIPELINE[1:])
     rows = []
     for layer in source.graph.layers():
         main = before.get(layer.name, layer.weight)

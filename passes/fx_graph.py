@@ -7,7 +7,7 @@ operators are `torch.ops.aten` overloads without in-place forms.
 import copy
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,16 +30,7 @@ from nmcompile.passes.fx_nodes import (
     module_path,
     weight_node,
 )
-from nmcompile.passes.graph import (
-    Affine,
-    Array,
-    Graph,
-    Op,
-    OpKind,
-    Value,
-    unique_name,
-    weight_owner,
-)
+from nmcompile.passes.graph import Affine, Array, Graph, Op, OpKind, Value, unique_name
 
 aten = torch.ops.aten
 
@@ -80,11 +71,11 @@ class FxGraph(Graph):
         tensor = self._tensor(cast(fx.Node, value))
         return None if tensor is None else as_numpy(tensor)
 
-    def stored_weights(self) -> dict[str, Array]:
-        """The parameters, by the modules that own them."""
-        targets = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
-        found = {weight_owner(target): self._tensor(node) for target, node in targets.items()}
-        return {owner: as_numpy(t) for owner, t in found.items() if owner and t is not None}
+    def named_constants(self) -> Iterator[tuple[str, Array]]:
+        """The parameters and buffers that the graph reads."""
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" and (array := self.constant(node)) is not None:
+                yield str(node.target), array
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """The shape that export recorded."""

@@ -5,7 +5,7 @@ translate both ways. Only what the passes and the inspection need is here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -130,8 +130,8 @@ class Graph(ABC):
         """The contents of a constant, or None for anything computed from inputs."""
 
     @abstractmethod
-    def stored_weights(self) -> dict[str, Array]:
-        """What is stored as the weight of each module, by its path: unmasked before folding."""
+    def named_constants(self) -> Iterator[tuple[str, Array]]:
+        """Every constant that is stored under a name."""
 
     @abstractmethod
     def shape(self, value: Value) -> tuple[int, ...] | None:
@@ -174,6 +174,11 @@ class Graph(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise AssertionError with a reason when an invariant of the framework is broken."""
+
+    def stored_weights(self) -> dict[str, Array]:
+        """What is stored as the weight of each module, by its path: unmasked before folding."""
+        named = ((weight_owner(name), array) for name, array in self.named_constants())
+        return {owner: array for owner, array in named if owner}
 
     def layers(self) -> list[Layer]:
         """Every convolution and constant-weight matrix product, in topological order."""

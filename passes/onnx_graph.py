@@ -5,7 +5,7 @@ inputs or Constant nodes), functions are inlined, shapes are inferred.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -22,7 +22,6 @@ from nmcompile.passes.graph import (
     OpKind,
     Value,
     unique_name,
-    weight_owner,
 )
 from nmcompile.passes.onnx_constants import RANDOM, evaluate
 from nmcompile.passes.onnx_nodes import (
@@ -72,11 +71,11 @@ class OnnxGraph(Graph):
         array = found.const_value.numpy()
         return array.astype(np.float32) if found.dtype is ir.DataType.BFLOAT16 else array
 
-    def stored_weights(self) -> dict[str, Array]:
-        """The initializers, by the modules that own them."""
-        values = self.model.graph.initializers
-        found = {weight_owner(str(name)): self.constant(value) for name, value in values.items()}
-        return {owner: array for owner, array in found.items() if owner and array is not None}
+    def named_constants(self) -> Iterator[tuple[str, Array]]:
+        """The initializers."""
+        for name, value in self.model.graph.initializers.items():
+            if (array := self.constant(value)) is not None:
+                yield str(name), array
 
     def shape(self, value: Value) -> tuple[int, ...] | None:
         """The shape that inference found."""

@@ -45,10 +45,11 @@ def inspect_any(
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers of a model: their pattern, and whether and why not they run sparse."""
+    shapes = shape or []
     if plot is not None and not spatial:
         raise typer.BadParameter("expected --spatial with it", param_hint="--plot")
     if is_artifact(Path(model)):
-        if pattern != "auto" or shape or spatial:
+        if pattern != "auto" or shapes or spatial:
             raise typer.BadParameter(
                 "--pattern, --shape and --spatial concern models that are not compiled yet",
                 param_hint="MODEL_OR_NMC",
@@ -60,14 +61,14 @@ def inspect_any(
 
         with working() as progress:
             layers = spatial_report(
-                find_model(model, shape or []),
-                shapes=shapes_of(shape or []),
+                find_model(model, shapes),
+                shapes=shapes_of(shapes),
                 pattern=pattern,
                 progress=progress,
             )
         show_spatial(layers, plot, as_json)
     else:
-        show_model(model, pattern, target, shape or [], as_json)
+        show_model(model, pattern, target, shapes, as_json)
 
 
 def is_artifact(path: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
 
 from nmcompile.cli.figures import GROUND, INK, load_pyplot, save_figure
@@ -55,7 +56,7 @@ def plot_spatial(layers: Sequence[SpatialLayer], path: Path) -> None:
     """
     pyplot = load_pyplot()
     ranked = sorted(layers, key=lambda layer: -_spread(layer))[:DRAWN]
-    shown = [layer for layer in layers if any(layer is one for one in ranked)]
+    shown = sorted(ranked, key=layers.index)
     figure, axes = pyplot.subplots(
         max(len(shown), 1),
         len(TITLES),
@@ -80,20 +81,12 @@ def plot_spatial(layers: Sequence[SpatialLayer], path: Path) -> None:
                 axis.text(0.5, 0.5, "not stored", transform=axis.transAxes, ha="center", fontsize=8)
                 continue
             axis.imshow(array, vmin=0, vmax=highest, cmap="Blues")
-            for (row, column), share in _cells(array):
+            for (row, column), share in np.ndenumerate(array):
                 colour = "white" if share > 0.6 * highest else INK
                 axis.text(
                     column, row, f"{share:.2f}", ha="center", va="center", fontsize=7, color=colour
                 )
     save_figure(figure, path)
-
-
-def _cells(array: Array) -> list[tuple[tuple[int, int], float]]:
-    return [
-        ((row, column), float(share))
-        for row, line in enumerate(array)
-        for column, share in enumerate(line)
-    ]
 
 
 def _spread(layer: SpatialLayer) -> float:

@@ -107,9 +107,11 @@ class PrimFuncBuilder:
 
     def output(self, shape: tuple[int, ...], epilogue: Epilogue) -> tuple[Buffer | None, Buffer]:
         """Declare the last arguments, [residual] and out; flat views, the same one in place."""
+        # All arguments come before the first view.
         residual = self.tensor("residual", shape) if epilogue.residual else None
-        out = residual if epilogue.in_place else self.tensor("out", shape)
-        return None if residual is None else self.flat(residual), self.flat(out)
+        out = None if epilogue.in_place else self.tensor("out", shape)
+        added = None if residual is None else self.flat(residual)
+        return added, added if out is None else self.flat(out)
 
     def flat(self, buffer: Buffer) -> Buffer:
         """A one-dimensional view of an argument."""
