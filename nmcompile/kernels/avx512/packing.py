@@ -21,6 +21,8 @@ from nmcompile.sparsity import pack_rows
 
 Array = npt.NDArray[np.generic]
 
+WORTH_DEALING = 0.02  # of the longest chunk's work, to look up where a list is from
+
 
 @dataclass(frozen=True)
 class PackedWeights:
@@ -32,9 +34,11 @@ class PackedWeights:
     indices: shared: uint16 entries; private: int64 words of four 16-bit row offsets; grouped: int64
         words of positions. `outputs` words of as many channels lie side by side.
     starts: int32, first entry (shared) or word (private) of each (group, block, list), and the end.
-    order: int32, private: output channels in the order of their lists in each (group, block),
-        counted within their chunk: sorted by length, so that lists which are interleaved are
-        equally long, and the processor can predict where each ends.
+    order: int32, where lists are not stored in the order of their output channels, so that chunks
+        have equal work. Shared: for each place of each group the list that is stored there.
+        Private: for each place of each (group, block) the channel, counted within its group, by
+        length within a chunk, so that lists which are interleaved are equally long, and the
+        processor can predict where each ends.
     """
 
     values: npt.NDArray[np.float32]
@@ -70,16 +74,23 @@ def pack_conv(weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
     shape = (conv.groups, padded_out, conv.group_in, *conv.kernel)
     padded = np.zeros(shape, np.float32)
     padded[:, : conv.group_out] = weight.reshape(conv.groups, conv.group_out, *weight.shape[1:])
+    dealt = _dealt_lists(padded, config)
     pieces, orders = [], []
     for group in range(conv.groups):
+        whole = padded[group]
+        if dealt is not None:
+            lists = whole.reshape(-1, config.list_outputs, *whole.shape[1:])
+            whole = lists[dealt[group]].reshape(whole.shape)
         for block in range(blocks_of(conv, config)):
             first = block * config.block_channels
-            piece = padded[group, :, first : first + config.block_channels]
-            if config.lists == "private":
-                channels, order = _by_length(piece, config.chunks)
-                piece = piece[channels]
-                orders.append(order)
+            piece = whole[:, first : first + config.block_channels]
+            if dealt is not None and config.lists == "private":
+                places = _by_length(piece, config.chunks)
+                piece = piece[places]
+                orders.append(dealt[group, places])
             pieces.append(_pack_piece(piece, conv, config))
+    if dealt is not None and config.lists == "shared":
+        orders.extend(dealt)
     values = np.concatenate([piece[0] for piece in pieces])
     if config.lists == "dense":
         return PackedWeights(values, None, None)
@@ -96,14 +107,56 @@ def pack_conv(weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig
     return PackedWeights(values, indices, starts, np.concatenate(orders).astype(np.int32))
 
 
-def _by_length(
-    piece: npt.NDArray[np.float32], chunks: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Output channels by the number of their weights within each chunk: over all, and in it."""
+def _dealt_lists(
+    padded: npt.NDArray[np.float32], config: PanelConfig
+) -> npt.NDArray[np.int64] | None:
+    """For each place of each group its list, so that chunks have equal work: (groups, lists).
+
+    None where lists stay where they are: they are equally long, or equal enough as they lie.
+    """
+    if config.lists not in ("shared", "private"):
+        return None
+    groups, _, channels = padded.shape[:3]
+    rows = padded.reshape(groups, -1, config.list_outputs, channels, padded[0, 0, 0].size)
+    if config.lists == "shared":
+        work = np.count_nonzero(rows.any(axis=(2, 4)), axis=2)
+    else:
+        work = np.count_nonzero(rows, axis=(2, 3, 4))
+    dealt = np.stack([deal(lists, config.chunks) for lists in work])
+
+    def longest(lists: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Work of each group's chunk that has most."""
+        chunks: npt.NDArray[np.int64] = lists.reshape(groups, config.chunks, -1).sum(axis=2)
+        return np.asarray(chunks.max(axis=1))
+
+    gain = longest(work) - longest(np.take_along_axis(work, dealt, axis=1))
+    if config.lists == "shared" and (gain <= WORTH_DEALING * longest(work)).all():
+        return None
+    return dealt
+
+
+def deal(work: npt.NDArray[np.int64], chunks: int) -> npt.NDArray[np.int64]:
+    """Deal lists to chunks of as many lists each and about equal work, the longest list first.
+
+    Returns:
+        The lists of the first chunk, ascending, then those of the second, and so on.
+    """
+    size = work.size // chunks
+    loads = np.zeros(chunks, np.int64)
+    members: list[list[int]] = [[] for _ in range(chunks)]
+    for index in np.argsort(-work, kind="stable"):
+        open_chunks = [c for c in range(chunks) if len(members[c]) < size]
+        chunk = min(open_chunks, key=lambda c: loads[c])
+        loads[chunk] += work[index]
+        members[chunk].append(int(index))
+    return np.asarray([sorted(chunk) for chunk in members], np.int64).reshape(-1)
+
+
+def _by_length(piece: npt.NDArray[np.float32], chunks: int) -> npt.NDArray[np.int64]:
+    """Places of output channels by the number of their weights within each chunk."""
     counts = np.count_nonzero(piece.reshape(chunks, -1, *piece.shape[1:]), axis=(2, 3, 4))
     order = np.argsort(counts, axis=1, kind="stable")
-    channels = order + np.arange(chunks)[:, None] * counts.shape[1]
-    return channels.reshape(-1), order.reshape(-1)
+    return np.asarray(order + np.arange(chunks)[:, None] * counts.shape[1]).reshape(-1)
 
 
 _NONE = np.zeros(0, np.int64)

@@ -58,7 +58,7 @@ class _Emitter:
                 indices = func.tensor("indices", (sizes.indices,), dtype)
             if sizes.starts:
                 starts = func.tensor("starts", (sizes.starts,), "int32")
-            self.order = None
+            self.order: Buffer | None = None
             if sizes.order:
                 self.order = func.tensor("order", (sizes.order,), "int32")
             if self.epilogue.bias:
@@ -98,7 +98,9 @@ class _Emitter:
         lists = self.lists // config.chunks
         partial = None
         if self.blocks > 1:
-            partial = T.alloc_buffer((lists * config.lane_outputs * shape.stride,), align=64)
+            # Lists of single channels are in another order in every block: sums rest by channel.
+            resting = self.lists if config.lists == "private" else lists
+            partial = T.alloc_buffer((resting * config.lane_outputs * shape.stride,), align=64)
         with T.serial(0, self.blocks) as block:
             channel = T.bind(group * conv.group_in + block * config.block_channels)
             count: Expr = config.block_channels
@@ -108,27 +110,33 @@ class _Emitter:
             with T.serial(0, lists) as index:
                 with T.serial(0, config.lane_outputs // config.outputs) as part:
                     sums = Accumulators(config.outputs, shape)
-                    which = self._which(group, block, chunk * lists + index, count)
-                    rows = self._rows(
-                        which, T.bind(index * config.lane_outputs + part * config.outputs)
-                    )
-                    begin = T.bind(chunk * (lists * config.lane_outputs))
-                    target = self._destination(image, group, [begin + row for row in rows], first)
+                    place = T.bind(chunk * lists + index)
+                    which = self._which(group, block, place, count)
+                    channels = self._channels(group, place, which, part)
+                    rows = channels
+                    if config.lists != "private":
+                        row = T.bind(index * config.lane_outputs + part * config.outputs)
+                        rows = [row + j for j in range(config.outputs)]
+                    target = self._destination(image, group, channels, first)
                     self._prefetch(target, shape, block)
-                    biases = [group * self.padded_out + channel for channel in target.channels]
+                    biases = [group * self.padded_out + channel for channel in channels]
                     self._begin(sums, partial, block, biases, rows)
                     multiply(self.weights, sums, panel, which, part, count)
                     self._end(sums, partial, block, target, shape, rows)
 
-    def _rows(self, which: Expr, first: Expr) -> list[Expr]:
-        """Output channels of one list step, counted within their chunk."""
+    def _channels(self, group: Expr, place: Expr, which: Expr, part: Expr) -> list[Expr]:
+        """Output channels of one list step, counted within their group."""
         outputs = range(self.config.outputs)
-        if self.order is None:
-            return [first + j for j in outputs]
-        return [T.bind(self.order[which * self.config.outputs + j]) for j in outputs]
+        if self.config.lists == "private":
+            assert self.order is not None
+            return [T.bind(self.order[which * self.config.outputs + j]) for j in outputs]
+        if self.order is not None:
+            place = T.bind(self.order[group * self.lists + place])
+        first = T.bind(place * self.config.lane_outputs + part * self.config.outputs)
+        return [first + j for j in outputs]
 
     def _which(self, group: Expr, block: Expr, index: Expr, count: Expr) -> Expr:
-        """Number of a list over everything; for dense weights, the channels before it."""
+        """Number of a stored list over everything; for dense weights, the channels before it."""
         if self.config.lists != "dense":
             return T.bind((group * self.blocks + block) * self.lists + index)
         channel = group * self.conv.group_in + block * self.config.block_channels
@@ -146,7 +154,7 @@ class _Emitter:
             planes=[T.bind(plane + channel) for channel in channels],
             channels=channels,
             limit=None if self.padded_out == conv.group_out else conv.group_out,
-            consecutive=self.order is None,
+            consecutive=self.config.lists != "private",
             first=first,
             pixels=conv.out_pixels,
         )
