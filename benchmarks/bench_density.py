@@ -29,21 +29,29 @@ from nmcompile import runtime
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
-from nmcompile.sparsity import Dense, OneByN, Pattern, Unstructured
+from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 from nmcompile.targets import find_target
 from nmcompile.tuning.measure import measure
 
 TARGET = "avx512"
-DENSITIES = "1,0.9,0.8,0.65,0.5,0.35,0.25,0.125,0.0625"
+GROUP = 16  # weights of an N:M group
+DENSITIES = "1,0.875,0.75,0.625,0.5,0.375,0.25,0.125,0.0625"  # whole weights of a group
 
 
 @dataclass(frozen=True)
 class Family:
-    """A line of the picture: a pattern, and the row for it, None for the compiler's pick."""
+    """A line of the picture: a pattern, and the row for it, None for the compiler's pick.
+
+    No pattern stands for N:16, with the N of the density.
+    """
 
     name: str
-    pattern: Pattern
+    pattern: Pattern | None
     kernel: str | None = None
+
+    def pattern_at(self, density: float) -> Pattern:
+        """The pattern at a density."""
+        return self.pattern or NM(max(1, round(density * GROUP)), GROUP)
 
     def row(self, problem: Problem) -> Kernel:
         """The sparse kernel for a problem, whether or not the dense one is faster."""
@@ -61,6 +69,7 @@ class Family:
 FAMILIES = (
     Family("1x16", OneByN(16)),
     Family("1x16, without Winograd", OneByN(16), "conv2d_f32_one_by_n__avx512"),
+    Family(f"N:{GROUP}", None, "conv2d_f32_nm__avx512"),
     Family("unstructured", Unstructured(), "conv2d_f32_nm__avx512"),
 )
 
@@ -87,9 +96,10 @@ def time_layer(conv: Conv2d, count: int, densities: Sequence[float], threads: in
     runs: dict[str, list[int]] = {family.name: [] for family in FAMILIES}
     for family in FAMILIES:
         for density in densities:
-            problem = make_problem(conv, family.pattern, density)
+            pattern = family.pattern_at(density)
+            problem = make_problem(conv, pattern, density)
             row = family.row(problem)
-            key = (family.pattern, density, row.name)
+            key = (pattern, density, row.name)
             if key not in at:
                 at[key] = len(candidates)
                 candidates.append(row.lower(problem))

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
-COLOURS = ("#1f6feb", "#0a8f6c", "#c2410c")
-STYLES = ("-", "--", "-")  # the second often lies on the first
+COLOURS = ("#1f6feb", "#0a8f6c", "#8250df", "#c2410c")
+STYLES = ("-", "--", "-", "-")  # the second often lies on the first
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_depthwise_layers_are_left_out() -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_families_stay_sparse_above_break_even(family: Family, density: float) -> None:
     conv = Conv2d(1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1))
-    row = family.row(make_problem(conv, family.pattern, density))
+    row = family.row(make_problem(conv, family.pattern_at(density), density))
     assert row.sparse
     assert family.kernel in (None, row.name)
 
