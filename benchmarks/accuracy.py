@@ -34,7 +34,9 @@ class Row:
     accuracies: share of the test images, one per seed.
     ms: of one image on one thread, compiled.
     bytes: of the artifact.
-    same: share of test images for which the compiled model predicts what torch does.
+    same: share of test images for which the compiled model and onnxruntime, on the folded ONNX
+        model, predict what torch does.
+    error: their largest difference of a logit from torch's, as a share of the range.
     """
 
     method: str
@@ -44,6 +46,7 @@ class Row:
     ms: float
     bytes: int
     same: float
+    error: float
 
     @property
     def mean(self) -> float:
@@ -61,7 +64,7 @@ def table(rows: Sequence[Row]) -> Table:
     made = Table(title="accuracy on the test images: mean and standard deviation over the seeds")
     for name in ("pattern", "kept", "method"):
         made.add_column(name)
-    for name in ("accuracy", "latency", "artifact", "same prediction"):
+    for name in ("accuracy", "latency", "artifact", "same prediction", "error"):
         made.add_column(name, justify="right")
     for row in rows:
         made.add_row(*_cells(row))
@@ -77,6 +80,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.ms:.3f} ms",
         f"{row.bytes / 1024:.0f} KiB",
         f"{row.same:.1%}",
+        f"{row.error:.0e}",
     )
 
 
@@ -113,12 +117,14 @@ def write_result(result: Mapping[str, Any], rows: Sequence[Row], path: Path) -> 
         f"rate for every method, {settings['seeds']} seeds, mean ± standard deviation. One-shot "
         "methods train densely for half of the epochs, then prune and train on. Three convolutions "
         "are pruned; the stem and the classifier are not. Latency: one image, one thread, one "
-        "seed's model compiled; at this size it is mostly the cost of calls.",
+        "seed's model compiled; at this size it is mostly the cost of calls. Same prediction: share "
+        "of all test images for which torch, onnxruntime on the folded ONNX model, and the artifact "
+        "agree; error: the largest difference of a logit from torch's, as a share of the range.",
         "",
         f"![Accuracy over the share of weights kept]({path.with_suffix('.png').name})",
         "",
-        "| pattern | kept | method | accuracy | latency | artifact | same prediction |",
-        "| --- | --: | --- | --: | --: | --: | --: |",
+        "| pattern | kept | method | accuracy | latency | artifact | same prediction | error |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: |",
         *("| " + " | ".join(_cells(row)) + " |" for row in rows),
         "",
         "## The papers' orderings",
