@@ -117,9 +117,10 @@ def write_result(result: Mapping[str, Any], rows: Sequence[Row], path: Path) -> 
         f"rate for every method, {settings['seeds']} seeds, mean ± standard deviation. One-shot "
         "methods train densely for half of the epochs, then prune and train on. Three convolutions "
         "are pruned; the stem and the classifier are not. Latency: one image, one thread, one "
-        "seed's model compiled; at this size it is mostly the cost of calls. Same prediction: share "
-        "of all test images for which torch, onnxruntime on the folded ONNX model, and the artifact "
-        "agree; error: the largest difference of a logit from torch's, as a share of the range.",
+        "seed's model compiled; at this size it is mostly the cost of calls. Same prediction: "
+        "share of all test images for which torch, onnxruntime on the folded ONNX model, and the "
+        "artifact agree; error: the largest difference of a logit from torch's, as a share of the "
+        "range.",
         "",
         f"![Accuracy over the share of weights kept]({path.with_suffix('.png').name})",
         "",

@@ -1,0 +1,1 @@
+"""Latency over a matrix of models, patterns, engines and devices: run, keep, compare, report."""
