@@ -6,6 +6,7 @@ import typer
 
 from nmcompile.cli.bench import bench_artifact
 from nmcompile.cli.compile import compile_model, enforce_model, fold_model
+from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
 from nmcompile.cli.inspect import inspect_any, list_targets
 from nmcompile.cli.run import run_artifact
@@ -25,6 +26,8 @@ app.command("fold")(fold_model)
 app.command("enforce")(enforce_model)
 app.command("bench")(bench_artifact)
 app.command("targets")(list_targets)
+app.add_typer(device_app, name="device")
+app.command("devices")(show_devices)
 
 
 def _print_version(wanted: bool) -> None:

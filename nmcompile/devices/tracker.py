@@ -1,0 +1,106 @@
+"""Where devices are found: addresses, and what a tracker knows."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from nmcompile.errors import DeviceError, InputError
+
+LOOPBACK = "127.0.0.1"
+PATIENCE = 5.0  # seconds to reach a tracker
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address."""
+
+    host: str
+    port: int
+
+    @staticmethod
+    def parse(text: str) -> Address:
+        """Read `HOST:PORT`.
+
+        Raises:
+            InputError: it is none.
+        """
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise InputError(f"address {text!r}: expected HOST:PORT, for example {LOOPBACK}:9190")
+        return Address(host, int(port))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of one key.
+
+    servers: addresses of all that are registered, busy ones too.
+    free: how many wait for work; pending: how many requests wait for a device.
+    """
+
+    key: str
+    servers: tuple[str, ...]
+    free: int
+    pending: int
+
+
+def connect_tracker(address: Address) -> Any:
+    """A connection to a tracker, TVM's `TrackerSession`.
+
+    Raises:
+        DeviceError: nothing answers there, or something else does.
+    """
+    from tvm import rpc
+
+    # TVM's own attempt waits a minute.
+    try:
+        socket.create_connection((address.host, address.port), PATIENCE).close()
+    except OSError as error:
+        raise DeviceError(
+            f"no tracker answers at {address} ({error.strerror or error}); start one with "
+            "`nmc device tracker`, or correct --tracker"
+        ) from error
+    try:
+        return rpc.connect_tracker(address.host, address.port)
+    except (RuntimeError, OSError) as error:
+        raise DeviceError(f"what answers at {address} is no tracker: {error}") from error
+
+
+def list_devices(address: Address) -> list[Devices]:
+    """What is registered with a tracker, by key.
+
+    Raises:
+        DeviceError: as `connect_tracker`.
+    """
+    session = connect_tracker(address)
+    try:
+        return summarise(session.summary())
+    except (RuntimeError, OSError) as error:
+        raise DeviceError(
+            f"the tracker at {address} does not say what it knows: {error}"
+        ) from error
+    finally:
+        session.close()
+
+
+def summarise(summary: dict[str, Any]) -> list[Devices]:
+    """A tracker's own summary as devices by key."""
+    servers: dict[str, list[str]] = {}
+    for server in summary["server_info"]:
+        key = server["key"].removeprefix("server:")
+        servers.setdefault(key, []).append(":".join(map(str, server["addr"])))
+    queues = summary["queue_info"]
+    return [
+        Devices(
+            key,
+            tuple(sorted(servers.get(key, ()))),
+            queues.get(key, {}).get("free", 0),
+            queues.get(key, {}).get("pending", 0),
+        )
+        for key in sorted({*servers, *queues})
+    ]
