@@ -76,10 +76,11 @@ def main() -> int:
     asked = sum(job.request["seconds"] for job in jobs)
     spent = sum(outcome.ended - outcome.began for outcome in outcomes)
     idle = idle_share(outcomes)
+    seconds = max(outcome.ended for outcome in outcomes) - begin
     print(
         f"{len(outcomes) - len(lost)} of {len(jobs)} jobs done on "
-        f"{len({o.device for o in outcomes})} devices in {max(o.ended for o in outcomes) - begin:.0f} "
-        f"s; idle {idle:.1%}; sessions cost {spent / asked - 1:.1%} beside the jobs"
+        f"{len({o.device for o in outcomes})} devices in {seconds:.0f} s; idle {idle:.1%}; "
+        f"sessions cost {spent / asked - 1:.1%} beside the jobs"
     )
     return 1 if lost or len(outcomes) < len(jobs) or idle > options.limit else 0
 

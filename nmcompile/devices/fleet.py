@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nmcompile.devices.server import CALL, NAME
-from nmcompile.devices.tracker import Address, connect_tracker, summarise
+from nmcompile.devices.server import CALL
+from nmcompile.devices.tracker import Address, connect_tracker, request_device, summarise
 from nmcompile.errors import DeviceError
 
 TICK = 0.5  # seconds between two looks at attempts that may be stuck
 GRACE = 2.0  # seconds that a device has to end an overdue session itself
+CONNECT = 10.0  # seconds that it has to answer at all
 WAITING = 2  # attempts per device: one at work, one that waits for it to be free
 
 
@@ -113,7 +114,7 @@ def run_jobs(
 class _Attempt:
     """One attempt, in a thread of its own; a thread that hangs is left behind.
 
-    device: set once it has one, at `began`.
+    device: set once the tracker has named one, at `began`; `connected` once that has answered.
     queued: its connection to the tracker.
     """
 
@@ -121,6 +122,7 @@ class _Attempt:
     failures: tuple[Failure, ...] = ()
     device: str = ""
     began: float | None = None
+    connected: bool = False
     queued: Any = None
     cancelled: bool = False
 
@@ -200,8 +202,12 @@ class _Fleet:
             return [
                 (attempt, Failure(attempt.device, f"no answer for {now - attempt.began:.0f} s"))
                 for attempt in self.running
-                if attempt.began is not None and now - attempt.began > self.timeout + GRACE
+                if attempt.began is not None and now - attempt.began > self._limit(attempt)
             ]
+
+    def _limit(self, attempt: _Attempt) -> float:
+        """Seconds after which a device that has not ended an attempt itself is taken for stuck."""
+        return self.timeout + GRACE if attempt.connected else CONNECT
 
     def _start(self, attempt: _Attempt) -> None:
         self.running.add(attempt)
@@ -209,14 +215,17 @@ class _Fleet:
 
     def _attempt(self, attempt: _Attempt) -> None:
         """In a thread of its own: wait for a device, and do the job there."""
+        from tvm import rpc
+
         result: _Result
         try:
             attempt.queued = connect_tracker(self.tracker)
-            device = attempt.queued.request(self.key, session_timeout=self.timeout, max_retry=1)
+            host, port, matchkey = request_device(attempt.queued, self.key)
             if attempt.cancelled:
                 return
-            attempt.began = time.monotonic()
-            attempt.device = device.get_function(NAME)()
+            attempt.device, attempt.began = f"{host}:{port}", time.monotonic()
+            device = rpc.connect(host, port, matchkey, self.timeout)
+            attempt.connected = True
             result = _do(attempt, device)
         except DeviceError as error:
             result = Failure(attempt.device, str(error))

@@ -13,6 +13,8 @@ PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, however it ends; Linux only.
 
+    The parent is the thread that started it.
+
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if sys.platform != "linux":

@@ -21,7 +21,6 @@ from nmcompile.devices.tracker import LOOPBACK, Address, connect_tracker, list_d
 from nmcompile.errors import DeviceError, NmcompileError
 
 CALL = "nmcompile.device.call"
-NAME = "nmcompile.device.name"
 HANDLER = "nmcompile.devices.job:run_job"
 PORT, TRACKER_PORT = 9090, 9190
 PAUSE = 0.2  # seconds between two looks at a server
@@ -174,7 +173,7 @@ def _prepare(handler: str) -> None:
     import tvm_ffi
     from tvm.rpc.server import PopenRPCServerState
 
-    die_with_parent()
+    parent = os.getppid()
     module, _, function = handler.partition(":")
     answer = getattr(importlib.import_module(module), function)
 
@@ -187,16 +186,17 @@ def _prepare(handler: str) -> None:
         except Exception as error:
             return json.dumps({"error": f"unexpected {type(error).__name__}: {error}"})
 
-    def name_device() -> str:
-        return f"{socket.gethostname()}:{PopenRPCServerState.current.port}"
+    def end_in_time() -> None:
+        """End this process, of which TVM's listener is one thread, with that and with its parent.
 
-    def end_with_listener() -> None:
-        """A session that crashes ends TVM's listener, but not the process that it is a part of."""
-        while PopenRPCServerState.current is None:
+        A session that crashes ends the listener only. The kernel could watch over the parent, but
+        takes the thread that started this process for it.
+        """
+        while PopenRPCServerState.current is None or PopenRPCServerState.current.thread.is_alive():
+            if os.getppid() != parent:
+                break
             time.sleep(PAUSE)
-        PopenRPCServerState.current.thread.join()
         os._exit(1)
 
     tvm_ffi.register_global_func(CALL, call, override=True)
-    tvm_ffi.register_global_func(NAME, name_device, override=True)
-    threading.Thread(target=end_with_listener, daemon=True).start()
+    threading.Thread(target=end_in_time, daemon=True).start()

@@ -71,6 +71,26 @@ def connect_tracker(address: Address) -> Any:
         raise DeviceError(f"what answers at {address} is no tracker: {error}") from error
 
 
+def request_device(session: Any, key: str) -> tuple[str, int, str]:
+    """Wait in a tracker's queue for a free device: its host and port, and the key to its session.
+
+    TVM's own `TrackerSession.request` connects in the same step, and does not say which device it
+    is that does not answer.
+
+    Raises:
+        OSError: the connection to the tracker broke.
+        RuntimeError: the tracker refuses.
+    """
+    from tvm.rpc import base
+
+    base.sendjson(session._sock, [base.TrackerCode.REQUEST, key, "", 1])
+    code, answer = base.recvjson(session._sock)
+    if code != base.TrackerCode.SUCCESS:
+        raise RuntimeError(f"the tracker refuses a device with the key {key!r}: {answer}")
+    host, port, matchkey = answer
+    return host, port, matchkey
+
+
 def list_devices(address: Address) -> list[Devices]:
     """What is registered with a tracker, by key.
 
