@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from nmcompile.bench.break_even import break_even
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
 COLOURS = ("#1f6feb", "#0a8f6c", "#8250df", "#c2410c")
@@ -66,28 +67,6 @@ class Result:
         if mark is None:
             return "never faster"
         return "never slower" if mark == max(self.densities) else f"{mark:.2f}"
-
-
-def break_even(densities: Sequence[float], speed_ups: Sequence[float]) -> float | None:
-    """The density up to which a line stays at a speed-up of 1 or more.
-
-    Interpolates in time over density, which is nearly straight: time = overhead + density * work.
-
-    Args:
-        densities: any order.
-        speed_ups: for each density.
-
-    Returns:
-        The highest density if the line is nowhere below 1, None if it begins below.
-    """
-    points = sorted(zip(densities, speed_ups, strict=True))
-    if points[0][1] < 1:
-        return None
-    for (low, fast), (high, slow) in itertools.pairwise(points):
-        if slow < 1:
-            below, above = 1 / fast, 1 / slow
-            return low + (high - low) * (1 - below) / (above - below)
-    return points[-1][0]
 
 
 def write_result(result: Result, path: Path) -> None:

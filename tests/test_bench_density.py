@@ -14,7 +14,6 @@ from benchmarks.bench_density import (
 from benchmarks.density import (
     Layer,
     Result,
-    break_even,
     caption,
     picture,
     read_result,
@@ -23,6 +22,7 @@ from benchmarks.density import (
 )
 from benchmarks.problems import make_problem
 from benchmarks.shapes import read_shapes
+from nmcompile.bench.break_even import break_even
 from nmcompile.kernels.spec import Conv2d
 
 DENSITIES = [1.0, 0.5, 0.25]
