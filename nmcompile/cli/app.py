@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from nmcompile.cli.bench import bench_artifact
+from nmcompile.cli.bench_report import report_runs
 from nmcompile.cli.compile import compile_model, enforce_model, fold_model
 from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
@@ -25,6 +26,7 @@ app.command("inspect")(inspect_any)
 app.command("fold")(fold_model)
 app.command("enforce")(enforce_model)
 app.command("bench")(bench_artifact)
+app.command("bench-report", hidden=True)(report_runs)
 app.command("targets")(list_targets)
 app.add_typer(device_app, name="device")
 app.command("devices")(show_devices)

@@ -1,0 +1,142 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  // Tables: a click, Enter or Space on a head sorts; again turns the order.
+  const value = (row, index) => row.cells[index].dataset.key;
+  for (const table of all("table")) {
+    const heads = all("thead th", table);
+    heads.forEach((head, index) => {
+      head.firstElementChild.addEventListener("click", () => {
+        const numbers = head.classList.contains("num");
+        const sorted = head.getAttribute("aria-sort");
+        const order = sorted === "ascending" ? "descending" : "ascending";
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", order);
+        const body = table.tBodies[0];
+        const rows = [...body.rows].sort((a, b) => {
+          const [left, right] = [value(a, index), value(b, index)];
+          if (left === undefined || right === undefined) {
+            return (left === undefined) - (right === undefined);
+          }
+          const compared = numbers ? left - right : left.localeCompare(right, "en", { numeric: true });
+          return order === "ascending" ? compared : -compared;
+        });
+        body.append(...rows);
+      });
+    });
+  }
+
+  // Sections with a picker show one figure at a time.
+  const pick = (section) => {
+    const select = section.querySelector(".picker select");
+    if (!select) return;
+    const options = [...select.options];
+    if (options[select.selectedIndex]?.hidden !== false) {
+      select.selectedIndex = options.findIndex((option) => !option.hidden);
+    }
+    all("figure", section).forEach((figure, index) => {
+      figure.hidden = index !== select.selectedIndex;
+    });
+  };
+  const picked = all("section.picked");
+  for (const section of picked) {
+    section.querySelector(".picker select")?.addEventListener("change", () => pick(section));
+  }
+
+  // Filters narrow rows, figures and choices alike; what lacks a tag is about all of its values.
+  const filters = all(".filters select");
+  const narrow = () => {
+    const wanted = filters.filter((select) => select.value);
+    for (const item of all("tbody tr, figure, .picker option")) {
+      item.hidden = wanted.some(({ dataset, value: chosen }) => {
+        const own = item.dataset[dataset.tag];
+        return own !== undefined && own !== chosen;
+      });
+    }
+    picked.forEach(pick);
+  };
+  filters.forEach((select) => select.addEventListener("change", narrow));
+  narrow();
+
+  // Plots: the nearest value under the pointer, and one after the other by arrow keys.
+  const tip = document.getElementById("tip");
+  let near = null;
+  const centre = (mark) => {
+    const box = mark.getBoundingClientRect();
+    return [box.left + box.width / 2, box.top + box.height / 2, box];
+  };
+  const show = (mark) => {
+    if (near !== mark) near?.classList.remove("near");
+    near = mark;
+    tip.hidden = !mark;
+    if (!mark) return;
+    mark.classList.add("near");
+    tip.textContent = mark.getAttribute("aria-label");
+    const [x, , box] = centre(mark);
+    const { width, height } = tip.getBoundingClientRect();
+    const room = document.documentElement.clientWidth - width - 8;
+    tip.style.left = `${Math.max(8, Math.min(x - width / 2, room))}px`;
+    const above = box.top - height - 8;
+    tip.style.top = `${above > 4 ? above : box.bottom + 8}px`;
+  };
+  for (const plot of all(".plot")) {
+    const marks = () =>
+      all('.mark-symbol [role="graphics-symbol"]', plot).filter((mark) => mark.getClientRects().length);
+    plot.addEventListener("pointermove", (event) => {
+      let best = null;
+      let least = 32 ** 2;
+      for (const mark of marks()) {
+        const [x, y] = centre(mark);
+        const distance = (x - event.clientX) ** 2 + (y - event.clientY) ** 2;
+        if (distance < least) [best, least] = [mark, distance];
+      }
+      show(best);
+    });
+    plot.addEventListener("pointerleave", () => show(null));
+    plot.addEventListener("focusout", () => show(null));
+    plot.addEventListener("keydown", (event) => {
+      const list = marks();
+      const at = list.indexOf(document.activeElement);
+      const next = {
+        ArrowRight: at + 1,
+        ArrowDown: at + 1,
+        ArrowLeft: at < 0 ? list.length - 1 : at - 1,
+        ArrowUp: at < 0 ? list.length - 1 : at - 1,
+        Home: 0,
+        End: list.length - 1,
+      }[event.key];
+      if (event.key === "Escape") plot.focus();
+      if (next === undefined || !list.length) return;
+      event.preventDefault();
+      const mark = list[(next + list.length) % list.length];
+      mark.setAttribute("tabindex", "-1");
+      mark.focus({ preventScroll: true });
+      show(mark);
+    });
+  }
+  addEventListener("scroll", () => show(null), { passive: true });
+
+  // Theme: the system's, or one that is kept where the browser lets a file keep anything.
+  const themes = ["system", "light", "dark"];
+  const button = document.getElementById("theme");
+  const dress = (theme) => {
+    document.documentElement.dataset.theme = theme;
+    button.textContent = `Theme: ${theme}`;
+    try {
+      localStorage.setItem("nmc-bench-theme", theme);
+    } catch {
+      // Nothing is kept: the system's theme comes back with the next visit.
+    }
+  };
+  try {
+    const kept = localStorage.getItem("nmc-bench-theme");
+    if (themes.includes(kept)) dress(kept);
+  } catch {
+    // As above.
+  }
+  button.addEventListener("click", () => {
+    const now = document.documentElement.dataset.theme ?? "system";
+    dress(themes[(themes.indexOf(now) + 1) % themes.length]);
+  });
+})();

@@ -1,0 +1,200 @@
+"""From run files to what the report shows of each case: no text, no pictures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nmcompile.bench.report.intervals import ROUNDS, ratio_interval
+from nmcompile.bench.results import Case, Run
+
+OURS: Final = "nmcompile"
+LOCAL: Final = "local"
+_DENSE: Final = 0.999  # a density above is no sparsity
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where cases ran: a run, and the device if it was a remote one.
+
+    name: unique among the sites of a report.
+    """
+
+    index: int
+    name: str
+    run: Run
+    device: str
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A case and what it is compared with.
+
+    baseline: the fastest peer of its group, else our dense pattern; None for peers and where
+        there is neither.
+    ratio: time of the baseline over time of the case, above 1 where the case is faster.
+    interval: 95 % of that ratio, None with fewer than 5 common rounds or without turns in common.
+    """
+
+    site: Site
+    case: Case
+    baseline: Case | None
+    ratio: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def ours(self) -> bool:
+        """Whether nmcompile ran it."""
+        return self.case.engine == OURS
+
+    @property
+    def dense(self) -> bool:
+        """Whether all weights are kept."""
+        return self.case.density > _DENSE
+
+    @property
+    def ms(self) -> float:
+        """Median of one run of the batch; NaN without samples."""
+        median = self.case.median_ms
+        return math.nan if median is None else median
+
+    @property
+    def image_ms(self) -> float:
+        """Median for one image of the batch."""
+        return self.ms / self.case.batch
+
+    @property
+    def measured(self) -> bool:
+        """Whether it has samples; a clock that saw no time pass measured nothing."""
+        return bool(self.case.median_ms)
+
+    @property
+    def spread(self) -> float | None:
+        """Half the distance between the quartiles, as a share of the median."""
+        if len(self.case.samples_ms) < 4:
+            return None
+        low, _, high = statistics.quantiles(self.case.samples_ms, n=4, method="inclusive")
+        return (high - low) / 2 / self.ms if self.ms else None
+
+
+def find_sites(runs: Sequence[Run]) -> list[Site]:
+    """The places of all cases, in the order of the runs; names tell them apart."""
+    places: list[tuple[Run, str]] = []
+    for run in runs:
+        devices = list(dict.fromkeys(case.device for case in run.cases)) or [LOCAL]
+        places += [(run, device) for device in devices]
+    names = [_place(run, device) for run, device in places]
+    if len(set(names)) < len(names):
+        dated = [
+            f"{name}, {run.started[:16]}" for name, (run, _) in zip(names, places, strict=True)
+        ]
+        names = [d if names.count(n) > 1 else n for n, d in zip(names, dated, strict=True)]
+    sites = []
+    for index, (name, (run, device)) in enumerate(zip(names, places, strict=True)):
+        again = names[:index].count(name)
+        sites.append(Site(index, f"{name} ({again + 1})" if again else name, run, device))
+    return sites
+
+
+def _place(run: Run, device: str) -> str:
+    name = run.label or run.machine.cpu or "a machine"
+    return name if device == LOCAL else f"{name}, {device}"
+
+
+def find_entries(sites: Iterable[Site]) -> list[Entry]:
+    """All cases with their baselines, peers before ours within a setting, then by density."""
+    found = []
+    for site in sites:
+        models = {model.name: index for index, model in enumerate(site.run.models)}
+        cases = [case for case in site.run.cases if case.device == site.device]
+        entries = [_entry(site, case, cases) for case in cases]
+        found += sorted(
+            entries,
+            key=lambda entry: (
+                *(models[entry.case.model], entry.case.threads, entry.case.batch, entry.ours),
+                *(family_rank(entry.case), -entry.case.density),
+            ),
+        )
+    return found
+
+
+def _entry(site: Site, case: Case, cases: Sequence[Case]) -> Entry:
+    baseline = _baseline(case, cases) if case.engine == OURS and case.median_ms else None
+    if baseline is None:
+        return Entry(site, case, None, None, None)
+    slow, fast = baseline.samples_ms, case.samples_ms
+    paired = baseline.group == case.group and min(len(slow), len(fast)) >= ROUNDS
+    return Entry(
+        site,
+        case,
+        baseline,
+        statistics.median(slow) / statistics.median(fast),
+        ratio_interval(slow, fast) if paired else None,
+    )
+
+
+def _baseline(case: Case, cases: Sequence[Case]) -> Case | None:
+    """The fastest peer that ran the same weights or all of them, else our own dense case."""
+    others = [
+        other
+        for other in cases
+        if other is not case
+        and other.median_ms
+        and (other.model, other.threads, other.batch) == (case.model, case.threads, case.batch)
+    ]
+    others = [other for other in others if other.group == case.group] or others
+    peers = [
+        other
+        for other in others
+        # A peer that gains from sparsity is no measure for another pattern.
+        if other.engine != OURS and (other.pattern in ("", "dense", case.pattern))
+    ]
+    if peers:
+        return min(peers, key=lambda peer: statistics.median(peer.samples_ms))
+    dense = [
+        other
+        for other in others
+        if other.engine == OURS
+        and other.density > _DENSE
+        and (other.target, other.dtype) == (case.target, case.dtype)
+    ]
+    return dense[0] if dense else None
+
+
+def family(case: Case) -> str:
+    """What cases of several densities have in common: "1x16", "N:M", "unstructured", "dense"."""
+    name = case.pattern.partition("@")[0]
+    if case.density > _DENSE:
+        return "dense"
+    if ":" in name:
+        return "N:M"
+    return name or "as given"
+
+
+def family_rank(case: Case) -> tuple[int, str]:
+    """An order for families: dense, 1xN, N:M, the rest."""
+    name = family(case)
+    order = {"dense": 0, "N:M": 2, "unstructured": 3}
+    return order.get(name, 4 if name == "as given" else 1), name
+
+
+def pattern_name(case: Case) -> str:
+    """The pattern as people say it: "1x16, 25% kept"."""
+    name, _, density = case.pattern.partition("@")
+    try:
+        return f"{name}, {float(density):.0%} kept" if density else name or "as given"
+    except ValueError:  # "2:4@flat" names an axis
+        return f"{name}, {density}"
+
+
+def engine_name(case: Case, common: str = "float32") -> str:
+    """The engine, with its dtype where that is not the common one."""
+    return case.engine if case.dtype == common else f"{case.engine} {case.dtype}"
+
+
+def setting(case: Case) -> str:
+    """Threads and batch in words: "2 threads, batch 1"."""
+    return f"{case.threads} thread{'s' * (case.threads != 1)}, batch {case.batch}"
