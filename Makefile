@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-kernels deepsparse clean
+.PHONY: help setup browser demo test lint bench bench-kernels deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,13 +12,15 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
+# Debian's package without a desktop: 100 MB of downloads.
+CHROMIUM := chromium-headless-shell
 # A discontinued peer: no wheels after Python 3.11, and numpy and onnx older than ours.
 DEEPSPARSE := deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
 DEEPSPARSE_VENV := .venv-deepsparse
 DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | demo | test | lint | bench | bench-kernels | deepsparse | clean"
+	@echo "make setup | browser | demo | test | lint | bench | bench-kernels | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -38,7 +40,15 @@ $(STAMP): pyproject.toml Makefile
 demo: setup
 	$(BIN)/python -m benchmarks.demo_digits
 
-test: setup
+# The report's tests open it in a Chromium. Where none can be installed they are skipped.
+browser:
+	@for name in $(CHROMIUM) chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v $$name >/dev/null; then exit 0; fi; done; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+	  --no-install-recommends -o DPkg::Lock::Timeout=60 $(CHROMIUM); } >/dev/null 2>&1 \
+	  || echo "no Chromium, tests of the report are skipped: as root, apt-get install $(CHROMIUM)"
+
+test: setup browser
 	$(BIN)/pytest -q
 
 lint: setup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from nmcompile.bench.results import (
     Accuracy,
@@ -65,8 +65,8 @@ def make_run(
                             *(took, noise, 12 if count == batch == 1 else 0),
                         )
                     )
-    cases[3] = _replace(cases[3], noise="noisy", noise_reason="the interval is 12 % wide")
-    cases[-1] = _replace(cases[-1], samples_ms=[], error="out of memory: <8 GiB wanted>")
+    cases[3] = change(cases[3], noise="noisy", noise_reason="the interval is 12 % wide")
+    cases[-1] = change(cases[-1], samples_ms=[], error="out of memory: <8 GiB wanted>")
     return Run(
         label=label,
         started="2026-01-02T03:04:05Z",
@@ -87,7 +87,8 @@ def make_run(
     )  # fmt: skip
 
 
-def _replace(case: Case, **changes: object) -> Case:
+def change(case: Case, **changes: Any) -> Case:
+    """The case with other fields."""
     fields = {name: getattr(case, name) for name in case.__struct_fields__}
     return Case(**(fields | changes))
 
