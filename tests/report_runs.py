@@ -28,7 +28,7 @@ PATTERNS: Final = {
     "1:4": 0.25,
     "1:16": 0.0625,
     "unstructured@0.7": 0.7,
-    "unstructured@0.1": 0.1,
+    "unstructured@0.07": 0.07,
 }
 # Time at density 0 and per density, as shares of the dense time: some break even, some do not.
 _COSTS: Final = {"1x16": (0.1, 0.75), "N:M": (0.1, 1.35), "unstructured": (0.2, 1.7)}

@@ -199,7 +199,7 @@ def test_sites_stand_side_by_side() -> None:
     assert first[0].text == "onnxruntime"
     assert float(first[3].text) == pytest.approx(2.0, rel=0.1)
     # The failed case of both has no row.
-    assert "unstructured, 10% kept" not in {row.cells[0].text for row in panel.table.rows}
+    assert "unstructured, 7% kept" not in {row.cells[0].text for row in panel.table.rows}
 
 
 def test_layers_name_what_loses_most() -> None:
@@ -218,6 +218,15 @@ def test_the_same_pattern_looks_the_same_everywhere() -> None:
     ours = {looks.of_case(entry.case) for entry in entries if entry.ours}
     assert len(ours) == len({(s.colour, s.shape) for s in ours}) == 8
     assert len(legend(looks.of_case(entry.case) for entry in entries)) == 10
+
+
+def test_targets_of_one_pattern_look_different() -> None:
+    cases = [case("nmcompile", 2.0, "2:4", 0.5, target=target) for target in ("avx512", "amx")]
+    entries = entries_of(run_of(case("peer", 3.0), *cases))
+    looks = [palette_of(entries).of_case(entry.case) for entry in entries if entry.ours]
+    assert [look.name for look in looks] == ["2:4, avx512 float32", "2:4, amx float32"]
+    assert looks[0].shape != looks[1].shape
+    assert [look.dashed for look in looks] == [False, True]
 
 
 def test_colours_are_in_the_style_sheet() -> None:

@@ -31,6 +31,7 @@ def layer_panels(entries: Sequence[Entry], several: bool) -> list[Panel]:
 def _panel(entry: Entry, several: bool) -> Panel:
     case, roofs = entry.case, entry.site.run.roofs
     total = sum(layer.ms for layer in case.layers) or 1.0
+    longest = max(layer.ms for layer in case.layers) or 1.0
     losers = sorted(
         (layer for layer in case.layers if layer.lost_ms is not None and layer.lost_ms > 0),
         key=lambda layer: -(layer.lost_ms or 0.0),
@@ -78,7 +79,7 @@ def _panel(entry: Entry, several: bool) -> Panel:
                 *(Column("non-zero", "GFLOP/s"), Column("dense-equivalent", "GFLOP/s")),
                 *(Column("of the roof", "%"), Column("above it", "ms")),
             ),
-            [_row(layer, total) for layer in case.layers],
+            [_row(layer, total, longest) for layer in case.layers],
         ),
         guides,
     )
@@ -97,7 +98,7 @@ def _said(layer: LayerRow, total: float) -> str:
     return ", ".join(parts)
 
 
-def _row(layer: LayerRow, total: float) -> Row:
+def _row(layer: LayerRow, total: float, longest: float) -> Row:
     share = None if layer.roof_share is None else layer.roof_share * 100
     return Row(
         [
@@ -105,7 +106,7 @@ def _row(layer: LayerRow, total: float) -> Row:
             words(layer.symbol),
             words(layer.pattern or ""),
             number(layer.ms, "{:.4f}"),
-            number(layer.ms / total * 100, "{:.1f}", bar=layer.ms / total),
+            number(layer.ms / total * 100, "{:.1f}", bar=layer.ms / longest),
             number(layer.nonzero_gflops, "{:.1f}"),
             number(layer.dense_equivalent_gflops, "{:.1f}"),
             number(share, "{:.0f}"),

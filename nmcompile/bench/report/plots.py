@@ -90,7 +90,7 @@ def _density(panel: Panel) -> dict[str, Any]:
     x = _axis("x", "weights kept, %", densities[-1] / 1.12, densities[0] * 1.12, log=True)
     x["axis"] |= {
         **{"values": densities, "labelExpr": "format(datum.value * 100, '.3~g')"},
-        "labelOverlap": True,
+        "labelOverlap": "greedy",
     }
     x["scale"]["reverse"] = True
     y = _axis("y", "speed-up", low, high, log=True)
@@ -137,7 +137,7 @@ def _scaling(panel: Panel) -> dict[str, Any]:
     by_threads = panel.kind == "threads"
     values = sorted({float(point.x) for point in panel.points})
     x = _axis("x", panel.kind, values[0] / 1.06, values[-1] * 1.06, log=True)
-    x["axis"] |= {"values": values, "labelOverlap": True}
+    x["axis"] |= {"values": values, "labelOverlap": "greedy"}
     low, high = _bounds(panel.points, "y")
     title = "images per second" if by_threads else "ms per image"
     y = _axis("y", title, low * 0.9, high * 1.1, log=True)

@@ -40,13 +40,14 @@ class Palette:
     """The looks of all entries of a report.
 
     A family of patterns has a colour, its densities have shapes; engines beside ours are grey and
-    dashed, as is our dense pattern, without dashes.
+    dashed, our dense pattern is black or white. Where we ran several targets or dtypes, all but the
+    first are dashed.
     """
 
     def __init__(self, entries: Sequence[Entry], sites: Sequence[Site]) -> None:
         ours = [entry.case for entry in entries if entry.ours]
         # What tells apart two of our cases of one pattern.
-        self._several = len({(case.target, case.dtype) for case in ours}) > 1
+        self._variants = list(dict.fromkeys(_variant(case) for case in ours))
         ranked = sorted({family_rank(case) for case in ours if family(case) != "dense"})
         self._families = [name for _, name in ranked]
         peers = dict.fromkeys(engine_name(e.case) for e in entries if not e.ours)
@@ -66,23 +67,28 @@ class Palette:
             own = name if case.pattern in ("", "dense") else f"{name}, {pattern_name(case)}"
             return Series(own, f"--p{place % PEERS}", shape, dashed=True, legend=name)
         shape = SHAPES[self._shapes[_look(case)] % len(SHAPES)]
-        return Series(self._named(pattern_name(case), case), self._colour(case), shape)
+        name = self._named(pattern_name(case), case)
+        return Series(name, self._colour(case), shape, self._second(case))
 
     def of_family(self, case: Case) -> Series:
         """Of all densities of a family."""
-        return Series(self._named(family(case), case), self._colour(case))
+        name = self._named(family(case), case)
+        return Series(name, self._colour(case), dashed=self._second(case))
 
     def of_site(self, site: Site) -> Series:
         """Of a run or device."""
         place = self._sites.index(site.name)
         return Series(site.name, f"--s{place % COLOURS}", SHAPES[place % len(SHAPES)])
 
+    def _second(self, case: Case) -> bool:
+        return self._variants.index(_variant(case)) > 0
+
     def _colour(self, case: Case) -> str:
         name = family(case)
         return "--dense" if name == "dense" else f"--s{self._families.index(name) % COLOURS}"
 
     def _named(self, name: str, case: Case) -> str:
-        return f"{name}, {_variant(case)}" if self._several else name
+        return f"{name}, {_variant(case)}" if len(self._variants) > 1 else name
 
 
 def _variant(case: Case) -> str:
