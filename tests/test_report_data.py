@@ -73,6 +73,8 @@ def test_without_peers_our_dense_pattern_stands_in() -> None:
     assert only(entries).ratio == 4.0
     assert only(entries, pattern="dense").ratio is None
     assert "4.00x (4.00 to 4.00) the speed of our dense pattern" in summary.finding(entries)
+    table = summary.matrix(entries, False)
+    assert table is not None and table.caption == "Speed-up over our dense pattern"
 
 
 def test_cases_that_took_no_turns_together_have_no_interval() -> None:

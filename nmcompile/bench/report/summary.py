@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nmcompile.bench.report.data import (
     LOCAL,
+    OURS,
     Entry,
     Site,
     engine_name,
@@ -138,8 +139,9 @@ def matrix(entries: Sequence[Entry], several: bool) -> Table | None:
         cells += [_ratio_cell(found.get(head)) for head in heads]
         cells += [words(baseline_name(fastest)), number(over, "{:.2f}")]
         rows.append(Row(cells, tags(first)))
+    peers = any(entry.baseline and entry.baseline.engine != OURS for entry in rated)
     return Table(
-        "Speed-up over the fastest engine beside ours",
+        f"Speed-up over {'the fastest engine beside ours' if peers else 'our dense pattern'}",
         (
             Column("model", number=False),
             *([Column("machine or run", number=False)] if several else []),
@@ -222,7 +224,7 @@ def latencies(entries: Sequence[Entry], several: bool) -> Table:
             *([number(None if size is None else size * 100, "{:.0f}")] if files else []),
             *([number(None if found is None else found.max_error, "{:.0e}")] if accuracy else []),
             *([number(top1, "{:.2f}")] if labels else []),
-            words("" if case.noise == "quiet" else case.noise, "noisy", case.noise_reason),
+            words(case.noise, "" if case.noise == "quiet" else "noisy", case.noise_reason),
         ]
         rows.append(Row(cells, tags(entry)))
     return Table("Latency of every case", columns, rows)
