@@ -11,9 +11,10 @@ import numpy as np
 import tvm
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, PrimFuncBuilder, lanes, load, splat, store
+from nmcompile.kernels.avx512.emit import LANES, lanes, load, splat, store
 from nmcompile.kernels.catalog import RoofKind
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.runtime import cpu
 from nmcompile.targets import find_target
 

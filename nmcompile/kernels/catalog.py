@@ -13,8 +13,7 @@ from typing import Any, Literal
 from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
 from nmcompile.kernels.avx512 import verdicts
-from nmcompile.kernels.avx512.panel_config import Candidate
-from nmcompile.kernels.problem import MADE_FOR, Lowered, Problem
+from nmcompile.kernels.problem import MADE_FOR, Candidate, Lowered, Problem
 
 RoofKind = Literal["fma", "load"]
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]

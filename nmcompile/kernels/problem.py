@@ -41,6 +41,19 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """Tile sizes that a kernel can run a problem with, and the cycles that a model counts for them.
+
+    Cycles compare within a problem, over the kernels of a target too. On a CPU: of a core with two
+    FMA pipes and two load ports, as the geometric mean of one thread and all cores; on a GPU: of
+    its clock.
+    """
+
+    cycles: float
+    config: Any  # the kernel's own dataclass: frozen, and equal only when they are the same
+
+
+@dataclass(frozen=True)
 class Prepare:
     """What makes the float32 array that a kernel reads of those in the artifact, once per load.
 

@@ -9,10 +9,9 @@ import math
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.spec import Activation, Epilogue
+from nmcompile.kernels.spec import Activation
 
 LANES = 16  # float32 lanes of one 512-bit register
 Expr = Any  # TVM ships no type stubs
@@ -76,51 +75,6 @@ def prefetch(buffer: Buffer, start: Expr, floats: int, *, write: bool = False) -
         address = tirx.op.address_of(buffer[start + first])
         hint = (T.int32(int(write)), T.int32(3), T.int32(1))
         T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *hint))
-
-
-class PrimFuncBuilder:
-    """Context that collects one PrimFunc: arguments first, then statements.
-
-    `op_pattern` 8 (opaque) keeps Relax from fusing the function with its neighbours.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._ib = IRBuilder()
-        self._frame: Any = None
-
-    def __enter__(self) -> PrimFuncBuilder:
-        self._ib.__enter__()
-        self._frame = T.prim_func(private=True)
-        self._frame.__enter__()
-        T.func_name(self._name)
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._frame.__exit__(*exc)
-        self._ib.__exit__(*exc)
-
-    def tensor(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
-        """Declare the next argument."""
-        return T.arg(name, T.buffer(shape, dtype))
-
-    def output(self, shape: tuple[int, ...], epilogue: Epilogue) -> tuple[Buffer | None, Buffer]:
-        """Declare the last arguments, [residual] and out; flat views, the same one in place."""
-        # All arguments come before the first view.
-        residual = self.tensor("residual", shape) if epilogue.residual else None
-        out = None if epilogue.in_place else self.tensor("out", shape)
-        added = None if residual is None else self.flat(residual)
-        return added, added if out is None else self.flat(out)
-
-    def flat(self, buffer: Buffer) -> Buffer:
-        """A one-dimensional view of an argument."""
-        size = math.prod(int(extent) for extent in buffer.shape)
-        return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
-
-    def result(self) -> Any:
-        """The finished function; valid after the context is closed."""
-        return self._ib.get()
 
 
 def exp(x: Expr) -> Expr:

@@ -7,7 +7,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, PrimFuncBuilder, load, store
+from nmcompile.kernels.avx512.emit import LANES, load, store
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 
 NAME = "join_f32__avx512"
 PIECE = 4096  # floats that one work item copies: long enough for the prefetcher, short for balance

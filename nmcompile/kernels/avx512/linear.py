@@ -9,7 +9,6 @@ from tvm.tirx.script import builder as T
 from nmcompile.kernels.avx512.emit import (
     LANES,
     Expr,
-    PrimFuncBuilder,
     activate,
     activate_in_place,
     lanes,
@@ -18,6 +17,7 @@ from nmcompile.kernels.avx512.emit import (
     split_activation,
     store,
 )
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Epilogue, Linear
 
 PANEL = 4  # vectors of output features computed together: four streams of weights

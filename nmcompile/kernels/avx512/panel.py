@@ -14,7 +14,7 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.accumulators import Accumulators, Destination
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, PrimFuncBuilder, prefetch
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, prefetch
 from nmcompile.kernels.avx512.im2col import PanelSource
 from nmcompile.kernels.avx512.inner_loops import Weights, multiply
 from nmcompile.kernels.avx512.panel_config import (
@@ -25,6 +25,7 @@ from nmcompile.kernels.avx512.panel_config import (
     lists_of,
     tile_shapes,
 )
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d, Epilogue
 
 

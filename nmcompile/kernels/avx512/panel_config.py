@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.spec import Conv2d
@@ -77,18 +77,6 @@ class PanelConfig:
     def taps_first(self) -> bool:
         """Order of the panel rows: (tap, channel) instead of (channel, tap)."""
         return self.grouped is not None and self.grouped.taps_first
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Tile sizes that a kernel can run a problem with, and the cycles that a model counts for them.
-
-    Cycles compare within a problem, over kernels too: of a core with two FMA pipes and two load
-    ports, as the geometric mean of one thread and all cores.
-    """
-
-    cycles: float
-    config: Any  # PanelConfig or WinogradConfig: frozen, and equal only when they are the same
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.linear import PANEL, emit_linear, pack_linear
 from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel import emit_panel_conv
-from nmcompile.kernels.avx512.panel_config import Candidate, PanelConfig, lists_of
+from nmcompile.kernels.avx512.panel_config import PanelConfig, lists_of
 from nmcompile.kernels.avx512.tiling import dense_outputs, own_configs, shared_configs
 from nmcompile.kernels.avx512.window import (
     average_scale,
@@ -23,7 +23,7 @@ from nmcompile.kernels.avx512.winograd import emit_winograd
 from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig
 from nmcompile.kernels.avx512.winograd_prepare import keep_windows
 from nmcompile.kernels.avx512.winograd_tiling import DENSE_LIST, winograd_configs
-from nmcompile.kernels.problem import Array, Lowered, Problem
+from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.spec import GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import OneByN
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel_config import (
-    Candidate,
     Grouped,
     Panel,
     PanelConfig,
     tile_shapes,
 )
+from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import NM, Pattern
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nmcompile.kernels.avx512.panel_config import Candidate
 from nmcompile.kernels.avx512.rows import (
     dense_configs,
     nm_configs,
@@ -17,7 +16,7 @@ from nmcompile.kernels.avx512.rows import (
 )
 from nmcompile.kernels.avx512.winograd_config import sides_of
 from nmcompile.kernels.avx512.winograd_transforms import SIDES
-from nmcompile.kernels.problem import MADE_FOR, Problem
+from nmcompile.kernels.problem import MADE_FOR, Candidate, Problem
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 
 # Densities above which the direct dense kernel is faster. N:M is bound by L1 loads, whose rate

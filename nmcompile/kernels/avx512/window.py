@@ -18,13 +18,13 @@ from nmcompile.kernels.avx512.emit import (
     LANES,
     Buffer,
     Expr,
-    PrimFuncBuilder,
     activate,
     load,
     splat,
     store,
 )
 from nmcompile.kernels.avx512.staging import copy_row
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Pool2d
 
 LOWEST = float(np.finfo(np.float32).min)

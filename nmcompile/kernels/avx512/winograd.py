@@ -20,7 +20,6 @@ from nmcompile.kernels.avx512.emit import (
     LANES,
     Buffer,
     Expr,
-    PrimFuncBuilder,
     activate,
     activate_in_place,
     load,
@@ -34,6 +33,7 @@ from nmcompile.kernels.avx512.panel_config import PackedSizes, Panel
 from nmcompile.kernels.avx512.staging import StagedLayout, stage_channel
 from nmcompile.kernels.avx512.winograd_config import Tiling
 from nmcompile.kernels.avx512.winograd_transforms import transform_input, transform_output
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Epilogue
 
 GAP = LANES  # between the matrices: the same row of all must not fall into one cache set

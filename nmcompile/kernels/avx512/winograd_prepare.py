@@ -18,7 +18,6 @@ from nmcompile.kernels.avx512.emit import (
     LANES,
     Buffer,
     Expr,
-    PrimFuncBuilder,
     lanes,
     load,
     splat,
@@ -28,6 +27,7 @@ from nmcompile.kernels.avx512.packing import pack_conv
 from nmcompile.kernels.avx512.panel_config import PackedSizes
 from nmcompile.kernels.avx512.winograd_config import Tiling
 from nmcompile.kernels.avx512.winograd_transforms import transform_window
+from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.problem import Array, Prepare
 
 SQUEEZE_BELOW = 0.9  # density up to which bits and non-zeros are smaller than all weights

@@ -6,7 +6,6 @@ import functools
 import math
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512.panel_config import Candidate
 from nmcompile.kernels.avx512.tiling import (
     L1_PANEL_BYTES,
     LIST_OVERHEAD,
@@ -15,6 +14,7 @@ from nmcompile.kernels.avx512.tiling import (
     row_cycles,
 )
 from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig, sides_of
+from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Conv2d
 
 MAX_VECTORS = 6
