@@ -52,7 +52,9 @@ class PrimFuncBuilder:
     def flat(self, buffer: Buffer) -> Buffer:
         """A one-dimensional view of an argument."""
         size = math.prod(int(extent) for extent in buffer.shape)
-        return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
+        view = T.decl_buffer((size,), buffer.dtype, data=buffer.data)
+        IRBuilder.name(f"{buffer.name}_flat", view)
+        return view
 
     def result(self) -> Any:
         """The finished function; valid after the context is closed."""

@@ -1,0 +1,1 @@
+"""Convolutions on the tensor cores of NVIDIA GPUs, sparse (2:4) and dense."""
