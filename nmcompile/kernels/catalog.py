@@ -14,6 +14,7 @@ from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
 from nmcompile.kernels.avx512 import verdicts
 from nmcompile.kernels.problem import MADE_FOR, Candidate, Lowered, Problem
+from nmcompile.kernels.sparse_tensor_core.rows import TensorCoreConv
 
 RoofKind = Literal["fma", "load"]
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
@@ -50,6 +51,13 @@ class Kernel:
         if config is None:
             config = next((candidate.config for candidate in self.configs(problem)), None)
         return self.emit(self.name, problem, config)
+
+
+def _tensor_core(name: str, conv: TensorCoreConv) -> Kernel:
+    return Kernel(
+        f"{name}__{conv.arch}", "conv2d", conv.arch, "float16", conv.sparse,
+        conv.refuse, conv.decline, conv.configs, conv.lower,
+    )  # fmt: skip
 
 
 CATALOG: tuple[Kernel, ...] = (
@@ -92,6 +100,10 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_global_average,
     ),
+    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_80", sparse=True)),
+    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_80", sparse=False)),
+    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_90a", sparse=True)),
+    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_90a", sparse=False)),
 )  # fmt: skip
 
 

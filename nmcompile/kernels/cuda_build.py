@@ -161,7 +161,9 @@ def _launches(host: Any, device: Any) -> Iterator[Launch]:
         func = names[kernel]
         parameters = [_buffer_name(param) for param in func.params]
         tags = [str(tag) for tag in func.attrs["tirx.kernel_launch_params"]]
-        extents = dict(zip(tags, (int(arg) for arg in call.args[1 + len(parameters) :]), strict=True))
+        extents = dict(
+            zip(tags, (int(arg) for arg in call.args[1 + len(parameters) :]), strict=True)
+        )
         grid, block = (
             tuple(extents.get(f"{scope}.{axis}", 1) for axis in _AXES)
             for scope in ("blockIdx", "threadIdx")

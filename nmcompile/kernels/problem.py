@@ -76,17 +76,19 @@ class Prepare:
 class Lowered:
     """A TIR function and the constant arrays it takes between the input and the output.
 
-    Arguments: x, then `operands` in order, then the residual if the epilogue has one, then out
-    unless that takes the residual's memory.
+    Arguments: x, then `operands` in order, then the residual if the epilogue has one, then the
+    scratch if there is one, then out unless that takes the residual's memory.
     `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
     needs to emit each only once. `arrays` are what the artifact keeps; `prepare` says which
-    operands are made of them, under the name of their first source.
+    operands are made of them, under the name of their first source. `scratch` is the shape of a
+    float32 array that the function overwrites and nobody reads afterwards; () for none.
     """
 
     emit: Callable[..., Any]
     args: tuple[Hashable, ...]
     arrays: Mapping[str, Array]
     prepare: Mapping[str, Prepare] = field(default_factory=dict)
+    scratch: tuple[int, ...] = ()
 
     @property
     def operands(self) -> tuple[str, ...]:

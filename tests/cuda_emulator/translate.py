@@ -102,7 +102,9 @@ def translate(text: str, launches: Sequence[Launch]) -> str:
     if "asm volatile" in kernels:
         raise NotImplementedError("an asm statement is not in a function of its own")
     kernels = kernels.replace("__cvta_generic_to_shared", "emulator::shared_address")
-    kernels = re.sub(r'extern "C" __global__ void __launch_bounds__\([^)]*\) ', "static void ", kernels)
+    kernels = re.sub(
+        r'extern "C" __global__ void __launch_bounds__\([^)]*\) ', "static void ", kernels
+    )
     shared = r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];"
     kernels = re.sub(shared, r"\1* \2 = (\1*)emulator::memory;", kernels)
     drivers = [_driver(number, launch, kernels) for number, launch in enumerate(launches)]

@@ -23,16 +23,14 @@ from nmcompile.kernels.sparse_tensor_core import ptx
 from nmcompile.kernels.sparse_tensor_core.epilogue import Tail, Thread, load_parts, save_part
 from nmcompile.kernels.sparse_tensor_core.tiles import DEPTH, VECTOR, Gemm, TileConfig
 from nmcompile.kernels.spec import Conv2d, Epilogue
-from nmcompile.sparsity.tensor_core import LANES, ROWS
+from nmcompile.sparsity.tensor_core import LANES
 
 ROW_WORDS = DEPTH * 2 // 4  # 32-bit words of one pixel in a stage
 ROW_VECTORS = DEPTH // VECTOR
 COLUMN_BITS = 16  # where the bits of the kernel columns begin in a pixel's register
 
 
-def emit_conv(
-    name: str, conv: Conv2d, epilogue: Epilogue, config: TileConfig, sparse: bool
-) -> Any:
+def emit_conv(name: str, conv: Conv2d, epilogue: Epilogue, config: TileConfig, sparse: bool) -> Any:
     """The TIR function (x, weights, [bias], [residual], [scratch], [out]).
 
     x (N, H, W, C), residual and out (N, OH, OW, O): float16, channels rounded up to multiples of 8;
@@ -215,9 +213,7 @@ class _Emitter:
                     with ptx.unrolled(config.columns) as column:
                         self._multiply_pair(thread.sums, row, column, half, part)
 
-    def _multiply_pair(
-        self, sums: Buffer, row: Expr, column: Expr, half: int, part: int
-    ) -> None:
+    def _multiply_pair(self, sums: Buffer, row: Expr, column: Expr, half: int, part: int) -> None:
         at = (row * self.config.columns + column) * 4
         if self.positions is None:
             right = column * 4 + part * 2

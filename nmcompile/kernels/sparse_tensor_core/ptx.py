@@ -118,16 +118,14 @@ def load_matrices(target: Buffer, first: Expr, source: Expr) -> None:
 def multiply_sparse(
     sums: Buffer, at: Expr, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr, meta: Expr, selector: int
 ) -> None:
-    """sums += a (16 x 32, 2:4) x b (32 x 8) (9.7.14.6.3); the selector is part of the opcode."""
+    """Sums += a (16 x 32, 2:4) x b (32 x 8) (9.7.14.6.3); the selector is part of the opcode."""
     mma = T.ptx["mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32"]
     left, right = _four(a, a_at), _four(b, b_at)
     T.evaluate(mma(*_four(sums, at), *left, *right, *_four(sums, at), meta, selector))
 
 
-def multiply_dense(
-    sums: Buffer, at: Expr, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr
-) -> None:
-    """sums += a (16 x 16) x b (16 x 8) (9.7.14.5.14)."""
+def multiply_dense(sums: Buffer, at: Expr, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr) -> None:
+    """Sums += a (16 x 16) x b (16 x 8) (9.7.14.5.14)."""
     mma = T.ptx["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"]
     right = [b[b_at], b[b_at + 1]]
     T.evaluate(mma(*_four(sums, at), *_four(a, a_at), *right, *_four(sums, at)))
