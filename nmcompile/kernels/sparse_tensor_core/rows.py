@@ -50,9 +50,7 @@ class TensorCoreConv:
             gemm.pixels * gemm.out_channels,
         )
         if elements > MAX_ELEMENTS:
-            return (
-                f"{elements} elements in an activation: addresses are 32-bit; use a smaller batch"
-            )
+            return f"an activation of {elements} elements: addresses have 31 bits; reduce the batch"
         return _refuse_weight(problem) if self.sparse else None
 
     def decline(self, problem: Problem) -> str | None:

@@ -1,0 +1,174 @@
+"""Every tensor-core row and tile variant in the emulator, against float64."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmcompile.errors import WeightError
+from nmcompile.kernels.catalog import Kernel, choose, rows_for
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.sparse_tensor_core.tiles import Gemm, TileConfig
+from nmcompile.kernels.sparse_tensor_core.tiling import GPUS, fits, split_counts
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
+from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, project
+from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error
+from tests.tensor_core_runner import (
+    ROWS,
+    TILES,
+    VARIANTS,
+    geometries,
+    make_problem,
+    run_row,
+    variant_name,
+)
+
+SPARSE = next(row for row in ROWS if row.sparse)
+DENSE = next(row for row in ROWS if not row.sparse)
+HALF_ULP = 2.0**-11  # of float16, relative: outputs are rounded once
+
+# Tails everywhere: channels that end within a slice, a window across slices, pixels and output
+# channels that end within a tile.
+ODD = Conv2d(2, 40, 9, 10, 40, (3, 2), (1, 2), (1, 0, 2, 1), (1, 2))
+# One slice of the depth, fewer than there are stages.
+SHORT = Conv2d(1, 24, 6, 5, 24, (1, 1))
+
+
+def assert_exact(kernel: Kernel, conv: Conv2d, epilogue: Epilogue, tile: TileConfig) -> None:
+    problem, x, residual = make_problem(kernel, conv, epilogue, seed=tile.channels, whole=True)
+    found = run_row(kernel, problem, x, residual, tile)
+    assert (found == reference(problem, x, residual).astype(np.float16)).all()
+
+
+@pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
+def test_whole_numbers_are_exact(kernel: Kernel, tile: TileConfig) -> None:
+    assert_exact(kernel, ODD, Epilogue(True, True, Activation("relu")), tile)
+
+
+@pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
+def test_depth_shorter_than_the_stages(kernel: Kernel, tile: TileConfig) -> None:
+    assert Gemm(SHORT, tile, kernel.sparse).slices < tile.stages
+    assert_exact(kernel, SHORT, Epilogue(), tile)
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_split_depth(sparse: bool) -> None:
+    # 8 slices in 3 parts: the last one has fewer.
+    conv = Conv2d(1, 128, 7, 7, 72, (2, 2))
+    for tile in TILES[sparse][-3:]:
+        epilogue = Epilogue(True, True, Activation("relu"), in_place=True)
+        assert_exact(SPARSE if sparse else DENSE, conv, epilogue, replace(tile, splits=3))
+
+
+@pytest.mark.parametrize("kernel", [SPARSE, DENSE], ids=variant_name)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_random_problems_agree_with_float64(kernel: Kernel, data: st.DataObject) -> None:
+    conv = data.draw(geometries())
+    residual = data.draw(st.booleans())
+    kind = data.draw(st.sampled_from(["none", "relu"]))
+    in_place = residual and data.draw(st.booleans())
+    epilogue = Epilogue(data.draw(st.booleans()), residual, activation(kind), in_place)
+    seed = data.draw(st.integers(0, 1000))
+    problem, x, added = make_problem(kernel, conv, epilogue, seed, whole=False)
+    assert kernel.refuse(problem) is None
+    config = data.draw(st.sampled_from([c.config for c in kernel.configs(problem)]))
+    found = run_row(kernel, problem, x, added, config)
+    assert relative_error(found, reference(problem, x, added)) < 1.1 * HALF_ULP
+
+
+@pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
+def test_activations_agree_with_float64(kind: str) -> None:
+    epilogue = Epilogue(True, True, activation(kind))
+    problem, x, residual = make_problem(SPARSE, SHORT, epilogue, 0, whole=False)
+    assert residual is not None
+    # Far beyond where the activations saturate, on both sides.
+    residual = (residual * 8).astype(np.float16).astype(np.float32)
+    found = run_row(SPARSE, problem, x, residual)
+    assert relative_error(found, reference(problem, x, residual)) < 1.1 * HALF_ULP
+
+
+@pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
+def test_resident_blocks_fit_every_gpu(kernel: Kernel, tile: TileConfig) -> None:
+    for gpu in GPUS:
+        assert fits(Gemm(ODD, tile, kernel.sparse), gpu)
+
+
+@given(conv=geometries(), tile=st.sampled_from(TILES[True]), gpu=st.sampled_from(GPUS))
+def test_no_split_is_empty(conv: Conv2d, tile: TileConfig, gpu: object) -> None:
+    for splits in split_counts(Gemm(conv, tile, True), GPUS[0]):
+        gemm = Gemm(conv, replace(tile, splits=splits), True)
+        assert (splits - 1) * gemm.split_slices < gemm.slices <= splits * gemm.split_slices
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.arch)
+def test_small_batches_split_the_depth(gpu: object) -> None:
+    conv = Conv2d(1, 512, 7, 7, 512, (3, 3), padding=(1, 1, 1, 1))
+    problem, _, _ = make_problem(SPARSE, conv, Epilogue(), 0, whole=True)
+    assert SPARSE.configs(problem)[0].config.splits > 1
+
+
+# ---- Which problems a row takes
+
+
+def problem_of(conv: Conv2d, pattern: Pattern) -> Problem:
+    rng = np.random.default_rng(0)
+    shape = (conv.out_channels, conv.group_in, *conv.kernel)
+    weight = project(rng.standard_normal(shape, dtype=np.float32), pattern, 0.5)
+    return Problem(conv, Epilogue(), weight, None, Detection(pattern, (pattern,), 0.5), "float16")
+
+
+LARGE = Conv2d(64, 128, 28, 28, 128, (3, 3), padding=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("target", [gpu.arch for gpu in GPUS])
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(2, 8), NM(1, 8), NM(1, 16)], ids=str)
+def test_two_in_four_runs_sparse(target: str, pattern: Pattern) -> None:
+    choice = choose("conv2d", target, problem_of(LARGE, pattern))
+    assert choice.kernel.sparse and choice.kernel.target == target
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (NM(4, 8), "4:8 is not 2:4 along the input channels"),
+        (NM(2, 4, "flat"), "2:4@flat is not 2:4 .*: its groups do not run along"),
+        (OneByN(16), "1x16 is not 2:4 along the input channels"),
+        (Dense(), "the weight is dense; `nmc enforce` with 2:4"),
+    ],
+    ids=str,
+)
+def test_other_patterns_run_dense_with_a_reason(pattern: Pattern, reason: str) -> None:
+    choice = choose("conv2d", "sm_80", problem_of(LARGE, pattern))
+    assert not choice.kernel.sparse
+    assert pytest.importorskip("re").search(reason, choice.reason)
+
+
+def test_few_input_channels_run_dense() -> None:
+    choice = choose("conv2d", "sm_80", problem_of(replace(LARGE, in_channels=8), NM(2, 4)))
+    assert not choice.kernel.sparse and "8 input channels" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("conv", "reason"),
+    [
+        (replace(LARGE, groups=128), "not depthwise"),
+        (replace(LARGE, groups=4), "without groups, not 4"),
+        (replace(LARGE, kernel=(17, 1)), "window of 17x1"),
+        (replace(LARGE, batch=30_000), "31 bits; reduce the batch"),
+    ],
+)
+def test_what_no_row_runs_is_refused(conv: Conv2d, reason: str) -> None:
+    problem = problem_of(conv, NM(2, 4))
+    for row in rows_for("conv2d", "sm_80", "float16"):
+        assert reason in str(row.refuse(problem))
+
+
+def test_a_weight_beyond_float16_is_an_error() -> None:
+    problem = problem_of(SHORT, NM(2, 4))
+    assert problem.weight is not None
+    problem.weight[0, 0] = 1e6
+    with pytest.raises(WeightError, match=r"below 65504 \(float16\), found 1e\+06"):
+        DENSE.lower(problem)
