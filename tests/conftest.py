@@ -1,6 +1,9 @@
-"""Models and artifacts that several test files share; tests for CPUs that are not here."""
+"""What several test files share; tests for CPUs and tools that are not here."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import onnx
 import pytest
@@ -15,6 +18,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("isa"):
         if mark.args[0] not in cpu.host()[1]:
             pytest.skip(f"this CPU has no {mark.args[0]}")
+    for mark in item.iter_markers("tool"):
+        if shutil.which(mark.args[0]) is None:
+            missing_tool(mark.args[0], "put it on PATH")
+
+
+def missing_tool(name: str, way_out: str) -> NoReturn:
+    """Skip, or fail where everything has to be there (`.ci/run` says so)."""
+    reason = f"{name} is not installed: {way_out}"
+    if os.environ.get("NMCOMPILE_REQUIRE_TOOLS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

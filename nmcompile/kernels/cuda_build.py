@@ -79,7 +79,7 @@ def find_nvcc() -> str:
     if path is None:
         raise TargetError(
             "compiling for a GPU needs nvcc on this machine (no GPU or driver, and not on the "
-            "machine that runs the artifact); found none on PATH: install the CUDA toolkit 12.3 or "
+            "machine that runs the artifact); found none on PATH: install the CUDA toolkit 12.5 or "
             "later (https://developer.nvidia.com/cuda-downloads), and put its bin folder on PATH"
         )
     return path
@@ -119,7 +119,7 @@ def compile_cubin(source: str, arch: str) -> Cubin:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise TargetError(
-                f"{nvcc} could not compile a kernel for {arch}: expected CUDA 12.3 or later, which "
+                f"{nvcc} could not compile a kernel for {arch}: expected CUDA 12.5 or later, which "
                 f"knows ordered sparsity metadata; it says:\n{done.stderr.strip()[-2000:]}"
             )
         return Cubin(out.read_bytes(), _resources(done.stdout + done.stderr))
