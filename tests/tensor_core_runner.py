@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from nmcompile.kernels.catalog import CATALOG, Kernel
 from nmcompile.kernels.cuda_build import CudaSource, cuda_source
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.sparse_tensor_core.tiles import (
-    DENSE_TILES,
-    SPARSE_TILES,
-    TileConfig,
-    padded,
-)
+from nmcompile.kernels.sparse_tensor_core.tiles import TILES, Method, TileConfig, padded
 from nmcompile.kernels.spec import Conv2d, Epilogue
 from nmcompile.sparsity import NM, Dense, Detection, project
 from tests.cuda_emulator.run import run_emulated
@@ -24,8 +19,15 @@ from tests.kernel_runner import output_shape
 Array = npt.NDArray[Any]
 
 ROWS = [row for row in CATALOG if row.target.startswith("sm_")]
-TILES = {True: SPARSE_TILES, False: DENSE_TILES}
-VARIANTS = [(row, tile) for row in ROWS for tile in TILES[row.sparse]]
+
+
+def method_of(kernel: Kernel) -> Method:
+    if "wgmma" in kernel.name:
+        return "wgmma"
+    return "sparse" if kernel.sparse else "dense"
+
+
+VARIANTS = [(row, tile) for row in ROWS for tile in TILES[method_of(row)]]
 
 
 def variant_name(value: Kernel | TileConfig) -> str:
@@ -63,8 +65,8 @@ def make_problem(
     return problem, x, residual
 
 
-def source_of(lowered: Lowered, arch: str = "sm_80") -> CudaSource:
-    return cuda_source(lowered.emit_func(), arch)
+def source_of(kernel: Kernel, lowered: Lowered) -> CudaSource:
+    return cuda_source(lowered.emit_func(), kernel.target)
 
 
 def in_memory(array: Array, fill: float = 0.0) -> npt.NDArray[np.float16]:
@@ -93,7 +95,7 @@ def run_row(
         buffers["out"] = in_memory(out, fill=np.nan)
     if lowered.scratch:
         buffers["scratch"] = np.full(lowered.scratch, np.nan, np.float32)
-    run_emulated(source or source_of(lowered), buffers)
+    run_emulated(source or source_of(kernel, lowered), buffers)
     written = buffers["residual" if problem.epilogue.in_place else "out"]
     assert np.isfinite(written).all(), "the padded channels, too, are finite"
     channels = problem.conv.out_channels

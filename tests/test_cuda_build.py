@@ -17,13 +17,21 @@ from nmcompile.kernels.cuda_build import Cubin, CudaSource, compile_cubin
 from nmcompile.kernels.sparse_tensor_core.tiles import TileConfig
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
 from tests.conftest import missing_tool
-from tests.tensor_core_runner import ROWS, VARIANTS, make_problem, source_of, variant_name
+from tests.tensor_core_runner import (
+    ROWS,
+    VARIANTS,
+    make_problem,
+    method_of,
+    source_of,
+    variant_name,
+)
 
 REGISTERS_OF_SM = 65536
 # What takes the most registers: taps that change within a slice, and everything fused.
 CONV = Conv2d(2, 72, 15, 15, 136, (3, 3), (2, 2), (1, 1, 1, 1))
 EPILOGUE = Epilogue(True, True, Activation("silu"))
 POINTWISE = Conv2d(2, 64, 15, 15, 136, (1, 1))
+INSTRUCTIONS = {"dense": "HMMA.16816.F32", "sparse": "HMMA.SP.16832.F32", "wgmma": "HGMMA.SP.64x"}
 
 
 def nvdisasm() -> str:
@@ -47,7 +55,7 @@ def disassemble(cubin: Cubin, folder: Path) -> str:
 
 def build(kernel: Kernel, conv: Conv2d, tile: TileConfig) -> Cubin:
     problem, _, _ = make_problem(kernel, conv, EPILOGUE, 0, whole=True)
-    source = source_of(kernel.lower(problem, tile), kernel.target)
+    source = source_of(kernel, kernel.lower(problem, tile))
     cubin = compile_cubin(source.text, kernel.target)
     assert set(cubin.resources) == {launch.kernel for launch in source.launches}
     return cubin
@@ -63,9 +71,9 @@ def test_variant_compiles_without_spills_to_tensor_core_code(
         assert resources.spilled == 0
         assert resources.registers * tile.threads * tile.resident <= REGISTERS_OF_SM
     code = disassemble(cubin, tmp_path)
-    assert ("HMMA.SP.16832.F32" in code) == kernel.sparse
-    assert ("HMMA.16816.F32" in code) != kernel.sparse
-    assert "LDGSTS.E.BYPASS" in code and "LDSM.16.M88.4" in code
+    for method, instruction in INSTRUCTIONS.items():
+        assert (instruction in code) == (method == method_of(kernel))
+    assert "LDGSTS.E.BYPASS" in code
 
 
 @pytest.mark.tool("nvcc")
@@ -94,7 +102,7 @@ def two_launches() -> CudaSource:
     kernel = ROWS[0]
     problem, _, _ = make_problem(kernel, CONV, EPILOGUE, 0, whole=True)
     tile = replace(next(tile for row, tile in VARIANTS if row is kernel), splits=2)
-    return source_of(kernel.lower(problem, tile))
+    return source_of(kernel, kernel.lower(problem, tile))
 
 
 def test_launches_follow_the_function() -> None:

@@ -9,13 +9,14 @@ import pytest
 
 from nmcompile.kernels.cuda_build import CudaSource
 from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.sparse_tensor_core.tiles import TILES
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
 from tests.cuda_emulator.run import Array, EmulationError, run_emulated
 from tests.kernel_runner import reference
-from tests.tensor_core_runner import ROWS, TILES, make_problem, run_row, source_of
+from tests.tensor_core_runner import ROWS, make_problem, run_row, source_of
 
 KERNEL = next(row for row in ROWS if row.sparse)
-TILE = replace(next(tile for tile in TILES[True] if tile.pixels == 32), stages=3)
+TILE = replace(next(tile for tile in TILES["sparse"] if tile.pixels == 32), stages=3)
 # A tail of pixels; four slices of the depth in three stages, so that the last one lies where the
 # sums will be.
 CONV = Conv2d(1, 64, 7, 7, 64, (2, 2), padding=(1, 0, 0, 1))
@@ -30,7 +31,7 @@ def problem() -> tuple[Problem, Array, Array | None]:
 
 @pytest.fixture(scope="module")
 def source(problem: tuple[Problem, Array, Array | None]) -> CudaSource:
-    return source_of(KERNEL.lower(problem[0], TILE))
+    return source_of(KERNEL, KERNEL.lower(problem[0], TILE))
 
 
 def nth(old: str, new: str, number: int) -> Callable[[str], str]:
@@ -48,7 +49,8 @@ def run_with(
 ) -> bool:
     """Whether the output is right."""
     text = edit(source.text)
-    assert text != source.text, "the fault is planted"
+    if text == source.text:
+        pytest.fail("no fault was planted")
     found = run_row(KERNEL, *problem, config=TILE, source=replace(source, text=text))
     return bool((found == reference(*problem).astype(np.float16)).all())
 
@@ -147,3 +149,67 @@ def buffers_of(arrays: object) -> dict[str, Array]:
     shape = (1, 7, 7, 64)
     names = ("x", "residual", "out")
     return {**arrays, **{name: rng.standard_normal(shape).astype(np.float16) for name in names}}
+
+
+# ---- wgmma
+
+GROUP_KERNEL = next(row for row in ROWS if "wgmma" in row.name)
+GROUP_TILE = replace(TILES["wgmma"][-1], stages=3)
+
+
+def run_group(problem: tuple[Problem, Array, Array | None], edit: Callable[[str], str]) -> bool:
+    """As `run_with`."""
+    source = source_of(GROUP_KERNEL, GROUP_KERNEL.lower(problem[0], GROUP_TILE))
+    text = edit(source.text)
+    if text == source.text:
+        pytest.fail("no fault was planted")
+    source = replace(source, text=text)
+    found = run_row(GROUP_KERNEL, *problem, config=GROUP_TILE, source=source)
+    return bool((found == reference(*problem).astype(np.float16)).all())
+
+
+def without(call: str) -> Callable[[str], str]:
+    """Drop the first call of a wrapper function."""
+
+    def edit(text: str) -> str:
+        return re.sub(rf"\n *tvm_builtin_ptx_{call}\w*\(\);", "", text, count=1)
+
+    return edit
+
+
+def test_group_kernel_itself_is_right(problem: tuple[Problem, Array, Array | None]) -> None:
+    assert run_group(problem, lambda text: text + "\n")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("fence_proxy", "wgmma reads shared byte .* without a proxy fence"),
+        ("wgmma_fence", "issues wgmma without wgmma.fence"),
+        ("cp_async_wait_group", "in flight"),
+    ],
+)
+def test_group_kernel_without_a_fence(
+    problem: tuple[Problem, Array, Array | None], call: str, message: str
+) -> None:
+    with pytest.raises(EmulationError, match=message):
+        run_group(problem, without(call))
+
+
+@pytest.mark.parametrize("call", ["wgmma_commit_group", "wgmma_wait_group"])
+def test_group_kernel_that_does_not_wait(
+    problem: tuple[Problem, Array, Array | None], call: str
+) -> None:
+    with pytest.raises((EmulationError, AssertionError)):
+        assert run_group(problem, without(call))
+
+
+def test_group_kernel_with_the_wrong_selector(
+    problem: tuple[Problem, Array, Array | None],
+) -> None:
+    assert not run_group(problem, nth(", 1, 1, 1, 1, 0;", ", 0, 1, 1, 1, 0;", 0))
+
+
+def test_group_kernel_with_the_wrong_stride(problem: tuple[Problem, Array, Array | None]) -> None:
+    with pytest.raises((EmulationError, AssertionError)):
+        assert run_group(problem, nth("64ull << 32", "32ull << 32", 0))

@@ -1,5 +1,6 @@
 """Every tensor-core row and tile variant in the emulator, against float64."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,23 +11,24 @@ from hypothesis import strategies as st
 from nmcompile.errors import WeightError
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.sparse_tensor_core.tiles import Gemm, TileConfig
-from nmcompile.kernels.sparse_tensor_core.tiling import GPUS, fits, split_counts
+from nmcompile.kernels.sparse_tensor_core.tiles import TILES, Gemm, TileConfig
+from nmcompile.kernels.sparse_tensor_core.tiling import GPUS, Gpu, find_gpu, fits, split_counts
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, project
 from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error
 from tests.tensor_core_runner import (
     ROWS,
-    TILES,
     VARIANTS,
     geometries,
     make_problem,
+    method_of,
     run_row,
     variant_name,
 )
 
-SPARSE = next(row for row in ROWS if row.sparse)
-DENSE = next(row for row in ROWS if not row.sparse)
+SPARSE, DENSE, WGMMA = (
+    next(row for row in ROWS if method_of(row) == method) for method in ("sparse", "dense", "wgmma")
+)
 HALF_ULP = 2.0**-11  # of float16, relative: outputs are rounded once
 
 # Tails everywhere: channels that end within a slice, a window across slices, pixels and output
@@ -49,21 +51,21 @@ def test_whole_numbers_are_exact(kernel: Kernel, tile: TileConfig) -> None:
 
 @pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
 def test_depth_shorter_than_the_stages(kernel: Kernel, tile: TileConfig) -> None:
-    assert Gemm(SHORT, tile, kernel.sparse).slices < tile.stages
+    assert Gemm(SHORT, tile, method_of(kernel)).slices < tile.stages
     assert_exact(kernel, SHORT, Epilogue(), tile)
 
 
-@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
-def test_split_depth(sparse: bool) -> None:
+@pytest.mark.parametrize("kernel", [SPARSE, DENSE, WGMMA], ids=variant_name)
+def test_split_depth(kernel: Kernel) -> None:
     # 8 slices in 3 parts: the last one has fewer.
     conv = Conv2d(1, 128, 7, 7, 72, (2, 2))
-    for tile in TILES[sparse][-3:]:
+    for tile in TILES[method_of(kernel)][-2:]:
         epilogue = Epilogue(True, True, Activation("relu"), in_place=True)
-        assert_exact(SPARSE if sparse else DENSE, conv, epilogue, replace(tile, splits=3))
+        assert_exact(kernel, conv, epilogue, replace(tile, splits=3))
 
 
-@pytest.mark.parametrize("kernel", [SPARSE, DENSE], ids=variant_name)
-@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize("kernel", [SPARSE, DENSE, WGMMA], ids=variant_name)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_random_problems_agree_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries())
@@ -91,20 +93,18 @@ def test_activations_agree_with_float64(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
-def test_resident_blocks_fit_every_gpu(kernel: Kernel, tile: TileConfig) -> None:
-    for gpu in GPUS:
-        assert fits(Gemm(ODD, tile, kernel.sparse), gpu)
+def test_resident_blocks_fit_the_gpu(kernel: Kernel, tile: TileConfig) -> None:
+    assert fits(Gemm(ODD, tile, method_of(kernel)), find_gpu(kernel.target))
 
 
-@given(conv=geometries(), tile=st.sampled_from(TILES[True]), gpu=st.sampled_from(GPUS))
-def test_no_split_is_empty(conv: Conv2d, tile: TileConfig, gpu: object) -> None:
-    for splits in split_counts(Gemm(conv, tile, True), GPUS[0]):
-        gemm = Gemm(conv, replace(tile, splits=splits), True)
+@given(conv=geometries(), tile=st.sampled_from(TILES["sparse"]), gpu=st.sampled_from(GPUS))
+def test_no_split_is_empty(conv: Conv2d, tile: TileConfig, gpu: Gpu) -> None:
+    for splits in split_counts(Gemm(conv, tile, "sparse"), gpu):
+        gemm = Gemm(conv, replace(tile, splits=splits), "sparse")
         assert (splits - 1) * gemm.split_slices < gemm.slices <= splits * gemm.split_slices
 
 
-@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.arch)
-def test_small_batches_split_the_depth(gpu: object) -> None:
+def test_small_batches_split_the_depth() -> None:
     conv = Conv2d(1, 512, 7, 7, 512, (3, 3), padding=(1, 1, 1, 1))
     problem, _, _ = make_problem(SPARSE, conv, Epilogue(), 0, whole=True)
     assert SPARSE.configs(problem)[0].config.splits > 1
@@ -143,7 +143,7 @@ def test_two_in_four_runs_sparse(target: str, pattern: Pattern) -> None:
 def test_other_patterns_run_dense_with_a_reason(pattern: Pattern, reason: str) -> None:
     choice = choose("conv2d", "sm_80", problem_of(LARGE, pattern))
     assert not choice.kernel.sparse
-    assert pytest.importorskip("re").search(reason, choice.reason)
+    assert re.search(reason, choice.reason)
 
 
 def test_few_input_channels_run_dense() -> None:

@@ -55,11 +55,12 @@ class Kernel:
 
 def _tensor_core(name: str, conv: TensorCoreConv) -> Kernel:
     return Kernel(
-        f"{name}__{conv.arch}", "conv2d", conv.arch, "float16", conv.sparse,
+        f"{name}__{conv.arch}", "conv2d", conv.arch, "float16", conv.method != "dense",
         conv.refuse, conv.decline, conv.configs, conv.lower,
     )  # fmt: skip
 
 
+_WGMMA = TensorCoreConv("sm_90a", "wgmma", ("sparse", "dense"))
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
@@ -100,10 +101,11 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_global_average,
     ),
-    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_80", sparse=True)),
-    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_80", sparse=False)),
-    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_90a", sparse=True)),
-    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_90a", sparse=False)),
+    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_80", "sparse", ("dense",))),
+    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_80", "dense")),
+    _tensor_core("conv2d_f16_two_four_wgmma", _WGMMA),
+    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_90a", "sparse", ("dense",))),
+    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_90a", "dense")),
 )  # fmt: skip
 
 

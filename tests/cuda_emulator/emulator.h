@@ -1,165 +1,8 @@
-// Runs the thread blocks of a CUDA kernel on a CPU, one after the other, and checks what a GPU would
-// not: that shared memory is written before it is read, with a barrier in between; that copies are
-// waited for; that global accesses stay inside their buffers; that sparsity metadata is legal.
-//
-// Every thread is a fiber. It runs until it has to wait for its warp or its block, so whatever the
-// kernel does not synchronise happens in a fixed order, and the checks do not depend on that order.
-// cp.async lands as late as it may: at the wait of the thread that issued it.
+// What the PTX instructions of the kernels do; `translate.py` writes the calls.
 #pragma once
-#include <ucontext.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdarg>
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <vector>
-
-typedef _Float16 half;
-struct __half2 { half x, y; };
-struct Index { int x, y, z; };
-
-#define uint unsigned int
-#define __forceinline__ inline
-#define __device__
-#define __restrict__ __restrict
-
-static __half2 __floats2half2_rn(float low, float high) { return {(half)low, (half)high}; }
-static float __low2float(__half2 pair) { return (float)pair.x; }
-static float __high2float(__half2 pair) { return (float)pair.y; }
-static float max(float a, float b) { return fmaxf(a, b); }
-static float min(float a, float b) { return fminf(a, b); }
-static int min(int a, int b) { return a < b ? a : b; }
+#include "machine.h"
 
 namespace emulator {
-
-constexpr int kShared = 227 * 1024, kThreads = 1024, kStack = 64 * 1024;
-
-struct Buffer { const char* name; const char* begin; const char* end; };
-struct Copy { uint32_t target; const void* source; uint32_t bytes; };
-
-// Who touched a 32-bit word of shared memory last, and behind which barrier.
-struct Word {
-  int writer = -1, reader = -1;  // reader -2: several threads
-  long written = -1, read = -1;  // number of the barrier
-  int in_flight = 0;             // copies that have not been waited for
-};
-
-struct Fiber {
-  ucontext_t context;
-  std::vector<char> stack;
-  bool done;
-  const long* waits_for;  // runs on when this differs from `seen`
-  long seen;
-  std::vector<Copy> copies;
-  std::deque<std::vector<Copy>> groups;
-};
-
-// Threads that meet: a warp at one of its instructions, or the block at a barrier.
-struct Meeting {
-  int arrived = 0;
-  long count = 0;
-  const char* what = nullptr;
-  void* operands[32];
-};
-
-alignas(128) static unsigned char memory[kShared];
-static Word words[kShared / 4];
-static std::vector<Fiber> fibers(kThreads);
-static ucontext_t scheduler;
-static Meeting block_meeting, warp_meetings[kThreads / 32];
-static std::vector<Buffer> buffers;
-static std::function<void()> body;
-static Index block_index;
-static int threads, current, shared_bytes;
-static char error[512];
-
-static void fail(const char* format, ...) {
-  int used = snprintf(error, sizeof error, "block (%d, %d), thread %d: ", block_index.x,
-                      block_index.y, current);
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(error + used, sizeof error - used, format, arguments);
-  va_end(arguments);
-  setcontext(&scheduler);  // gives the block up
-}
-
-static void wait_until_changed(const long& count) {
-  Fiber& fiber = fibers[current];
-  fiber.waits_for = &count;
-  fiber.seen = count;
-  swapcontext(&fiber.context, &scheduler);
-}
-
-// The last to arrive does the work of all.
-template <typename Work>
-static void meet(Meeting& meeting, int expected, const char* what, void* operands, Work work) {
-  if (meeting.arrived == 0) meeting.what = what;
-  if (meeting.what != what && strcmp(meeting.what, what))
-    fail("is at %s while its warp is at %s", what, meeting.what);
-  if (expected == 32) meeting.operands[current % 32] = operands;
-  if (++meeting.arrived < expected) return wait_until_changed(meeting.count);
-  work();
-  meeting.arrived = 0;
-  meeting.count++;
-}
-
-template <typename Operands, typename Work>
-static void meet_warp(const char* what, Operands& own, Work work) {
-  Meeting& warp = warp_meetings[current / 32];
-  meet(warp, 32, what, &own, [&] { work((Operands**)warp.operands); });
-}
-
-static void barrier() { meet(block_meeting, threads, "a barrier", nullptr, [] {}); }
-
-static void check_shared(uint32_t address, uint32_t bytes) {
-  if (address % bytes) fail("shared address %u is not a multiple of %u bytes", address, bytes);
-  if (address + bytes > (uint32_t)shared_bytes)
-    fail("shared address %u is beyond the %d bytes of the block", address, shared_bytes);
-}
-
-static void note_read(uint32_t address, uint32_t bytes) {
-  check_shared(address, bytes);
-  for (uint32_t at = address; at < address + bytes; at += 4) {
-    Word& word = words[at / 4];
-    if (word.in_flight) fail("reads shared byte %u while a copy to it is in flight", at);
-    if (word.writer < 0) fail("reads shared byte %u, which nobody has written", at);
-    if (word.writer != current && word.written == block_meeting.count)
-      fail("reads shared byte %u, which thread %d wrote behind the same barrier", at, word.writer);
-    bool first = word.read != block_meeting.count || word.reader == current;
-    word.reader = first ? current : -2;
-    word.read = block_meeting.count;
-  }
-}
-
-static void note_write(uint32_t address, uint32_t bytes) {
-  check_shared(address, bytes);
-  for (uint32_t at = address; at < address + bytes; at += 4) {
-    Word& word = words[at / 4];
-    if (word.in_flight) fail("writes shared byte %u while a copy to it is in flight", at);
-    if (word.writer >= 0 && word.writer != current && word.written == block_meeting.count)
-      fail("writes shared byte %u, which thread %d wrote behind the same barrier", at, word.writer);
-    if (word.read == block_meeting.count && word.reader != current)
-      fail("writes shared byte %u, which another thread reads behind the same barrier", at);
-    word.writer = current;
-    word.written = block_meeting.count;
-  }
-}
-
-static void check_global(const void* address, uint32_t bytes, uint32_t alignment) {
-  const char* begin = (const char*)address;
-  if ((uintptr_t)begin % alignment) fail("global address is not a multiple of %u", alignment);
-  for (const Buffer& buffer : buffers)
-    if (begin >= buffer.begin && begin + bytes <= buffer.end) return;
-  for (const Buffer& buffer : buffers)
-    if (begin + 4096 >= buffer.begin && begin < buffer.end + 4096)
-      fail("global access %ld bytes from the start of %s, which has %ld",
-           (long)(begin - buffer.begin), buffer.name, (long)(buffer.end - buffer.begin));
-  fail("global access outside every buffer");
-}
 
 // ---- memory instructions
 
@@ -257,18 +100,25 @@ static void read_b(Multiply** lanes, float (*b)[8], int registers) {
 // Elements 2 q, 2 q + 1 of lane (g, t) are of row g + 8 (q % 2), and there what is kept of the
 // columns 4 t .. 4 t + 3, plus 16 for q >= 2; their positions are a nibble in the metadata of lane
 // (g, 2 selector + q / 2): number t of its lower or, for row g + 8, upper half.
+static void read_sparse_a(Multiply** lanes, float (*a)[32], int selector) {
+  std::fill(a[0], a[16], 0.0f);
+  for (int lane = 0; lane < 32; lane++)
+    for (int q = 0; q < 4; q++) {
+      int g = lane / 4, t = lane % 4, low = q % 2;
+      uint32_t metadata = lanes[g * 4 + 2 * selector + q / 2]->metadata;
+      uint32_t nibble = metadata >> (16 * low + 4 * t) & 15;
+      uint32_t first = nibble & 3, second = nibble >> 2;
+      if (first >= second) fail("illegal metadata: positions %u, %u", first, second);
+      float* group = &a[g + 8 * low][q / 2 * 16 + t * 4];
+      group[first] = element(lanes[lane]->a, 2 * q);
+      group[second] = element(lanes[lane]->a, 2 * q + 1);
+    }
+}
+
 static void multiply_sparse(Multiply own, int selector) {
   auto work = [selector](Multiply** lanes) {
-    float a[16][32] = {}, b[32][8];
-    for (int lane = 0; lane < 32; lane++)
-      for (int q = 0; q < 4; q++) {
-        int g = lane / 4, t = lane % 4, low = q % 2;
-        uint32_t metadata = lanes[g * 4 + 2 * selector + q / 2]->metadata;
-        uint32_t nibble = metadata >> (16 * low + 4 * t) & 15;
-        if ((nibble & 3) >= nibble >> 2) fail("illegal metadata: positions %u, %u", nibble & 3, nibble >> 2);
-        for (int h = 0; h < 2; h++)
-          a[g + 8 * low][q / 2 * 16 + t * 4 + (nibble >> 2 * h & 3)] = element(lanes[lane]->a, 2 * q + h);
-      }
+    float a[16][32], b[32][8];
+    read_sparse_a(lanes, a, selector);
     read_b(lanes, b, 4);
     accumulate(lanes, a, b, 32);
   };
@@ -287,65 +137,81 @@ static void multiply_dense(Multiply own) {
   });
 }
 
-// ---- blocks
+// ---- wgmma: results arrive as late as they may, at the wait; until then the sums are NaN
 
-static void run_thread() {
-  body();
-  fibers[current].done = true;
-  setcontext(&scheduler);
+static void fence_async_reads() {
+  for (uint32_t word : fibers[current].unfenced) words[word].fenced = true;
+  fibers[current].unfenced.clear();
 }
 
-static void start_block() {
-  std::fill(words, words + kShared / 4, Word());
-  block_meeting = Meeting();
-  std::fill(warp_meetings, warp_meetings + kThreads / 32, Meeting());
-  for (int i = 0; i < threads; i++) {
-    Fiber& fiber = fibers[i];
-    fiber.stack.resize(kStack);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_thread, 0);
-    fiber.done = false;
-    fiber.waits_for = nullptr;
-    fiber.copies.clear();
-    fiber.groups.clear();
+static void fence_wgmma() { fibers[current].registers_fenced = true; }
+
+static void issue_wgmma(GroupMultiply own) {
+  Fiber& fiber = fibers[current];
+  if (!fiber.registers_fenced) fail("issues wgmma without wgmma.fence");
+  if (fiber.sums.empty()) fiber.sums.assign(own.sums, own.sums + own.columns / 2);
+  std::fill(own.sums, own.sums + own.columns / 2, NAN);
+  fiber.issued.push_back(own);
+}
+
+static void commit_wgmma() {
+  Fiber& fiber = fibers[current];
+  fiber.committed.insert(fiber.committed.end(), fiber.issued.begin(), fiber.issued.end());
+  fiber.issued.clear();
+}
+
+// Rows of 128 bytes, eight of them `stride` after the last eight, 16-byte vectors permuted by XOR.
+static float pixel_element(uint64_t descriptor, int row, int k) {
+  uint32_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+  if (descriptor >> 62 != 1 || start % 1024 >= 128) fail("wgmma: not 128-byte swizzle at 1024");
+  uint32_t address = start + row / 8 * stride + row % 8 * 128 + k * 2;
+  address ^= (address >> 7 & 7) << 4;
+  note_read(address & ~3u, 4);
+  if (!words[address / 4].fenced) fail("wgmma reads shared byte %u without a proxy fence", address);
+  half value;
+  memcpy(&value, memory + address, 2);
+  return (float)value;
+}
+
+// Each warp has 16 of the 64 rows, its operands and sums laid out as those of mma.sp.
+static void run_wgmma(Multiply** lanes, const GroupMultiply& first) {
+  float a[16][32];
+  read_sparse_a(lanes, a, first.selector);
+  for (int column = 0; column < first.columns; column += 8) {
+    float b[32][8];
+    for (int k = 0; k < 32; k++)
+      for (int n = 0; n < 8; n++) b[k][n] = pixel_element(first.pixels, column + n, k);
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++) {
+        lanes[lane]->d[i] = fibers[current / 32 * 32 + lane].committed[0].sums + column / 2 + i;
+        lanes[lane]->c[i] = *lanes[lane]->d[i];
+      }
+    accumulate(lanes, a, b, 32);
   }
 }
 
-static void run_block() {
-  start_block();
-  for (bool moved = true; moved && !*error;) {
-    moved = false;
-    for (int i = 0; i < threads && !*error; i++) {
-      Fiber& fiber = fibers[i];
-      if (fiber.done || (fiber.waits_for && *fiber.waits_for == fiber.seen)) continue;
-      moved = true;
-      fiber.waits_for = nullptr;
-      current = i;
-      swapcontext(&scheduler, &fiber.context);
+static void wait_wgmma() {
+  int own = 0;
+  meet_warp("wgmma.wait_group", own, [](int**) {
+    Fiber* warp = &fibers[current / 32 * 32];
+    if (warp->committed.empty()) return;
+    for (int lane = 0; lane < 32; lane++)
+      std::copy(warp[lane].sums.begin(), warp[lane].sums.end(), warp[lane].committed[0].sums);
+    for (size_t i = 0; i < warp->committed.size(); i++) {
+      Multiply operands[32];
+      Multiply* lanes[32];
+      for (int lane = 0; lane < 32; lane++) {
+        const GroupMultiply& multiply = warp[lane].committed[i];
+        std::copy(multiply.a, multiply.a + 4, operands[lane].a);
+        operands[lane].metadata = multiply.metadata;
+        lanes[lane] = &operands[lane];
+      }
+      run_wgmma(lanes, warp->committed[i]);
     }
-  }
-  for (current = 0; current < threads && !*error; current++)
-    if (!fibers[current].done) fail("waits for threads that never come");
-}
-
-static const char* run_grid(Index grid, int block_threads, int bytes, std::function<void()> kernel) {
-  *error = 0;
-  threads = block_threads;
-  shared_bytes = bytes;
-  body = kernel;
-  for (int y = 0; y < grid.y; y++)
-    for (int x = 0; x < grid.x && !*error; x++) {
-      block_index = {x, y, 0};
-      run_block();
-    }
-  return *error ? error : nullptr;
+    for (int lane = 0; lane < 32; lane++) warp[lane].committed.clear();
+  });
+  fibers[current].sums.clear();
+  fibers[current].registers_fenced = false;
 }
 
 }  // namespace emulator
-
-#define threadIdx (Index{emulator::current, 0, 0})
-#define blockIdx emulator::block_index
-static void __syncthreads() { emulator::barrier(); }

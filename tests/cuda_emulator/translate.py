@@ -67,6 +67,14 @@ def _multiply_dense(text: str, names: Names) -> str:
     return f"emulator::multiply_dense({_multiply(names, 2, '0')});"
 
 
+def _wgmma(text: str, names: Names) -> str:
+    shape = re.search(r"\.m64n(\d+)k32\..*, (\d), 1, 1, 1, 0;", text)
+    assert shape is not None, text
+    sums, a, (pixels, metadata) = names[0], names[1:5], names[5:7]
+    fields = (sums, shape[1], _values(a), pixels, metadata, shape[2])
+    return f"emulator::issue_wgmma({{{', '.join(fields)}}});"
+
+
 def _last_number(text: str) -> str:
     return text.rstrip(";").split()[-1]
 
@@ -83,6 +91,11 @@ INSTRUCTIONS: tuple[tuple[str, Callable[[str, Names], str]], ...] = (
     ("ldmatrix.sync.aligned.m8n8.x4.shared.b16", _load_matrices),
     ("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32", _multiply_sparse),
     ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", _multiply_dense),
+    ("fence.proxy.async.shared::cta", lambda text, names: "emulator::fence_async_reads();"),
+    ("wgmma.fence.sync.aligned", lambda text, names: "emulator::fence_wgmma();"),
+    ("wgmma.mma_async.sp.sync.aligned", _wgmma),
+    ("wgmma.commit_group.sync.aligned", lambda text, names: "emulator::commit_wgmma();"),
+    ("wgmma.wait_group.sync.aligned 0;", lambda text, names: "emulator::wait_wgmma();"),
 )
 
 

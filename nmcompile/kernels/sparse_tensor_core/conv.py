@@ -21,16 +21,16 @@ from tvm.tirx.script import builder as T
 from nmcompile.kernels.prim_func import Buffer, Expr, PrimFuncBuilder
 from nmcompile.kernels.sparse_tensor_core import ptx
 from nmcompile.kernels.sparse_tensor_core.epilogue import Tail, Thread, load_parts, save_part
-from nmcompile.kernels.sparse_tensor_core.tiles import DEPTH, VECTOR, Gemm, TileConfig
+from nmcompile.kernels.sparse_tensor_core.multiply import ROW_VECTORS, ROW_WORDS, multiplier
+from nmcompile.kernels.sparse_tensor_core.tiles import DEPTH, VECTOR, Gemm, Method, TileConfig
 from nmcompile.kernels.spec import Conv2d, Epilogue
-from nmcompile.sparsity.tensor_core import LANES
 
-ROW_WORDS = DEPTH * 2 // 4  # 32-bit words of one pixel in a stage
-ROW_VECTORS = DEPTH // VECTOR
 COLUMN_BITS = 16  # where the bits of the kernel columns begin in a pixel's register
 
 
-def emit_conv(name: str, conv: Conv2d, epilogue: Epilogue, config: TileConfig, sparse: bool) -> Any:
+def emit_conv(
+    name: str, conv: Conv2d, epilogue: Epilogue, config: TileConfig, method: Method
+) -> Any:
     """The TIR function (x, weights, [bias], [residual], [scratch], [out]).
 
     x (N, H, W, C), residual and out (N, OH, OW, O): float16, channels rounded up to multiples of 8;
@@ -38,7 +38,7 @@ def emit_conv(name: str, conv: Conv2d, epilogue: Epilogue, config: TileConfig, s
     weights: int32, from `packing.pack_weights`; bias: float32, whole tiles of output channels.
     scratch: float32 of `Gemm.scratch_shape`, where the depth is split; its content is of no use.
     """
-    return _Emitter(Gemm(conv, config, sparse), epilogue).emit(name)
+    return _Emitter(Gemm(conv, config, method), epilogue).emit(name)
 
 
 class _Emitter:
@@ -112,12 +112,10 @@ class _Emitter:
 
     def _multiply(self, thread: Thread, first: Expr, count: Expr) -> None:
         """The sums of `count` slices of the depth from `first` on, which is at least one."""
-        stages, gemm = self.config.stages, self.gemm
+        stages = self.config.stages
         thread.clear()
         self._locate_pixels(thread)
-        self.left = ptx.registers("left", 4 * self.config.rows)
-        self.right = ptx.registers("right", 4 * self.config.columns)
-        self.positions = ptx.registers("positions", self.config.rows) if gemm.sparse else None
+        way = multiplier(thread)
 
         def copy(ahead: Expr) -> None:
             self._copy_slice(thread, ahead % stages, first + ahead)
@@ -128,11 +126,14 @@ class _Emitter:
         with T.serial(0, count) as step:
             # One group per slice: what may still be under way is all but the oldest.
             ptx.wait_copies(stages - 2)
+            way.publish()
             # Others see the copies that have landed, and nobody reads the stage that is next.
             ptx.barrier()
+            stage = T.bind(step % stages * self.stage_words)
+            way.start(stage)
             _when(step + (stages - 1) < count, copy, step + (stages - 1))
             ptx.commit_copies()
-            self._multiply_slice(thread, T.bind(step % stages * self.stage_words))
+            way.finish(stage)
 
     def _locate_pixels(self, thread: Thread) -> None:
         """Where the pixels that a thread copies begin in x, and which taps lie in the image."""
@@ -180,7 +181,7 @@ class _Emitter:
             valid = T.bind((_shifted(bits, down) & _shifted(bits, right + COLUMN_BITS)) != 0)
             source = T.if_then_else(valid, self.start[copy] + offset, 0)
             row = T.bind(self._row(thread, copy))
-            at = base + self.weight_words + row * ROW_WORDS + (lane ^ row % ROW_VECTORS) * 4
+            at = base + row * ROW_WORDS + (lane ^ row % ROW_VECTORS) * 4
             ptx.copy_async_or_zero(thread.shared.ptr_to([at]), self.x.ptr_to([source]), valid)
 
     def _copy_weights(self, thread: Thread, base: Expr, index: Expr) -> None:
@@ -189,7 +190,7 @@ class _Emitter:
 
         def copy(round_: Expr) -> None:
             at = T.bind((round_ * threads + thread.index) * 4)
-            target = thread.shared.ptr_to([base + at])
+            target = thread.shared.ptr_to([base + self.gemm.pixel_bytes // 4 + at])
             ptx.copy_async(target, self.weights.ptr_to([block + at]))
 
         if vectors >= threads:
@@ -197,47 +198,6 @@ class _Emitter:
                 copy(round_)
         if vectors % threads:
             _when(thread.index < vectors % threads, copy, vectors // threads)
-
-    def _multiply_slice(self, thread: Thread, base: Expr) -> None:
-        config, gemm = self.config, self.gemm
-        if self.positions is not None:
-            at = base + config.channels * DEPTH // 4
-            at = at + (thread.warp_row * LANES + thread.lane) * config.rows
-            pointer = thread.shared.ptr_to([at])
-            ptx.load_shared(self.positions, 0, config.rows, pointer)
-        for half in range(2):  # 32 columns of the depth: one sparse, two dense instructions
-            self._load_pixels(thread, base, half)
-            for part in range(1 if gemm.sparse else 2):
-                self._load_weights(thread, base, half if gemm.sparse else 2 * half + part)
-                with ptx.unrolled(config.rows) as row:
-                    with ptx.unrolled(config.columns) as column:
-                        self._multiply_pair(thread.sums, row, column, half, part)
-
-    def _multiply_pair(self, sums: Buffer, row: Expr, column: Expr, half: int, part: int) -> None:
-        at = (row * self.config.columns + column) * 4
-        if self.positions is None:
-            right = column * 4 + part * 2
-            ptx.multiply_dense(sums, at, self.left, row * 4, self.right, right)
-            return
-        meta = self.positions[row]
-        ptx.multiply_sparse(sums, at, self.left, row * 4, self.right, column * 4, meta, half)
-
-    def _load_pixels(self, thread: Thread, base: Expr, half: int) -> None:
-        """The right fragments of 32 columns: lane l points to row l % 8 of vector l / 8."""
-        lane, pixels = thread.lane, base + self.weight_words
-        vector = (lane // 8 + half * 4) ^ lane % 8
-        with ptx.unrolled(self.config.columns) as column:
-            row = thread.warp_column * self.config.warp_pixels + column * 8 + lane % 8
-            at = pixels + row * ROW_WORDS + vector * 4
-            ptx.load_matrices(self.right, column * 4, thread.shared.ptr_to([at]))
-
-    def _load_weights(self, thread: Thread, base: Expr, instruction: int) -> None:
-        """The left fragments of one instruction per row."""
-        per_row = 2 if self.gemm.sparse else 4
-        with ptx.unrolled(self.config.rows) as row:
-            fragment = (thread.warp_row * self.config.rows + row) * per_row + instruction
-            at = base + (fragment * LANES + thread.lane) * 4
-            ptx.load_shared(self.left, row * 4, 4, thread.shared.ptr_to([at]))
 
 
 def _when(condition: Expr, body: Any, argument: Expr) -> None:

@@ -29,7 +29,7 @@ class Thread:
         self.lane = T.bind(index % LANES)
         self.warp_row = T.bind(index // LANES // config.warps[1])
         self.warp_column = T.bind(index // LANES % config.warps[1])
-        self.shared = ptx.shared_memory(gemm.shared_bytes // 4)
+        self.shared = ptx.shared_memory(gemm.shared_bytes // 4, gemm.shared_align)
         self.sums = ptx.registers("sums", config.rows * config.columns * 4, "float32")
 
     def clear(self) -> None:

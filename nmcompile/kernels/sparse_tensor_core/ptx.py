@@ -44,9 +44,9 @@ def registers(name: str, count: int, dtype: str = "uint32") -> Buffer:
     return _named(name, T.alloc_buffer((count,), dtype, scope="local"))
 
 
-def shared_memory(words: int) -> Buffer:
-    """The dynamic shared memory of the block, 32-bit words."""
-    return _named("shared", T.alloc_buffer((words,), "uint32", scope="shared.dyn", align=128))
+def shared_memory(words: int, align: int) -> Buffer:
+    """The dynamic shared memory of the block, 32-bit words; begins at a multiple of `align`."""
+    return _named("shared", T.alloc_buffer((words,), "uint32", scope="shared.dyn", align=align))
 
 
 def _named(name: str, buffer: Buffer) -> Buffer:
@@ -129,6 +129,65 @@ def multiply_dense(sums: Buffer, at: Expr, a: Buffer, a_at: Expr, b: Buffer, b_a
     mma = T.ptx["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"]
     right = [b[b_at], b[b_at + 1]]
     T.evaluate(mma(*_four(sums, at), *_four(a, a_at), *right, *_four(sums, at)))
+
+
+def fence_async_reads() -> None:
+    """Let the tensor cores' own path to shared memory see this thread's writes (9.7.13.4)."""
+    T.evaluate(T.ptx.fence.proxy.async_.shared__cta())
+
+
+def fence_wgmma() -> None:
+    """Order the registers of this warp before the next `wgmma` (9.7.15.7.1)."""
+    T.evaluate(T.ptx.wgmma.fence.sync.aligned())
+
+
+def commit_wgmma() -> None:
+    """Close a group of `wgmma`."""
+    T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
+
+
+def wait_wgmma() -> None:
+    """Wait for all groups of `wgmma`."""
+    T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(0))
+
+
+def multiply_group(
+    sums: Buffer, columns: int, left: list[Expr], pixels: Expr, meta: Expr, selector: int
+) -> None:
+    """Sums += left (64 x 32, 2:4, 16 rows per warp) x pixels (32 x columns) (9.7.15.5.2).
+
+    `pixels` points into the first row of shared memory, K-major with 128-byte swizzle.
+    """
+    name = f"nmc_wgmma_sparse_n{columns}_{selector}"
+    descriptor = T.cuda.func_call(
+        "nmc_descriptor", pixels, source_code=_DESCRIPTOR, return_type="uint64"
+    )
+    code = _wgmma_code(name, columns, selector)
+    pointer = sums.ptr_to([0])
+    T.evaluate(T.cuda.func_call(name, pointer, *left, descriptor, meta, source_code=code))
+
+
+# Address, stride of eight rows (1024) in units of 16 bytes; 1 << 62: 128-byte swizzle (9.7.15.5.1).
+_DESCRIPTOR = """
+__forceinline__ __device__ uint64_t nmc_descriptor(void* pixels) {
+  uint32_t address = (uint32_t)__cvta_generic_to_shared(pixels);
+  return (uint64_t)((address & 0x3FFFF) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+"""
+
+
+def _wgmma_code(name: str, columns: int, selector: int) -> str:
+    """A function around the instruction, which TVM does not know."""
+    count = columns // 2  # sums of a thread
+    sums = ", ".join(f"%{i}" for i in range(count))
+    a0, a1, a2, a3, pixels, meta = (f"%{count + i}" for i in range(6))
+    outputs = ", ".join(f'"+f"(sums[{i}])' for i in range(count))
+    return f"""
+__forceinline__ __device__ void {name}(float* sums, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t pixels, uint32_t meta) {{
+  asm volatile("wgmma.mma_async.sp.sync.aligned.m64n{columns}k32.f32.f16.f16 {{{sums}}}, {{{a0}, {a1}, {a2}, {a3}}}, {pixels}, {meta}, {selector}, 1, 1, 1, 0;"
+    : {outputs} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(pixels), "r"(meta));
+}}
+"""  # noqa: E501
 
 
 def _four(buffer: Buffer, first: Expr) -> list[Expr]:

@@ -12,10 +12,11 @@ from nmcompile.kernels.problem import MADE_FOR, Array, Candidate, Lowered, Probl
 from nmcompile.kernels.sparse_tensor_core.conv import emit_conv
 from nmcompile.kernels.sparse_tensor_core.packing import pack_bias, pack_weights
 from nmcompile.kernels.sparse_tensor_core.tiles import (
-    DENSE_TILES,
     MAX_ELEMENTS,
     MAX_WINDOW,
+    TILES,
     Gemm,
+    Method,
     TileConfig,
 )
 from nmcompile.kernels.sparse_tensor_core.tiling import conv_configs, find_gpu
@@ -24,13 +25,23 @@ from nmcompile.sparsity.tensor_core import GROUP, KEPT, first_broken_group
 
 MIN_CHANNELS = 16  # input channels; below, padding and the window take what sparsity saves
 
+NAMES: dict[Method, str] = {
+    "dense": "multiplying densely",
+    "sparse": "mma.sp",
+    "wgmma": "wgmma.sp",
+}
+
 
 @dataclass(frozen=True)
 class TensorCoreConv:
-    """One row: the dense or the sparse convolution for one architecture."""
+    """One row: a way to multiply on one architecture.
+
+    others: ways that are declined for when the model counts fewer cycles for them.
+    """
 
     arch: str
-    sparse: bool
+    method: Method
+    others: tuple[Method, ...] = ()
 
     def refuse(self, problem: Problem) -> str | None:
         """What the kernel cannot run: groups, large windows and, if sparse, weights without 2:4."""
@@ -44,45 +55,43 @@ class TensorCoreConv:
                 f"window of {conv.kernel[0]}x{conv.kernel[1]}: the tensor-core kernels take at "
                 f"most {MAX_WINDOW} rows and columns"
             )
-        gemm = Gemm(conv, DENSE_TILES[0], self.sparse)
+        gemm = Gemm(conv, TILES[self.method][0], self.method)
         elements = max(
             conv.batch * conv.in_height * conv.in_width * gemm.in_channels,
             gemm.pixels * gemm.out_channels,
         )
         if elements > MAX_ELEMENTS:
             return f"an activation of {elements} elements: addresses have 31 bits; reduce the batch"
-        return _refuse_weight(problem) if self.sparse else None
+        return _refuse_weight(problem) if gemm.sparse else None
 
     def decline(self, problem: Problem) -> str | None:
-        """Where the dense kernel is expected to be as fast."""
+        """Where another way is expected to be faster."""
         channels = problem.conv.in_channels
-        if not self.sparse:
-            return None
-        if channels < MIN_CHANNELS:
+        if "dense" in self.others and channels < MIN_CHANNELS:
             return (
                 f"{channels} input channels: under {MIN_CHANNELS} loading the window takes as long "
                 "as multiplying densely"
             )
-        cycles, others = (
-            conv_configs(problem.conv, sparse, find_gpu(self.arch))[0].cycles
-            for sparse in (True, False)
-        )
-        if cycles <= others:
-            return None
-        return f"dense is faster: {others:.3g} cycles counted, against {cycles:.3g}"
+        cycles = self.configs(problem)[0].cycles
+        for other in self.others:
+            found = conv_configs(problem.conv, other, find_gpu(self.arch))[0].cycles
+            if found < cycles:
+                name = NAMES[other]
+                return f"{name} is faster: {found:.3g} cycles counted, against {cycles:.3g}"
+        return None
 
     def configs(self, problem: Problem) -> Sequence[Candidate]:
         """Tiles and splits, the best by the model first."""
-        return conv_configs(problem.conv, self.sparse, find_gpu(self.arch))
+        return conv_configs(problem.conv, self.method, find_gpu(self.arch))
 
     def lower(self, name: str, problem: Problem, config: TileConfig) -> Lowered:
         """The function and the packed weights."""
         assert problem.weight is not None
-        gemm = Gemm(problem.conv, config, self.sparse)
+        gemm = Gemm(problem.conv, config, self.method)
         arrays: dict[str, Array] = {"weights": pack_weights(problem.weight, gemm)}
         if problem.bias is not None:
             arrays["bias"] = pack_bias(problem.bias, gemm)
-        args = (name, problem.conv, problem.epilogue, config, self.sparse)
+        args = (name, problem.conv, problem.epilogue, config, self.method)
         scratch = gemm.scratch_shape if config.splits > 1 else ()
         return Lowered(emit_conv, args, arrays, scratch=scratch)
 

@@ -8,15 +8,21 @@ tile of rows x columns, 64 of the depth at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity.tensor_core import COLUMNS, LANES, ROWS
 
 VECTOR = 8  # float16 elements of a 16-byte copy: channels in memory are padded to a multiple
 DEPTH = COLUMNS  # columns of a stage; 64 float16 are the 128 bytes that the swizzle permutes
-PIXELS = 8  # output pixels of one instruction
+PIXELS = 8  # output pixels of one instruction; of `wgmma`, of one part of its sums
+WARPGROUP = 64  # output channels of one `wgmma`, by four warps
+SWIZZLE_BYTES = 1024  # after which the permutation of the 16-byte vectors repeats
 MAX_WINDOW = 16  # a bit per kernel row and column in one register
 MAX_ELEMENTS = 2**31 - 1  # addresses are 32-bit counts of elements
+
+Method = Literal["dense", "sparse", "wgmma"]
+"""`mma.sync`, `mma.sp`, or Hopper's `wgmma.mma_async.sp`, which reads pixels from shared memory."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class TileConfig:
 
 
 # Sized so that `resident` blocks fit the 164 KiB of an A100's SM.
-SPARSE_TILES: tuple[TileConfig, ...] = (
+_SPARSE: tuple[TileConfig, ...] = (
     TileConfig(128, 256, (2, 4), stages=3, resident=1),
     TileConfig(128, 128, (2, 4), stages=3, resident=2),
     TileConfig(128, 128, (2, 2), stages=3, resident=2),
@@ -83,7 +89,7 @@ SPARSE_TILES: tuple[TileConfig, ...] = (
 )
 
 # Dense weights take 1.8 times the room: fewer stages.
-DENSE_TILES: tuple[TileConfig, ...] = (
+_DENSE: tuple[TileConfig, ...] = (
     TileConfig(128, 256, (2, 4), stages=3, resident=1),
     TileConfig(128, 128, (2, 2), stages=2, resident=2),
     TileConfig(128, 64, (2, 2), stages=3, resident=2),
@@ -93,6 +99,22 @@ DENSE_TILES: tuple[TileConfig, ...] = (
     TileConfig(32, 128, (1, 4), stages=3, resident=2),
 )
 
+# For the 228 KiB of an H100's SM. A warp has 16 rows of its group's 64 and all pixels.
+_WGMMA: tuple[TileConfig, ...] = (
+    TileConfig(128, 256, (8, 1), stages=4, resident=1),
+    TileConfig(128, 128, (8, 1), stages=4, resident=2),
+    TileConfig(128, 64, (8, 1), stages=4, resident=2),
+    TileConfig(64, 256, (4, 1), stages=3, resident=2),
+    TileConfig(64, 128, (4, 1), stages=3, resident=3),
+    TileConfig(64, 64, (4, 1), stages=4, resident=4),
+)
+
+TILES: dict[Method, tuple[TileConfig, ...]] = {
+    "dense": _DENSE,
+    "sparse": _SPARSE,
+    "wgmma": _WGMMA,
+}
+
 
 @dataclass(frozen=True)
 class Gemm:
@@ -100,7 +122,12 @@ class Gemm:
 
     conv: Conv2d
     config: TileConfig
-    sparse: bool
+    method: Method
+
+    @property
+    def sparse(self) -> bool:
+        """Whether weights are stored as two of every four."""
+        return self.method != "dense"
 
     @property
     def in_channels(self) -> int:
@@ -159,9 +186,20 @@ class Gemm:
         return dense * 9 // 16 if self.sparse else dense
 
     @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the pixels of one slice: a row of 128 for each."""
+        return self.config.pixels * DEPTH * 2
+
+    @property
     def stage_bytes(self) -> int:
-        """Bytes of a stage: weights, then one row of 128 bytes per pixel."""
-        return self.weight_bytes + self.config.pixels * DEPTH * 2
+        """Bytes of a stage: pixels, at multiples of 1024 for `wgmma`, then weights."""
+        multiple = SWIZZLE_BYTES if self.method == "wgmma" else 1
+        return -(-(self.pixel_bytes + self.weight_bytes) // multiple) * multiple
+
+    @property
+    def shared_align(self) -> int:
+        """Bytes that the address of the first stage is a multiple of."""
+        return SWIZZLE_BYTES if self.method == "wgmma" else 128
 
     @property
     def pitch(self) -> int:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.sparse_tensor_core.tiles import (
-    DENSE_TILES,
     DEPTH,
-    SPARSE_TILES,
+    TILES,
+    WARPGROUP,
     Gemm,
+    Method,
     TileConfig,
 )
 from nmcompile.kernels.spec import Conv2d
@@ -36,6 +37,7 @@ class Gpu:
     shared_bytes: shared memory of an SM; a block can have all of it but 1 KiB.
     dense_rate: multiply-adds of float16 per cycle and SM through `mma.sync`, float32 sums; `mma.sp`
         counts twice as many, dense equivalent.
+    group_rate: as `dense_rate`, through `wgmma`; 0 where there is none.
     memory_rate: bytes per cycle and SM from the L2 cache.
     """
 
@@ -43,15 +45,16 @@ class Gpu:
     sms: int
     shared_bytes: int
     dense_rate: float
+    group_rate: float
     memory_rate: float
 
 
 GPUS: tuple[Gpu, ...] = (
     # NVIDIA A100 whitepaper (2020): 108 SMs, 4 tensor cores of 256, L2 of 5120 bytes per cycle.
-    Gpu("sm_80", 108, 164 * 1024, 1024.0, 47.0),
+    Gpu("sm_80", 108, 164 * 1024, 1024.0, 0.0, 47.0),
     # H100 SXM whitepaper (2022): 132 SMs, 4 tensor cores of 512, of which `mma.sync` reaches about
     # 62 % (Luo et al., Benchmarking and Dissecting the NVIDIA Hopper GPU Architecture, 2024).
-    Gpu("sm_90a", 132, 228 * 1024, 1270.0, 40.0),
+    Gpu("sm_90a", 132, 228 * 1024, 1270.0, 2048.0, 40.0),
 )
 
 
@@ -70,9 +73,10 @@ def count_cycles(gemm: Gemm, gpu: Gpu) -> float:
     blocks = gemm.tiles * config.splits
     on_sm = min(config.resident, -(-blocks // gpu.sms))
     waves = -(-blocks // (gpu.sms * on_sm))
-    rate = gpu.dense_rate * (2 if gemm.sparse else 1)
-    multiply = config.channels * config.pixels * DEPTH / rate
-    reads = gemm.weight_bytes * config.warps[1] + config.pixels * DEPTH * 2 * config.warps[0]
+    dense_rate = gpu.group_rate if gemm.method == "wgmma" else gpu.dense_rate
+    multiply = config.channels * config.pixels * DEPTH / (dense_rate * (2 if gemm.sparse else 1))
+    groups = config.channels // WARPGROUP if gemm.method == "wgmma" else config.warps[0]
+    reads = gemm.weight_bytes * config.warps[1] + gemm.pixel_bytes * groups
     shared = (gemm.stage_bytes + reads) / SHARED_RATE
     memory = gemm.stage_bytes / gpu.memory_rate
     per_slice = max(SLICE_CYCLES, on_sm * max(multiply, shared, memory))
@@ -103,13 +107,13 @@ def fits(gemm: Gemm, gpu: Gpu) -> bool:
     return room <= gpu.shared_bytes
 
 
-def conv_configs(conv: Conv2d, sparse: bool, gpu: Gpu) -> Sequence[Candidate]:
+def conv_configs(conv: Conv2d, method: Method, gpu: Gpu) -> Sequence[Candidate]:
     """All tile variants and splits, the fastest by the model first."""
     candidates = []
-    for tile in SPARSE_TILES if sparse else DENSE_TILES:
-        for splits in split_counts(Gemm(conv, tile, sparse), gpu):
+    for tile in TILES[method]:
+        for splits in split_counts(Gemm(conv, tile, method), gpu):
             config: TileConfig = replace(tile, splits=splits)
-            gemm = Gemm(conv, config, sparse)
+            gemm = Gemm(conv, config, method)
             if fits(gemm, gpu):
                 candidates.append(Candidate(count_cycles(gemm, gpu), config))
     return sorted(candidates, key=lambda candidate: candidate.cycles)

@@ -1,0 +1,241 @@
+// Runs the thread blocks of a CUDA kernel on a CPU, one after the other, and checks what a GPU would
+// not: that shared memory is written before it is read, with a barrier in between; that copies are
+// waited for; that global accesses stay inside their buffers; that sparsity metadata is legal.
+//
+// Every thread is a fiber. It runs until it has to wait for its warp or its block, so whatever the
+// kernel does not synchronise happens in a fixed order, and the checks do not depend on that order.
+// cp.async lands as late as it may: at the wait of the thread that issued it.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <vector>
+
+typedef _Float16 half;
+struct __half2 { half x, y; };
+struct Index { int x, y, z; };
+
+#define uint unsigned int
+#define __forceinline__ inline
+#define __device__
+#define __restrict__ __restrict
+
+static __half2 __floats2half2_rn(float low, float high) { return {(half)low, (half)high}; }
+static float __low2float(__half2 pair) { return (float)pair.x; }
+static float __high2float(__half2 pair) { return (float)pair.y; }
+static float max(float a, float b) { return fmaxf(a, b); }
+static float min(float a, float b) { return fminf(a, b); }
+static int min(int a, int b) { return a < b ? a : b; }
+
+namespace emulator {
+
+constexpr int kShared = 227 * 1024, kThreads = 1024, kStack = 64 * 1024;
+
+struct Buffer { const char* name; const char* begin; const char* end; };
+struct Copy { uint32_t target; const void* source; uint32_t bytes; };
+
+// Who touched a 32-bit word of shared memory last, and behind which barrier.
+struct Word {
+  int writer = -1, reader = -1;  // reader -2: several threads
+  long written = -1, read = -1;  // number of the barrier
+  int in_flight = 0;             // copies that have not been waited for
+  bool fenced = false;           // visible to the path by which wgmma reads
+};
+
+// One wgmma as its threads have issued it: kept elements of 16 rows, and where the pixels are.
+struct GroupMultiply { float* sums; int columns; uint32_t a[4]; uint64_t pixels; uint32_t metadata; int selector; };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  bool done;
+  const long* waits_for;  // runs on when this differs from `seen`
+  long seen;
+  std::vector<Copy> copies;
+  std::deque<std::vector<Copy>> groups;
+  std::vector<uint32_t> unfenced;  // words it has written since its last fence.proxy.async
+  bool registers_fenced;           // by wgmma.fence
+  std::vector<GroupMultiply> issued, committed;
+  std::vector<float> sums;  // as they were before the first of them
+};
+
+// Threads that meet: a warp at one of its instructions, or the block at a barrier.
+struct Meeting {
+  int arrived = 0;
+  long count = 0;
+  const char* what = nullptr;
+  void* operands[32];
+};
+
+alignas(1024) static unsigned char memory[kShared];
+static Word words[kShared / 4];
+static std::vector<Fiber> fibers(kThreads);
+static ucontext_t scheduler;
+static Meeting block_meeting, warp_meetings[kThreads / 32];
+static std::vector<Buffer> buffers;
+static std::function<void()> body;
+static Index block_index;
+static int threads, current, shared_bytes;
+static char error[512];
+
+static void fail(const char* format, ...) {
+  int used = snprintf(error, sizeof error, "block (%d, %d), thread %d: ", block_index.x,
+                      block_index.y, current);
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(error + used, sizeof error - used, format, arguments);
+  va_end(arguments);
+  setcontext(&scheduler);  // gives the block up
+}
+
+static void wait_until_changed(const long& count) {
+  Fiber& fiber = fibers[current];
+  fiber.waits_for = &count;
+  fiber.seen = count;
+  swapcontext(&fiber.context, &scheduler);
+}
+
+// The last to arrive does the work of all.
+template <typename Work>
+static void meet(Meeting& meeting, int expected, const char* what, void* operands, Work work) {
+  if (meeting.arrived == 0) meeting.what = what;
+  if (meeting.what != what && strcmp(meeting.what, what))
+    fail("is at %s while its warp is at %s", what, meeting.what);
+  if (expected == 32) meeting.operands[current % 32] = operands;
+  if (++meeting.arrived < expected) return wait_until_changed(meeting.count);
+  work();
+  meeting.arrived = 0;
+  meeting.count++;
+}
+
+template <typename Operands, typename Work>
+static void meet_warp(const char* what, Operands& own, Work work) {
+  Meeting& warp = warp_meetings[current / 32];
+  meet(warp, 32, what, &own, [&] { work((Operands**)warp.operands); });
+}
+
+static void barrier() { meet(block_meeting, threads, "a barrier", nullptr, [] {}); }
+
+static void check_shared(uint32_t address, uint32_t bytes) {
+  if (address % bytes) fail("shared address %u is not a multiple of %u bytes", address, bytes);
+  if (address + bytes > (uint32_t)shared_bytes)
+    fail("shared address %u is beyond the %d bytes of the block", address, shared_bytes);
+}
+
+static void note_read(uint32_t address, uint32_t bytes) {
+  check_shared(address, bytes);
+  for (uint32_t at = address; at < address + bytes; at += 4) {
+    Word& word = words[at / 4];
+    if (word.in_flight) fail("reads shared byte %u while a copy to it is in flight", at);
+    if (word.writer < 0) fail("reads shared byte %u, which nobody has written", at);
+    if (word.writer != current && word.written == block_meeting.count)
+      fail("reads shared byte %u, which thread %d wrote behind the same barrier", at, word.writer);
+    bool first = word.read != block_meeting.count || word.reader == current;
+    word.reader = first ? current : -2;
+    word.read = block_meeting.count;
+  }
+}
+
+static void note_write(uint32_t address, uint32_t bytes) {
+  check_shared(address, bytes);
+  for (uint32_t at = address; at < address + bytes; at += 4) {
+    Word& word = words[at / 4];
+    if (word.in_flight) fail("writes shared byte %u while a copy to it is in flight", at);
+    if (word.writer >= 0 && word.writer != current && word.written == block_meeting.count)
+      fail("writes shared byte %u, which thread %d wrote behind the same barrier", at, word.writer);
+    if (word.read == block_meeting.count && word.reader != current)
+      fail("writes shared byte %u, which another thread reads behind the same barrier", at);
+    word.writer = current;
+    word.written = block_meeting.count;
+    word.fenced = false;
+    fibers[current].unfenced.push_back(at / 4);
+  }
+}
+
+static void check_global(const void* address, uint32_t bytes, uint32_t alignment) {
+  const char* begin = (const char*)address;
+  if ((uintptr_t)begin % alignment) fail("global address is not a multiple of %u", alignment);
+  for (const Buffer& buffer : buffers)
+    if (begin >= buffer.begin && begin + bytes <= buffer.end) return;
+  for (const Buffer& buffer : buffers)
+    if (begin + 4096 >= buffer.begin && begin < buffer.end + 4096)
+      fail("global access %ld bytes from the start of %s, which has %ld",
+           (long)(begin - buffer.begin), buffer.name, (long)(buffer.end - buffer.begin));
+  fail("global access outside every buffer");
+}
+
+// ---- blocks
+
+static void run_thread() {
+  body();
+  fibers[current].done = true;
+  setcontext(&scheduler);
+}
+
+static void start_block() {
+  std::fill(words, words + kShared / 4, Word());
+  block_meeting = Meeting();
+  std::fill(warp_meetings, warp_meetings + kThreads / 32, Meeting());
+  for (int i = 0; i < threads; i++) {
+    Fiber& fiber = fibers[i];
+    fiber.stack.resize(kStack);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, run_thread, 0);
+    fiber.done = false;
+    fiber.waits_for = nullptr;
+    fiber.copies.clear();
+    fiber.groups.clear();
+    fiber.unfenced.clear();
+    fiber.registers_fenced = false;
+    fiber.issued.clear();
+    fiber.committed.clear();
+    fiber.sums.clear();
+  }
+}
+
+static void run_block() {
+  start_block();
+  for (bool moved = true; moved && !*error;) {
+    moved = false;
+    for (int i = 0; i < threads && !*error; i++) {
+      Fiber& fiber = fibers[i];
+      if (fiber.done || (fiber.waits_for && *fiber.waits_for == fiber.seen)) continue;
+      moved = true;
+      fiber.waits_for = nullptr;
+      current = i;
+      swapcontext(&scheduler, &fiber.context);
+    }
+  }
+  for (current = 0; current < threads && !*error; current++)
+    if (!fibers[current].done) fail("waits for threads that never come");
+}
+
+static const char* run_grid(Index grid, int block_threads, int bytes, std::function<void()> kernel) {
+  *error = 0;
+  threads = block_threads;
+  shared_bytes = bytes;
+  body = kernel;
+  for (int y = 0; y < grid.y; y++)
+    for (int x = 0; x < grid.x && !*error; x++) {
+      block_index = {x, y, 0};
+      run_block();
+    }
+  return *error ? error : nullptr;
+}
+
+}  // namespace emulator
+
+
+#define threadIdx (Index{emulator::current, 0, 0})
+#define blockIdx emulator::block_index
+static void __syncthreads() { emulator::barrier(); }
