@@ -64,6 +64,21 @@ def test_split_depth(kernel: Kernel) -> None:
         assert_exact(kernel, conv, epilogue, replace(tile, splits=3))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "conv"),
+    [
+        (DENSE, Conv2d(1, 3, 20, 18, 64, (7, 7), (2, 2), (3, 3, 3, 3))),  # a stem
+        (SPARSE, Conv2d(2, 128, 14, 14, 64, (1, 1), (2, 2))),  # a shortcut
+        (WGMMA, Conv2d(1, 64, 14, 14, 96, (3, 3), (2, 2), (0, 0, 1, 1))),  # "same" of TensorFlow
+        (DENSE, Conv2d(1, 3, 48, 32, 40, (16, 16), (16, 16))),  # patches
+    ],
+)
+def test_layers_of_networks(kernel: Kernel, conv: Conv2d) -> None:
+    problem, _, _ = make_problem(kernel, conv, Epilogue(), 0, whole=True)
+    config = kernel.configs(problem)[0].config
+    assert_exact(kernel, conv, Epilogue(True, False, Activation("relu")), config)
+
+
 @pytest.mark.parametrize("kernel", [SPARSE, DENSE, WGMMA], ids=variant_name)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())

@@ -55,7 +55,7 @@ def _named(name: str, buffer: Buffer) -> Buffer:
 
 
 def copy_async(target: Expr, source: Expr) -> None:
-    """Begin to copy 16 bytes from global to shared memory, past L1 (9.7.9.25)."""
+    """Begin to copy 16 bytes from global to shared memory, past L1 (9.7.9)."""
     T.evaluate(T.ptx.cp.async_.cg.shared.global_(target, source, 16))
 
 
@@ -118,26 +118,26 @@ def load_matrices(target: Buffer, first: Expr, source: Expr) -> None:
 def multiply_sparse(
     sums: Buffer, at: Expr, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr, meta: Expr, selector: int
 ) -> None:
-    """Sums += a (16 x 32, 2:4) x b (32 x 8) (9.7.14.6.3); the selector is part of the opcode."""
+    """Sums += a (16 x 32, 2:4) x b (32 x 8) (9.7.14.6); the selector is part of the opcode."""
     mma = T.ptx["mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32"]
     left, right = _four(a, a_at), _four(b, b_at)
     T.evaluate(mma(*_four(sums, at), *left, *right, *_four(sums, at), meta, selector))
 
 
 def multiply_dense(sums: Buffer, at: Expr, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr) -> None:
-    """Sums += a (16 x 16) x b (16 x 8) (9.7.14.5.14)."""
+    """Sums += a (16 x 16) x b (16 x 8) (9.7.14.5)."""
     mma = T.ptx["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"]
     right = [b[b_at], b[b_at + 1]]
     T.evaluate(mma(*_four(sums, at), *_four(a, a_at), *right, *_four(sums, at)))
 
 
 def fence_async_reads() -> None:
-    """Let the tensor cores' own path to shared memory see this thread's writes (9.7.13.4)."""
+    """Let the tensor cores' own path to shared memory see this thread's writes (9.7.13)."""
     T.evaluate(T.ptx.fence.proxy.async_.shared__cta())
 
 
 def fence_wgmma() -> None:
-    """Order the registers of this warp before the next `wgmma` (9.7.15.7.1)."""
+    """Order the registers of this warp before the next `wgmma` (9.7.15.7)."""
     T.evaluate(T.ptx.wgmma.fence.sync.aligned())
 
 
@@ -154,7 +154,7 @@ def wait_wgmma() -> None:
 def multiply_group(
     sums: Buffer, columns: int, left: list[Expr], pixels: Expr, meta: Expr, selector: int
 ) -> None:
-    """Sums += left (64 x 32, 2:4, 16 rows per warp) x pixels (32 x columns) (9.7.15.5.2).
+    """Sums += left (64 x 32, 2:4, 16 rows per warp) x pixels (32 x columns) (9.7.15.6).
 
     `pixels` points into the first row of shared memory, K-major with 128-byte swizzle.
     """
