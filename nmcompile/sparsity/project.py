@@ -106,10 +106,18 @@ def kept_channels(density: float, channels: int) -> int:
 
 def kept_blocks(array: Array, n: int, density: float) -> Array:
     """Tell which 1xN blocks of an OIHW array to keep; bool of shape (groups, I)."""
-    i = array.shape[1]
-    kept = kept_channels(density, i)
+    return kept_of_norms(block_norms(array, n), density)
+
+
+def block_norms(array: Array, n: int) -> Array:
+    """L1 norms of the 1xN blocks of an OIHW array, float64 of shape (groups, I)."""
     slices = np.abs(array).sum(axis=(2, 3), dtype=np.float64)
-    blocks = pad_axis(slices, 0, n).reshape(-1, n, i).sum(axis=1)
+    return np.asarray(pad_axis(slices, 0, n).reshape(-1, n, array.shape[1]).sum(axis=1))
+
+
+def kept_of_norms(blocks: Array, density: float) -> Array:
+    """`kept_blocks` from the norms of the blocks."""
+    kept = kept_channels(density, blocks.shape[1])
     order = np.argsort(-blocks, axis=1, kind="stable")[:, :kept]
     keep = np.zeros(blocks.shape, dtype=bool)
     np.put_along_axis(keep, order, True, axis=1)
