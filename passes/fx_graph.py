@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from nmcompile.passes.fx_flow import channel_flow, channel_parameters
 from nmcompile.passes.fx_nodes import (
     CONV,
     DROPOUT,
@@ -22,6 +23,7 @@ from nmcompile.passes.fx_nodes import (
     arguments_of,
     as_numpy,
     batch_norm_node,
+    bias_node,
     conv_attrs,
     data_node,
     is_identity,
@@ -121,7 +123,7 @@ class FxGraph(Graph):
     def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
         """Store new parameters under the layer's module path; matrix products become linear."""
         node: fx.Node = op.handle
-        arguments = arguments_of(node)
+        arguments, data = arguments_of(node), data_node(node)
         old = self._tensor(weight_node(node))
         assert old is not None
         with self.module.graph.inserting_before(node):
@@ -131,13 +133,32 @@ class FxGraph(Graph):
             )
         if op.kind == "linear":
             node.target = aten.linear.default
-            node.args = (data_node(node), arguments["weight"], arguments["bias"])
+            node.args = (data, arguments["weight"], arguments["bias"])
             node.kwargs = {}
         else:
             node.args = tuple(arguments.values())
             node.kwargs = {}
         self.sweep()
         self._settle_names({op.name: node})
+
+    def stored_name(self, constant: Value) -> str:
+        """The path of the parameter or buffer."""
+        return str(cast(fx.Node, constant).target)
+
+    def readers(self, constant: Value) -> int:
+        """Readers of every node whose tensor lies in the same memory."""
+        wanted = self._storage(cast(fx.Node, constant))
+        nodes = self.module.graph.find_nodes(op="get_attr")
+        return sum(self.uses(node) for node in nodes if self._storage(node) == wanted)
+
+    def reorder(self, constant: Value, axis: int, order: Array) -> None:
+        """Store a reordered copy under the same path."""
+        node = cast(fx.Node, constant)
+        tensor = self._tensor(node)
+        assert tensor is not None
+        index = torch.from_numpy(np.asarray(order, np.int64)).to(tensor.device)
+        self._delete(str(node.target))
+        self._store(str(node.target), tensor.detach().index_select(axis, index))
 
     def fold_constants(self) -> list[str]:
         """Run every node whose inputs are constants; in-place and random operators stay."""
@@ -231,17 +252,16 @@ class FxGraph(Graph):
                 kind, inputs = "add", tuple(node.args[:2])
         elif is_identity(node) or (target in DROPOUT and not node.args[2]):
             kind = "identity"
-        return Op(
-            kind, name, f"{target} {node.name}", inputs, node, node, weight, bias, conv, affine
-        )
+        flow, parameters = channel_flow(node, kind, self.shape), channel_parameters(node, kind)
+        read = (weight, bias, conv, affine, flow, parameters)
+        return Op(kind, name, f"{target} {node.name}", inputs, node, node, *read)
 
     def _weights(self, node: fx.Node) -> tuple[Array | None, Array | None, bool]:
         """Weight, bias, and whether both are constants of a kind the passes can handle."""
-        arguments = arguments_of(node)
-        bias_node = arguments.get("bias")
+        arguments, added = arguments_of(node), bias_node(node)
         weight = self.constant(weight_node(node))
-        bias = None if bias_node is None else self.constant(bias_node)
-        known = weight is not None and (bias_node is None or bias is not None)
+        bias = None if added is None else self.constant(added)
+        known = weight is not None and (added is None or bias is not None)
         if known and weight is not None and node.target in LINEAR:
             known = weight.ndim == 2 and (bias is None or bias.ndim == 1)
             known = known and arguments.get("alpha", 1) == arguments.get("beta", 1) == 1
@@ -280,6 +300,10 @@ class FxGraph(Graph):
             found = getattr(found, part)
         return found if isinstance(found, torch.Tensor) else None
 
+    def _storage(self, node: fx.Node) -> object:
+        tensor = self._tensor(node)
+        return node.target if tensor is None else tensor.untyped_storage().data_ptr()
+
     def _new_constant(self, wanted: str, value: Any, dtype: torch.dtype) -> fx.Node:
         """A `get_attr` node on a new parameter (buffer, if integer) under a free name."""
         tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
@@ -296,8 +320,7 @@ class FxGraph(Graph):
     def _settle_names(self, layers: dict[str, fx.Node]) -> None:
         """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
         for name, node in layers.items():
-            bias = arguments_of(node).get("bias")
-            for constant, leaf in ((weight_node(node), "weight"), (bias, "bias")):
+            for constant, leaf in ((weight_node(node), "weight"), (bias_node(node), "bias")):
                 if constant is None or constant.op != "get_attr" or len(constant.users) > 1:
                     continue
                 used = {n.target for n in self.module.graph.nodes if n.op == "get_attr"}
@@ -325,7 +348,7 @@ class FxGraph(Graph):
             owner = self.module.get_submodule(path)
         except AttributeError:
             return
-        if leaf in owner._parameters or leaf in owner._buffers:
+        if isinstance(getattr(owner, leaf, None), torch.Tensor):
             delattr(owner, leaf)
 
     def _name_layers(self) -> None:

@@ -53,6 +53,12 @@ def weight_node(node: fx.Node) -> fx.Node:
     return cast(fx.Node, next(arguments[name] for name in names if name in arguments))
 
 
+def bias_node(node: fx.Node) -> fx.Node | None:
+    """What a convolution or matrix product adds, if anything."""
+    name = "self" if node.target is aten.addmm.default else "bias"
+    return cast("fx.Node | None", arguments_of(node).get(name))
+
+
 def data_node(node: fx.Node) -> fx.Node:
     """The activation that a convolution or matrix product reads."""
     return cast(fx.Node, node.args[1 if node.target is aten.addmm.default else 0])

@@ -18,6 +18,15 @@ Value = Hashable
 
 OpKind = Literal["conv", "linear", "batch_norm", "add", "identity", "other"]
 
+ChannelFlow = Literal["opaque", "channelwise", "elementwise", "concat", "reshape"]
+"""What an operator does to axis 1 of what it reads. The default claims nothing.
+
+opaque: it may do anything. channelwise: channel c of the output is a function of channel c of the
+first input, the same for all c but for `Op.parameters`; other inputs, where they are constants, say
+which function. elementwise: numpy broadcasting over all inputs. concat: the inputs follow each
+other along axis 1. reshape: the elements of the first input in the same order, in another shape.
+"""
+
 
 @dataclass(frozen=True)
 class ConvAttrs:
@@ -40,6 +49,20 @@ class Affine:
     shift: Array
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A constant of one number or slice per channel.
+
+    output, input: the axes along which it follows the channels of the operator's output and of its
+    first input; None where it does not. A batch norm's follow the output, which is to follow the
+    input.
+    """
+
+    value: Value
+    output: int | None
+    input: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """One operator at the time of asking; a change of the graph makes it stale.
@@ -56,6 +79,9 @@ class Op:
         bias: (O,), or None.
         conv: geometry, for "conv" only.
         affine: scale and shift, for "batch_norm" only.
+        flow: what is known about its channels.
+        parameters: of "conv", "linear", "batch_norm" and channelwise operators, the constants
+            that have a place for each channel.
     """
 
     kind: OpKind
@@ -68,6 +94,8 @@ class Op:
     bias: Array | None = None
     conv: ConvAttrs | None = None
     affine: Affine | None = None
+    flow: ChannelFlow = "opaque"
+    parameters: tuple[Parameter, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +186,21 @@ class Graph(ABC):
         """Give a conv or linear new constants (shapes as in `Op`), in its weight's dtype.
 
         A constant that other operators read too is left alone: the operator gets its own.
+        """
+
+    @abstractmethod
+    def stored_name(self, constant: Value) -> str:
+        """The name under which the contents of a constant are stored."""
+
+    @abstractmethod
+    def readers(self, constant: Value) -> int:
+        """How many operator inputs and graph outputs read a constant, under whatever name."""
+
+    @abstractmethod
+    def reorder(self, constant: Value, axis: int, order: Array) -> None:
+        """Slice i of the constant along `axis` becomes its former slice order[i]; keeps its name.
+
+        Everything that reads the constant sees the change; tensors of the user's model do not.
         """
 
     @abstractmethod

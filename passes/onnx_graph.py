@@ -24,6 +24,7 @@ from nmcompile.passes.graph import (
     unique_name,
 )
 from nmcompile.passes.onnx_constants import RANDOM, evaluate
+from nmcompile.passes.onnx_flow import channel_flow, channel_parameters
 from nmcompile.passes.onnx_nodes import (
     GRAPHS,
     float_attribute,
@@ -144,6 +145,21 @@ class OnnxGraph(Graph):
         self.sweep()
         self._settle_names([node])
 
+    def stored_name(self, constant: Value) -> str:
+        """The name of the initializer."""
+        return str(cast(ir.Value, constant).name)
+
+    def readers(self, constant: Value) -> int:
+        """As `uses`: initializers do not share memory."""
+        return self.uses(constant)
+
+    def reorder(self, constant: Value, axis: int, order: Array) -> None:
+        """Give the initializer a reordered tensor; other graphs keep the old one."""
+        value = cast(ir.Value, constant)
+        assert value.const_value is not None
+        moved = np.take(value.const_value.numpy(), order, axis)
+        value.const_value = ir.tensor(moved, dtype=value.const_value.dtype, name=value.name)
+
     def fold_constants(self) -> list[str]:
         """Evaluate nodes whose inputs are constants, and shapes that are known."""
         gone: list[str] = []
@@ -228,8 +244,10 @@ class OnnxGraph(Graph):
         elif operator == "Identity" or (operator == "Dropout" and self._is_inert(node)):
             kind, inputs = "identity", inputs[:1]
         where = f"{node.op_type} {node.name or node.outputs[0].name}"
-        output = node.outputs[0]
-        return Op(kind, name, where, inputs, output, node, weight, bias, conv, affine)
+        flow = channel_flow(node, kind, self.shape, self.constant)
+        parameters = channel_parameters(node, kind, self.constant)
+        read = (weight, bias, conv, affine, flow, parameters)
+        return Op(kind, name, where, inputs, node.outputs[0], node, *read)
 
     def _weights(self, node: ir.Node) -> tuple[Array | None, Array | None, bool]:
         """Weight, bias, and whether both are constants of a kind the passes can handle."""

@@ -175,6 +175,24 @@ def test_linear_and_batch_norm_fold(kind: str) -> None:
     assert_close(run(source.native(), x), run_torch(model, x))
 
 
+def test_the_bias_of_addmm_is_kept() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.rand(8, 6)), nn.Parameter(torch.rand(6))
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.norm(torch.addmm(self.bias, x, self.weight))
+            return y
+
+    model, x = randomised(Added()), torch.randn(3, 8)
+    source = open_model(model, example_inputs=(x,))
+    assert FoldBatchNorm().call(source.graph).modified
+    assert [op.kind for op in source.graph.ops()] == ["linear"]
+    assert_close(run_torch(source.native(), x), run_torch(model, x))
+
+
 def test_two_batch_norms_in_a_row_fold() -> None:
     model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
     x = torch.randn(1, 3, 6, 6)
