@@ -1,6 +1,6 @@
 """Verify that layers have a pattern, or project them onto it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +8,9 @@ import numpy as np
 
 from nmcompile.errors import PatternError
 from nmcompile.passes.graph import Array, Graph, Layer, Note, PassResult
+from nmcompile.passes.permute_channels import OnStep, PermuteChannels, PermuteResult
 from nmcompile.sparsity import (
+    NM,
     LayerFacts,
     OneByN,
     Pattern,
@@ -32,6 +34,9 @@ class EnforcedLayer:
         density: share of its weights that are non-zero now.
         energy_dropped: share of the squared magnitude that projection removed, 0 to 1.
         skipped: why it was left alone, or None.
+        energy_dropped_in_order: what projection would have dropped with the channels in the order
+            given; None unless they were to be permuted.
+        in_order: why no channels were permuted for it, or None.
     """
 
     layer: str
@@ -39,13 +44,20 @@ class EnforcedLayer:
     density: float
     energy_dropped: float
     skipped: str | None = None
+    energy_dropped_in_order: float | None = None
+    in_order: str | None = None
 
 
 @dataclass(frozen=True)
 class EnforceResult(PassResult):
-    """A pass result with one row per convolution and matrix product, in topological order."""
+    """A pass result with one row per convolution and matrix product, in topological order.
+
+    `finished` is False where the time limit ended the search for permutations, so that another run
+    may find others.
+    """
 
     layers: tuple[EnforcedLayer, ...] = ()
+    finished: bool = True
 
 
 class EnforcePattern:
@@ -58,6 +70,9 @@ class EnforcePattern:
        (`nmcompile.sparsity.project`), and the note says how much energy that dropped.
     3. With mode "verify", any other eligible layer is an error.
     4. With pattern "auto", every layer keeps the pattern it is found to have.
+    5. With `permute`, channels are put in an order that projection drops less of, before it runs
+       (`PermuteChannels`). Layers of case 1 keep their pattern, but may be reordered by what
+       their pattern allows, and so may layers that are left alone otherwise.
 
     Eligible are the convolutions and matrix products that `nmcompile.sparsity.left_out` does not
     leave alone.
@@ -73,6 +88,10 @@ class EnforcePattern:
         layers: Sequence[str] | None = None,
         density: float | None = None,
         exclude: Sequence[str] = (),
+        permute: bool = False,
+        seed: int = 0,
+        time_limit: float = 60.0,
+        on_step: OnStep | None = None,
     ) -> None:
         """Set the pattern and the layers.
 
@@ -84,9 +103,13 @@ class EnforcePattern:
             density: share of weights to keep, for 1xN and unstructured projection. A layer that
                 has a 1xN pattern, but keeps more than this, is projected too.
             exclude: names or wildcards of layers to leave alone.
+            permute: whether to search for an order of channels that keeps more: N:M and 1xN only.
+            seed: of that search, whose result depends on nothing else while there is time.
+            time_limit: seconds that it may take.
+            on_step: told how much of it is done.
 
         Raises:
-            PatternError: the spelling is no pattern.
+            PatternError: the spelling is no pattern, or `permute` does not go with the rest.
         """
         self.pattern: Pattern | None
         if not isinstance(pattern, str):
@@ -94,6 +117,9 @@ class EnforcePattern:
         else:
             self.pattern = None if pattern.strip().lower() == "auto" else parse_pattern(pattern)
         self.mode, self.layers, self.density, self.exclude = mode, layers, density, exclude
+        self.permute, self.seed, self.time_limit, self.on_step = permute, seed, time_limit, on_step
+        if permute:
+            self._check_permute(pattern)
 
     def call(self, graph: Graph) -> EnforceResult:
         """Run on `graph` in place.
@@ -104,7 +130,9 @@ class EnforcePattern:
         """
         skipped = left_out([_facts(layer) for layer in graph.layers()], self.layers, self.exclude)
         rows: list[EnforcedLayer] = []
-        modified = False
+        permuted = self._permute(graph, skipped) if self.permute else None
+        modified = permuted is not None and permuted.modified
+        orders = {row.layer: row for row in permuted.layers} if permuted is not None else {}
         breaches: list[str] = []
         for op in graph.ops():
             if op.kind not in ("conv", "linear"):
@@ -124,11 +152,57 @@ class EnforcePattern:
             pattern = self.pattern if self.pattern is not None and reason is None else None
             kept = float(np.count_nonzero(weight)) / max(weight.size, 1)
             found = pattern if pattern is not None else detect(weight).pattern
-            rows.append(EnforcedLayer(op.name, found, kept, dropped, reason))
+            order = orders.get(op.name)
+            rows.append(
+                EnforcedLayer(
+                    op.name,
+                    found,
+                    kept,
+                    dropped,
+                    reason,
+                    None if order is None else 1.0 - order.before,
+                    None if order is None else order.left,
+                )
+            )
         if breaches:
             more = f" ({len(breaches) - 1} more layers break it too)" if breaches[1:] else ""
             raise PatternError(f"{breaches[0]}{more}; project the weights with --enforce")
-        return EnforceResult(graph, modified, tuple(_note(row) for row in rows), tuple(rows))
+        finished = permuted is None or permuted.finished
+        return EnforceResult(graph, modified, tuple(map(_note, rows)), tuple(rows), finished)
+
+    def _check_permute(self, pattern: Pattern | str) -> None:
+        if self.mode == "verify":
+            raise PatternError(
+                "permute: expected mode 'project', found 'verify', which changes no weight; "
+                "project with permute first and verify the result"
+            )
+        if not isinstance(self.pattern, NM | OneByN):
+            raise PatternError(
+                f"permute: expected an N:M or 1xN pattern, found {pattern}, for which the order of "
+                "channels is of no consequence; name one (2:4, 1x16), or leave permute out"
+            )
+        if not self.time_limit >= 0:
+            raise PatternError(
+                f"permute: expected a time limit of at least 0 seconds, found {self.time_limit}"
+            )
+
+    def _permute(self, graph: Graph, skipped: Mapping[str, str]) -> PermuteResult:
+        """Reorder channels for the layers that are going to be projected."""
+        assert self.pattern is not None
+        names = [
+            layer.name
+            for layer in graph.layers()
+            if layer.name not in skipped
+            and self._breach(layer.name, layer.weight, self.pattern) is not None
+        ]
+        return PermuteChannels(
+            self.pattern,
+            names,
+            density=self.density,
+            seed=self.seed,
+            time_limit=self.time_limit,
+            on_step=self.on_step,
+        ).call(graph)
 
     def _breach(self, name: str, weight: Array, pattern: Pattern) -> str | None:
         """What is wrong with the layer, or None."""
@@ -168,10 +242,23 @@ def enforce(
     layers: Sequence[str] | None = None,
     density: float | None = None,
     exclude: Sequence[str] = (),
+    permute: bool = False,
+    seed: int = 0,
+    time_limit: float = 60.0,
+    on_step: OnStep | None = None,
 ) -> EnforceResult:
     """Verify or project in place; arguments and errors as in `EnforcePattern`."""
-    step = EnforcePattern(pattern, mode=mode, layers=layers, density=density, exclude=exclude)
-    return step.call(graph)
+    return EnforcePattern(
+        pattern,
+        mode=mode,
+        layers=layers,
+        density=density,
+        exclude=exclude,
+        permute=permute,
+        seed=seed,
+        time_limit=time_limit,
+        on_step=on_step,
+    ).call(graph)
 
 
 def _facts(layer: Layer) -> LayerFacts:
@@ -183,8 +270,12 @@ def _note(row: EnforcedLayer) -> Note:
         return Note(row.layer, f"left alone ({row.pattern}): {row.skipped}", left=True)
     if row.energy_dropped == 0.0:
         return Note(row.layer, f"has {row.pattern}, density {row.density:.3f}")
-    return Note(
-        row.layer,
+    text = (
         f"projected onto {row.pattern}, density {row.density:.3f}; dropped "
-        f"{100 * row.energy_dropped:.2f} % of the weight energy",
+        f"{100 * row.energy_dropped:.2f} % of the weight energy"
     )
+    if row.in_order is not None:
+        text += f"; its channels stay in their order: {row.in_order}"
+    elif row.energy_dropped_in_order is not None:
+        text += f", {100 * row.energy_dropped_in_order:.2f} % before channels were permuted"
+    return Note(row.layer, text)

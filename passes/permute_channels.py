@@ -1,0 +1,326 @@
+"""Put channels in the order in which a pattern keeps more of the weights."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nmcompile.passes.channel_search import BlockSearch, GroupSearch, LayerSearch
+from nmcompile.passes.channel_spaces import ChannelSpaces, axis_order, find_channel_spaces
+from nmcompile.passes.graph import Array, Graph, Note, PassResult, Value
+from nmcompile.sparsity import NM, OneByN, Pattern, check, detect
+from nmcompile.sparsity.groups import as_oihw
+from nmcompile.sparsity.permute import Deadline
+from nmcompile.sparsity.rearrange import MaskRule
+
+OnStep = Callable[[int, int], None]
+"""Told how much is done, of how much."""
+
+STEPS = 1000
+"""What `OnStep` counts to."""
+
+_SLACK = 3.0
+"""A space may take this times its share of the time that is left: estimates are no better."""
+
+
+@dataclass(frozen=True)
+class PermutedLayer:
+    """What reordering does for one layer.
+
+    Attributes:
+        layer: its name.
+        before: share of its squared magnitude that the pattern keeps in the order given, 0 to 1.
+        after: the same in the order found.
+        channels: how many of its channels the search could reorder.
+        left: why it could reorder none, or None.
+    """
+
+    layer: str
+    before: float
+    after: float
+    channels: int
+    left: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reorder:
+    """Slice i of a constant along `axis` is to become its slice order[i]."""
+
+    constant: Value
+    axis: int
+    order: Array
+
+
+@dataclass(frozen=True, eq=False)
+class PermutationPlan:
+    """What to reorder, and what that does.
+
+    reorders: of all constants together; the function stays the same only if all are made.
+    layers: one row per layer that was asked for.
+    finished: whether all searches ended by themselves, so that the seed alone decides.
+    """
+
+    reorders: tuple[Reorder, ...]
+    layers: tuple[PermutedLayer, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class PermuteResult(PassResult):
+    """A pass result with one row per layer; `finished` as in `PermutationPlan`."""
+
+    layers: tuple[PermutedLayer, ...] = ()
+    finished: bool = True
+
+
+class PermuteChannels:
+    """Reorder channels so that projection drops less; the function of the model stays the same.
+
+    Legal cases:
+
+    1. N:M: the channels that layers read, in groups along the input channels
+       (`nmcompile.sparsity.permute`).
+    2. 1xN: the output channels that layers write, in blocks (`nmcompile.sparsity.rearrange`).
+
+    Whatever touches the channels moves with them: weights and biases of the layers that write
+    them, batch norms, depthwise convolutions, constants, and the layers that read them
+    (`nmcompile.passes.channel_spaces` says which channels can move). Layers that share channels,
+    as around a residual sum, share the order; together they never keep less than before. Channels
+    stay where they are if a layer that is not asked for would lose a pattern.
+
+    Source: Pool and Yu, NeurIPS 2021; Lin et al., TPAMI 2022.
+    """
+
+    name = "permute_channels"
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        layers: Collection[str],
+        *,
+        density: float | None = None,
+        seed: int = 0,
+        time_limit: float = 60.0,
+        on_step: OnStep | None = None,
+    ) -> None:
+        """Set the pattern and the layers.
+
+        Args:
+            pattern: N:M or 1xN.
+            layers: the names of the layers that are to be projected onto it.
+            density: as in `nmcompile.sparsity.project`.
+            seed: of the searches.
+            time_limit: seconds for all searches together.
+            on_step: told about progress.
+        """
+        self.pattern, self.layers, self.density = pattern, layers, density
+        self.seed, self.time_limit, self.on_step = seed, time_limit, on_step
+
+    def call(self, graph: Graph) -> PermuteResult:
+        """Run on `graph` in place."""
+        plan = plan_permutation(
+            graph,
+            layer_search(self.pattern, density=self.density),
+            self.layers,
+            seed=self.seed,
+            time_limit=self.time_limit,
+            on_step=self.on_step,
+        )
+        for reorder in plan.reorders:
+            graph.reorder(reorder.constant, reorder.axis, reorder.order)
+        notes = tuple(_note(row, self.pattern) for row in plan.layers)
+        return PermuteResult(graph, bool(plan.reorders), notes, plan.layers, plan.finished)
+
+
+def layer_search(
+    pattern: Pattern, *, density: float | None = None, rule: MaskRule | None = None
+) -> LayerSearch:
+    """How the layers of a pattern are searched.
+
+    Args:
+        pattern: N:M or 1xN.
+        density: for 1xN projected by `nmcompile.sparsity.project`.
+        rule: for 1xN otherwise: which blocks are kept.
+    """
+    if isinstance(pattern, NM):
+        return GroupSearch(pattern)
+    assert isinstance(pattern, OneByN)
+    return BlockSearch(pattern, density, rule)
+
+
+def plan_permutation(
+    graph: Graph,
+    search: LayerSearch,
+    names: Collection[str],
+    *,
+    seed: int = 0,
+    time_limit: float = 60.0,
+    on_step: OnStep | None = None,
+    movable: Collection[str] | None = None,
+) -> PermutationPlan:
+    """Find out what to reorder; the graph stays as it is.
+
+    Args:
+        graph: the model.
+        search: of the pattern.
+        names: layers that will get the pattern.
+        seed: of the searches.
+        time_limit: seconds for all of them together.
+        on_step: told about progress.
+        movable: names of the only constants that may be reordered; None for all.
+    """
+    spaces = find_channel_spaces(graph, movable)
+    weights = {layer.name: as_oihw(layer.weight) for layer in graph.layers()}
+    wanted = [name for name in weights if name in names]
+    planner = _Planner(spaces, weights, search, wanted)
+    planner.run(seed, Deadline.after(time_limit), on_step)
+    orders = planner.orders
+    reorders = []
+    for touch in spaces.touches:
+        order = axis_order(touch.segments, orders)
+        if order is not None:
+            reorders.append(Reorder(touch.constant, touch.axis, order))
+    rows = []
+    for name in wanted:
+        before = search.energy(weights[name])
+        moved = planner.moved(name, orders)
+        after = before if moved is weights[name] else search.energy(moved)
+        channels = planner.channels.get(name, 0)
+        left = None if channels else planner.left.get(name, "it has no order of its own")
+        rows.append(PermutedLayer(name, before, after, channels, left))
+    return PermutationPlan(tuple(reorders), tuple(rows), planner.finished)
+
+
+class _Planner:
+    """orders: of the spaces that move; channels, left: as in `PermutedLayer`, by layer."""
+
+    def __init__(
+        self,
+        spaces: ChannelSpaces,
+        weights: Mapping[str, Array],
+        search: LayerSearch,
+        wanted: Collection[str],
+    ) -> None:
+        self.spaces, self.weights, self.search, self.wanted = spaces, weights, search, wanted
+        self.orders: dict[int, Array] = {}
+        self.channels: dict[str, int] = {}
+        self.left: dict[str, str] = {}
+        self.finished = True
+        self._holders: dict[int, str | None] = {}
+        self._held: dict[str, list[Pattern]] = {}
+
+    def run(self, seed: int, deadline: Deadline, on_step: OnStep | None) -> None:
+        """Search all spaces, each with the others held where they are."""
+        members: dict[int, list[str]] = {}
+        for name in self.wanted:
+            for segment in self.search.segments(self.spaces, name):
+                reason = self.spaces.spaces[segment.space].fixed
+                reason = reason or self.search.obstacle(self.spaces, name, self.weights[name])
+                reason = reason or self._holder(segment.space)
+                if reason is not None:
+                    self.left.setdefault(name, reason)
+                elif name not in members.setdefault(segment.space, []):
+                    members[segment.space].append(name)
+        costs = {
+            space: self.search.cost(
+                self.spaces.spaces[space].size, [self.weights[n] for n in names]
+            )
+            for space, names in members.items()
+        }
+        done, total = 0.0, max(sum(costs.values()), 1.0)
+        for space, names in members.items():
+            left = total - done
+            share = deadline.left() * min(_SLACK * costs[space] / max(left, 1.0), 1.0)
+
+            def on_share(part: float, base: float = done, cost: float = costs[space]) -> None:
+                if on_step is not None:
+                    on_step(round(STEPS * (base + part * cost) / total), STEPS)
+
+            on_share(0.0)
+            self._search(space, names, seed, Deadline.after(share), on_share)
+            done += costs[space]
+
+    def _search(
+        self,
+        space: int,
+        names: Collection[str],
+        seed: int,
+        deadline: Deadline,
+        on_share: Callable[[float], None],
+    ) -> None:
+        size = self.spaces.spaces[space].size
+        for name in names:
+            self.channels[name] = self.channels.get(name, 0) + size
+        weights = {name: self.moved(name, self.orders) for name in names}
+        found = self.search.run(self.spaces, space, weights, seed, deadline, on_share)
+        self.finished &= found.finished
+        if found.after <= found.before:
+            return
+        orders = {**self.orders, space: found.order}
+        # Layers that move along without being searched may keep less than the others gain.
+        others = [n for n in self.wanted if n not in names and self._touches(n, space)]
+        gain = found.after - found.before
+        for name in others:
+            old, new = self.moved(name, self.orders), self.moved(name, orders)
+            gain += self.search.magnitude(new) - self.search.magnitude(old)
+        if gain > 0:
+            self.orders = orders
+
+    def moved(self, name: str, orders: Mapping[int, Array]) -> Array:
+        """The weight of a layer in those orders; the weight itself where none concerns it."""
+        weight = self.weights[name]
+        for axis, segments in ((0, self.spaces.outputs[name]), (1, self.spaces.inputs.get(name))):
+            order = axis_order(segments or (), orders)
+            if order is not None:
+                weight = np.take(weight, order, axis)
+        return weight
+
+    def _touches(self, name: str, space: int) -> bool:
+        both = (*self.spaces.outputs[name], *self.spaces.inputs.get(name, ()))
+        return any(segment.space == space for segment in both)
+
+    def _holder(self, space: int) -> str | None:
+        """Which layer that is not searched has a pattern that another order would break."""
+        if space not in self._holders:
+            self._holders[space] = next(
+                (
+                    f"layer {name} has {pattern}, which another order would break"
+                    for name in self.weights
+                    if name not in self.wanted and self._touches(name, space)
+                    for pattern in self._patterns(name)
+                    if self._breaks(name, pattern, space)
+                ),
+                None,
+            )
+        return self._holders[space]
+
+    def _breaks(self, name: str, pattern: Pattern, space: int) -> bool:
+        """Whether a layer may lose a pattern when the space is reordered."""
+        written = any(s.space == space for s in self.spaces.outputs[name])
+        read = any(s.space == space for s in self.spaces.inputs.get(name, ()))
+        if isinstance(pattern, OneByN):
+            return written
+        if not isinstance(pattern, NM):
+            return False
+        # Whole filters may change places unless groups run from one into the next.
+        filters = pattern.axis == "ic" or self.weights[name][0].size % pattern.m == 0
+        return read or not filters
+
+    def _patterns(self, name: str) -> list[Pattern]:
+        """The patterns that a layer was given."""
+        if name not in self._held:
+            weight, asked = self.weights[name], self.search.pattern
+            found = detect(weight)
+            held = [found.pattern, *([asked] if check(weight, asked).ok else [])]
+            self._held[name] = held if 0.0 < found.density < 1.0 else []
+        return self._held[name]
+
+
+def _note(row: PermutedLayer, pattern: Pattern) -> Note:
+    if row.left is not None:
+        return Note(row.layer, f"its channels stay in their order: {row.left}", left=True)
+    return Note(
+        row.layer,
+        f"{row.channels} channels searched: {pattern} keeps {100 * row.after:.2f} % of the weight "
+        f"energy, {100 * row.before:.2f} % in the order given",
+    )
