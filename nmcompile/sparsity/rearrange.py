@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmcompile.sparsity.groups import Array, pad_axis
-from nmcompile.sparsity.permute import ESCAPES, Deadline, Found, OnShare, OutOfTime, settled, silent
+from nmcompile.sparsity.permute import (
+    ESCAPES,
+    PATIENCE,
+    Deadline,
+    Found,
+    OnShare,
+    OutOfTime,
+    settled,
+    silent,
+)
 
 MaskRule = Callable[[Array], Array]
 """Which blocks are kept: from the L1 norms (groups, in) of all blocks to bool of that shape."""
@@ -86,11 +95,14 @@ def search_filters(
                 if total > best:
                     best, order = total, found
             bounded = min(escapes, max(int(_ESCAPE_WORK / search.work), _FEWEST_ESCAPES))
+            last = 0
             for step in range(bounded):
                 on_share(step / bounded)
                 total, found = search.climb(_shaken(order, random))
                 if total > best:
-                    best, order = total, found
+                    best, order, last = total, found, step
+                elif step - last >= PATIENCE:
+                    break
     except OutOfTime:
         finished = False
     on_share(1.0)
