@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +26,7 @@ from nmcompile.errors import (
 from nmcompile.folding import Progress, open_folded, silent
 from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_choice
-from nmcompile.passes.enforce_pattern import EnforceResult
+from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.passes.graph import Layer
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
@@ -34,6 +34,9 @@ from nmcompile.targets import Target, check_toolchain, find_target
 
 if TYPE_CHECKING:
     from nmcompile.tuning import TuningDatabase
+
+PERMUTING = "searching orders of channels"
+"""The stage of `enforce` that a time limit bounds."""
 
 
 @dataclass(frozen=True)
@@ -178,22 +181,54 @@ def enforce(
     *,
     density: float | None = None,
     exclude: Sequence[str] = (),
+    permute: bool = False,
+    seed: int = 0,
+    time_limit: float = 60.0,
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress = silent,
+    report: Callable[[EnforceResult], None] | None = None,
 ) -> Any:
     """Fold the model and project every eligible layer onto a pattern.
+
+    Args:
+        model: as in `compile`.
+        pattern: what to project onto.
+        density: share of weights to keep, for 1xN and unstructured.
+        exclude: layer names (wildcards allowed) to leave alone.
+        permute: whether channels are first put in an order that keeps more of the weights: input
+            channels for N:M, output channels for 1xN. The function of the folded model stays the
+            same; what projection drops of it does not.
+        seed: of that search, whose result depends on nothing else while there is time.
+        time_limit: seconds that it may take.
+        example_inputs: as in `compile`.
+        shapes: as in `compile`.
+        progress: told about every stage.
+        report: told what happened to each layer: the energy that projection dropped, and what it
+            would have dropped in the order given.
 
     Returns:
         As `fold`.
 
     Raises:
-        PatternError: the pattern is malformed or needs a density.
+        PatternError: the pattern is malformed, needs a density, or cannot be permuted for.
         ModelError: the model cannot be read.
     """
-    source, _ = open_folded(model, example_inputs, shapes=shapes)
-    refuse_trivial(
-        enforce_graph(source.graph, pattern, mode="project", density=density, exclude=exclude)
+    step = EnforcePattern(
+        pattern,
+        density=density,
+        exclude=exclude,
+        permute=permute,
+        seed=seed,
+        time_limit=time_limit,
+        on_step=lambda done, total: progress(PERMUTING, done, total),
     )
+    source, _ = open_folded(model, example_inputs, shapes=shapes, progress=progress)
+    progress("projecting the weights")
+    result = step.call(source.graph)
+    refuse_trivial(result)
+    if report is not None:
+        report(result)
     return source.native()
 
 

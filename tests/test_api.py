@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import nmcompile
+from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.sparsity import check, detect, parse_pattern
 from tests.tiny_models import SHAPE, conv_onnx, conv_weight, example, tiny_net
 
@@ -259,6 +260,30 @@ def test_enforcing_gives_onnx_layers_the_pattern(dense_onnx: Path) -> None:
     assert len(pruned) == 2
     assert all(check(weight, parse_pattern("1:4")).ok for weight in pruned)
     assert len(onnx_outputs(sparse, example())) == 1
+
+
+def test_enforcing_permuted_channels_keeps_more_of_the_weights() -> None:
+    results: list[EnforceResult] = []
+    stages: list[str] = []
+
+    def progress(stage: str, done: int = 0, total: int = 0) -> None:
+        assert 0 <= done <= total
+        stages.append(stage)
+
+    sparse = nmcompile.enforce(
+        tiny_net(), "2:4", permute=True, seed=1, time_limit=20.0, example_inputs=(example(),),
+        progress=progress, report=results.append,
+    )  # fmt: skip
+    rows = [row for row in results[0].layers if row.skipped is None]
+    assert [row.layer for row in rows] == ["wide", "narrow"]
+    weights = dict(sparse.named_parameters())
+    for row in rows:
+        assert row.energy_dropped_in_order is not None
+        assert row.energy_dropped < row.energy_dropped_in_order
+        assert check(weights[f"{row.layer}.weight"].numpy(), parse_pattern("2:4")).ok
+    assert list(dict.fromkeys(stages)) == [
+        "reading the model", "folding", "projecting the weights", "searching orders of channels"
+    ]  # fmt: skip
 
 
 def test_enforcing_changes_nothing_that_has_the_pattern(sparse_onnx: Path) -> None:

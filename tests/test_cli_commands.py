@@ -189,6 +189,48 @@ def test_enforce_prints_a_table_for_people(dense_onnx: Path, tmp_path: Path) -> 
     assert "it is excluded" in text
 
 
+@pytest.mark.parametrize(
+    "options", [("--pattern", "2:4"), ("--pattern", "1x4", "--density", "0.5")]
+)
+def test_enforce_permutes_and_reports_what_that_keeps(
+    options: tuple[str, ...], dense_onnx: Path, tmp_path: Path
+) -> None:
+    plain = nmc_json("enforce", dense_onnx, "-o", tmp_path / "plain.onnx", *options)
+    output = tmp_path / "permuted.onnx"
+    permute = ("--permute", "--seed", "3", "--time-limit", "20")
+    document = nmc_json("enforce", dense_onnx, "-o", output, *options, *permute)
+    assert document["search_finished"] is True
+    expected = {row["name"]: 1 - row["energy_dropped"] for row in plain["layers"]}
+    gains = []
+    for row in document["layers"]:
+        if row["skipped"] is None:
+            assert row["energy_kept_before"] == pytest.approx(expected[row["name"]])
+            assert row["energy_kept_after"] == pytest.approx(1 - row["energy_dropped"])
+            gains.append(row["energy_kept_after"] - row["energy_kept_before"])
+        else:
+            assert "energy_kept_before" not in row
+    assert len(gains) == 2 and min(gains) > 0
+    error = {}
+    for name in ("plain", "permuted"):
+        found = expected_output(tmp_path / f"{name}.onnx")
+        error[name] = np.abs(found - expected_output(dense_onnx)).mean()
+    assert error["permuted"] < 1.5 * error["plain"]
+    weights = [onnx.numpy_helper.to_array(w) for w in onnx.load(output).graph.initializer]
+    pruned = [w for w in weights if w.ndim == 4 and w.shape[1] == 16]
+    assert all(check(weight, parse_pattern(options[1])).ok for weight in pruned)
+
+
+def test_enforce_prints_the_energy_kept_before_and_after(dense_onnx: Path, tmp_path: Path) -> None:
+    options = ("--pattern", "2:4", "--permute", "--exclude", "*narrow*")
+    text = nmc("enforce", dense_onnx, "-o", tmp_path / "sparse.onnx", *options).stdout
+    assert "energy kept before" in text and "and after" in text
+    assert "it is excluded" in text and "time limit" not in text
+    text = nmc(
+        "enforce", dense_onnx, "-o", tmp_path / "sparse.onnx", *options, "--time-limit", "0"
+    ).stdout
+    assert "ended by the time limit of 0 s" in text
+
+
 # bench, targets
 
 

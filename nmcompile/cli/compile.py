@@ -23,6 +23,7 @@ from nmcompile.cli.output import print_facts, print_json, print_layers, print_ta
 if TYPE_CHECKING:
     from nmcompile.compiler import TunedLayer
     from nmcompile.frontends import SourceModel
+    from nmcompile.passes.enforce_pattern import EnforcedLayer
 
 OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")]
@@ -175,51 +176,85 @@ def enforce_model(
     pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16, unstructured, ...")],
     density: DensityOption = None,
     exclude: ExcludeOption = None,
+    permute: Annotated[
+        bool,
+        typer.Option(
+            "--permute", help="First put channels in an order that keeps more: N:M and 1xN."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search of --permute.")] = 0,
+    time_limit: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
+    ] = 60.0,
     shape: ShapeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fold an ONNX model, then prune its layers by magnitude until they have a pattern."""
-    from nmcompile.compiler import refuse_trivial
+    from nmcompile.compiler import PERMUTING, refuse_trivial
     from nmcompile.folding import open_folded
     from nmcompile.passes.enforce_pattern import EnforcePattern
 
-    step = EnforcePattern(pattern, density=density, exclude=exclude or ())
     with working() as progress:
+        step = EnforcePattern(
+            pattern,
+            density=density,
+            exclude=exclude or (),
+            permute=permute,
+            seed=seed,
+            time_limit=time_limit,
+            on_step=lambda done, total: progress(PERMUTING, done, total),
+        )
         source, _ = open_folded(model, shapes=shapes_of(shape), progress=progress)
         progress("projecting the weights")
         result = step.call(source.graph)
         refuse_trivial(result)
         progress("writing the model")
         write_onnx(output, source)
-    rows = [
-        {
-            "name": row.layer,
-            "pattern": str(row.pattern),
-            "density": row.density,
-            "energy_dropped": row.energy_dropped,
-            "skipped": row.skipped,
-        }
-        for row in result.layers
-    ]
     if as_json:
-        print_json({"output": str(output), "changed": result.modified, "layers": rows})
+        rows = [_enforced(row) for row in result.layers]
+        document = {"output": str(output), "changed": result.modified, "layers": rows}
+        print_json({**document, **({"search_finished": result.finished} if permute else {})})
         return
-    print_table(
-        "",
-        ("layer", "pattern", "density", "energy dropped", "left alone because"),
-        [
-            (
-                row.layer,
-                str(row.pattern),
-                f"{row.density:.3f}",
-                f"{row.energy_dropped:.2%}",
-                row.skipped or "",
-            )
-            for row in result.layers
-        ],
-        right=(2, 3),
-    )
-    print_facts({"output": f"{output} ({size(output.stat().st_size)})"})
+    _print_enforced(result.layers, permute)
+    facts = {"output": f"{output} ({size(output.stat().st_size)})"}
+    if not result.finished:
+        facts["search"] = f"ended by the time limit of {time_limit:g} s; more time may keep more"
+    print_facts(facts)
+
+
+def _enforced(row: "EnforcedLayer") -> dict[str, Any]:
+    """A layer for programs."""
+    entry: dict[str, Any] = {
+        "name": row.layer,
+        "pattern": str(row.pattern),
+        "density": row.density,
+        "energy_dropped": row.energy_dropped,
+        "skipped": row.skipped,
+    }
+    if row.energy_dropped_in_order is not None:
+        entry["energy_kept_before"] = 1.0 - row.energy_dropped_in_order
+        entry["energy_kept_after"] = 1.0 - row.energy_dropped
+        entry["not_permuted"] = row.in_order
+    return entry
+
+
+def _print_enforced(layers: "Sequence[EnforcedLayer]", permuted: bool) -> None:
+    """The layers for people; with `permuted`, the energy kept before and after."""
+    rows = []
+    for row in layers:
+        cells = [row.layer, str(row.pattern), f"{row.density:.3f}"]
+        if not permuted:
+            cells += [f"{row.energy_dropped:.2%}", row.skipped or ""]
+        elif row.energy_dropped_in_order is None:
+            cells += ["", "", row.skipped or "it has the pattern already"]
+        else:
+            kept = (1.0 - row.energy_dropped_in_order, 1.0 - row.energy_dropped)
+            cells += [f"{kept[0]:.2%}", f"{kept[1]:.2%}"]
+            cells += [f"not permuted: {row.in_order}" if row.in_order else ""]
+        rows.append(cells)
+    energy = ("energy kept before", "and after") if permuted else ("energy dropped",)
+    columns = ("layer", "pattern", "density", *energy, "left alone because")
+    print_table("", columns, rows, right=range(2, 3 + len(energy)))
 
 
 def write_onnx(path: Path, source: "SourceModel") -> None:
