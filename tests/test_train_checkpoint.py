@@ -259,3 +259,37 @@ def test_unreadable_files_are_model_errors(tmp_path: Path) -> None:
         load_checkpoint(Net(), objects)
     with pytest.raises(ModelError, match="expected a state dict in the checkpoint, found epoch"):
         load_checkpoint(Net(), {"epoch": 3})
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_a_checkpoint_that_does_not_fit_leaves_the_model_as_it_was(kind: str) -> None:
+    layer, make, _ = PUBLIC[kind]
+    state = dict(public(layer).state_dict())
+    del state["fc.bias"]  # the last that is loaded
+    for method in (None, make()):
+        model = Net()
+        before, classes = snapshot(model), [type(module) for module in model.modules()]
+        with pytest.raises(ModelError, match=r"nothing for (.*, )?fc\.bias"):
+            load_checkpoint(model, state, method)
+        assert [type(module) for module in model.modules()] == classes
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_loading_keeps_the_order_of_the_checkpoint() -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    expected = ASP("2:4", permute=True, example_inputs=x).prepare(randomised(Net()))
+    torch.manual_seed(5)
+    model, state = randomised(Net()), expected.state_dict()
+    # What is missing stays as it is, in the model's own order.
+    bias = model.state_dict()["conv2.bias"].clone()
+    del state["conv2.bias"]
+    load_checkpoint(model, state, ASP("2:4", permute=True, example_inputs=x), strict=False)
+    loaded = model.state_dict()
+    assert torch.equal(loaded.pop("conv2.bias"), bias)
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +72,31 @@ def load_checkpoint(
 
     Raises:
         ModelError: the file cannot be read, or (strict) keys do not fit; names them and the
-            recognised method.
+            recognised method. The model is as it was then.
         PatternError: the method cannot prepare the model.
     """
     state = _tensors(source)
     recognised = _recognise(state)
+    if method is not None and strict:
+        # Preparing cannot be undone, so what may not fit is tried on a copy.
+        twin = copy.deepcopy(method).prepare(copy.deepcopy(model), arrange=False)
+        _check(twin, _match(twin, state).report(recognised))
     if method is not None:
-        method.prepare(model)
-    loader = _Loader(model, state)
+        method.prepare(model, arrange=False)  # the checkpoint's weights have their order
+    loader = _match(model, state)
+    report = loader.report(recognised)
+    if strict:
+        _check(model, report)
     with torch.no_grad():
-        loader.run()
-    report = CheckpointReport(
-        recognised,
-        tuple(sorted(loader.loaded)),
-        tuple(key for key in loader.open if not key.endswith(COUNTER)),
-        tuple(sorted(set(state) - loader.loaded - set(loader.wrong))),
-        tuple(loader.wrong.items()),
-    )
-    if strict and (report.missing or report.unexpected or report.mismatched):
-        raise ModelError(_message(model, report))
+        for write in loader.writes:
+            write()
     return report
+
+
+def _check(model: nn.Module, report: CheckpointReport) -> None:
+    """Refuse what `strict` refuses."""
+    if report.missing or report.unexpected or report.mismatched:
+        raise ModelError(_message(model, report))
 
 
 def _tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> State:
@@ -153,6 +160,12 @@ class _Misfit(Exception):
     """Why one key does not fit."""
 
 
+def _match(model: nn.Module, state: State) -> _Loader:
+    loader = _Loader(model, state)
+    loader.run()
+    return loader
+
+
 def _check_shape(found: Tensor, place: Tensor) -> None:
     if found.shape != place.shape:
         raise _Misfit(f"expected shape {tuple(place.shape)}, found {tuple(found.shape)}")
@@ -160,13 +173,26 @@ def _check_shape(found: Tensor, place: Tensor) -> None:
 
 @dataclass
 class _Loader:
-    """Matches plain names with the places of a model, prepared or not."""
+    """Matches plain names with the places of a model, prepared or not.
+
+    writes: what loads the tensors, in order; until then the model is as it was.
+    """
 
     model: nn.Module
     state: State
     loaded: set[str] = field(default_factory=set)
     wrong: dict[str, str] = field(default_factory=dict)
     open: dict[str, Tensor] = field(default_factory=dict)  # places of the model not filled yet
+    writes: list[Callable[[], object]] = field(default_factory=list)
+
+    def report(self, method: str) -> CheckpointReport:
+        return CheckpointReport(
+            method,
+            tuple(sorted(self.loaded)),
+            tuple(key for key in self.open if not key.endswith(COUNTER)),
+            tuple(sorted(set(self.state) - self.loaded - set(self.wrong))),
+            tuple(self.wrong.items()),
+        )
 
     def run(self) -> None:
         self.open = dict(self.model.state_dict())
@@ -206,7 +232,7 @@ class _Loader:
         if target is None:
             raise _Misfit(f"{place} is filled already")
         _check_shape(value, target)
-        target.copy_(value)
+        self.writes.append(partial(target.copy_, value))
         del self.open[place]
 
     def _is_branch(self, name: str) -> bool:
@@ -270,7 +296,7 @@ class _Loader:
 
         def multiply(mask: Tensor) -> None:
             _check_shape(mask, weight)
-            weight.mul_(mask != 0)
+            self.writes.append(partial(weight.mul_, mask != 0))
 
         def choose(alpha: Tensor) -> None:
             table = self.state.get(f"{name}.index_list")

@@ -17,7 +17,7 @@ after `prepare`, and run under autocast.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -53,11 +53,17 @@ class Method:
 
     layers: tuple[PreparedLayer, ...] = ()
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: nn.Module, *, arrange: bool = True) -> nn.Module:
         """Make the model trainable by the method, in place.
 
+        Args:
+            model: with plain weights.
+            arrange: whether a method that reorders channels does so; of no use where trained
+                weights are loaded next, which have an order already.
+
         Raises:
-            PatternError: a name fits no layer, or no layer can be prepared.
+            PatternError: a name fits no layer, or no layer can be prepared; the model is as it
+                was.
         """
         raise NotImplementedError
 
@@ -142,34 +148,50 @@ class MaskingMethod(Method):
         self.only, self.exclude = only, tuple(exclude)
         self._prepared: list[tuple[nn.Module, MaskedWeight]] = []
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Mask the weights of the model's layers, in place."""
+    def prepare(self, model: nn.Module, *, arrange: bool = True) -> nn.Module:
+        """Mask the weights of the model's layers, in place; as `Method.prepare`."""
+        rows = self.choose(model)
+        names = [row.name for row in rows if row.skipped is None]
+        notes = self._arrange(model, names) if arrange else {}
+        found = [(name, model.get_submodule(name)) for name in names]
+        masks = [self._masked_weight(_weight(module).detach()) for _, module in found]
+        self._prepared.clear()
+        for (_, module), masked in zip(found, masks, strict=True):
+            parametrize.register_parametrization(module, "weight", masked)
+            self._prepared.append((module, masked))
+        self.layers = tuple(replace(row, note=notes.get(row.name, row.note)) for row in rows)
+        return model
+
+    def choose(self, model: nn.Module) -> tuple[PreparedLayer, ...]:
+        """Which layers `prepare` would mask; changes nothing.
+
+        Raises:
+            PatternError: as `Method.prepare`.
+        """
         found = dict(weighted(model))
         facts = [_facts(name, module) for name, module in found.items()]
         skipped = left_out(facts, self.only, self.exclude)
-        self._prepared.clear()
-        rows = []
-        for name, module in found.items():
-            reason = skipped.get(name) or _misfit(module, self.pattern)
-            if reason is None:
-                masked = self._masked_weight(module.weight.detach())
-                parametrize.register_parametrization(module, "weight", masked)
-                self._prepared.append((module, masked))
-            rows.append(PreparedLayer(name, reason))
-        self.layers = tuple(rows)
-        if not self._prepared:
+        rows = tuple(
+            PreparedLayer(name, skipped.get(name) or _misfit(module, self.pattern))
+            for name, module in found.items()
+        )
+        if all(row.skipped is not None for row in rows):
             why = "; ".join(f"{row.name}: {row.skipped}" for row in rows[:4])
             raise PatternError(
                 f"{type(self).__name__}: expected layers that {self.pattern} fits, found none "
                 f"({why or 'the model has no convolution and no linear layer'}); name some with "
                 "`only`"
             )
-        return model
+        return rows
 
     def on_step(self, decay_scale: float = 1.0) -> None:
         """As `Method.on_step`."""
         for _, masked in self._prepared:
             masked.decay_scale = decay_scale
+
+    def _arrange(self, model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+        """Change the model before the layers of these names are masked; returns notes on them."""
+        return {}
 
     def _masked_weight(self, weight: Tensor) -> MaskedWeight:
         """The parametrization of one layer's weight."""
@@ -181,6 +203,11 @@ def _facts(name: str, module: Weighted) -> LayerFacts:
         return LayerFacts(name, "linear", module.in_features)
     op: Literal["conv2d", "other"] = "conv2d" if isinstance(module, nn.Conv2d) else "other"
     return LayerFacts(name, op, module.in_channels, module.groups)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    assert isinstance(module.weight, Tensor)
+    return module.weight
 
 
 def _misfit(module: Weighted, pattern: Pattern) -> str | None:

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from nmcompile.sparsity import NM, Pattern, Unstructured
 from nmcompile.sparsity import OneByN as OneByNPattern
 from nmcompile.sparsity.pattern import Axis
 from nmcompile.sparsity.project import checked_density
+from nmcompile.train.arrange import Arrangement
 from nmcompile.train.masks import as_blocks, magnitude_mask, nm_mask, spread_blocks
 from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import FixedMask, MaskedWeight
 from nmcompile.train.patterns import block_pattern, nm_pattern
 
+if TYPE_CHECKING:
+    from nmcompile.passes.channel_search import LayerSearch
+    from nmcompile.sparsity.groups import Array
+
 
 class _OneShot(MaskingMethod):
-    """Base: `prepare` prunes, training fine-tunes what is left."""
+    """Base: `prepare` prunes, training fine-tunes what is left.
+
+    arrangement: whether and how `prepare` reorders the channels before.
+    """
+
+    arrangement: Arrangement | None = None
+
+    def _arrange(self, model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+        if self.arrangement is None:
+            return {}
+        return self.arrangement.apply(model, self._search(), names, type(self).__name__)
+
+    def _search(self) -> LayerSearch:
+        raise NotImplementedError
 
     def _mask_of(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -29,7 +50,10 @@ class _OneShot(MaskingMethod):
 class ASP(_OneShot):
     """Keep the n largest of every m weights of a trained model.
 
-    Source: Mishra et al., arXiv:2104.08378, section 4.
+    With `permute`, `prepare` first puts the channels in an order in which that keeps more; the
+    function of the model is the same until masks are on. `layers` notes what each layer gains.
+
+    Source: Mishra et al., arXiv:2104.08378, section 4; the permutations, Pool and Yu, NeurIPS 2021.
     """
 
     pattern: NM
@@ -39,15 +63,37 @@ class ASP(_OneShot):
         pattern: Pattern | str,
         *,
         axis: Axis | None = None,
+        permute: bool = False,
+        example_inputs: Any = None,
+        seed: int = 0,
+        time_limit: float = 60.0,
         only: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
-        """As `MaskingMethod`; `axis` overrides the pattern's.
+        """As `MaskingMethod`.
+
+        Args:
+            pattern: N:M.
+            axis: overrides the pattern's.
+            permute: whether to reorder channels.
+            example_inputs: to trace the model with, as in `nmcompile.fold`; by default one image of
+                224 x 224 with the channels of the first convolution.
+            seed: of the search, whose result depends on nothing else while there is time.
+            time_limit: seconds that it may take.
+            only: as in `MaskingMethod`.
+            exclude: as in `MaskingMethod`.
 
         Raises:
-            PatternError: the pattern is not N:M.
+            PatternError: the pattern is not N:M, or the time limit below 0.
         """
         super().__init__(nm_pattern(pattern, axis, "ASP"), only=only, exclude=exclude)
+        if permute:
+            self.arrangement = Arrangement(example_inputs, seed, time_limit)
+
+    def _search(self) -> LayerSearch:
+        from nmcompile.passes.channel_search import GroupSearch
+
+        return GroupSearch(self.pattern)
 
     def _mask_of(self, weight: Tensor) -> Tensor:
         return nm_mask(weight, self.pattern)
@@ -56,7 +102,9 @@ class ASP(_OneShot):
 class OneByN(_OneShot):
     """Keep the blocks with the largest L1 norms of every layer, however they spread.
 
-    Output groups may keep different numbers of blocks; `SUBP` keeps them equal.
+    Output groups may keep different numbers of blocks; `SUBP` keeps them equal. With `rearrange`,
+    `prepare` first puts output channels in an order in which the blocks keep more; the function of
+    the model is the same until masks are on. `layers` notes what each layer gains.
 
     Source: Lin et al., TPAMI 2022, section 3.
     """
@@ -68,20 +116,49 @@ class OneByN(_OneShot):
         pattern: Pattern | str,
         density: float,
         *,
+        rearrange: bool = False,
+        example_inputs: Any = None,
+        seed: int = 0,
+        time_limit: float = 60.0,
         only: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
-        """As `MaskingMethod`; `density` is the share of blocks to keep.
+        """As `MaskingMethod`.
+
+        Args:
+            pattern: 1xN.
+            density: share of the blocks to keep.
+            rearrange: whether to reorder output channels.
+            example_inputs: as in `ASP`.
+            seed: as in `ASP`.
+            time_limit: as in `ASP`.
+            only: as in `MaskingMethod`.
+            exclude: as in `MaskingMethod`.
 
         Raises:
-            PatternError: the pattern is not 1xN, or the density not between 0 and 1.
+            PatternError: the pattern is not 1xN, the density not between 0 and 1, or the time limit
+                below 0.
         """
         super().__init__(block_pattern(pattern, "OneByN"), only=only, exclude=exclude)
         self.density = checked_density(self.pattern, density)
+        if rearrange:
+            self.arrangement = Arrangement(example_inputs, seed, time_limit)
+
+    def _kept(self, norms: Tensor) -> Tensor:
+        """Which blocks are kept, from their norms (groups, in)."""
+        return magnitude_mask(norms, self.density)
+
+    def _search(self) -> LayerSearch:
+        from nmcompile.passes.channel_search import BlockSearch
+
+        def rule(norms: Array) -> Array:
+            return np.asarray(self._kept(torch.from_numpy(norms)).numpy())
+
+        return BlockSearch(self.pattern, None, rule)
 
     def _mask_of(self, weight: Tensor) -> Tensor:
         norms = as_blocks(weight, self.pattern.n).abs().sum(2)
-        return spread_blocks(magnitude_mask(norms, self.density), weight).contiguous()
+        return spread_blocks(self._kept(norms), weight).contiguous()
 
 
 class Magnitude(_OneShot):

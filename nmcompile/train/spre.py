@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +16,6 @@ from nmcompile.train.masks import spatial_mask
 from nmcompile.train.method import (
     MaskingMethod,
     Method,
-    PreparedLayer,
     dense_weight,
     masked_weight,
     unmask,
@@ -126,24 +126,33 @@ class SpRe(Method):
         self.base, self.scale, self.norms = made, scale, norms
         self._blocks: list[SpReConv2d] = []
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: nn.Module, *, arrange: bool = True) -> nn.Module:
         """As `Method.prepare`; convolutions get their branch where a batch norm follows them.
 
         Raises:
             PatternError: as there, or no convolution can have a branch.
         """
         norms = _norms_behind(model) if self.norms is None else dict(self.norms)
-        self.base.prepare(model)
+        # All that can fail comes before the model is changed.
+        chosen = self.base.choose(model)
+        obstacles: dict[str, str | None] = {}
+        for row in chosen:
+            if row.skipped is None:
+                free = [name for name, why in obstacles.items() if why is None]
+                obstacles[row.name] = _obstacle(model, row.name, norms, {norms[n] for n in free})
+        if all(obstacles.values()):
+            reasons = [(row.name, row.skipped or obstacles[row.name]) for row in chosen]
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons[:4])
+            raise PatternError(f"SpRe: no layer can have a second branch ({why})")
+        self.base.prepare(model, arrange=arrange)
         self._blocks.clear()
         rows = []
         for row in self.base.layers:
             if row.skipped is None:
-                row = PreparedLayer(row.name, note=self._branch(model, row.name, norms))
+                note = obstacles[row.name] or self._branch(model, row.name, norms[row.name])
+                row = replace(row, note="; ".join(filter(None, (note, row.note))))
             rows.append(row)
         self.layers = tuple(rows)
-        if not self._blocks:
-            why = "; ".join(f"{row.name}: {row.skipped or row.note}" for row in rows[:4])
-            raise PatternError(f"SpRe: no layer can have a second branch ({why})")
         self.on_step()
         return model
 
@@ -171,24 +180,34 @@ class SpRe(Method):
                 model.set_submodule(name, block.folded())
         return patterns
 
-    def _branch(self, model: nn.Module, name: str, norms: Mapping[str, str]) -> str:
+    def _branch(self, model: nn.Module, name: str, norm: str) -> str:
         """Put a branch beside a convolution; returns what happened."""
-        conv = model.get_submodule(name)
-        if not isinstance(conv, nn.Conv2d):
-            return "no second branch: it is no two-dimensional convolution"
-        if tuple(conv.kernel_size) == (1, 1):
-            return "no second branch: its kernel is 1x1"
-        norm = norms.get(name)
-        if norm is None:
-            return "no second branch: no batch norm follows it directly, and it alone"
-        behind = model.get_submodule(norm)
-        if not isinstance(behind, nn.BatchNorm2d) or behind.running_var is None:
-            return f"no second branch: {norm} is no batch norm with running statistics"
+        conv, behind = model.get_submodule(name), model.get_submodule(norm)
+        assert isinstance(conv, nn.Conv2d) and isinstance(behind, nn.BatchNorm2d)
         block = SpReConv2d(conv, behind, norm, self.scale)
         self._blocks.append(block)
         model.set_submodule(name, block)
         model.set_submodule(norm, nn.Identity())
         return f"a second branch; {norm} has moved into it"
+
+
+def _obstacle(
+    model: nn.Module, name: str, norms: Mapping[str, str], taken: Collection[str]
+) -> str | None:
+    """Why a layer cannot have a second branch, or None; other layers have the norms in `taken`."""
+    conv, norm = model.get_submodule(name), norms.get(name)
+    if not isinstance(conv, nn.Conv2d):
+        return "no second branch: it is no two-dimensional convolution"
+    if tuple(conv.kernel_size) == (1, 1):
+        return "no second branch: its kernel is 1x1"
+    if norm is None:
+        return "no second branch: no batch norm follows it directly, and it alone"
+    if norm in taken:
+        return f"no second branch: {norm} is that of another convolution"
+    behind = dict(model.named_modules()).get(norm)
+    if not isinstance(behind, nn.BatchNorm2d) or behind.running_var is None:
+        return f"no second branch: {norm} is no batch norm with running statistics"
+    return None
 
 
 def _fuse(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
