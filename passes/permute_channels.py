@@ -227,14 +227,16 @@ class _Planner:
             )
             for space, names in members.items()
         }
-        done, total = 0.0, max(sum(costs.values()), 1.0)
+        done, total, shown = 0.0, max(sum(costs.values()), 1.0), 0
         for space, names in members.items():
             left = total - done
             share = deadline.left() * min(_SLACK * costs[space] / max(left, 1.0), 1.0)
 
             def on_share(part: float, base: float = done, cost: float = costs[space]) -> None:
+                nonlocal shown
+                shown = max(shown, round(STEPS * (base + part * cost) / total))
                 if on_step is not None:
-                    on_step(round(STEPS * (base + part * cost) / total), STEPS)
+                    on_step(shown, STEPS)
 
             on_share(0.0)
             self._search(space, names, seed, Deadline.after(share), on_share)
@@ -257,8 +259,9 @@ class _Planner:
         if found.after <= found.before:
             return
         orders = {**self.orders, space: found.order}
-        # Layers that move along without being searched may keep less than the others gain.
-        others = [n for n in self.wanted if n not in names and self._touches(n, space)]
+        # Layers that move along without being searched may lose more than the others gain.
+        pattern = self.search.pattern
+        others = [n for n in self.wanted if n not in names and self._breaks(n, pattern, space)]
         gain = found.after - found.before
         for name in others:
             old, new = self.moved(name, self.orders), self.moved(name, orders)

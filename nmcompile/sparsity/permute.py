@@ -163,7 +163,7 @@ def search_order(
     random = np.random.default_rng(seed)
     try:
         if n < m and channels > 1 and search.several_groups():
-            search.climb()
+            search.climb(on_share)
             best, order = search.total, search.order.copy()
             last = 0
             for step in range(bounded):
@@ -248,17 +248,21 @@ class _Search:
         largest = np.partition(groups, self.m - self.n, axis=1)[:, self.m - self.n :]
         return float(largest.sum(dtype=np.float64))
 
-    def climb(self) -> None:
-        """Exchange channels until nothing is gained."""
+    def climb(self, on_share: OnShare = silent) -> None:
+        """Exchange channels until nothing is gained; that is half of the work to report."""
         if not len(self.gains):
             gains = np.zeros((len(self.places),) * 2, np.float32)
             self._compute(self.places, gains)
             self.gains, self.total = gains, self.kept()
         least = _LEAST_GAIN * self.total / max(len(self.places) // self.m, 1)
+        most = 0
         while True:
             chosen = self._choose(least)
             if not len(chosen):
                 return
+            # Exchanges become fewer from round to round.
+            most = max(most, len(chosen))
+            on_share(0.5 - 0.5 * len(chosen) / most)
             saved = self.save()
             self._exchange(chosen)
             total = self.kept()
