@@ -36,7 +36,8 @@ class EnforcedLayer:
         skipped: why it was left alone, or None.
         energy_dropped_in_order: what projection would have dropped with the channels in the order
             given; None unless they were to be permuted.
-        in_order: why no channels were permuted for it, or None.
+        not_searched: why no order was searched for it, or None; what others ask for may move its
+            channels all the same.
     """
 
     layer: str
@@ -45,7 +46,7 @@ class EnforcedLayer:
     energy_dropped: float
     skipped: str | None = None
     energy_dropped_in_order: float | None = None
-    in_order: str | None = None
+    not_searched: str | None = None
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,8 @@ def _note(row: EnforcedLayer) -> Note:
         f"projected onto {row.pattern}, density {row.density:.3f}; dropped "
         f"{100 * row.energy_dropped:.2f} % of the weight energy"
     )
-    if row.in_order is not None:
-        text += f"; its channels stay in their order: {row.in_order}"
-    elif row.energy_dropped_in_order is not None:
+    if row.energy_dropped_in_order is not None:
         text += f", {100 * row.energy_dropped_in_order:.2f} % before channels were permuted"
+    if row.not_searched is not None:
+        text += f" (no order was searched for it: {row.not_searched})"
     return Note(row.layer, text)

@@ -32,7 +32,7 @@ class PermutedLayer:
         before: share of its squared magnitude that the pattern keeps in the order given, 0 to 1.
         after: the same in the order found.
         channels: how many of its channels the search could reorder.
-        left: why it could reorder none, or None.
+        left: why it could reorder none, or None; the layer moves with others all the same.
     """
 
     layer: str
@@ -320,10 +320,13 @@ class _Planner:
 
 
 def _note(row: PermutedLayer, pattern: Pattern) -> Note:
-    if row.left is not None:
-        return Note(row.layer, f"its channels stay in their order: {row.left}", left=True)
-    return Note(
-        row.layer,
-        f"{row.channels} channels searched: {pattern} keeps {100 * row.after:.2f} % of the weight "
-        f"energy, {100 * row.before:.2f} % in the order given",
+    return Note(row.layer, describe(row, pattern), left=row.left is not None)
+
+
+def describe(row: PermutedLayer, pattern: Pattern) -> str:
+    """A row for people."""
+    text = (
+        f"{pattern} keeps {row.after:.2%} of its energy, {row.before:.2%} before channels were "
+        "reordered"
     )
+    return text if row.left is None else f"{text} (no order was searched for it: {row.left})"

@@ -231,6 +231,17 @@ def test_enforce_prints_the_energy_kept_before_and_after(dense_onnx: Path, tmp_p
     assert "ended by the time limit of 0 s" in text
 
 
+def test_permuting_for_a_pattern_without_groups_is_one_line_of_error(
+    dense_onnx: Path, tmp_path: Path
+) -> None:
+    options = ["--pattern", "unstructured", "--density", "0.5", "--permute"]
+    command = ["enforce", str(dense_onnx), "-o", str(tmp_path / "sparse.onnx"), *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "expected an N:M or 1xN pattern, found unstructured" in done.output
+    assert not (tmp_path / "sparse.onnx").exists()
+
+
 # bench, targets
 
 

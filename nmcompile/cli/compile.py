@@ -234,7 +234,7 @@ def _enforced(row: "EnforcedLayer") -> dict[str, Any]:
     if row.energy_dropped_in_order is not None:
         entry["energy_kept_before"] = 1.0 - row.energy_dropped_in_order
         entry["energy_kept_after"] = 1.0 - row.energy_dropped
-        entry["not_permuted"] = row.in_order
+        entry["not_searched"] = row.not_searched
     return entry
 
 
@@ -250,7 +250,7 @@ def _print_enforced(layers: "Sequence[EnforcedLayer]", permuted: bool) -> None:
         else:
             kept = (1.0 - row.energy_dropped_in_order, 1.0 - row.energy_dropped)
             cells += [f"{kept[0]:.2%}", f"{kept[1]:.2%}"]
-            cells += [f"not permuted: {row.in_order}" if row.in_order else ""]
+            cells += [f"not searched: {row.not_searched}" if row.not_searched else ""]
         rows.append(cells)
     energy = ("energy kept before", "and after") if permuted else ("energy dropped",)
     columns = ("layer", "pattern", "density", *energy, "left alone because")

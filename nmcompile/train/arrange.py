@@ -59,7 +59,7 @@ class Arrangement:
                 evaluation mode, so that nobody knows what must move with the channels. The model
                 is as it was.
         """
-        from nmcompile.passes.permute_channels import plan_permutation
+        from nmcompile.passes.permute_channels import describe, plan_permutation
 
         graph = self._traced(model, method)
         tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -82,18 +82,8 @@ class Arrangement:
                 tensor = tensors[graph.stored_name(reorder.constant)]
                 index = torch.from_numpy(reorder.order).to(tensor.device)
                 tensor.copy_(tensor.index_select(reorder.axis, index))
-        known = {row.layer: row for row in plan.layers}
-        notes = {}
-        for name in names:
-            row = known.get(name)
-            if row is None or row.left is not None:
-                why = "it is no layer of two dimensions" if row is None else row.left
-                notes[name] = f"its channels stay in their order: {why}"
-            else:
-                notes[name] = (
-                    f"{search.pattern} keeps {row.after:.2%} of its energy, {row.before:.2%} "
-                    "before channels were reordered"
-                )
+        notes = dict.fromkeys(names, "no order was searched for it: it is no 2-d layer")
+        notes.update((row.layer, describe(row, search.pattern)) for row in plan.layers)
         return notes
 
     def _traced(self, model: nn.Module, method: str) -> FxGraph:
