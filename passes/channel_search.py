@@ -8,7 +8,7 @@ import numpy as np
 from nmcompile.passes.channel_spaces import ChannelSpaces, Segments
 from nmcompile.passes.graph import Array
 from nmcompile.sparsity import NM, OneByN, Pattern, energy_kept, project
-from nmcompile.sparsity.permute import Deadline, Found, OnShare, search_order, window
+from nmcompile.sparsity.permute import ESCAPES, Deadline, Found, OnShare, search_order, window
 from nmcompile.sparsity.project import block_norms, checked_density, kept_of_norms
 from nmcompile.sparsity.rearrange import Filters, MaskRule, search_filters
 
@@ -17,9 +17,14 @@ _ESCAPES_COST = 3e9
 
 
 class LayerSearch(ABC):
-    """What a pattern asks of an order. Weights are OIHW."""
+    """What a pattern asks of an order. Weights are OIHW.
+
+    rounds: most escapes of each search of a space; all spaces are searched once before any is
+    searched again, so that a time limit does not starve the last.
+    """
 
     pattern: Pattern
+    rounds: tuple[int, ...]
 
     @abstractmethod
     def segments(self, spaces: ChannelSpaces, name: str) -> Segments:
@@ -30,7 +35,7 @@ class LayerSearch(ABC):
         """Why the layer cannot be searched, or None."""
 
     @abstractmethod
-    def cost(self, channels: int, weights: Sequence[Array]) -> float:
+    def cost(self, channels: int, weights: Sequence[Array], escapes: int) -> float:
         """What a search takes, in units of the same kind for all spaces."""
 
     @abstractmethod
@@ -40,6 +45,7 @@ class LayerSearch(ABC):
         space: int,
         weights: Mapping[str, Array],
         seed: int,
+        escapes: int,
         deadline: Deadline,
         on_share: OnShare,
     ) -> Found:
@@ -60,6 +66,8 @@ class LayerSearch(ABC):
 
 class GroupSearch(LayerSearch):
     """N:M: groups of the channels that a layer reads."""
+
+    rounds = (0, ESCAPES)
 
     def __init__(self, pattern: NM) -> None:
         """Set the pattern."""
@@ -84,10 +92,10 @@ class GroupSearch(LayerSearch):
             return f"its {channels} input channels are no multiple of {m}"
         return None
 
-    def cost(self, channels: int, weights: Sequence[Array]) -> float:
-        """Some eight times all exchanges, and the escapes."""
-        rows = sum(weight.size // weight.shape[1] for weight in weights)
-        return float(8.0 * rows * channels**2 + _ESCAPES_COST)
+    def cost(self, channels: int, weights: Sequence[Array], escapes: int) -> float:
+        """All exchanges once, then the escapes; without, some seven times more until the top."""
+        exchanges = float(channels**2 * sum(w.size // w.shape[1] for w in weights))
+        return exchanges + _ESCAPES_COST if escapes else 8.0 * exchanges
 
     def run(
         self,
@@ -95,6 +103,7 @@ class GroupSearch(LayerSearch):
         space: int,
         weights: Mapping[str, Array],
         seed: int,
+        escapes: int,
         deadline: Deadline,
         on_share: OnShare,
     ) -> Found:
@@ -109,8 +118,9 @@ class GroupSearch(LayerSearch):
             columns = np.abs(weight).transpose(1, 0, 2, 3).reshape(weight.shape[1], -1)
             windows.append(window(columns, self.pattern.m, offset, channels))
         n, m = self.pattern.n, self.pattern.m
+        options = {"seed": seed, "escapes": escapes}
         return search_order(
-            windows, channels, n, m, seed=seed, deadline=deadline, on_share=on_share
+            windows, channels, n, m, **options, deadline=deadline, on_share=on_share
         )
 
     def imposed(self, weight: Array) -> Array:
@@ -120,6 +130,8 @@ class GroupSearch(LayerSearch):
 
 class BlockSearch(LayerSearch):
     """1xN: blocks of the channels that a layer writes."""
+
+    rounds = (ESCAPES,)
 
     def __init__(self, pattern: OneByN, density: float | None, rule: MaskRule | None) -> None:
         """Set the pattern, and which blocks are kept: as `project` does at `density`, or `rule`.
@@ -143,7 +155,7 @@ class BlockSearch(LayerSearch):
         """None: any output channels can be exchanged."""
         return None
 
-    def cost(self, channels: int, weights: Sequence[Array]) -> float:
+    def cost(self, channels: int, weights: Sequence[Array], escapes: int) -> float:
         """Some tens of turns that weigh each channel in each group, and the escapes."""
         inputs = sum(weight.shape[1] for weight in weights)
         turns = 50.0 * inputs * channels * (channels / self.pattern.n + 1)
@@ -155,6 +167,7 @@ class BlockSearch(LayerSearch):
         space: int,
         weights: Mapping[str, Array],
         seed: int,
+        escapes: int,
         deadline: Deadline,
         on_share: OnShare,
     ) -> Found:
@@ -163,8 +176,9 @@ class BlockSearch(LayerSearch):
             Filters(np.abs(weight).sum(axis=(2, 3), dtype=np.float64), self.rule)
             for weight in weights.values()
         ]
+        options = {"seed": seed, "escapes": escapes}
         return search_filters(
-            filters, self.pattern.n, seed=seed, deadline=deadline, on_share=on_share
+            filters, self.pattern.n, **options, deadline=deadline, on_share=on_share
         )
 
     def imposed(self, weight: Array) -> Array:

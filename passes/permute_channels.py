@@ -10,7 +10,7 @@ from nmcompile.passes.channel_spaces import ChannelSpaces, axis_order, find_chan
 from nmcompile.passes.graph import Array, Graph, Note, PassResult, Value
 from nmcompile.sparsity import NM, OneByN, Pattern, check, detect
 from nmcompile.sparsity.groups import as_oihw
-from nmcompile.sparsity.permute import Deadline
+from nmcompile.sparsity.permute import Deadline, Found
 from nmcompile.sparsity.rearrange import MaskRule
 
 OnStep = Callable[[int, int], None]
@@ -19,8 +19,8 @@ OnStep = Callable[[int, int], None]
 STEPS = 1000
 """What `OnStep` counts to."""
 
-_SLACK = 3.0
-"""A space may take this times its share of the time that is left: estimates are no better."""
+_SLACK = 2.0
+"""A search may take this times its share of the time that is left: estimates are no better."""
 
 
 @dataclass(frozen=True)
@@ -221,44 +221,41 @@ class _Planner:
                     self.left.setdefault(name, reason)
                 elif name not in members.setdefault(segment.space, []):
                     members[segment.space].append(name)
-        costs = {
-            space: self.search.cost(
-                self.spaces.spaces[space].size, [self.weights[n] for n in names]
-            )
-            for space, names in members.items()
-        }
-        done, total, shown = 0.0, max(sum(costs.values()), 1.0), 0
+        sizes = {space: self.spaces.spaces[space].size for space in members}
         for space, names in members.items():
-            left = total - done
-            share = deadline.left() * min(_SLACK * costs[space] / max(left, 1.0), 1.0)
+            for name in names:
+                self.channels[name] = self.channels.get(name, 0) + sizes[space]
+        searches = []
+        for escapes in self.search.rounds:
+            for space, names in members.items():
+                weights = [self.weights[name] for name in names]
+                cost = self.search.cost(sizes[space], weights, escapes)
+                searches.append((space, escapes, cost))
+        done, total, shown = 0.0, max(sum(cost for _, _, cost in searches), 1.0), 0
+        for space, escapes, cost in searches:
+            part_of_rest = cost / max(total - done, 1.0)
+            share = deadline.left() * min(_SLACK * part_of_rest, 1.0)
 
-            def on_share(part: float, base: float = done, cost: float = costs[space]) -> None:
+            def on_share(part: float, base: float = done, cost: float = cost) -> None:
                 nonlocal shown
                 shown = max(shown, round(STEPS * (base + part * cost) / total))
                 if on_step is not None:
                     on_step(shown, STEPS)
 
             on_share(0.0)
-            self._search(space, names, seed, Deadline.after(share), on_share)
-            done += costs[space]
+            moved = {name: self.moved(name, self.orders) for name in members[space]}
+            limit = Deadline.after(share)
+            found = self.search.run(self.spaces, space, moved, seed, escapes, limit, on_share)
+            self._take(space, members[space], found)
+            done += cost
 
-    def _search(
-        self,
-        space: int,
-        names: Collection[str],
-        seed: int,
-        deadline: Deadline,
-        on_share: Callable[[float], None],
-    ) -> None:
-        size = self.spaces.spaces[space].size
-        for name in names:
-            self.channels[name] = self.channels.get(name, 0) + size
-        weights = {name: self.moved(name, self.orders) for name in names}
-        found = self.search.run(self.spaces, space, weights, seed, deadline, on_share)
+    def _take(self, space: int, names: Collection[str], found: Found) -> None:
+        """Go over to the order that a search of these layers found, if all layers keep more."""
         self.finished &= found.finished
         if found.after <= found.before:
             return
-        orders = {**self.orders, space: found.order}
+        order = self.orders.get(space, np.arange(len(found.order)))[found.order]
+        orders = {**self.orders, space: order}
         # Layers that move along without being searched may lose more than the others gain.
         pattern = self.search.pattern
         others = [n for n in self.wanted if n not in names and self._breaks(n, pattern, space)]

@@ -311,7 +311,7 @@ def test_a_layer_that_holds_the_pattern_keeps_it() -> None:
 
 def test_a_seed_decides_the_result() -> None:
     def weights(seed: int) -> list[Array]:
-        source = opened("inverted", "folded torch")
+        source = opened("residual", "folded torch")
         enforce(source.graph, "2:4", permute=True, seed=seed)
         return [layer.weight for layer in source.graph.layers()]
 
