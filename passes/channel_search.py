@@ -15,6 +15,9 @@ from nmcompile.sparsity.rearrange import Filters, MaskRule, search_filters
 _ESCAPES_COST = 3e9
 """What the escapes of one search take at most, in the maxima of `search_order`: about a second."""
 
+_LEAST_COST = 1e9
+"""What the smallest search may take on a busy machine, in the same unit."""
+
 
 class LayerSearch(ABC):
     """What a pattern asks of an order. Weights are OIHW.
@@ -95,7 +98,7 @@ class GroupSearch(LayerSearch):
     def cost(self, channels: int, weights: Sequence[Array], escapes: int) -> float:
         """All exchanges once, then the escapes; without, some seven times more until the top."""
         exchanges = float(channels**2 * sum(w.size // w.shape[1] for w in weights))
-        return exchanges + _ESCAPES_COST if escapes else 8.0 * exchanges
+        return exchanges + _ESCAPES_COST if escapes else 8.0 * exchanges + _LEAST_COST
 
     def run(
         self,
