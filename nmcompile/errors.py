@@ -41,5 +41,9 @@ class DeviceError(NmcompileError):
     """This machine lacks what the artifact needs (CPU features, memory)."""
 
 
+class DeclinedError(DeviceError):
+    """An engine of a benchmark was not measured for a reason that is no failure: too slow, say."""
+
+
 class InputError(NmcompileError):
     """A run-time input has the wrong name, shape or dtype."""

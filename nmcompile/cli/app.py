@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nmcompile.cli.bench import bench_artifact
-from nmcompile.cli.bench_report import report_runs
+from nmcompile.cli.bench import bench_app
 from nmcompile.cli.compile import compile_model, enforce_model, fold_model
 from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
@@ -25,8 +24,9 @@ app.command("run")(run_artifact)
 app.command("inspect")(inspect_any)
 app.command("fold")(fold_model)
 app.command("enforce")(enforce_model)
-app.command("bench")(bench_artifact)
-app.command("bench-report", hidden=True)(report_runs)
+app.add_typer(
+    bench_app, name="bench", help="Measure latency, beside other engines; compare results."
+)
 app.command("targets")(list_targets)
 app.add_typer(device_app, name="device")
 app.command("devices")(show_devices)

@@ -84,6 +84,11 @@ def shapes_of(shapes: Sequence[Shape] | None) -> dict[str, tuple[int, ...]]:
     return {shape.name: shape.dims for shape in shapes or ()}
 
 
+def is_factory(text: str) -> bool:
+    """Whether a MODEL argument means `package.module:factory`, and no file."""
+    return not os.path.exists(text) and _FACTORY.fullmatch(text) is not None
+
+
 def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
     """What the driver takes for a MODEL argument: a path, or the torch model of a factory.
 
@@ -91,7 +96,7 @@ def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
         ModelError: the factory cannot be imported, or it fails.
         ShapeError: a torch model needs input shapes, and there are none.
     """
-    if os.path.exists(text) or not _FACTORY.fullmatch(text):
+    if not is_factory(text):
         return text
     if not shapes:
         raise ShapeError(

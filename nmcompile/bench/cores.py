@@ -69,7 +69,12 @@ class Cores:
     apart: int = 0
 
     def wait(self) -> None:
-        """Return when the cores are together, or the patience is at its end."""
+        """Return when the cores are together, or the patience is at its end.
+
+        Without a C++ compiler nobody can tell, and no round waits.
+        """
+        if compiler() is None:
+            return
         self.rounds += 1
         while handover_ns() > APART_NS:
             if self.patience <= 0:
@@ -85,6 +90,11 @@ def handover_ns() -> float:
     return float(done.stdout)
 
 
+def compiler() -> str | None:
+    """A C++ compiler, if there is one."""
+    return shutil.which("g++") or shutil.which("clang++")
+
+
 @functools.cache
 def _program() -> Path:
     """The compiled program, in a folder that goes when Python ends."""
@@ -93,6 +103,6 @@ def _program() -> Path:
     source = folder / "handover.cpp"
     source.write_text(PROGRAM)
     program = folder / "handover"
-    compiler = shutil.which("g++") or shutil.which("clang++") or "g++"
-    subprocess.run([compiler, "-O2", "-pthread", source, "-o", program], check=True)
+    words = [compiler() or "g++", "-O2", "-pthread", source, "-o", program]
+    subprocess.run([str(word) for word in words], check=True)
     return program

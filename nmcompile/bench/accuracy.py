@@ -1,0 +1,71 @@
+"""How far an engine's outputs are from the reference's, and how many images it gets right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.bench.engines.engine import Engine
+from nmcompile.bench.engines.table import name_inputs
+from nmcompile.bench.results import Accuracy
+from nmcompile.bench.samples import Samples
+from nmcompile.errors import InputError, ModelError
+
+Array = npt.NDArray[Any]
+
+
+def outputs_of(engine: Engine, samples: Samples) -> list[Array]:
+    """Every output, one row for each image; one for all where there is no batch in it.
+
+    Raises:
+        NmcompileError: the engine does not take the inputs.
+    """
+    runs = []
+    for inputs in samples.batches:
+        outputs, _ = engine.run(name_inputs(engine, inputs))
+        size = len(next(iter(inputs.values())))
+        # Copies: the next run may overwrite them.
+        runs.append([np.array(_rows(output, size), np.float64) for output in outputs])
+    whole = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+    return [rows[: samples.count] if len(rows) > samples.count else rows for rows in whole]
+
+
+def judge(
+    reference: str, expected: list[Array], found: list[Array], labels: Array | None
+) -> Accuracy:
+    """Compare an engine's outputs with the reference's.
+
+    Raises:
+        InputError: they have other shapes: another model.
+        ModelError: they are no numbers.
+    """
+    shapes = [[rows.shape for rows in outputs] for outputs in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"expected outputs of the shapes {shapes[0]}, which {reference} returns for the same "
+            f"inputs, found {shapes[1]}; name the model that the artifact was made from"
+        )
+    if not all(np.isfinite(rows).all() for rows in found):
+        raise ModelError(
+            f"expected numbers, found outputs that are infinite or not a number; {reference} is "
+            "the engine to compare with: report it if that one returns numbers"
+        )
+    errors = [
+        float(np.abs(a - b).max() / max(float(np.ptp(b)), 1e-30))
+        for a, b in zip(found, expected, strict=True)
+        if a.size
+    ]
+    ours, theirs = found[0].argmax(1), expected[0].argmax(1)
+    return Accuracy(
+        reference=reference,
+        max_error=max(errors, default=0.0),
+        same_top1=float((ours == theirs).mean()),
+        top1=float((ours == labels).mean()) if labels is not None else None,
+        samples=len(ours),
+    )
+
+
+def _rows(output: Array, size: int) -> Array:
+    return output.reshape(size if output.ndim and output.shape[0] == size else 1, -1)

@@ -1,0 +1,25 @@
+"""The engines that `nmc bench` measures: one file each, and one row each in `table.py`."""
+
+from nmcompile.bench.engines.engine import Array, Engine, Outputs
+from nmcompile.bench.engines.table import (
+    ENGINES,
+    OURS,
+    EngineRow,
+    find_engine,
+    is_installed,
+    name_inputs,
+    open_engine,
+)
+
+__all__ = [
+    "ENGINES",
+    "OURS",
+    "Array",
+    "Engine",
+    "EngineRow",
+    "Outputs",
+    "find_engine",
+    "is_installed",
+    "name_inputs",
+    "open_engine",
+]

@@ -1,0 +1,121 @@
+"""One model at one batch before it is timed: weights, samples, and the outputs to be expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from nmcompile.bench.accuracy import judge, outputs_of
+from nmcompile.bench.engines import Engine, find_engine, is_installed, open_engine
+from nmcompile.bench.matrix import PatternSpec, Setting
+from nmcompile.bench.results import Accuracy
+from nmcompile.bench.samples import (
+    Samples,
+    check_labels,
+    random_inputs,
+    random_samples,
+    read_samples,
+)
+from nmcompile.bench.sources import ArtifactSource, Source
+from nmcompile.bench.variants import ArtifactVariant, FoldedVariant, Variant
+from nmcompile.errors import NmcompileError
+from nmcompile.frontends import SourceModel
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+REFERENCES = ("onnxruntime", "torch")  # the first that takes the model
+
+
+class Preparation:
+    """Makes everything once, when it is first asked for, and fails every time in the same way."""
+
+    def __init__(
+        self, source: Source, batch: int | None, folder: Path, data: Path | None, limit: int
+    ) -> None:
+        """Open nothing yet; `data` and `limit` as `read_samples` takes them."""
+        self._source, self._batch, self._folder = source, batch, folder
+        self._data, self._limit = data, limit
+        self._made: dict[Any, Any] = {}
+
+    def variant(self, spec: PatternSpec) -> Variant:
+        """The model with weights of a pattern."""
+        made: Variant = self._once(("variant", spec.text), lambda: self._variant(spec))
+        return made
+
+    def accuracy(self, setting: Setting, engine: Engine) -> Accuracy | None:
+        """How far the engine is from the reference on the same weights; None without one.
+
+        Raises:
+            NmcompileError: the engine does not take the inputs, or runs another model.
+        """
+        key = ("accuracy", setting.pattern.text, setting.engine.name, setting.target)
+        made: Accuracy | None = self._once(key, lambda: self._accuracy(setting.pattern, engine))
+        return made
+
+    @cached_property
+    def inputs(self) -> dict[str, Array]:
+        """One batch, to be timed."""
+        return random_inputs(self._any.inputs)
+
+    @property
+    def _any(self) -> Variant:
+        """Any variant: all have the same inputs."""
+        found: Variant = next(v for key, v in self._made.items() if key[0] == "variant")
+        return found
+
+    def _variant(self, spec: PatternSpec) -> Variant:
+        if isinstance(self._source, ArtifactSource):
+            return ArtifactVariant(self._source)
+        folded: SourceModel = self._once(("folded",), lambda: self._source.open(self._batch))
+        return FoldedVariant(folded, spec, self._folder)
+
+    def _accuracy(self, spec: PatternSpec, engine: Engine) -> Accuracy | None:
+        found = self._once(("expected", spec.text), lambda: self._expected(spec))
+        if found is None:
+            return None
+        reference, expected = found
+        samples = self._samples
+        return judge(reference, expected, outputs_of(engine, samples), samples.labels)
+
+    @cached_property
+    def _samples(self) -> Samples:
+        specs = self._any.inputs
+        if self._data is not None:
+            return read_samples(self._data, specs, self._limit)
+        return random_samples(specs, self._any.batch)
+
+    def _expected(self, spec: PatternSpec) -> tuple[str, list[Array]] | None:
+        variant = self.variant(spec)
+        samples = self._samples
+        for name in REFERENCES:
+            row = find_engine(name)
+            if not is_installed(row):
+                continue
+            try:
+                engine = open_engine(name, variant.form_of(row, ""), variant.shapes, 1)
+            except NmcompileError:
+                continue  # measured or not, another one may take it
+            try:
+                expected = outputs_of(engine, samples)
+            finally:
+                engine.close()
+            if self._data is not None:
+                check_labels(self._data, samples, expected[0].shape[1])
+            return name, expected
+        return None
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self._made:
+            try:
+                self._made[key] = make()
+            except NmcompileError as error:
+                self._made[key] = error
+        found = self._made[key]
+        if isinstance(found, NmcompileError):
+            raise found
+        made: T = found
+        return made

@@ -1,0 +1,312 @@
+"""A model with the weights of one pattern, in every form that an engine takes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nmcompile.bench.engines.table import EngineRow
+from nmcompile.bench.matrix import PatternSpec
+from nmcompile.bench.results import Artifact
+from nmcompile.bench.sources import ArtifactSource, file_digest
+from nmcompile.errors import DeclinedError, InputError, ModelError
+from nmcompile.folding import Progress, silent
+from nmcompile.passes.enforce_pattern import enforce
+from nmcompile.passes.graph import Graph
+from nmcompile.sparsity import Dense, detect
+
+if TYPE_CHECKING:
+    from nmcompile.frontends import SourceModel
+
+InputSpec = tuple[str, tuple[int, ...], str]
+"""Name, shape and numpy dtype name."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An artifact on disk, and what results say about it."""
+
+    path: Path
+    facts: Artifact
+    target: str
+
+
+class Variant:
+    """Weights of one pattern.
+
+    Attributes:
+        inputs: in the model's order.
+        density: share of weights kept in the layers that are pruned, 1 for dense.
+        macs: dense multiply-accumulates of the whole batch.
+    """
+
+    inputs: Sequence[InputSpec]
+    density: float
+    macs: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the inputs."""
+        return {name: shape for name, shape, _ in self.inputs}
+
+    @property
+    def batch(self) -> int:
+        """First dimension of the first input."""
+        return self.inputs[0][1][0] if self.inputs and self.inputs[0][1] else 1
+
+    def form_of(self, row: EngineRow, target: str, progress: Progress = silent) -> Any:
+        """The model as an engine loads it.
+
+        Raises:
+            NmcompileError: there is no such form of it.
+        """
+        if row.form == "artifact":
+            return self.compiled(target, progress).path
+        return self.onnx if row.form == "onnx" else self.module
+
+    def compiled(self, target: str, progress: Progress = silent) -> Compiled:
+        """The artifact for a target, compiled at the first call."""
+        raise NotImplementedError
+
+    @property
+    def onnx(self) -> Path:
+        """An ONNX file."""
+        raise NotImplementedError
+
+    @property
+    def module(self) -> Any:
+        """A torch module."""
+        raise NotImplementedError
+
+
+class FoldedVariant(Variant):
+    """Made from a folded model; files go to `folder`, made when they are asked for."""
+
+    def __init__(self, source: SourceModel, spec: PatternSpec, folder: Path) -> None:
+        """Project a copy of the weights.
+
+        Raises:
+            PatternError: the pattern cannot be had.
+        """
+        self._kind, self._spec, self._folder = source.kind, spec, folder
+        self.inputs, self.outputs = source.inputs, source.outputs
+        self._compiled: dict[str, Compiled] = {}
+        self._graph = source.graph.copy()
+        self.macs = sum(layer.macs or 0 for layer in self._graph.layers())
+        if spec.changes_weights and spec.pattern is not None:
+            done = enforce(self._graph, spec.pattern, mode="project", density=spec.density)
+            pruned = {row.layer for row in done.layers if row.skipped is None}
+            self.density = _density(self._graph, pruned)
+        elif spec.pattern is not None:
+            self.density = 1.0
+        else:
+            layers = self._graph.layers()
+            sparse = {n.name for n in layers if not isinstance(detect(n.weight).pattern, Dense)}
+            self.density = _density(self._graph, sparse)
+
+    @cached_property
+    def _native(self) -> Any:
+        return self._graph.native()
+
+    @property
+    def _stem(self) -> str:
+        return self._spec.text.replace(":", "of") or "as-is"
+
+    @property
+    def module(self) -> Any:
+        """The folded torch module.
+
+        Raises:
+            DeclinedError: the model came as ONNX.
+        """
+        if self._kind != "torch":
+            raise DeclinedError(
+                "torch runs torch models, this one is ONNX; name its factory, "
+                "package.module:factory, instead of the file"
+            )
+        return self._native
+
+    @cached_property
+    def onnx(self) -> Path:
+        """The folded model in a file."""
+        path = self._folder / f"{self._stem}.onnx"
+        if self._kind == "onnx":
+            path.write_bytes(self._native.SerializeToString())
+        else:
+            path.write_bytes(export_onnx(self._native, self.inputs, self.outputs))
+        return path
+
+    def compiled(self, target: str, progress: Progress = silent) -> Compiled:
+        """The artifact for a target."""
+        if target not in self._compiled:
+            self._compiled[target] = self._compile(target, progress)
+        return self._compiled[target]
+
+    def _compile(self, target: str, progress: Progress) -> Compiled:
+        import nmcompile
+
+        path = self._folder / f"{self._stem}-{target}.nmc"
+        begin = time.perf_counter()
+        result = nmcompile.compile(
+            self._native,
+            output=path,
+            target=target,
+            **self._examples(),
+            pattern="dense" if isinstance(self._spec.pattern, Dense) else "auto",
+            progress=progress,
+        )
+        seconds = time.perf_counter() - begin
+        dense = sum(4 * math.prod(layer.shape) for layer in result.report.layers)
+        return Compiled(path, artifact_facts(path, dense, seconds), target)
+
+    def _examples(self) -> dict[str, Any]:
+        """What the driver has to know about the inputs."""
+        if self._kind == "onnx":
+            return {"shapes": self.shapes}
+        from nmcompile.bench.engines.torch_engine import arguments
+
+        args, kwargs = arguments(self._native, _zeros(self.inputs))
+        return {"example_inputs": kwargs or args}
+
+
+class ArtifactVariant(Variant):
+    """A compiled model, and the ONNX file that others run in its place."""
+
+    def __init__(self, source: ArtifactSource) -> None:
+        """Read the manifest.
+
+        Raises:
+            ArtifactError: it is no artifact.
+        """
+        manifest = source.artifact.manifest
+        self._source = source
+        self.inputs = [(spec.name, spec.shape, spec.dtype) for spec in manifest.inputs]
+        self.macs = sum(layer.get("macs", 0) for layer in manifest.layers)
+        sizes = [(math.prod(n.get("shape", ())), n.get("density", 1.0)) for n in manifest.layers]
+        pruned = [(size, density) for size, density in sizes if density < 1.0]
+        total = sum(size for size, _ in pruned)
+        self.density = sum(size * density for size, density in pruned) / total if total else 1.0
+        self._dense_nbytes = sum(4 * size for size, _ in sizes)
+
+    @cached_property
+    def _facts(self) -> Artifact:
+        return artifact_facts(self._source.path, self._dense_nbytes, 0.0)
+
+    def compiled(self, target: str, progress: Progress = silent) -> Compiled:
+        """The file, whatever the target; it took no time to compile here."""
+        kind = self._source.artifact.manifest.target.kind
+        return Compiled(self._source.path, self._facts, kind)
+
+    @property
+    def onnx(self) -> Path:
+        """What others run.
+
+        Raises:
+            InputError: nobody said what.
+        """
+        if self._source.model is None:
+            raise InputError(
+                f"{self._source.text} is an artifact: expected the ONNX model that other engines "
+                "run in its place; name it with --model"
+            )
+        return self._source.model
+
+    @property
+    def module(self) -> Any:
+        """None there is.
+
+        Raises:
+            DeclinedError: always.
+        """
+        raise DeclinedError(
+            "torch runs torch models, this one is an artifact; name its factory, "
+            "package.module:factory, instead"
+        )
+
+
+def artifact_facts(path: Path, dense_nbytes: int, compile_s: float) -> Artifact:
+    """What results say about an artifact; loads it twice, the second time with all warm.
+
+    An artifact that this machine cannot load has a load time of 0.
+    """
+    from nmcompile import runtime
+    from nmcompile.errors import DeviceError
+
+    load_ms = 0.0
+    with contextlib.suppress(DeviceError):  # the engine says so, too, and better
+        for _ in range(2):
+            begin = time.perf_counter()
+            runtime.load(path).close()
+            load_ms = (time.perf_counter() - begin) * 1e3
+    return Artifact(
+        digest=file_digest(path),
+        nbytes=path.stat().st_size,
+        dense_nbytes=dense_nbytes,
+        compile_s=compile_s,
+        load_ms=load_ms,
+    )
+
+
+def export_onnx(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str]) -> bytes:
+    """An exported torch module as an ONNX file.
+
+    Raises:
+        ModelError: torch cannot export it.
+    """
+    import torch
+
+    from nmcompile.bench.engines.torch_engine import arguments
+
+    class ByPosition(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: torch.Tensor) -> Any:
+            args, kwargs = arguments(model, values)
+            return self.model(*args, **kwargs)
+
+    examples = _zeros(inputs)
+    stream = io.BytesIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                ByPosition().eval(),
+                examples,
+                stream,  # type: ignore[arg-type]
+                input_names=[name for name, _, _ in inputs],
+                output_names=list(outputs),
+                dynamo=False,
+                opset_version=17,
+            )
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the torch model cannot be exported to ONNX for other engines: {lines[0]}; measure "
+            "torch only, or export it by hand and name the file"
+        ) from error
+    return stream.getvalue()
+
+
+def _zeros(inputs: Sequence[InputSpec]) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for _, shape, dtype in inputs)
+
+
+def _density(graph: Graph, names: set[str]) -> float:
+    """Share of non-zero weights in some layers, 1 where there is none."""
+    weights = [layer.weight for layer in graph.layers() if layer.name in names]
+    total = sum(weight.size for weight in weights)
+    return sum(int(np.count_nonzero(weight)) for weight in weights) / total if total else 1.0

@@ -1,0 +1,154 @@
+"""The result of `nmc bench`, for people and for programs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nmcompile.cli.layers import plot_layers, print_layer_times
+from nmcompile.cli.output import print_json, print_table
+from nmcompile.errors import InputError
+
+if TYPE_CHECKING:
+    from nmcompile.bench.results import Case, Run
+
+
+def case_row(case: "Case", anchor: "Case | None") -> dict[str, Any]:
+    """What is known about a case, in plain types; `speedup` is over the group's anchor."""
+    from nmcompile.bench.summary import speedup
+
+    ratio, accuracy, times = speedup(case, anchor), case.accuracy, case.samples_ms
+    return {
+        "model": case.model,
+        "batch": case.batch,
+        "threads": case.threads,
+        "engine": case.engine,
+        "version": case.engine_version,
+        "pattern": case.pattern,
+        "density": case.density,
+        "target": case.target,
+        "dtype": case.dtype,
+        "rounds": len(times),
+        "median_ms": case.median_ms,
+        "min_ms": min(times, default=None),
+        "max_ms": max(times, default=None),
+        "over": anchor.engine if anchor is not None and ratio is not None else None,
+        "speedup": ratio.value if ratio else None,
+        "speedup_low": ratio.low if ratio else None,
+        "speedup_high": ratio.high if ratio else None,
+        "noise": case.noise,
+        "noise_reason": case.noise_reason,
+        "reference": accuracy.reference if accuracy else None,
+        "difference": accuracy.max_error if accuracy else None,
+        "same_top1": accuracy.same_top1 if accuracy else None,
+        "top1": accuracy.top1 if accuracy else None,
+        "error": case.error,
+    }
+
+
+def all_rows(run: "Run") -> list[dict[str, Any]]:
+    """One row per case, in the order of the file."""
+    from nmcompile.bench.summary import anchor_of, groups_of
+
+    return [
+        case_row(case, anchor)
+        for group in groups_of(run.cases).values()
+        for anchor in [anchor_of(group)]
+        for case in group
+    ]
+
+
+def print_document(run: "Run", path: Path, layers: bool) -> None:
+    """Print the rows as JSON; the file has every sample."""
+    import msgspec
+
+    document: dict[str, Any] = {
+        "output": str(path),
+        "complete": run.complete,
+        "cases": all_rows(run),
+    }
+    if layers:
+        document["roofs"] = msgspec.to_builtins(run.roofs)
+        for row, case in zip(document["cases"], _ordered(run), strict=True):
+            row["layers"] = msgspec.to_builtins(case.layers)
+    print_json(document)
+
+
+def print_run(run: "Run") -> None:
+    """Print one table per group."""
+    from nmcompile.bench.summary import anchor_of, groups_of
+
+    for name, group in groups_of(run.cases).items():
+        anchor = anchor_of(group)
+        rows = [case_row(case, anchor) for case in group if case.samples_ms]
+        if not rows:
+            continue
+        labelled = any(row["top1"] is not None for row in rows)
+        over = _title(anchor) if anchor is not None else "the others"
+        columns = ["engine", "pattern", "density", "median ms", "min ms", f"speed-up over {over}"]
+        columns += ["95 % interval", "difference", "same top-1", "top-1", "noise"]
+        if not labelled:
+            columns.remove("top-1")
+        print_table(name, columns, [_cells(row, labelled) for row in rows], right=range(2, 7))
+        for reason in dict.fromkeys(row["noise_reason"] for row in rows if row["noise_reason"]):
+            typer.echo(f"note: {reason}")
+
+
+def print_profiles(run: "Run") -> None:
+    """Print the layers of all our cases."""
+    for case in _profiled(run):
+        typer.echo(f"layers of {case.group}, {_title(case)}")
+        print_layer_times(case.layers, run.roofs, case.threads)
+
+
+def plot_profile(run: "Run", path: Path) -> None:
+    """Draw the layers of the first of our cases.
+
+    Raises:
+        InputError: there is none, or the roofs of this machine are not known.
+        ArtifactError: the picture cannot be written.
+    """
+    cases = _profiled(run)
+    if not cases or run.roofs is None:
+        raise InputError(
+            "--plot draws a compiled model's layers under this machine's roofs: expected a case of "
+            "nmcompile that was measured, found none"
+        )
+    plot_layers(cases[0].layers, run.roofs, cases[0].threads, cases[0].group, path)
+
+
+def _profiled(run: "Run") -> list["Case"]:
+    return [case for case in _ordered(run) if case.layers]
+
+
+def _ordered(run: "Run") -> list["Case"]:
+    from nmcompile.bench.summary import groups_of
+
+    return [case for group in groups_of(run.cases).values() for case in group]
+
+
+def _title(case: "Case") -> str:
+    return f"{case.engine} {case.pattern}".strip()
+
+
+def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
+    cells = [
+        f"{row['engine']} {row['version']}".strip(),
+        row["pattern"] or "as it is",
+        f"{row['density']:.3f}",
+        f"{row['median_ms']:.3f}",
+        f"{row['min_ms']:.3f}",
+        _text(row["speedup"], "{:.2f}x"),
+        f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}" if row["speedup"] else "",
+        _text(row["difference"], "{:.1e} of the range"),
+        _text(row["same_top1"], "{:.1%}"),
+        row["noise"],
+    ]
+    if labelled:
+        cells.insert(-1, _text(row["top1"], "{:.1%}"))
+    return cells
+
+
+def _text(value: float | None, template: str) -> str:
+    return "" if value is None else template.format(value)
