@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 import nmcompile
 from benchmarks.accuracy import RESULTS, Row, picture, table, write_result
-from benchmarks.machine import describe_machine
-from benchmarks.peers import Array, export_onnx
 from benchmarks.training import accuracy, digits, digits_net, train
 from nmcompile import runtime
-from nmcompile.engines import open_engine
+from nmcompile.bench.engines import Array, open_engine
+from nmcompile.bench.machine import machine_document
+from nmcompile.bench.onnx_export import export_onnx
 from nmcompile.sparsity import NM, parse_pattern
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe
 
@@ -148,10 +148,10 @@ def compile_one(model: nn.Module) -> tuple[float, int, float, float]:
         expected = model(test).numpy()
     with tempfile.TemporaryDirectory() as folder:
         exported, folded = Path(folder) / "digits.onnx", Path(folder) / "folded.onnx"
-        exported.write_bytes(export_onnx(model, test[:1]))
+        exported.write_bytes(export_onnx(model, (test[:1],), ["x"], ["y"]))
         folded.write_bytes(nmcompile.fold(exported).SerializeToString())
         engine = open_engine("onnxruntime", folded, {"x": (1, *test.shape[1:])}, 1)
-        theirs = _logits(lambda image: engine.run({"x": image.numpy()})[0], test)
+        theirs = _logits(lambda image: engine.compute({"x": image.numpy()})[0], test)
         path = Path(folder) / "digits.nmc"
         nmcompile.compile(model, output=path, example_inputs=(test[:1],))
         with runtime.load(path, threads=1) as session:
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = run(options.seeds, options.epochs, options.workers, Console(stderr=True))
     settings = {"seeds": options.seeds, "epochs": options.epochs, "trained_images": TRAINED}
     result = {
-        "machine": describe_machine(),
+        "machine": machine_document(),
         "settings": settings,
         "rows": [asdict(row) for row in rows],
     }

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.density import RESULTS, Layer, Result, picture, tables, write_result
-from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS
 from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.report import TITLES, update_readme
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
+from nmcompile.bench.machine import machine_document
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
@@ -159,7 +159,7 @@ def main() -> int:
         for conv, count in track(shapes, "measuring", console=Console(stderr=True))
     ]
     result = Result(
-        machine=describe_machine(),
+        machine=machine_document(),
         model=options.model,
         share=share,
         threads=options.threads,

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS
 from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
+from nmcompile.bench.machine import machine_document
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
@@ -127,7 +127,7 @@ def main() -> int:
     ]
     Console(width=None if sys.stdout.isatty() else 160).print(table_of(rows, roofs))
     result = {
-        "machine": describe_machine(),
+        "machine": machine_document(),
         "roofs": asdict(roofs),
         "rows": [asdict(row) for row in rows],
     }

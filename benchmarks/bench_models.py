@@ -28,13 +28,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 import nmcompile
-from benchmarks.cores import Cores
-from benchmarks.deepsparse_peer import deepsparse_engine, deepsparse_version
-from benchmarks.machine import describe_machine
 from benchmarks.models import MODELS, build
-from benchmarks.peers import PEERS, Array, Engine, export_onnx, interleave, on_cores, timed
 from benchmarks.report import RESULTS, results_table, update_readme
 from nmcompile import runtime
+from nmcompile.bench.clock import interleave
+from nmcompile.bench.cores import Cores
+from nmcompile.bench.engines import Array, Engine, name_inputs, open_engine
+from nmcompile.bench.engines.deep_sparse import deepsparse_version
+from nmcompile.bench.machine import machine_document
+from nmcompile.bench.onnx_export import export_onnx
+from nmcompile.bench.pinning import on_cores
 from nmcompile.errors import DeviceError
 from nmcompile.sparsity import parse_pattern
 
@@ -47,6 +50,7 @@ PATTERNS = {
     "mobilenet_v1": MOBILENET_PATTERNS,
     "mobilenet_v2": MOBILENET_PATTERNS,
 }
+PEERS = {"onnxruntime": "onnxruntime", "openvino": "openvino-f32"}  # name in results: engine
 TOLERANCE = 1e-4  # of the output range
 
 
@@ -99,7 +103,7 @@ class Variant:
 
     pattern: str
     artifact: Path
-    onnx: bytes | None
+    onnx: Path | None
     compile_s: float
     dense_bytes: int
     expected: Array
@@ -115,7 +119,7 @@ def compile_variant(
     result = nmcompile.compile(model, output=artifact, example_inputs=(x,))
     seconds = time.perf_counter() - begin
     dense = sum(4 * int(np.prod(layer.shape)) for layer in result.report.layers)
-    onnx = export_onnx(model, x) if export else None
+    onnx = _export(model, x, artifact.with_suffix(".onnx")) if export else None
     return Variant(pattern, artifact, onnx, seconds, dense, _run(model, x))
 
 
@@ -150,39 +154,57 @@ def time_model(
             variants.append(compile_variant(name, pattern, x, Path(folder), export))
             progress.advance(task)
         dense = build(name)
-        onnx = export_onnx(dense, x)
+        onnx = _export(dense, x, Path(folder) / "dense.onnx")
         truth = {v.pattern: v.expected for v in variants} | {"": _run(dense, x)}
         rows = []
         for count in threads:
             progress.update(task, description=f"{name}: timing, {count} threads")
-            with _engines(onnx, variants, count) as engines, on_cores(count):
-                errors = {key: _error(run(image)[0], truth[key[1]]) for key, run in engines.items()}
-                advance = functools.partial(progress.advance, task)
-                times = interleave(
-                    engines,
-                    image,
+            with _engines(onnx, variants, x.shape, count) as engines, on_cores(count):
+                runs = {key: _runner(engine, image) for key, engine in engines.items()}
+                errors = {key: _error(run()[0][0], truth[key[1]]) for key, run in runs.items()}
+                timing = interleave(
+                    {key: _seconds(run) for key, run in runs.items()},
                     settings.rounds,
                     before_round=cores.wait if count > 1 else lambda: None,
-                    on_round=advance,
+                    on_round=functools.partial(progress.advance, task),
                 )
-            rows += _rows(name, count, times, errors, {v.pattern: v for v in variants})
+            for error in timing.failed.values():
+                raise error
+            if timing.stopped:
+                raise KeyboardInterrupt
+            rows += _rows(name, count, timing.samples, errors, {v.pattern: v for v in variants})
     progress.update(task, description=f"{name}: done")
     return rows
 
 
 @contextlib.contextmanager
 def _engines(
-    dense: bytes, variants: Sequence[Variant], threads: int
+    dense: Path, variants: Sequence[Variant], shape: Sequence[int], threads: int
 ) -> Iterator[dict[tuple[str, str], Engine]]:
     """All engines of one model by name and pattern, for as long as the context."""
+    shapes = {"x": tuple(shape)}
     with contextlib.ExitStack() as stack:
-        engines = {(peer, ""): make(dense, threads) for peer, make in PEERS.items()}
+
+        def load(name: str, model: Path) -> Engine:
+            engine = open_engine(name, model, shapes, threads)
+            stack.callback(engine.close)
+            return engine
+
+        engines = {(peer, ""): load(engine, dense) for peer, engine in PEERS.items()}
         for variant in variants:
-            engines["nmcompile", variant.pattern] = _ours(variant.artifact, threads)
+            engines["nmcompile", variant.pattern] = load("nmcompile", variant.artifact)
             if variant.onnx is not None:
-                engine = stack.enter_context(deepsparse_engine(variant.onnx, threads))
-                engines["deepsparse", variant.pattern] = engine
+                engines["deepsparse", variant.pattern] = load("deepsparse", variant.onnx)
         yield engines
+
+
+def _runner(engine: Engine, image: Array) -> Callable[[], tuple[list[Array], float]]:
+    inputs = name_inputs(engine, {"x": image})
+    return lambda: engine.run(inputs)
+
+
+def _seconds(run: Callable[[], tuple[list[Array], float]]) -> Callable[[], float]:
+    return lambda: run()[1]
 
 
 def _rows(
@@ -216,9 +238,10 @@ def _rows(
     return rows
 
 
-def _ours(artifact: Path, threads: int) -> Engine:
-    session = runtime.load(artifact, threads=threads)
-    return timed(lambda x: np.asarray(next(iter(session.run(x).values()))))
+def _export(model: nn.Module, x: torch.Tensor, path: Path) -> Path:
+    """The model as an ONNX file with input x and output y."""
+    path.write_bytes(export_onnx(model, (x,), ["x"], ["y"]))
+    return path
 
 
 def _run(model: nn.Module, x: torch.Tensor) -> Array:
@@ -297,7 +320,7 @@ def main() -> int:
             patterns = options.patterns or PATTERNS[name].split(",")
             rows += time_model(name, patterns, threads, settings, cores, progress)
     result = {
-        "machine": describe_machine(),
+        "machine": machine_document(),
         "settings": asdict(settings),
         "cores": asdict(cores),
         "rows": [asdict(row) for row in rows],

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +28,11 @@ from torch import Tensor, nn
 
 import nmcompile
 from benchmarks.models import build
-from benchmarks.peers import Array, Engine, export_onnx, interleave, onnxruntime_engine, timed
 from benchmarks.training import digits, digits_net, train
 from nmcompile import CompileResult, InspectionReport, runtime
+from nmcompile.bench.clock import interleave
+from nmcompile.bench.engines import Engine, name_inputs, open_engine
+from nmcompile.bench.onnx_export import export_onnx
 from nmcompile.train import SUBP, Method, SpRe
 
 HELD_OUT = 500
@@ -91,18 +94,21 @@ def compare_latency(artifact: Path, model: nn.Module, x: Tensor, rounds: int) ->
 
     onnxruntime gets the folded model too: what is compared is the running, not the folding.
     """
-    folded = nmcompile.fold(onnx.load_model_from_string(export_onnx(model, x)))
-    session = runtime.load(artifact, threads=1)
-
-    def ours(image: Array) -> Array:
-        return np.asarray(next(iter(session.run(image).values())))
-
-    engines: dict[str, Engine] = {
-        "onnxruntime": onnxruntime_engine(folded.SerializeToString(), threads=1),
-        "nmcompile": timed(ours),
-    }
+    exported = onnx.load_model_from_string(export_onnx(model, (x,), ["x"], ["y"]))
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder, "folded.onnx")
+        onnx.save(nmcompile.fold(exported), folded)
+        shapes = {"x": tuple(x.shape)}
+        engines = {
+            "onnxruntime": open_engine("onnxruntime", folded, shapes, threads=1),
+            "nmcompile": open_engine("nmcompile", artifact, shapes, threads=1),
+        }
     with _bar("timing", rounds + 3) as advance:
-        times = interleave(engines, x.numpy(), rounds, on_round=advance)
+        turns = {name: _turn(engine, x) for name, engine in engines.items()}
+        timing = interleave(turns, rounds, on_round=advance)
+    if timing.stopped:
+        raise KeyboardInterrupt
+    times = timing.samples
     medians = {name: statistics.median(values) for name, values in times.items()}
     speed = medians["onnxruntime"] / medians["nmcompile"]
     CONSOLE.print(
@@ -111,6 +117,11 @@ def compare_latency(artifact: Path, model: nn.Module, x: Tensor, rounds: int) ->
         f"[bold]{speed:.2f}x[/]"
     )
     return speed
+
+
+def _turn(engine: Engine, x: Tensor) -> Callable[[], float]:
+    inputs = name_inputs(engine, {"x": x.numpy()})
+    return lambda: engine.run(inputs)[1]
 
 
 def run_digits(title: str, method: Method, output: Path, epochs: int) -> bool:

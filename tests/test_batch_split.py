@@ -14,9 +14,9 @@ from torch.nn import functional
 
 import nmcompile
 from nmcompile import runtime
-from nmcompile.cli.layers import layer_rows
+from nmcompile.bench.profile import layer_rows
+from nmcompile.bench.results import Roofs
 from nmcompile.passes import lower_batch_cost
-from nmcompile.roofs import Roofs
 from nmcompile.runtime.format import read_artifact
 from tests.kernel_runner import relative_error
 from tests.seed_modules import export_onnx
@@ -214,8 +214,8 @@ def test_a_batch_split_into_groups_is_one_row_per_layer(tmp_path: Path) -> None:
     result = nmcompile.compile(seeded(Residual), output=tmp_path / "m.nmc", example_inputs=(x,))
     with runtime.load(tmp_path / "m.nmc") as session:
         times = session.profile(x, repeats=1)
-        rows = layer_rows(times, session.manifest.layers, Roofs(100.0, 50.0), 1)
-    names = [row["layer"] for row in rows]
+        rows = layer_rows(times, session.manifest.layers, Roofs(fma=100.0, load=50.0), 1)
+    names = [row.layer for row in rows]
     assert len(names) == len(set(names)) < len(times)
-    assert sum(row["ms"] for row in rows) == pytest.approx(sum(call.ms for call in times))
+    assert sum(row.ms for row in rows) == pytest.approx(sum(call.ms for call in times))
     assert {layer.name for layer in result.report.layers} <= set(names)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import cores
-from benchmarks.cores import Cores, handover_ns
+from nmcompile.bench import cores
+from nmcompile.bench.cores import Cores, handover_ns
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no other")
@@ -34,3 +34,10 @@ def test_rounds_go_on_apart_when_the_patience_is_at_its_end(
     for _ in range(2):
         waiting.wait()
     assert (waiting.rounds, waiting.apart) == (2, 2)
+
+
+def test_rounds_do_not_wait_where_nobody_can_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "compiler", lambda: None)
+    waiting = Cores(patience=60.0)
+    waiting.wait()
+    assert (waiting.rounds, waiting.patience) == (0, 60.0)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import deepsparse_peer
 from benchmarks.bench_models import PATTERNS, parse_arguments
 from benchmarks.models import MODELS
 from nmcompile.sparsity import parse_pattern
@@ -35,7 +34,7 @@ def test_wrong_arguments_are_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(deepsparse_peer, "ENVIRONMENT", tmp_path)
+    monkeypatch.setenv("NMC_DEEPSPARSE", str(tmp_path))
     with pytest.raises(SystemExit) as stop:
         parse_arguments(words)
     assert stop.value.code == 2

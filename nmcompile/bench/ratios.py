@@ -38,62 +38,67 @@ def median_interval(samples: Sequence[float], seed: int = 0) -> Interval:
     Raises:
         ValueError: it is empty.
     """
-    return _interval(float(np.median(samples)), _medians(samples, len(samples), seed)[0])
+    if not len(samples):
+        raise ValueError("expected samples, found none")
+    value, draws = log_ratios(samples, [], seed)
+    return interval_of(value, draws)
 
 
 def ratio_interval(
     numerator: Sequence[float], denominator: Sequence[float], seed: int = 0
 ) -> Interval:
-    """Of the ratio of the medians of two lists whose elements i belong to the same round.
+    """Of the median over rounds of the ratio of two lists, whose elements i are of one round.
 
-    Rounds are drawn together for both, so what both had to bear cancels out, and in runs of
-    neighbours, because a slow moment lasts for several (a moving block bootstrap: Künsch, 1989).
+    Round by round, because what both engines had to bear at a moment cancels out there, and does
+    not in the ratio of the lists' medians, which may be of different moments.
 
     Raises:
         ValueError: the lists are empty or of different lengths.
     """
     if len(numerator) != len(denominator):
         raise ValueError(f"expected pairs, found {len(numerator)} and {len(denominator)} samples")
-    above, below = _medians(np.stack([numerator, denominator]), len(numerator), seed)
-    return _interval(float(np.median(numerator) / np.median(denominator)), above / below)
+    value, draws = log_ratios(numerator, [denominator], seed)
+    return interval_of(value, draws)
 
 
 def log_ratios(
     numerator: Sequence[float], others: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[float, npt.NDArray[Any]]:
-    """Logarithm of a list's median over the geometric mean of those of other lists.
+    """Median over rounds of the logarithm of a time over the geometric mean of others.
+
+    Without others it is the logarithm of the time itself.
 
     Returns:
         The estimate, and one draw per resample, for intervals of what is computed from several.
     """
-    lists = np.stack([numerator, *others])
-    drawn = np.log(_medians(lists, lists.shape[1], seed))
-    found = np.log(np.median(lists, axis=1))
-    if not others:
-        return float(found[0]), drawn[0]
-    return float(found[0] - found[1:].mean()), drawn[0] - drawn[1:].mean(axis=0)
+    logs = np.log(np.asarray(numerator, np.float64))
+    if others:
+        logs = logs - np.log(np.asarray(others, np.float64)).mean(axis=0)
+    return float(np.median(logs)), _medians(logs, seed)
 
 
 def interval_of(value: float, draws: npt.NDArray[Any]) -> Interval:
-    """Of an estimate with its resamples; the estimate itself is never outside."""
-    return _interval(value, draws)
-
-
-def _interval(value: float, draws: npt.NDArray[Any]) -> Interval:
+    """Of a logarithm with its resamples; the estimate itself is never outside."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return Interval(
+        math.exp(value), math.exp(min(float(low), value)), math.exp(max(float(high), value))
+    )
 
 
-def _medians(lists: npt.ArrayLike, count: int, seed: int) -> npt.NDArray[Any]:
-    """Medians (lists, RESAMPLES) of resampled rounds, the same rounds for all lists."""
-    if count == 0:
-        raise ValueError("expected samples, found none")
-    values = np.atleast_2d(np.asarray(lists, np.float64))
+def _medians(values: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
+    """RESAMPLES medians of resampled rounds.
+
+    Rounds are drawn in runs of neighbours, because a slow moment lasts for several (a moving block
+    bootstrap: Künsch, Annals of Statistics 1989). Of few rounds that leaves too little variety:
+    the draws are spread by what makes 95 % of 95 % on lists whose truth is known.
+    """
+    count = len(values)
     length = max(1, round(count ** (1 / 3)))
     random = np.random.default_rng(seed)
     starts = random.integers(count, size=(RESAMPLES, math.ceil(count / length)))
     # Blocks run on from the last round to the first, so that every round is as likely.
     picked = (starts[:, :, None] + np.arange(length)) % count
-    picked = picked.reshape(RESAMPLES, -1)[:, :count]
-    return np.asarray(np.median(values[:, picked], axis=2))
+    drawn = np.median(values[picked.reshape(RESAMPLES, -1)[:, :count]], axis=1)
+    middle = np.median(values)
+    return np.asarray(middle + (drawn - middle) * (1 + 2 * length / count))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +15,10 @@ import numpy as np
 
 from nmcompile.bench.engines.table import EngineRow
 from nmcompile.bench.matrix import PatternSpec
+from nmcompile.bench.onnx_export import export_onnx
 from nmcompile.bench.results import Artifact
 from nmcompile.bench.sources import ArtifactSource, file_digest
-from nmcompile.errors import DeclinedError, InputError, ModelError
+from nmcompile.errors import DeclinedError, InputError
 from nmcompile.folding import Progress, silent
 from nmcompile.passes.enforce_pattern import enforce
 from nmcompile.passes.graph import Graph
@@ -143,7 +142,9 @@ class FoldedVariant(Variant):
         if self._kind == "onnx":
             path.write_bytes(self._native.SerializeToString())
         else:
-            path.write_bytes(export_onnx(self._native, self.inputs, self.outputs))
+            names = [name for name, _, _ in self.inputs]
+            model, examples = _by_position(self._native), _zeros(self.inputs)
+            path.write_bytes(export_onnx(model, examples, names, self.outputs))
         return path
 
     def compiled(self, target: str, progress: Progress = silent) -> Compiled:
@@ -257,12 +258,8 @@ def artifact_facts(path: Path, dense_nbytes: int, compile_s: float) -> Artifact:
     )
 
 
-def export_onnx(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str]) -> bytes:
-    """An exported torch module as an ONNX file.
-
-    Raises:
-        ModelError: torch cannot export it.
-    """
+def _by_position(module: Any) -> Any:
+    """An exported module that is called with its inputs in their order."""
     import torch
 
     from nmcompile.bench.engines.torch_engine import arguments
@@ -270,33 +267,13 @@ def export_onnx(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str])
     class ByPosition(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.module = module
 
         def forward(self, *values: torch.Tensor) -> Any:
-            args, kwargs = arguments(model, values)
-            return self.model(*args, **kwargs)
+            args, kwargs = arguments(module, values)
+            return self.module(*args, **kwargs)
 
-    examples = _zeros(inputs)
-    stream = io.BytesIO()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                ByPosition().eval(),
-                examples,
-                stream,  # type: ignore[arg-type]
-                input_names=[name for name, _, _ in inputs],
-                output_names=list(outputs),
-                dynamo=False,
-                opset_version=17,
-            )
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(
-            f"the torch model cannot be exported to ONNX for other engines: {lines[0]}; measure "
-            "torch only, or export it by hand and name the file"
-        ) from error
-    return stream.getvalue()
+    return ByPosition().eval()
 
 
 def _zeros(inputs: Sequence[InputSpec]) -> tuple[Any, ...]:
