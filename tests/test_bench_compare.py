@@ -30,7 +30,8 @@ def run(
         # What a run has of its own: where its memory lies, for example.
         luck = np.exp(random.normal(0, 0.005))
         noise = np.exp(random.normal(0, 0.03, ROUNDS))
-        cases.append(make_case(engine, list(TIMES[engine] * factor * luck * drift * noise)))
+        times = TIMES[engine] * factor * luck * drift * noise
+        cases.append(make_case(engine, times.tolist()))
     return make_run(*cases)
 
 

@@ -242,68 +242,7 @@ def test_permuting_for_a_pattern_without_groups_is_one_line_of_error(
     assert not (tmp_path / "sparse.onnx").exists()
 
 
-# bench, targets
-
-
-@pytest.mark.isa("avx512f")
-def test_bench_measures_peers_in_the_same_sitting(sparse_artifact: Path, sparse_onnx: Path) -> None:
-    options = ("--against", "onnxruntime,openvino", "--model", sparse_onnx, "--threads", "1")
-    document = nmc_json("bench", sparse_artifact, *options, "--repeats", "2", "--layers")
-    rows = {row["name"]: row for row in document["engines"]}
-    assert list(rows) == ["nmcompile", "onnxruntime", "openvino"]
-    for name in ("onnxruntime", "openvino"):
-        ratio = rows[name]["median_ms"] / rows["nmcompile"]["median_ms"]
-        assert rows[name]["speedup"] == pytest.approx(ratio)
-        assert rows[name]["difference"] < 1e-4
-        assert rows[name]["version"]
-    fastest = min(rows["onnxruntime"]["speedup"], rows["openvino"]["speedup"])
-    assert rows["nmcompile"]["speedup"] == pytest.approx(fastest)
-
-
-@pytest.mark.isa("avx512f")
-def test_bench_shows_the_rate_of_each_layer(sparse_artifact: Path) -> None:
-    document = nmc_json("bench", sparse_artifact, "--repeats", "1", "--layers")
-    wide = next(row for row in document["layers"] if "wide" in row["layer"])
-    assert wide["dense_equivalent_gflops"] == pytest.approx(2 * 16**4 * 9 / wide["ms"] * 1e-6)
-    assert wide["nonzero_gflops"] == pytest.approx(wide["dense_equivalent_gflops"] / 2)
-    text = nmc("bench", sparse_artifact, "--repeats", "1", "--layers").stdout
-    assert "non-zero GFLOP/s" in text
-
-
-@pytest.mark.isa("avx512f")
-def test_bench_holds_layers_against_the_roofs(sparse_artifact: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "layers.png"
-    options = ["--repeats", "1", "--layers", "--plot", str(picture)]
-    document = nmc_json("bench", sparse_artifact, *options)
-    roofs = document["roofs"]
-    assert 0 < roofs["load"] <= 1.2 * roofs["fma"]
-    convolutions = [row for row in document["layers"] if row["symbol"].startswith("conv2d")]
-    assert convolutions
-    for row in convolutions:
-        assert row["roof"] == ("load" if "_nm_" in row["symbol"] else "fma")
-        assert row["roof_share"] > 0 and row["lost_ms"] < row["ms"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    text = nmc("bench", sparse_artifact, "--repeats", "1", "--layers").stdout
-    assert "of the roof" in text and "furthest from its roof" in text
-
-
-@pytest.mark.isa("avx512f")
-def test_bench_says_where_it_cannot_plot(sparse_artifact: Path, tmp_path: Path) -> None:
-    options = ["--repeats", "1", "--plot", str(tmp_path / "missing" / "layers.png")]
-    done = CliRunner().invoke(app, ["bench", str(sparse_artifact), *options])
-    assert done.exit_code == 1
-    assert "cannot write the plot" in done.stderr
-
-
-def test_bench_names_the_extra_of_a_missing_engine(
-    sparse_artifact: Path, sparse_onnx: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    options = ["--against", "openvino", "--model", str(sparse_onnx)]
-    done = CliRunner().invoke(app, ["bench", str(sparse_artifact), *options])
-    assert done.exit_code == 1
-    assert "openvino is not installed here" in done.stderr
-    assert "pip install 'nmcompile[bench]'" in done.stderr
+# targets
 
 
 def test_targets_lists_features_and_this_machine() -> None:

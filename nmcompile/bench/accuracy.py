@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,44 @@ from nmcompile.bench.engines.engine import Engine
 from nmcompile.bench.engines.table import name_inputs
 from nmcompile.bench.results import Accuracy
 from nmcompile.bench.samples import Samples
-from nmcompile.errors import InputError, ModelError
+from nmcompile.errors import InputError, ModelError, NmcompileError
 
 Array = npt.NDArray[Any]
 
 
-def outputs_of(engine: Engine, samples: Samples) -> list[Array]:
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, on one line."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def try_run(name: str, engine: Engine, inputs: Mapping[str, Array]) -> list[Array]:
+    """The outputs for inputs that the engine may not take.
+
+    Raises:
+        InputError: it does not.
+        NmcompileError: it says so itself.
+    """
+    try:
+        return engine.run(inputs)[0]
+    except NmcompileError:
+        raise
+    except Exception as error:  # every engine has exceptions of its own
+        raise InputError(
+            f"{name} cannot run the model on these inputs: {first_line(error)}; name the model "
+            "that the artifact was made from, or export it again"
+        ) from error
+
+
+def outputs_of(name: str, engine: Engine, samples: Samples) -> list[Array]:
     """Every output, one row for each image; one for all where there is no batch in it.
 
     Raises:
-        NmcompileError: the engine does not take the inputs.
+        NmcompileError: as `try_run`.
     """
     runs = []
     for inputs in samples.batches:
-        outputs, _ = engine.run(name_inputs(engine, inputs))
+        outputs = try_run(name, engine, name_inputs(engine, inputs))
         size = len(next(iter(inputs.values())))
         # Copies: the next run may overwrite them.
         runs.append([np.array(_rows(output, size), np.float64) for output in outputs])

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from nmcompile.bench.accuracy import first_line, try_run
 from nmcompile.bench.clock import interleave
 from nmcompile.bench.cores import Cores
 from nmcompile.bench.engines import Array, Engine, name_inputs, open_engine
@@ -24,7 +25,7 @@ from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.results import Accuracy, Case, LayerRow, Roofs
 from nmcompile.bench.summary import anchor_of, certainty
 from nmcompile.bench.variants import Variant
-from nmcompile.errors import DeclinedError, InputError, NmcompileError
+from nmcompile.errors import DeclinedError, NmcompileError
 
 PROFILED = 10  # runs
 SELF = Path("/proc/self/statm")
@@ -90,7 +91,7 @@ class Entrant:
 
     def fail(self, error: Exception) -> None:
         """Take no part any more."""
-        text = str(error) if isinstance(error, NmcompileError) else _first_line(error)
+        text = str(error) if isinstance(error, NmcompileError) else first_line(error)
         self.error = CaseError(text, isinstance(error, DeclinedError))
         self.samples = []
 
@@ -157,15 +158,7 @@ class GroupRun:
         entrant.engine = engine = open_engine(row.name, model, variant.shapes, self.group.threads)
         self._check_memory()
         entrant.inputs = name_inputs(engine, self._ready.inputs)
-        try:
-            engine.run(entrant.inputs)
-        except NmcompileError:
-            raise
-        except Exception as error:  # every engine has exceptions of its own
-            raise InputError(
-                f"{row.name} cannot run the model on these inputs: {_first_line(error)}; name the "
-                "model that the artifact was made from, or export it again"
-            ) from error
+        try_run(row.name, engine, entrant.inputs)
         entrant.accuracy = self._ready.accuracy(setting, engine)
 
     def _check_memory(self, model: Any = None) -> None:
@@ -296,8 +289,3 @@ def _turn(entrant: Entrant) -> Callable[[], float]:
     engine, inputs = entrant.engine, entrant.inputs
     assert engine is not None
     return lambda: engine.run(inputs)[1]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0]}"

@@ -53,7 +53,7 @@ class Preparation:
             NmcompileError: the engine does not take the inputs, or runs another model.
         """
         key = ("accuracy", setting.pattern.text, setting.engine.name, setting.target)
-        made: Accuracy | None = self._once(key, lambda: self._accuracy(setting.pattern, engine))
+        made: Accuracy | None = self._once(key, lambda: self._accuracy(setting, engine))
         return made
 
     @cached_property
@@ -73,13 +73,15 @@ class Preparation:
         folded: SourceModel = self._once(("folded",), lambda: self._source.open(self._batch))
         return FoldedVariant(folded, spec, self._folder)
 
-    def _accuracy(self, spec: PatternSpec, engine: Engine) -> Accuracy | None:
+    def _accuracy(self, setting: Setting, engine: Engine) -> Accuracy | None:
+        spec = setting.pattern
         found = self._once(("expected", spec.text), lambda: self._expected(spec))
         if found is None:
             return None
         reference, expected = found
         samples = self._samples
-        return judge(reference, expected, outputs_of(engine, samples), samples.labels)
+        outputs = outputs_of(setting.engine.name, engine, samples)
+        return judge(reference, expected, outputs, samples.labels)
 
     @cached_property
     def _samples(self) -> Samples:
@@ -100,7 +102,7 @@ class Preparation:
             except NmcompileError:
                 continue  # measured or not, another one may take it
             try:
-                expected = outputs_of(engine, samples)
+                expected = outputs_of(name, engine, samples)
             finally:
                 engine.close()
             if self._data is not None:

@@ -74,7 +74,7 @@ def run_plan(
     plan: Plan,
     *,
     progress: Progress = silent,
-    on_group: Callable[[Run], None] = lambda run: None,
+    on_group: Callable[[Run], object] = lambda run: None,
     now: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Measure everything that the limits allow.
@@ -98,7 +98,7 @@ class _Runner:
         self,
         plan: Plan,
         progress: Progress,
-        on_group: Callable[[Run], None],
+        on_group: Callable[[Run], object],
         now: Callable[[], float],
     ) -> None:
         self.plan, self.progress, self.on_group, self.now = plan, progress, on_group, now

@@ -25,6 +25,7 @@ from nmcompile.cli.options import JsonOption, ShapeOption
 from nmcompile.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
+    from nmcompile.bench.results import Run
     from nmcompile.bench.run import Failure
 
 bench_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
@@ -152,12 +153,19 @@ def bench_models(
         budget, memory, data, samples, label,
     )  # fmt: skip
     path = output or default_output(Path())
+
+    def save(run: "Run") -> bool:
+        """Also after every group, so that nothing that comes later can lose it."""
+        measured = any(case.samples_ms for case in run.cases)
+        if measured:
+            write_run(run, path)
+        return measured
+
     with working() as progress:
-        outcome = run_plan(plan, progress=progress, on_group=lambda run: write_run(run, path))
+        outcome = run_plan(plan, progress=progress, on_group=save)
     run = outcome.run
-    measured = any(case.samples_ms for case in run.cases)
+    measured = save(run)
     if measured:
-        write_run(run, path)
         if plot is not None:
             plot_profile(run, plot)
     if as_json and measured:

@@ -9,10 +9,11 @@ from nmcompile.cli.bench_plan import need_extra
 from nmcompile.cli.guard import FAILED, guarded
 from nmcompile.cli.options import JsonOption
 from nmcompile.cli.output import print_json, print_table
+from nmcompile.errors import InputError
 
 if TYPE_CHECKING:
     from nmcompile.bench.compare import Change, Comparison
-    from nmcompile.bench.results import Case
+    from nmcompile.bench.results import Case, Run
 
 
 def parse_share(text: str) -> float:
@@ -29,8 +30,10 @@ def parse_share(text: str) -> float:
 
 @guarded
 def compare_runs(
-    before: Annotated[Path, typer.Argument(metavar="A.json", help="A result of nmc bench.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="A later one.")],
+    before: Annotated[
+        Path, typer.Argument(metavar="A.json", exists=True, help="A result of nmc bench.")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="B.json", exists=True, help="A later one.")],
     threshold: Annotated[
         float,
         typer.Option(
@@ -43,13 +46,12 @@ def compare_runs(
 
     Times are held against engines that are the same in both, where there are any, so that a slower
     day of the machine cancels out. Exits with 1 where nmcompile is slower by more than the
-    threshold, and not by chance: usable in CI.
+    threshold, and not by chance, and with 2 where a file cannot be used.
     """
     need_extra()
     from nmcompile.bench.compare import compare
-    from nmcompile.bench.results import read_run
 
-    found = compare(read_run(before), read_run(after))
+    found = compare(_read(before), _read(after))
     regressions = found.regressions(threshold)
     if as_json:
         print_json(_document(found, regressions, threshold))
@@ -57,6 +59,16 @@ def compare_runs(
         _print(found, regressions, threshold)
     if regressions:
         raise typer.Exit(FAILED)
+
+
+def _read(path: Path) -> "Run":
+    """The result; what is none is wrong usage, because 1 stands for a regression."""
+    from nmcompile.bench.results import read_run
+
+    try:
+        return read_run(path)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _print(found: "Comparison", regressions: list["Change"], threshold: float) -> None:
