@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import (
-    ArtifactError,
     InputError,
     PatternError,
     UnsupportedOperatorError,
@@ -29,6 +27,7 @@ from nmcompile.inspection import InspectionReport, LayerReport, report_choice
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.passes.graph import Layer
+from nmcompile.runtime.files import check_writable
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
 
@@ -132,7 +131,7 @@ def compile(
     runtime.configure_environment()
     chosen = find_target(target)
     check_toolchain()
-    _check_writable(Path(output))
+    check_writable(Path(output))
     database = _open_database(tuning_db, tune, chosen)
     stage = _Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
@@ -410,17 +409,3 @@ def _digest(model: Any) -> str:
         return ""
     with open(model, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_writable(output: Path) -> None:
-    """Find out before the minutes of compilation, not after."""
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {output}: {error.strerror or error}; choose an output folder that "
-            "exists and is writable"
-        ) from error
-    if output.is_dir():
-        raise ArtifactError(f"cannot write {output}: it is a folder; name a file")

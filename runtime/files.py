@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,24 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             "unchanged: free some space or choose another output"
         ) from error
     _sync_directory(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before minutes of work, not after, that a file cannot be written.
+
+    Raises:
+        ArtifactError: its folder is missing or not writable, or it is a folder itself.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror or error}; choose an output folder that "
+            "exists and is writable"
+        ) from error
+    if path.is_dir():
+        raise ArtifactError(f"cannot write {path}: it is a folder; name a file")
 
 
 def _sync_directory(directory: Path) -> None:

@@ -114,11 +114,11 @@ def test_where_cores_cannot_be_chosen_nothing_changes(monkeypatch: pytest.Monkey
 
 
 def test_the_time_left_is_known_once_every_kind_of_work_has_begun() -> None:
-    left = TimeLeft({"prepare": 2, "group": 4})
+    left = TimeLeft({"prepare": 2, "round": 4})
     assert str(left) == "" and left.share == 0.0
     left.add("prepare", 1, 100.0)
     assert left.seconds is None
-    left.add("group", 1, 20.0)
+    left.add("round", 1, 20.0)
     assert left.seconds == 100.0 + 3 * 20.0
     assert str(left) == ", about 3 min left"
     left.add("prepare", 1, 100.0)

@@ -222,6 +222,14 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, output: Path) -> Non
     assert not output.exists()
 
 
+@pytest.mark.parametrize("name", ["", "missing/run.json"])
+def test_a_result_that_cannot_be_written_is_refused_at_once(
+    name: str, dense_onnx: Path, tmp_path: Path
+) -> None:
+    done = bench(dense_onnx, "-o", tmp_path / name)
+    assert done.exit_code == 1 and "cannot write" in done.stderr
+
+
 def test_an_earlier_result_is_not_replaced_unasked(tmp_path: Path) -> None:
     for name in ("nmc-bench.json", "nmc-bench-2.json", "nmc-bench-3.json"):
         path = default_output(tmp_path)

@@ -201,7 +201,7 @@ class Run(Struct, frozen=True, kw_only=True):
     label: what the user calls this run, or "".
     started: ISO 8601, UTC; seconds: how long it took.
     complete: False where it was interrupted or its time was spent: what was measured is here.
-    roofs: None where the machine has no kernel to measure them.
+    roofs: None where the machine has no kernel to measure them, or nothing of ours was measured.
     """
 
     format: Literal["nmcompile-bench"] = FORMAT

@@ -110,7 +110,8 @@ class _Runner:
         self.failures: list[Failure] = []
         self.interrupted = self.late = False
         prepared = {(group.model, group.batch) for group in plan.groups}
-        self.left = TimeLeft({"prepare": len(prepared), "group": len(plan.groups)})
+        self.rounds = plan.warmup + plan.rounds  # of a group that is not noisy
+        self.left = TimeLeft({"prepare": len(prepared), "round": len(plan.groups) * self.rounds})
 
     def run(self) -> Outcome:
         from nmcompile import runtime
@@ -161,14 +162,14 @@ class _Runner:
         if self._spent():
             self.late = True
             return
-        begin = self.now()
+        clock = _RoundClock(self.left, self.rounds, self.now)
         timed = GroupRun(group, ready, self._limits(group), self.cores)
         try:
-            timed.measure(functools.partial(self._report, group))
+            timed.measure(functools.partial(self._report, group, clock))
         finally:
             self.cases += timed.cases()
             self.pinned = max(self.pinned, timed.pinned, key=len)
-            self.left.add("group", 1, self.now() - begin)
+            clock.end()
             for what, error in timed.errors():
                 self.failures.append(Failure(what, str(error), error.declined))
             # A file names the models of its cases, also of those that could not be opened.
@@ -181,7 +182,8 @@ class _Runner:
             raise KeyboardInterrupt
         self.on_group(self._result(complete=False))
 
-    def _report(self, group: Group, stage: str, done: int, total: int) -> None:
+    def _report(self, group: Group, clock: _RoundClock, stage: str, done: int, total: int) -> None:
+        clock.see(stage)
         threads = f"{group.threads} thread{'s' * (group.threads > 1)}"
         self.progress(f"{group.model}, {threads}: {stage}{self.left}", done, total)
 
@@ -233,3 +235,22 @@ class _Runner:
             models=list(self.models),
             cases=list(self.cases),
         )
+
+
+class _RoundClock:
+    """Tells the estimate of the time left how long the rounds of a group take."""
+
+    def __init__(self, left: TimeLeft, rounds: int, now: Callable[[], float]) -> None:
+        self._left, self._open, self._now = left, rounds, now
+        self._last = now()
+
+    def see(self, stage: str) -> None:
+        """Another report: of stage "timing" there is one per round."""
+        begin, self._last = self._last, self._now()
+        if stage == "timing" and self._open:
+            self._open -= 1
+            self._left.add("round", 1, self._last - begin)
+
+    def end(self) -> None:
+        """The group has ended, perhaps early."""
+        self._left.drop("round", self._open)

@@ -20,6 +20,7 @@ from nmcompile.cli.bench_plan import (
 )
 from nmcompile.cli.bench_table import plot_profile, print_document, print_profiles, print_run
 from nmcompile.cli.default_group import DEFAULT, DefaultGroup
+from nmcompile.cli.figures import load_pyplot
 from nmcompile.cli.guard import INTERRUPTED, guarded, working
 from nmcompile.cli.options import JsonOption, ShapeOption
 from nmcompile.errors import DeviceError, InputError
@@ -137,6 +138,7 @@ def bench_models(
     specs, kinds = read_patterns(patterns), read_targets(targets)
     batches: list[int | None] = [*parse_counts(batch, "--batch")] if batch else [None]
     sources = read_sources(models, shape, weights, model, len(rows) > 1)
+    from nmcompile.runtime.files import check_writable
     from nmcompile.runtime.native import available_threads, default_threads
 
     cores = available_threads()
@@ -153,6 +155,10 @@ def bench_models(
         budget, memory, data, samples, label,
     )  # fmt: skip
     path = output or default_output(Path())
+    # Now, not after minutes of measuring.
+    check_writable(path)
+    if plot is not None:
+        load_pyplot()
 
     def save(run: "Run") -> bool:
         """Also after every group, so that nothing that comes later can lose it."""
