@@ -86,6 +86,24 @@ def test_another_version_of_an_engine_is_no_reference() -> None:
     assert found.changes[0].against == ("openvino-f32",)
 
 
+def test_what_only_one_of_the_others_shows_is_its_own() -> None:
+    after = run(2)
+    slow = after.cases[1]
+    slow = msgspec.structs.replace(slow, samples_ms=[0.5 * ms for ms in slow.samples_ms])
+    after = msgspec.structs.replace(after, cases=[after.cases[0], slow, after.cases[2]])
+    assert ours(compare(run(1), after)) == "within noise"
+
+
+def test_a_busy_machine_takes_more_to_convince() -> None:
+    def busy(run: Run) -> Run:
+        cases = [msgspec.structs.replace(case, noise="busy") for case in run.cases]
+        return msgspec.structs.replace(run, cases=cases)
+
+    assert ours(compare(run(1), run(2, ours=1.1))) == "slower"
+    assert ours(compare(run(1), busy(run(2, ours=1.1)))) == "within noise"
+    assert ours(compare(busy(run(1)), run(2, ours=1.3))) == "slower"
+
+
 def test_what_only_one_run_has_is_listed() -> None:
     found = compare(run(1), run(2, engines=("nmcompile", "onnxruntime")))
     assert [case.engine for case in found.only_before] == ["openvino-f32"]

@@ -40,7 +40,7 @@ def median_interval(samples: Sequence[float], seed: int = 0) -> Interval:
     """
     if not len(samples):
         raise ValueError("expected samples, found none")
-    value, draws = log_ratios(samples, [], seed)
+    value, draws = log_ratios(samples, None, seed)
     return interval_of(value, draws)
 
 
@@ -57,23 +57,21 @@ def ratio_interval(
     """
     if len(numerator) != len(denominator):
         raise ValueError(f"expected pairs, found {len(numerator)} and {len(denominator)} samples")
-    value, draws = log_ratios(numerator, [denominator], seed)
+    value, draws = log_ratios(numerator, denominator, seed)
     return interval_of(value, draws)
 
 
 def log_ratios(
-    numerator: Sequence[float], others: Sequence[Sequence[float]], seed: int = 0
+    numerator: Sequence[float], denominator: Sequence[float] | None, seed: int = 0
 ) -> tuple[float, npt.NDArray[Any]]:
-    """Median over rounds of the logarithm of a time over the geometric mean of others.
-
-    Without others it is the logarithm of the time itself.
+    """Median over rounds of the logarithm of a time over another, or of the time itself.
 
     Returns:
         The estimate, and one draw per resample, for intervals of what is computed from several.
     """
     logs = np.log(np.asarray(numerator, np.float64))
-    if others:
-        logs = logs - np.log(np.asarray(others, np.float64)).mean(axis=0)
+    if denominator is not None:
+        logs = logs - np.log(np.asarray(denominator, np.float64))
     return float(np.median(logs)), _medians(logs, seed)
 
 
