@@ -17,6 +17,7 @@ def test_a_cache_line_is_handed_over_in_nanoseconds() -> None:
 def test_rounds_wait_until_the_cores_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: Iterator[float] = iter([300.0, 300.0, 30.0, 30.0])
     monkeypatch.setattr(cores, "handover_ns", lambda: next(looks))
+    monkeypatch.setattr(cores, "FRESH", -1.0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     waiting = Cores(patience=60.0)
     waiting.wait()
@@ -41,3 +42,18 @@ def test_rounds_do_not_wait_where_nobody_can_look(monkeypatch: pytest.MonkeyPatc
     waiting = Cores(patience=60.0)
     waiting.wait()
     assert (waiting.rounds, waiting.patience) == (0, 60.0)
+
+
+def test_a_look_holds_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    def look() -> float:
+        looks.append(300.0)
+        return 300.0
+
+    monkeypatch.setattr(cores, "handover_ns", look)
+    monkeypatch.setattr(cores, "FRESH", 3600.0)
+    waiting = Cores(patience=0.0)
+    for _ in range(3):
+        waiting.wait()
+    assert (waiting.rounds, waiting.apart, len(looks)) == (3, 3, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 
 APART_NS = 100.0
 PAUSE = 2.0  # seconds between two looks while waiting
+FRESH = 0.5  # seconds that a look holds: hosts move cores once in a while, and looking is work
 PROGRAM = r"""
 #include <atomic>
 #include <chrono>
@@ -58,7 +60,7 @@ int main() {
 
 @dataclass
 class Cores:
-    """Looks before every round, and waits for a while if the cores are apart.
+    """Looks before rounds, and waits for a while if the cores are apart.
 
     patience: seconds to wait in all.
     rounds, apart: how many rounds were looked at, and how many had to do with cores apart.
@@ -68,6 +70,10 @@ class Cores:
     rounds: int = 0
     apart: int = 0
 
+    def __post_init__(self) -> None:
+        """Begin without a look."""
+        self._looked, self._together = -math.inf, True
+
     def wait(self) -> None:
         """Return when the cores are together, or the patience is at its end.
 
@@ -76,12 +82,18 @@ class Cores:
         if compiler() is None:
             return
         self.rounds += 1
+        if time.monotonic() - self._looked > FRESH:
+            self._together = self._wait_until_together()
+            self._looked = time.monotonic()
+        self.apart += not self._together
+
+    def _wait_until_together(self) -> bool:
         while handover_ns() > APART_NS:
             if self.patience <= 0:
-                self.apart += 1
-                return
+                return False
             time.sleep(PAUSE)
             self.patience -= PAUSE
+        return True
 
 
 def handover_ns() -> float:

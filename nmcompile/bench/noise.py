@@ -76,9 +76,8 @@ class LoadMeter:
         return busy, stolen
 
     def _own(self) -> float:
-        """Seconds of this process and its live children; ended children count as others."""
-        mine = os.times()
-        return mine.user + mine.system + _children_seconds(os.getpid())
+        """Seconds of this process and its children, live or ended."""
+        return sum(os.times()[:4]) + _children_seconds(os.getpid())
 
 
 def _children_seconds(parent: int) -> float:

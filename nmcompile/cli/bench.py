@@ -197,7 +197,7 @@ def _end(
         typer.echo(f"interrupted{kept}", err=True)
         raise typer.Exit(INTERRUPTED)
     if measured and not complete:
-        typer.echo(f"note: the time was spent before all rounds were; {path} says so", err=True)
+        typer.echo("note: the time was up before all rounds were measured", err=True)
     failed = [failure for failure in failures if not failure.declined]
     if failed or not measured:
         if not failures:

@@ -87,10 +87,11 @@ def print_run(run: "Run") -> None:
         labelled = any(row["top1"] is not None for row in rows)
         over = _title(anchor) if anchor is not None else "the others"
         columns = ["engine", "pattern", "density", "median ms", "min ms", f"speed-up over {over}"]
-        columns += ["95 % interval", "difference", "same top-1", "top-1", "noise"]
+        columns += ["95 % interval", "difference / range", "same top-1", "top-1", "noise"]
         if not labelled:
             columns.remove("top-1")
-        print_table(name, columns, [_cells(row, labelled) for row in rows], right=range(2, 7))
+        right = (2, 3, 4, 5, 7, 8)
+        print_table(name, columns, [_cells(row, labelled) for row in rows], right)
         for reason in dict.fromkeys(row["noise_reason"] for row in rows if row["noise_reason"]):
             typer.echo(f"note: {reason}")
 
@@ -140,14 +141,24 @@ def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
         f"{row['median_ms']:.3f}",
         f"{row['min_ms']:.3f}",
         _text(row["speedup"], "{:.2f}x"),
-        f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}" if row["speedup"] else "",
-        _text(row["difference"], "{:.1e} of the range"),
+        _interval(row),
+        _text(row["difference"], "{:.1e}"),
         _text(row["same_top1"], "{:.1%}"),
         row["noise"],
     ]
     if labelled:
         cells.insert(-1, _text(row["top1"], "{:.1%}"))
     return cells
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    from nmcompile.bench.noise import FEW
+
+    if row["speedup"] is None:
+        return ""
+    if row["rounds"] < FEW:
+        return f"of {row['rounds']} rounds: none"
+    return f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f}"
 
 
 def _text(value: float | None, template: str) -> str:
