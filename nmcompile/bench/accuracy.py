@@ -8,19 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.bench.engines.engine import Engine
+from nmcompile.bench.engines.engine import Engine, summary
 from nmcompile.bench.engines.table import name_inputs
 from nmcompile.bench.results import Accuracy
 from nmcompile.bench.samples import Samples
 from nmcompile.errors import InputError, ModelError, NmcompileError
 
 Array = npt.NDArray[Any]
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of another library says, on one line."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0]}"
 
 
 def try_run(name: str, engine: Engine, inputs: Mapping[str, Array]) -> list[Array]:
@@ -36,7 +30,7 @@ def try_run(name: str, engine: Engine, inputs: Mapping[str, Array]) -> list[Arra
         raise
     except Exception as error:  # every engine has exceptions of its own
         raise InputError(
-            f"{name} cannot run the model on these inputs: {first_line(error)}; name the model "
+            f"{name} cannot run the model on these inputs: {summary(error)}; name the model "
             "that the artifact was made from, or export it again"
         ) from error
 

@@ -12,10 +12,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from nmcompile.bench.accuracy import first_line, try_run
+from nmcompile.bench.accuracy import try_run
 from nmcompile.bench.clock import interleave
 from nmcompile.bench.cores import Cores
 from nmcompile.bench.engines import Array, Engine, name_inputs, open_engine
+from nmcompile.bench.engines.engine import summary
 from nmcompile.bench.engines.ours import Nmcompile
 from nmcompile.bench.matrix import Group, Setting
 from nmcompile.bench.noise import WIDE, Load, LoadMeter, judge
@@ -91,7 +92,7 @@ class Entrant:
 
     def fail(self, error: Exception) -> None:
         """Take no part any more."""
-        text = str(error) if isinstance(error, NmcompileError) else first_line(error)
+        text = str(error) if isinstance(error, NmcompileError) else summary(error)
         self.error = CaseError(text, isinstance(error, DeclinedError))
         self.samples = []
 

@@ -190,6 +190,7 @@ def _end(
     failures: tuple["Failure", ...], interrupted: bool, measured: bool, complete: bool, path: Path
 ) -> None:
     """Say what is missing, and exit as that deserves."""
+    failures = tuple(dict.fromkeys(failures))  # on several threads alike
     for failure in failures:
         typer.echo(f"not measured: {failure.what}: {failure.why}", err=True)
     if interrupted:

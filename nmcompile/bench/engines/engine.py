@@ -48,3 +48,10 @@ class Engine(ABC):
 def zeros(shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
     """Float32 inputs, for engines that compile themselves in the first run."""
     return {name: np.zeros(tuple(shape), np.float32) for name, shape in shapes.items()}
+
+
+def summary(error: Exception) -> str:
+    """What an exception of an engine says, on one line: the first that says more than where."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.endswith(":")] or lines or ["no message"]
+    return f"{type(error).__name__}: {said[0]}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from nmcompile.bench.engines.engine import summary
 from nmcompile.errors import DeviceError, InputError, ModelError, NmcompileError
 
 if TYPE_CHECKING:
@@ -112,10 +113,9 @@ def open_engine(name: str, model: Any, shapes: Mapping[str, Sequence[int]], thre
             f"{row.name} is not installed here ({error}); pip install {package}"
         ) from error
     except Exception as error:  # every engine has exceptions of its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"{row.name} cannot load {title}: {lines[0]}; leave the engine out, or export the "
-            "model in another way"
+            f"{row.name} cannot load {title}: {summary(error)}; leave the engine out, or export "
+            "the model in another way"
         ) from error
     return engine
 
