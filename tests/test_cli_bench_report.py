@@ -20,7 +20,7 @@ def run_file(tmp_path: Path) -> Path:
 
 
 def report(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, ["bench-report", *map(str, words)])
+    return CliRunner().invoke(app, ["bench", "report", *map(str, words)])
 
 
 def test_runs_become_a_page(run_file: Path, tmp_path: Path) -> None:

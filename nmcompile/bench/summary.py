@@ -1,4 +1,4 @@
-"""Which case the others of a group are held against, and how much faster each is."""
+"""Which case another is held against, and how much faster it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.ratios import Interval, median_interval, ratio_interval
 from nmcompile.bench.results import Case
+
+DENSE = 0.999  # a density above is no sparsity
 
 
 def groups_of(cases: Iterable[Case]) -> dict[str, list[Case]]:
@@ -17,26 +19,54 @@ def groups_of(cases: Iterable[Case]) -> dict[str, list[Case]]:
     return groups
 
 
+def baseline_of(case: Case, others: Sequence[Case]) -> Case | None:
+    """What the speed of one of our cases is told against, of the cases of one setting.
+
+    The fastest other engine that ran all weights or the same pattern, in the same element type
+    where there is one; without one, ours on dense weights. None for other engines' cases.
+    """
+    if case.engine != OURS:
+        return None
+    peers = [
+        other
+        for other in others
+        # One that gains from sparsity is no measure for another pattern.
+        if other.engine != OURS
+        and other.samples_ms
+        and other.pattern in ("", "dense", case.pattern)
+    ]
+    peers = [peer for peer in peers if peer.dtype == case.dtype] or peers
+    return _fastest(peers) or _fastest(
+        [
+            other
+            for other in others
+            if other is not case
+            and other.engine == OURS
+            and other.samples_ms
+            and other.density > DENSE
+            and (other.target, other.dtype) == (case.target, case.dtype)
+        ]
+    )
+
+
 def anchor_of(group: Sequence[Case]) -> Case | None:
-    """The fastest float32 case of another engine; without one, ours on dense weights.
+    """What the noise of a group's cases is judged against: the fastest other engine, or ours.
 
     Engines whose time depends on the weights count with dense ones only. None where nothing else
     was measured.
     """
     measured = [case for case in group if case.samples_ms]
-    peers = [
-        case
-        for case in measured
-        if case.engine != OURS and case.dtype == "float32" and case.pattern in ("", "dense")
-    ]
-    if peers:
-        return min(peers, key=lambda case: case.median_ms or 0.0)
-    ours = [case for case in measured if case.pattern == "dense"]
-    return ours[0] if ours and len(measured) > 1 else None
+    dense = [case for case in measured if case.pattern in ("", "dense")]
+    peers = [case for case in dense if case.engine != OURS]
+    return _fastest(peers) or (_fastest(dense) if len(measured) > 1 else None)
+
+
+def _fastest(cases: Sequence[Case]) -> Case | None:
+    return min(cases, key=lambda case: case.median_ms or 0.0, default=None)
 
 
 def speedup(case: Case, anchor: Case | None) -> Interval | None:
-    """How many times faster a case is than its group's anchor; None for the anchor itself.
+    """How many times faster a case is than another of its group; None for itself.
 
     Only rounds that both have are compared.
     """

@@ -18,6 +18,7 @@ from nmcompile.cli.bench_plan import (
     read_targets,
     refuse_for_artifacts,
 )
+from nmcompile.cli.bench_report import report_runs
 from nmcompile.cli.bench_table import plot_profile, print_document, print_profiles, print_run
 from nmcompile.cli.default_group import DEFAULT, DefaultGroup
 from nmcompile.cli.figures import load_pyplot
@@ -209,3 +210,4 @@ def _end(
 
 
 bench_app.command("compare")(compare_runs)
+bench_app.command("report")(report_runs)

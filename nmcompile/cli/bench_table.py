@@ -1,6 +1,6 @@
 """The result of `nmc bench`, for people and for programs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from nmcompile.bench.results import Case, Run
 
 
-def case_row(case: "Case", anchor: "Case | None") -> dict[str, Any]:
-    """What is known about a case, in plain types; `speedup` is over the group's anchor."""
-    from nmcompile.bench.summary import speedup
+def case_row(case: "Case", group: Sequence["Case"]) -> dict[str, Any]:
+    """What is known about a case, in plain types; `speedup` is of ours, over its baseline."""
+    from nmcompile.bench.summary import baseline_of, speedup
 
-    ratio, accuracy, times = speedup(case, anchor), case.accuracy, case.samples_ms
+    baseline = baseline_of(case, group)
+    ratio, accuracy, times = speedup(case, baseline), case.accuracy, case.samples_ms
     return {
         "model": case.model,
         "batch": case.batch,
@@ -33,7 +34,7 @@ def case_row(case: "Case", anchor: "Case | None") -> dict[str, Any]:
         "median_ms": case.median_ms,
         "min_ms": min(times, default=None),
         "max_ms": max(times, default=None),
-        "over": anchor.engine if anchor is not None and ratio is not None else None,
+        "over": _title(baseline) if baseline is not None and ratio is not None else None,
         "speedup": ratio.value if ratio else None,
         "speedup_low": ratio.low if ratio else None,
         "speedup_high": ratio.high if ratio else None,
@@ -49,14 +50,9 @@ def case_row(case: "Case", anchor: "Case | None") -> dict[str, Any]:
 
 def all_rows(run: "Run") -> list[dict[str, Any]]:
     """One row per case, in the order of the file."""
-    from nmcompile.bench.summary import anchor_of, groups_of
+    from nmcompile.bench.summary import groups_of
 
-    return [
-        case_row(case, anchor)
-        for group in groups_of(run.cases).values()
-        for anchor in [anchor_of(group)]
-        for case in group
-    ]
+    return [case_row(case, group) for group in groups_of(run.cases).values() for case in group]
 
 
 def print_document(run: "Run", path: Path, layers: bool) -> None:
@@ -77,20 +73,18 @@ def print_document(run: "Run", path: Path, layers: bool) -> None:
 
 def print_run(run: "Run") -> None:
     """Print one table per group."""
-    from nmcompile.bench.summary import anchor_of, groups_of
+    from nmcompile.bench.summary import groups_of
 
     for name, group in groups_of(run.cases).items():
-        anchor = anchor_of(group)
-        rows = [case_row(case, anchor) for case in group if case.samples_ms]
+        rows = [case_row(case, group) for case in group if case.samples_ms]
         if not rows:
             continue
         labelled = any(row["top1"] is not None for row in rows)
-        over = _title(anchor) if anchor is not None else "the others"
-        columns = ["engine", "pattern", "density", "median ms", "min ms", f"speed-up over {over}"]
-        columns += ["95 % interval", "difference / range", "same top-1", "top-1", "noise"]
+        columns = ["engine", "pattern", "density", "median ms", "min ms", "speed-up"]
+        columns += ["95 % interval", "over", "difference / range", "same top-1", "top-1", "noise"]
         if not labelled:
             columns.remove("top-1")
-        right = (2, 3, 4, 5, 7, 8)
+        right = (2, 3, 4, 5, 8, 9)
         print_table(name, columns, [_cells(row, labelled) for row in rows], right)
         for reason in dict.fromkeys(row["noise_reason"] for row in rows if row["noise_reason"]):
             typer.echo(f"note: {reason}")

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nmcompile.bench.report.intervals import ROUNDS, ratio_interval
+from nmcompile.bench.engines.table import OURS
+from nmcompile.bench.ratios import ratio_interval
 from nmcompile.bench.results import Case, Run
+from nmcompile.bench.summary import DENSE, baseline_of
 
-OURS: Final = "nmcompile"
 LOCAL: Final = "local"
-_DENSE: Final = 0.999  # a density above is no sparsity
+ROUNDS: Final = 5  # fewer say nothing about the spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +34,9 @@ class Site:
 class Entry:
     """A case and what it is compared with.
 
-    baseline: the fastest peer of its group, else our dense pattern; None for peers and where
-        there is neither.
-    ratio: time of the baseline over time of the case, above 1 where the case is faster.
+    baseline: as `nmcompile.bench.summary.baseline_of` says; None for peers and where there is none.
+    ratio: time of the baseline over time of the case, above 1 where the case is faster: the median
+        over their common rounds, or else of the medians.
     interval: 95 % of that ratio, None with fewer than 5 common rounds or without turns in common.
     """
 
@@ -53,7 +54,7 @@ class Entry:
     @property
     def dense(self) -> bool:
         """Whether all weights are kept."""
-        return self.case.density > _DENSE
+        return self.case.density > DENSE
 
     @property
     def ms(self) -> float:
@@ -122,52 +123,35 @@ def find_entries(sites: Iterable[Site]) -> list[Entry]:
 
 
 def _entry(site: Site, case: Case, cases: Sequence[Case]) -> Entry:
-    baseline = _baseline(case, cases) if case.engine == OURS and case.median_ms else None
-    if baseline is None:
+    baseline = _baseline(case, cases)
+    if baseline is None or not case.median_ms:
         return Entry(site, case, None, None, None)
     slow, fast = baseline.samples_ms, case.samples_ms
-    paired = baseline.group == case.group and min(len(slow), len(fast)) >= ROUNDS
-    return Entry(
-        site,
-        case,
-        baseline,
-        statistics.median(slow) / statistics.median(fast),
-        ratio_interval(slow, fast) if paired else None,
-    )
+    rounds = min(len(slow), len(fast))
+    if baseline.group == case.group and rounds >= ROUNDS:
+        found = ratio_interval(slow[:rounds], fast[:rounds])
+        return Entry(site, case, baseline, found.value, (found.low, found.high))
+    ratio = statistics.median(slow) / statistics.median(fast)
+    return Entry(site, case, baseline, ratio, None)
 
 
 def _baseline(case: Case, cases: Sequence[Case]) -> Case | None:
-    """The fastest peer that ran the same weights or all of them, else our own dense case."""
+    """Among the cases that took turns with this one, or else had its setting."""
+    setting = (case.model, case.threads, case.batch)
     others = [
         other
         for other in cases
         if other is not case
         and other.median_ms
-        and (other.model, other.threads, other.batch) == (case.model, case.threads, case.batch)
+        and (other.model, other.threads, other.batch) == setting
     ]
-    others = [other for other in others if other.group == case.group] or others
-    peers = [
-        other
-        for other in others
-        # A peer that gains from sparsity is no measure for another pattern.
-        if other.engine != OURS and (other.pattern in ("", "dense", case.pattern))
-    ]
-    if peers:
-        return min(peers, key=lambda peer: statistics.median(peer.samples_ms))
-    dense = [
-        other
-        for other in others
-        if other.engine == OURS
-        and other.density > _DENSE
-        and (other.target, other.dtype) == (case.target, case.dtype)
-    ]
-    return dense[0] if dense else None
+    return baseline_of(case, [other for other in others if other.group == case.group] or others)
 
 
 def family(case: Case) -> str:
     """What cases of several densities have in common: "1x16", "N:M", "unstructured", "dense"."""
     name = case.pattern.partition("@")[0]
-    if case.density > _DENSE:
+    if case.density > DENSE:
         return "dense"
     if ":" in name:
         return "N:M"

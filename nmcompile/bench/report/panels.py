@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nmcompile.bench.break_even import break_even
-from nmcompile.bench.report.data import OURS, Entry, engine_name, family, pattern_name, setting
+from nmcompile.bench.engines.table import OURS
+from nmcompile.bench.report.data import Entry, engine_name, family, pattern_name, setting
 from nmcompile.bench.report.series import Palette, Series
 from nmcompile.bench.report.table import Cell, Column, Row, Table, number, short_ms, times, words
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.report.data import (
-    OURS,
     Entry,
     Site,
     engine_name,

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.report.data import (
     LOCAL,
-    OURS,
     Entry,
     Site,
     engine_name,
