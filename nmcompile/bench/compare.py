@@ -12,8 +12,8 @@ from nmcompile.bench.ratios import Interval, interval_of, log_ratios
 from nmcompile.bench.results import Case, Run
 from nmcompile.bench.summary import groups_of
 
-# Of a time: what two runs of one build differ by, beyond what their rounds show. Among eleven runs on
-# a quiet machine: at most 2.5 % in all, of models that take 6 and 11 ms; of one that takes 1.5 ms 10 %.
+# Of a time: what two runs of one build differ by, beyond what their rounds show. Eleven runs on a
+# quiet machine differ by at most 2.5 % in all for models of 6 and 11 ms, by 10 % for one of 1.5 ms.
 FLOOR = 0.02
 BUSY_FLOOR = 0.10  # where other processes were there: they do not slow all engines alike
 THRESHOLD = 0.05  # of a time: slower by less is no regression

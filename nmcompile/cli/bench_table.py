@@ -86,8 +86,8 @@ def print_run(run: "Run") -> None:
             columns.remove("top-1")
         right = (2, 3, 4, 5, 8, 9)
         print_table(name, columns, [_cells(row, labelled) for row in rows], right)
-        for reason in dict.fromkeys(row["noise_reason"] for row in rows if row["noise_reason"]):
-            typer.echo(f"note: {reason}")
+        for note in dict.fromkeys(_note(row) for row in rows if row["noise_reason"]):
+            typer.echo(f"note: {note}")
 
 
 def print_profiles(run: "Run") -> None:
@@ -143,6 +143,12 @@ def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
     if labelled:
         cells.insert(-1, _text(row["top1"], "{:.1%}"))
     return cells
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """Why a case is noisy; a busy machine concerns all of them alike."""
+    who = f"{row['engine']} {row['pattern']}".strip()
+    return f"{who}: {row['noise_reason']}" if row["noise"] == "noisy" else row["noise_reason"]
 
 
 def _interval(row: Mapping[str, Any]) -> str:
