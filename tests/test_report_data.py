@@ -126,8 +126,11 @@ def test_sites_have_names_of_their_own() -> None:
 
 def test_remote_devices_are_sites_of_their_own() -> None:
     remote = change(make_case(), device="icelake at 10.0.0.2")
-    named = [site.name for site in find_sites([run_of(make_case(), remote)])]
-    assert named == ["a CPU", "a CPU, icelake at 10.0.0.2"]
+    run = run_of(make_case(), remote)
+    there = change(run.machine, cpu="another CPU")
+    sites = find_sites([change(run, devices={remote.device: there})])
+    assert [site.name for site in sites] == ["a CPU", "another CPU, icelake at 10.0.0.2"]
+    assert [site.machine for site in sites] == [run.machine, there]
 
 
 def test_break_even_is_interpolated_between_densities() -> None:

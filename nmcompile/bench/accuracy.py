@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,16 @@ def outputs_of(name: str, engine: Engine, samples: Samples) -> list[Array]:
     runs = []
     for inputs in samples.batches:
         outputs = try_run(name, engine, name_inputs(engine, inputs))
-        size = len(next(iter(inputs.values())))
         # Copies: the next run may overwrite them.
-        runs.append([np.array(_rows(output, size), np.float64) for output in outputs])
+        runs.append(_rows_of(outputs, inputs))
     whole = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
     return [rows[: samples.count] if len(rows) > samples.count else rows for rows in whole]
+
+
+def rows_of(outputs: Sequence[Array], samples: Samples) -> list[Array]:
+    """The outputs of one run, of the only batch of `samples`, as `outputs_of` has them."""
+    (inputs,) = samples.batches
+    return _rows_of(outputs, inputs)
 
 
 def judge(
@@ -86,5 +91,9 @@ def judge(
     )
 
 
-def _rows(output: Array, size: int) -> Array:
-    return output.reshape(size if output.ndim and output.shape[0] == size else 1, -1)
+def _rows_of(outputs: Sequence[Array], inputs: Mapping[str, Array]) -> list[Array]:
+    size = len(next(iter(inputs.values())))
+    shapes = [(size if out.ndim and len(out) == size else 1, -1) for out in outputs]
+    return [
+        np.array(out.reshape(shape), np.float64) for out, shape in zip(outputs, shapes, strict=True)
+    ]

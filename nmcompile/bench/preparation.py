@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from nmcompile.bench.accuracy import judge, outputs_of
+from nmcompile.bench.accuracy import judge, outputs_of, rows_of
 from nmcompile.bench.engines import Engine, find_engine, is_installed, open_engine
 from nmcompile.bench.matrix import PatternSpec, Setting
 from nmcompile.bench.results import Accuracy
@@ -56,6 +56,19 @@ class Preparation:
         made: Accuracy | None = self._once(key, lambda: self._accuracy(setting, engine))
         return made
 
+    def agreement(self, spec: PatternSpec, outputs: Sequence[Array]) -> Accuracy | None:
+        """As `accuracy`, for outputs that were made of `inputs` elsewhere.
+
+        Raises:
+            NmcompileError: they are of another model.
+        """
+        samples = Samples([self.inputs], self._any.batch)
+        key = ("expected of inputs", spec.text)
+        found = self._once(key, lambda: self._expected(spec, samples))
+        if found is None:
+            return None
+        return judge(*found, rows_of(outputs, samples), None)
+
     @cached_property
     def inputs(self) -> dict[str, Array]:
         """One batch, to be timed."""
@@ -75,7 +88,7 @@ class Preparation:
 
     def _accuracy(self, setting: Setting, engine: Engine) -> Accuracy | None:
         spec = setting.pattern
-        found = self._once(("expected", spec.text), lambda: self._expected(spec))
+        found = self._once(("expected", spec.text), lambda: self._expected(spec, self._samples))
         if found is None:
             return None
         reference, expected = found
@@ -90,9 +103,8 @@ class Preparation:
             return read_samples(self._data, specs, self._limit)
         return random_samples(specs, self._any.batch)
 
-    def _expected(self, spec: PatternSpec) -> tuple[str, list[Array]] | None:
+    def _expected(self, spec: PatternSpec, samples: Samples) -> tuple[str, list[Array]] | None:
         variant = self.variant(spec)
-        samples = self._samples
         for name in REFERENCES:
             row = find_engine(name)
             if not is_installed(row):

@@ -142,7 +142,8 @@ class Case(Struct, frozen=True, kw_only=True):
     density: share of weights that are kept in the layers that are pruned, 1 for dense.
     target: what was compiled for ("avx512", "sm_80"); "" for engines that do not say.
     dtype: that the engine computes in.
-    device: "local", or the key and address of a remote one.
+    device: "local", or the key and address of a remote one ("icelake at 10.0.0.7:9090"), where
+        cases take no turns.
     samples_ms: every timed run of the whole batch, in order.
     noise: "quiet", "noisy" (the interval is wide: run longer) or "busy" (the machine was not free);
         noise_reason says why.
@@ -211,6 +212,7 @@ class Run(Struct, frozen=True, kw_only=True):
     seconds: float
     complete: bool
     machine: Machine
+    devices: dict[str, Machine] = msgspec.field(default_factory=dict)
     versions: dict[str, str]
     settings: Settings
     roofs: Roofs | None

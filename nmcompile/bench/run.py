@@ -7,7 +7,7 @@ import datetime
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from nmcompile.bench.machine import PACKAGES, describe_machine, package_versions
 from nmcompile.bench.matrix import Group
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.remaining import TimeLeft
-from nmcompile.bench.results import Case, Model, Roofs, Run, Settings
+from nmcompile.bench.results import Case, Machine, Model, Roofs, Run, Settings
 from nmcompile.bench.sources import Source
 from nmcompile.errors import NmcompileError
 from nmcompile.folding import Progress, silent
@@ -63,11 +63,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run, what went wrong in it, and whether ctrl-C ended it."""
+    """A run, what went wrong in it, whether ctrl-C ended it, and what else there is to say."""
 
     run: Run
     failures: tuple[Failure, ...]
     interrupted: bool
+    notes: tuple[str, ...] = ()
 
 
 def run_plan(
@@ -217,24 +218,51 @@ class _Runner:
         return Roofs(fma=found.fma, load=found.load)
 
     def _result(self, complete: bool = True) -> Run:
-        plan = self.plan
-        settings = Settings(
-            rounds=plan.rounds, warmup=plan.warmup, pinned=self.pinned,
-            budget_s=plan.budget_s, memory_bytes=plan.memory_bytes,
-        )  # fmt: skip
-        others = {case.engine: case.engine_version for case in self.cases if case.engine_version}
-        return Run(
-            label=plan.label,
-            started=self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            seconds=self.now() - self.begin,
+        return make_run(
+            self.plan,
+            self.started,
+            self.now() - self.begin,
             complete=complete and not self.interrupted and not self.late,
             machine=self.machine,
-            versions=package_versions(PACKAGES) | others,
-            settings=settings,
+            pinned=self.pinned,
             roofs=self.__dict__.get("_roofs"),
-            models=list(self.models),
-            cases=list(self.cases),
+            models=self.models,
+            cases=self.cases,
         )
+
+
+def make_run(
+    plan: Plan,
+    started: datetime.datetime,
+    seconds: float,
+    *,
+    complete: bool,
+    machine: Machine,
+    models: Sequence[Model],
+    cases: Sequence[Case],
+    pinned: Sequence[int] = (),
+    roofs: Roofs | None = None,
+    devices: Mapping[str, Machine] | None = None,
+) -> Run:
+    """The file of a run; arguments as its fields."""
+    settings = Settings(
+        rounds=plan.rounds, warmup=plan.warmup, pinned=list(pinned),
+        budget_s=plan.budget_s, memory_bytes=plan.memory_bytes,
+    )  # fmt: skip
+    others = {case.engine: case.engine_version for case in cases if case.engine_version}
+    return Run(
+        label=plan.label,
+        started=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=seconds,
+        complete=complete,
+        machine=machine,
+        devices=dict(devices or {}),
+        versions=package_versions(PACKAGES) | others,
+        settings=settings,
+        roofs=roofs,
+        models=list(models),
+        cases=list(cases),
+    )
 
 
 class _RoundClock:

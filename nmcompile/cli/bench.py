@@ -13,6 +13,7 @@ from nmcompile.cli.bench_plan import (
     parse_duration,
     parse_size,
     read_engines,
+    read_fleet,
     read_patterns,
     read_sources,
     read_targets,
@@ -122,6 +123,13 @@ def bench_models(
         ),
     ] = None,
     label: Annotated[str, typer.Option(help="What to call this run.")] = "",
+    tracker: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Measure on the devices of this tracker.")
+    ] = "",
+    key: Annotated[str, typer.Option(help="Which of its devices: as given to them.")] = "",
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that a device may take for one case.")
+    ] = 600.0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency over models x patterns x targets x threads x batch x engines.
@@ -145,8 +153,11 @@ def bench_models(
     cores = available_threads()
     counts = [default_threads()]
     if threads:
-        counts = parse_counts(threads, "--threads", cores, "the cores that this process may use")
+        most = None if tracker else cores  # a device may have more
+        counts = parse_counts(threads, "--threads", most, "the cores that this process may use")
+    fleet = read_fleet(tracker, key, timeout, len(rows) > 1, data)
     from nmcompile.bench.matrix import expand
+    from nmcompile.bench.remote import run_remote
     from nmcompile.bench.results import write_run
     from nmcompile.bench.run import Plan, run_plan
 
@@ -169,7 +180,10 @@ def bench_models(
         return measured
 
     with working() as progress:
-        outcome = run_plan(plan, progress=progress, on_group=save)
+        if fleet is not None:
+            outcome = run_remote(plan, fleet, progress=progress, on_case=save)
+        else:
+            outcome = run_plan(plan, progress=progress, on_group=save)
     run = outcome.run
     measured = save(run)
     if measured:
@@ -184,6 +198,8 @@ def bench_models(
         if plot is not None:
             typer.echo(f"layers drawn in {plot}")
         typer.echo(f"written to {path}")
+    for note in outcome.notes:
+        typer.echo(f"note: {note}", err=True)
     _end(outcome.failures, outcome.interrupted, measured, run.complete, path)
 
 

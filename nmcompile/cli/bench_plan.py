@@ -15,6 +15,7 @@ from nmcompile.errors import InputError, NmcompileError, ShapeError
 if TYPE_CHECKING:
     from nmcompile.bench.engines import EngineRow
     from nmcompile.bench.matrix import PatternSpec
+    from nmcompile.bench.remote import Fleet
     from nmcompile.bench.sources import Source
 
 T = TypeVar("T")
@@ -147,6 +148,34 @@ def read_sources(
         else:
             sources.append(OnnxSource(name, text, Path(text), shapes_of(shapes)))
     return sources
+
+
+def read_fleet(
+    tracker: str, key: str, timeout: float, others: bool, data: Path | None
+) -> "Fleet | None":
+    """The devices to measure on; None for this machine.
+
+    Raises:
+        InputError: the tracker's address is none.
+    """
+    if not tracker and not key:
+        return None
+    if not tracker or not key:
+        raise typer.BadParameter(
+            "devices are found by --tracker HOST:PORT and --key: expected both, found one",
+            param_hint="--tracker" if not tracker else "--key",
+        )
+    for given, option in ((others, "--against"), (data is not None, "--data")):
+        if given:
+            raise typer.BadParameter(
+                "devices run nmcompile only, on random inputs: expected it without --tracker; "
+                "measure that on this machine",
+                param_hint=option,
+            )
+    from nmcompile.bench.remote import Fleet
+    from nmcompile.devices import Address
+
+    return Fleet(Address.parse(tracker), key, timeout)
 
 
 def need_extra() -> None:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def run_jobs(
     timeout: float = 600.0,
     attempts: int = 3,
     patience: float = 10.0,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Run jobs on the devices of a key, and yield each outcome as it comes.
 
     Args:
@@ -151,7 +151,7 @@ class _Fleet:
     running: set[_Attempt] = field(default_factory=set)
     done: queue.SimpleQueue[tuple[_Attempt, _Result]] = field(default_factory=queue.SimpleQueue)
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Generator[Outcome]:
         todo = deque(_Attempt(job) for job in jobs)
         seen = time.monotonic()
         devices = self.count()

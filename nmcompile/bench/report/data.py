@@ -10,7 +10,7 @@ from typing import Final
 
 from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.ratios import ratio_interval
-from nmcompile.bench.results import Case, Run
+from nmcompile.bench.results import Case, Machine, Run
 from nmcompile.bench.summary import DENSE, baseline_of
 
 LOCAL: Final = "local"
@@ -28,6 +28,11 @@ class Site:
     name: str
     run: Run
     device: str
+
+    @property
+    def machine(self) -> Machine:
+        """That the cases ran on."""
+        return self.run.devices.get(self.device, self.run.machine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +107,10 @@ def find_sites(runs: Sequence[Run]) -> list[Site]:
 
 def _place(run: Run, device: str) -> str:
     name = run.label or run.machine.cpu or "a machine"
-    return name if device == LOCAL else f"{name}, {device}"
+    if device == LOCAL:
+        return name
+    remote = run.devices.get(device)
+    return f"{run.label or (remote.cpu if remote else '') or 'a device'}, {device}"
 
 
 def find_entries(sites: Iterable[Site]) -> list[Entry]:

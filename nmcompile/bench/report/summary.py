@@ -299,7 +299,7 @@ def cards(sites: Sequence[Site]) -> list[Card]:
 
 
 def _card(site: Site) -> Card:
-    run, machine = site.run, site.run.machine
+    run, machine = site.run, site.machine
     settings, roofs = run.settings, run.roofs
     limits = [f"{settings.budget_s:.0f} s"] if settings.budget_s is not None else []
     if settings.memory_bytes is not None:

@@ -1,0 +1,258 @@
+"""A benchmark run on other machines: compiled here, measured there, gathered in one result.
+
+Only our engine runs remotely, one case per job; cases of one device take no turns with each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import nmcompile
+from nmcompile.bench.machine import describe_machine
+from nmcompile.bench.matrix import Group, Setting
+from nmcompile.bench.noise import Load, Verdict, judge
+from nmcompile.bench.preparation import Preparation
+from nmcompile.bench.profile import layer_rows
+from nmcompile.bench.ratios import median_interval
+from nmcompile.bench.results import Accuracy, Case, LayerRow, Machine, Model, Run
+from nmcompile.bench.run import Failure, Outcome, Plan, make_run
+from nmcompile.bench.sources import Source
+from nmcompile.bench.variants import Compiled, Variant
+from nmcompile.devices import Address, Job, run_jobs
+from nmcompile.devices import Outcome as JobOutcome
+from nmcompile.errors import NmcompileError
+from nmcompile.folding import Progress, silent
+from nmcompile.runtime import LayerTime, read_artifact
+
+ARTIFACT, INPUTS, OUTPUTS = "model.nmc", "inputs.npz", "outputs.npz"  # on the device
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The devices to run on.
+
+    tracker, key: where they are registered, and as what.
+    timeout_s: for one case, its files included.
+    attempts: how often a case is tried where devices fail.
+    """
+
+    tracker: Address
+    key: str
+    timeout_s: float = 600.0
+    attempts: int = 3
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One case that is ready to be sent."""
+
+    group: Group
+    setting: Setting
+    ready: Preparation
+    variant: Variant
+    compiled: Compiled
+    job: Job
+
+
+def run_remote(
+    plan: Plan,
+    fleet: Fleet,
+    *,
+    progress: Progress = silent,
+    on_case: Callable[[Run], object] = lambda run: None,
+) -> Outcome:
+    """Measure the cases of our engine on a fleet.
+
+    Args:
+        plan: what; cores are not chosen, and waited for, remotely.
+        fleet: where.
+        progress: told about every stage.
+        on_case: given the run so far after every case, so that it can be saved.
+
+    Returns:
+        As `run_plan`; `notes` tells of devices that died or stalled.
+
+    Raises:
+        DeviceError: there is no such tracker, or no device of the key.
+    """
+    return _RemoteRun(plan, fleet, progress, on_case).run()
+
+
+class _RemoteRun:
+    def __init__(
+        self, plan: Plan, fleet: Fleet, progress: Progress, on_case: Callable[[Run], object]
+    ) -> None:
+        self.plan, self.fleet, self.progress, self.on_case = plan, fleet, progress, on_case
+        self.started, self.begin = datetime.datetime.now(datetime.UTC), time.monotonic()
+        self.machine = describe_machine()
+        self.models: list[Model] = []
+        self.cases: list[Case] = []
+        self.devices: dict[str, Machine] = {}
+        self.failures: list[Failure] = []
+        self.notes: list[str] = []
+
+    def run(self) -> Outcome:
+        interrupted, late = False, False
+        with tempfile.TemporaryDirectory(prefix="nmc-bench-") as folder:
+            try:
+                work = {item.job: item for item in self._prepare(Path(folder))}
+                late = self._measure(work)
+            except KeyboardInterrupt:
+                interrupted = True
+        run = self._result(complete=not interrupted and not late)
+        return Outcome(run, tuple(self.failures), interrupted, tuple(self.notes))
+
+    def _measure(self, work: Mapping[Job, _Work]) -> bool:
+        """Run the jobs; tells whether the time was up before all were done."""
+        if not work:
+            return False
+        fleet, budget = self.fleet, self.plan.budget_s
+        outcomes = run_jobs(
+            fleet.tracker,
+            fleet.key,
+            list(work),
+            timeout=fleet.timeout_s,
+            attempts=fleet.attempts,
+        )
+        with contextlib.closing(outcomes):
+            self.progress("measuring", 0, len(work))
+            for done, outcome in enumerate(outcomes, 1):
+                self._add(work[outcome.job], outcome)
+                self.progress("measuring", done, len(work))
+                self.on_case(self._result(complete=False))
+                spent = time.monotonic() - self.begin
+                if budget is not None and spent > budget and done < len(work):
+                    return True
+        return False
+
+    def _prepare(self, folder: Path) -> Iterator[_Work]:
+        """Compile and export everything that is to be sent."""
+        plan = self.plan
+        for source in plan.sources:
+            groups = [group for group in plan.groups if group.model == source.name]
+            for batch in dict.fromkeys(group.batch for group in groups):
+                place = Path(tempfile.mkdtemp(dir=folder))
+                ready = Preparation(source, batch, place, None, 0)
+                for group in (group for group in groups if group.batch == batch):
+                    for setting in group.settings:
+                        yield from self._ready(source, group, setting, ready, place)
+
+    def _ready(
+        self, source: Source, group: Group, setting: Setting, ready: Preparation, place: Path
+    ) -> Iterator[_Work]:
+        shown = f"{source.name}: {setting.pattern.text} {setting.target}".strip()
+
+        def report(stage: str, done: int = 0, total: int = 0) -> None:
+            self.progress(f"{shown}: {stage}", done, total)
+
+        report("preparing")
+        try:
+            variant = ready.variant(setting.pattern)
+            compiled = variant.compiled(setting.target, report)
+            if all(model.name != source.name for model in self.models):
+                self.models.append(source.describe(variant.macs // max(variant.batch, 1)))
+        except NmcompileError as error:
+            self.failures.append(Failure(shown, str(error), declined=False))
+            return
+        inputs = place / INPUTS
+        if not inputs.exists():
+            np.savez(inputs, **ready.inputs)  # type: ignore[arg-type]
+        results = Path(tempfile.mkdtemp(dir=place)) / OUTPUTS
+        request = {
+            "artifact": ARTIFACT,
+            "inputs": INPUTS,
+            "outputs": OUTPUTS,
+            "threads": group.threads,
+            "rounds": self.plan.rounds,
+            "warmup": self.plan.warmup,
+            "profile": True,
+        }
+        name = f"{shown}, {group.threads} threads"
+        files = {ARTIFACT: compiled.path, INPUTS: inputs}
+        job = Job(name, request, files, {OUTPUTS: results})
+        yield _Work(group, setting, ready, variant, compiled, job)
+
+    def _add(self, work: _Work, outcome: JobOutcome) -> None:
+        for failure in outcome.failures:
+            where = failure.device or "no device"
+            self.notes.append(f"{work.job.name}, on {where}: {failure.reason}; tried again")
+        if outcome.response is None:
+            error = outcome.error or "the device did not say why"
+            self.failures.append(Failure(work.job.name, error, declined=False))
+            self.cases.append(self._case(work, outcome.device, error=error))
+            return
+        response = outcome.response
+        device = f"{self.fleet.key} at {outcome.device}"
+        self.devices[device] = msgspec.convert(response["machine"], Machine)
+        try:
+            with np.load(work.job.results[OUTPUTS], allow_pickle=False) as stored:
+                outputs = [stored[name] for name in stored.files]
+            accuracy = work.ready.agreement(work.setting.pattern, outputs)
+        except NmcompileError as error:
+            self.failures.append(Failure(work.job.name, str(error), declined=False))
+            self.cases.append(self._case(work, outcome.device, error=str(error)))
+            return
+        self.cases.append(self._case(work, outcome.device, response, accuracy))
+
+    def _case(
+        self,
+        work: _Work,
+        address: str,
+        response: Mapping[str, Any] | None = None,
+        accuracy: Accuracy | None = None,
+        error: str | None = None,
+    ) -> Case:
+        group, variant, device = work.group, work.variant, f"{self.fleet.key} at {address}"
+        samples = list(response["samples_ms"]) if response else []
+        verdict: Verdict = "quiet"
+        reason = ""
+        layers: list[LayerRow] = []
+        facts = work.compiled.facts
+        if response:
+            verdict, reason = judge(median_interval(samples), samples, Load(**response["load"]))
+            times = [LayerTime(**layer) for layer in response["layers"]]
+            known = read_artifact(work.compiled.path).manifest.layers
+            layers = layer_rows(times, known, None, group.threads)
+            facts = msgspec.structs.replace(facts, load_ms=response["load_ms"])
+        return Case(
+            group=f"{work.job.name}, batch {variant.batch}, {device}",
+            model=group.model,
+            engine=work.setting.engine.name,
+            engine_version=nmcompile.__version__,
+            pattern=work.setting.pattern.text,
+            density=variant.density,
+            target=work.compiled.target,
+            dtype=work.setting.engine.dtype,
+            threads=group.threads,
+            batch=variant.batch,
+            device=device if address else self.fleet.key,
+            samples_ms=samples,
+            noise=verdict,
+            noise_reason=reason,
+            accuracy=accuracy,
+            artifact=facts,
+            layers=layers,
+            error=error,
+        )
+
+    def _result(self, complete: bool) -> Run:
+        return make_run(
+            self.plan,
+            self.started,
+            time.monotonic() - self.begin,
+            complete=complete,
+            machine=self.machine,
+            models=self.models,
+            cases=self.cases,
+            devices=self.devices,
+        )
