@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from nmcompile.bench.results import (
     Accuracy,
@@ -17,6 +19,8 @@ from nmcompile.bench.results import (
     Run,
     Settings,
 )
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 # Names come from users: this one is markup in HTML, in attributes and in SVG.
 HOSTILE: Final = "evil\"'&<img src=http://127.0.0.1:9/x onerror=alert(1)></script><b>"
@@ -87,10 +91,9 @@ def make_run(
     )  # fmt: skip
 
 
-def change(case: Case, **changes: Any) -> Case:
-    """The case with other fields."""
-    fields = {name: getattr(case, name) for name in case.__struct_fields__}
-    return Case(**(fields | changes))
+def change(thing: T, **changes: Any) -> T:
+    """The case, run or machine with other fields."""
+    return msgspec.structs.replace(thing, **changes)
 
 
 def _case(
