@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmcompile.errors import WeightError
-from nmcompile.kernels.catalog import Kernel, choose, rows_for
+from nmcompile.errors import TargetError, WeightError
+from nmcompile.kernels.catalog import Kernel, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.sparse_tensor_core.tiles import TILES, Gemm, TileConfig
 from nmcompile.kernels.sparse_tensor_core.tiling import GPUS, Gpu, find_gpu, fits, split_counts
-from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, project
 from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error
 from tests.tensor_core_runner import (
@@ -175,10 +175,34 @@ def test_few_input_channels_run_dense() -> None:
         (replace(LARGE, batch=30_000), "31 bits; reduce the batch"),
     ],
 )
-def test_what_no_row_runs_is_refused(conv: Conv2d, reason: str) -> None:
+def test_what_a_tensor_core_cannot_run_is_refused(conv: Conv2d, reason: str) -> None:
     problem = problem_of(conv, NM(2, 4))
-    for row in rows_for("conv2d", "sm_80", "float16"):
+    for row in ROWS:
         assert reason in str(row.refuse(problem))
+
+
+@pytest.mark.parametrize(
+    ("conv", "reason"),
+    [
+        (replace(LARGE, kernel=(17, 1)), "window of 17x1"),
+        (replace(LARGE, batch=30_000), "31 bits; reduce the batch"),
+        (replace(LARGE, groups=128, batch=30_000), "31 bits; reduce the batch"),
+        (replace(LARGE, groups=4, kernel=(1, 17)), "window of 1x17"),
+    ],
+)
+def test_what_no_row_runs_is_an_error_with_the_reason(conv: Conv2d, reason: str) -> None:
+    with pytest.raises(TargetError, match=f"no kernel for conv2d on float16: .*{reason}"):
+        choose("conv2d", "sm_80", problem_of(conv, NM(2, 4)))
+
+
+def test_other_convolutions_and_matrix_products_have_kernels() -> None:
+    depthwise = choose("conv2d", "sm_80", problem_of(replace(LARGE, groups=128), NM(2, 4)))
+    assert depthwise.kernel.name == "conv2d_f16_depthwise__sm_80"
+    grouped = choose("conv2d", "sm_90a", problem_of(replace(LARGE, groups=4), NM(2, 4)))
+    assert grouped.kernel.name == "conv2d_f16_grouped_two_four__sm_90a"
+    weight = np.random.default_rng(0).standard_normal((1000, 2048), dtype=np.float32)
+    linear = Problem(Linear((64,), 2048, 1000), weight=project(weight, NM(2, 4)), dtype="float16")
+    assert choose("linear", "sm_80", linear).kernel.name == "linear_f16_two_four__sm_80"
 
 
 def test_a_weight_beyond_float16_is_an_error() -> None:

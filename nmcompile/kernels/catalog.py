@@ -6,7 +6,7 @@ not take it is a sentence that reaches the user through `nmc inspect`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import rows as avx512
 from nmcompile.kernels.avx512 import verdicts
 from nmcompile.kernels.problem import MADE_FOR, Candidate, Lowered, Problem
-from nmcompile.kernels.sparse_tensor_core.rows import TensorCoreConv
+from nmcompile.kernels.sparse_tensor_core import rows as gpu
+from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
 
 RoofKind = Literal["fma", "load"]
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
@@ -53,14 +54,40 @@ class Kernel:
         return self.emit(self.name, problem, config)
 
 
-def _tensor_core(name: str, conv: TensorCoreConv) -> Kernel:
+def _tensor_core(name: str, conv: TensorCoreConv, op: OpKind = "conv2d") -> Kernel:
     return Kernel(
-        f"{name}__{conv.arch}", "conv2d", conv.arch, "float16", conv.method != "dense",
+        f"{name}__{conv.arch}", op, conv.arch, "float16", conv.method != "dense",
         conv.refuse, conv.decline, conv.configs, conv.lower,
     )  # fmt: skip
 
 
-_WGMMA = TensorCoreConv("sm_90a", "wgmma", ("sparse", "dense"))
+def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
+    """The rows of one GPU architecture."""
+    kinds: tuple[tuple[str, OpKind, type[TensorCoreConv]], ...] = (
+        ("conv2d_f16", "conv2d", TensorCoreConv),
+        ("conv2d_f16_grouped", "conv2d", GroupedConv),
+        ("linear_f16", "linear", TensorCoreLinear),
+    )
+    yield Kernel(
+        f"conv2d_f16_depthwise__{arch}", "conv2d", arch, "float16", False,
+        gpu.refuse_depthwise, verdicts.accept, gpu.one_config, gpu.lower_depthwise,
+    )  # fmt: skip
+    for name, op, kind in kinds:
+        if wgmma and kind is TensorCoreConv:
+            row = kind(arch, "wgmma", ("sparse", "dense"))
+            yield _tensor_core(f"{name}_two_four_wgmma", row, op)
+        yield _tensor_core(f"{name}_two_four", kind(arch, "sparse", ("dense",)), op)
+        yield _tensor_core(f"{name}_dense", kind(arch, "dense"), op)
+    yield Kernel(
+        f"pool2d_f16__{arch}", "pool2d", arch, "float16", False,
+        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_pool,
+    )  # fmt: skip
+    yield Kernel(
+        f"global_average_f16__{arch}", "global_average", arch, "float16", False,
+        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_global_average,
+    )  # fmt: skip
+
+
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
@@ -101,11 +128,8 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_global_average,
     ),
-    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_80", "sparse", ("dense",))),
-    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_80", "dense")),
-    _tensor_core("conv2d_f16_two_four_wgmma", _WGMMA),
-    _tensor_core("conv2d_f16_two_four", TensorCoreConv("sm_90a", "sparse", ("dense",))),
-    _tensor_core("conv2d_f16_dense", TensorCoreConv("sm_90a", "dense")),
+    *_tensor_core_rows("sm_80", wgmma=False),
+    *_tensor_core_rows("sm_90a", wgmma=True),
 )  # fmt: skip
 
 
@@ -138,7 +162,7 @@ def choose(op: OpKind, target: str, problem: Problem) -> Choice:
     """The first kernel of the target that neither refuses nor declines the problem.
 
     Raises:
-        TargetError: no kernel of the target computes this operator and element type.
+        TargetError: no kernel of the target computes this problem.
     """
     refusals: dict[str, str] = {}
     for kernel in rows_for(op, target, problem.dtype):
@@ -146,4 +170,8 @@ def choose(op: OpKind, target: str, problem: Problem) -> Choice:
         if reason is None:
             return Choice(kernel, refusals)
         refusals[kernel.name] = reason
-    raise TargetError(f"target {target} has no kernel for {op} on {problem.dtype}")
+    reasons = [text for text in refusals.values() if not text.startswith(MADE_FOR)]
+    raise TargetError(
+        f"target {target} has no kernel for {op} on {problem.dtype}"
+        + (f": {reasons[-1]}" if reasons else "")
+    )
