@@ -25,7 +25,7 @@ from nmcompile.errors import TargetError
 
 # Fast math: results are rounded to float16, whose error is a thousand times larger.
 NVCC_FLAGS = ("-O3", "-w", "--use_fast_math", "-Xptxas", "-v")
-_CALLBACK = "tvm_callback_cuda_compile"
+COMPILE_CALLBACK = "tvm_callback_cuda_compile"
 _AXES = ("x", "y", "z")
 _SHARED = "tirx.use_dyn_shared_memory"
 
@@ -129,17 +129,17 @@ def compile_cubin(source: str, arch: str) -> Cubin:
 def _source_of_callback() -> Iterator[list[str]]:
     """Collect the source instead of compiling it, where TVM finds a driver and would do so."""
     sources: list[str] = []
-    before = tvm_ffi.get_global_func(_CALLBACK)
+    before = tvm_ffi.get_global_func(COMPILE_CALLBACK)
 
     def collect(code: str, *rest: Any) -> bytes:
         sources.append(code)
         return b""
 
-    tvm_ffi.register_global_func(_CALLBACK, collect, override=True)
+    tvm_ffi.register_global_func(COMPILE_CALLBACK, collect, override=True)
     try:
         yield sources
     finally:
-        tvm_ffi.register_global_func(_CALLBACK, before, override=True)
+        tvm_ffi.register_global_func(COMPILE_CALLBACK, before, override=True)
 
 
 def _launches(host: Any, device: Any) -> Iterator[Launch]:
