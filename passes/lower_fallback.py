@@ -28,6 +28,15 @@ MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it ga
 
 def lower_fallback(module: Any) -> Any:
     """Legalise, fuse and schedule every operator that is still a Relax call."""
+    module = fuse_operators(module)
+    for var, func in module.functions_items():
+        if is_others(var, func):
+            module.update_func(var, _parallelise(func))
+    return module
+
+
+def fuse_operators(module: Any) -> Any:
+    """Turn every operator that is still a Relax call into TIR, with what can be fused behind it."""
     entries = [
         var.name_hint for var, func in module.functions_items() if isinstance(func, relax.Function)
     ]
@@ -40,12 +49,13 @@ def lower_fallback(module: Any) -> Any:
             relax.transform.DeadCodeElimination(entries),
         ]
     )
-    module = passes(module)
-    for var, func in module.functions_items():
-        ours = is_kernel(var.name_hint) or var.name_hint.startswith(JOIN)
-        if isinstance(func, tirx.PrimFunc) and not ours:
-            module.update_func(var, _parallelise(func))
-    return module
+    return passes(module)
+
+
+def is_others(var: Any, func: Any) -> bool:
+    """Whether a function is TVM's lowering of operators, without a schedule."""
+    ours = is_kernel(var.name_hint) or var.name_hint.startswith(JOIN)
+    return isinstance(func, tirx.PrimFunc) and not ours
 
 
 def is_kernel(symbol: str) -> bool:
@@ -138,12 +148,24 @@ def build_library(module: Any, target: Any) -> bytes:
     are not built of its blocks, as ours are not; reshapes are still operators here, so that pass
     is left out.
     """
-    pipeline = tvm.transform.Sequential(
+    executable = relax.build(
+        module, target, relax_pipeline=machine_pipeline(), tir_pipeline=TIR_PIPELINE
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.so"
+        executable.export_library(str(path))
+        return path.read_bytes()
+
+
+def machine_pipeline(*extra: Any) -> Any:
+    """From calls of TIR functions to the virtual machine; `extra` runs once memory is planned."""
+    return tvm.transform.Sequential(
         [
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
+            *extra,
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
@@ -152,8 +174,3 @@ def build_library(module: Any, target: Any) -> bytes:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    executable = relax.build(module, target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.so"
-        executable.export_library(str(path))
-        return path.read_bytes()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tvm
 from tvm import relax
 
-from nmcompile.errors import UnsupportedOperatorError
+from nmcompile.errors import TargetError, UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, OpKind, choose
 from nmcompile.kernels.problem import Lowered, Prepare, Problem
 from nmcompile.passes.lower_batch import EARLY, SPLIT_OPS
@@ -78,23 +78,32 @@ def lower_kernels(
     pattern_of: PatternOf = detect_group,
     progress: Callable[[int, int], None] = lambda done, total: None,
     chooser: Chooser = choose,
+    lowering: type[Lowering] | None = None,
 ) -> LoweredModule:
     """Lower the `main` function of a simplified module.
 
     Args:
         module: Relax module with static shapes.
-        target: "avx512".
+        target: whose kernels are chosen from.
         pattern_of: pattern to lower a convolution or linear layer with.
         progress: called with (groups done, groups in all).
         chooser: decides on the kernel of each problem; by default the analytical model.
+        lowering: how activations lie in memory; by default as in the model.
 
     Raises:
-        UnsupportedOperatorError: the function has control flow.
+        UnsupportedOperatorError: the function has control flow, or an operator without a kernel.
     """
-    return _Lowering(module, target, pattern_of, progress, chooser).run()
+    return (lowering or Lowering)(module, target, pattern_of, progress, chooser).run()
 
 
-class _Lowering:
+class Lowering:
+    """Rewrites the functions of a module over kernels; activations lie as they do in the model.
+
+    Where kernels read and write another form, a subclass says how values get there and back.
+    """
+
+    dtype = "float32"  # of what the kernels read and write
+
     def __init__(
         self,
         module: Any,
@@ -125,6 +134,7 @@ class _Lowering:
         self._result = LoweredModule(None)
 
     def run(self) -> LoweredModule:
+        """Rewrite the module; once."""
         source = self._source
         early = [var for var in source.get_global_vars() if var.name_hint == EARLY]
         functions = [source[var] for var in early] + [self._function]
@@ -150,6 +160,30 @@ class _Lowering:
         self._result.module = relax.transform.DeadCodeElimination(entries)(self._builder.get())
         return self._result
 
+    # What a subclass changes.
+
+    def operand(self, group: Group, value: Expr) -> Expr:
+        """The activation that a kernel reads, in the form that it reads."""
+        return self.substitute(value)
+
+    def result_type(self, group: Group) -> Any:
+        """The type of what a kernel writes."""
+        return group.out.ty
+
+    def keep(self, group: Group, result: Expr) -> None:
+        """Remember what a kernel wrote."""
+        self._values[group.out] = self._builder.emit(result)
+
+    def lower_other(self, var: Expr, value: Expr) -> None:
+        """Rewrite an operator that no kernel computes."""
+        self._values[var] = self._builder.emit(self.substitute(value))
+
+    def find(self, value: Expr) -> Expr | None:
+        """The new expression of a variable of the old function, in the model's form, or None."""
+        return self._values.get(value)
+
+    # What they have in common.
+
     def _rewrite(self, function: Any, matcher: Matcher) -> tuple[list[Expr], Expr]:
         """The inputs of one function and its body over kernels."""
         by_out = {group.out: group for group in matcher.groups}
@@ -160,14 +194,12 @@ class _Lowering:
         for block in function.body.blocks:
             for binding in block.bindings:
                 if binding.var in by_out:
-                    value = self._kernel(by_out[binding.var])
+                    group = by_out[binding.var]
+                    self.keep(group, self._kernel(group))
                     self._progress(len(self._result.calls), self._total)
-                elif binding.var in inner:
-                    continue
-                else:
-                    value = self._substitute(binding.value)
-                self._values[binding.var] = builder.emit(value)
-        output = builder.emit_output(self._substitute(function.body.body))
+                elif binding.var not in inner:
+                    self.lower_other(binding.var, binding.value)
+        output = builder.emit_output(self.substitute(function.body.body))
         blocks = [builder._end_block()]
         builder.end_scope()
         return inputs, builder.normalize(relax.SeqExpr(blocks, output))
@@ -202,20 +234,31 @@ class _Lowering:
 
     def _kernel(self, group: Group) -> Expr:
         detection = self._pattern_of(group) if group.weight is not None else None
-        problem = Problem(group.spec, group.epilogue, group.weight, group.bias, detection)
-        choice = self._chooser(group.op, self._target, problem)
+        problem = Problem(
+            group.spec, group.epilogue, group.weight, group.bias, detection, self.dtype
+        )
+        try:
+            choice = self._chooser(group.op, self._target, problem)
+        except TargetError as error:
+            raise UnsupportedOperatorError(f"{group.op} of {group.spec}: {error}") from error
         # Chosen, and measured, with an output of its own: that makes no difference to the choice.
         epilogue = replace(problem.epilogue, in_place=group.overwrites)
         lowered = choice.kernel.lower(replace(problem, epilogue=epilogue), choice.config)
         callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
         params = self._kernel_params(len(self._result.calls), lowered)
-        residual = [] if group.residual is None else [self._substitute(group.residual)]
-        arguments = [self._substitute(group.x), *params, *residual]
+        residual = [] if group.residual is None else [self.operand(group, group.residual)]
+        arguments = relax.Tuple([self.operand(group, group.x), *params, *residual])
         self._result.calls.append(KernelCall(callee.name_hint, group, problem, choice))
+        # Of several outputs the last one counts; memory of the others is free again at once.
+        types = [self.result_type(group)]
+        if lowered.scratch:
+            types.insert(0, relax.TensorType(lowered.scratch, "float32"))
         if group.overwrites:
-            last = len(arguments) - 1
-            return relax.op.call_tir_inplace(callee, relax.Tuple(arguments), last, group.out.ty)
-        return relax.call_tir(callee, relax.Tuple(arguments), group.out.ty)
+            places = [*[-1] * len(lowered.scratch[:1]), len(arguments.fields) - 1]
+            call = relax.op.call_tir_inplace(callee, arguments, places, types)
+        else:
+            call = relax.call_tir(callee, arguments, types)
+        return relax.TupleGetItem(self._builder.emit(call), 1) if lowered.scratch else call
 
     def _kernel_params(self, index: int, lowered: Lowered) -> list[Expr]:
         """The constant arrays of one kernel, as it reads them."""
@@ -225,33 +268,34 @@ class _Lowering:
         for operand in lowered.operands:
             prepare = lowered.prepare.get(operand)
             if prepare is None:
-                params.append(self._param(names[operand], lowered.arrays[operand]))
+                params.append(self.param(names[operand], lowered.arrays[operand]))
                 continue
             self._sources.append((tuple(names[key] for key in prepare.sources), prepare))
             params.append(self._var(names[operand], (prepare.size,), "float32"))
         return params
 
-    def _substitute(self, value: Expr) -> Expr:
+    def substitute(self, value: Expr) -> Expr:
         """The expression over the new variables, large constants as parameters."""
-        if value in self._values:
-            return self._values[value]
+        found = self.find(value)
+        if found is not None:
+            return found
         array = constant(value)
         if array is not None:
             if array.nbytes <= INLINE_BYTES:
                 return value
-            return self._param(f"constant.{len(self._vars)}", array)
+            return self.param(f"constant.{len(self._vars)}", array)
         if isinstance(value, relax.Tuple):
-            return relax.Tuple([self._substitute(v) for v in value.fields])
+            return relax.Tuple([self.substitute(v) for v in value.fields])
         if isinstance(value, relax.TupleGetItem):
-            return relax.TupleGetItem(self._substitute(value.tuple_value), value.index)
+            return relax.TupleGetItem(self.substitute(value.tuple_value), value.index)
         if isinstance(value, relax.Call):
-            arguments = [self._substitute(a) for a in value.args]
+            arguments = [self.substitute(a) for a in value.args]
             if is_call_of(value, EARLY):
                 return relax.Call(self._early, [*arguments, *self._passed_on])
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return value
 
-    def _param(self, name: str, array: Array) -> Expr:
+    def param(self, name: str, array: Array) -> Expr:
         """A parameter of the entry for an array that is passed on as it is."""
         self._result.params[name] = array
         self._sources.append(((name,), None))
