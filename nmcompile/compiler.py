@@ -19,6 +19,7 @@ from nmcompile import runtime
 from nmcompile.errors import (
     InputError,
     PatternError,
+    TargetError,
     UnsupportedOperatorError,
 )
 from nmcompile.folding import Progress, open_folded, silent
@@ -122,7 +123,7 @@ def compile(
     Raises:
         ModelError: the model cannot be read or imported.
         PatternError: a layer breaks the pattern.
-        TargetError: the target is unknown or has no tool chain here.
+        TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
         DeviceError: tuning on a machine that cannot run the target's code.
         InputError: `tuning_db` is no tuning database, or missing without `tune`.
         ArtifactError: the output cannot be written.
@@ -130,7 +131,12 @@ def compile(
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
     chosen = find_target(target)
-    check_toolchain()
+    check_toolchain(chosen)
+    if chosen.arch and (tune or tuning_db is not None):
+        raise TargetError(
+            f"target {chosen.name}: kernels of GPUs cannot be measured yet, they are chosen by the "
+            "analytical model: leave out --tune and --tuning-db"
+        )
     check_writable(Path(output))
     database = _open_database(tuning_db, tune, chosen)
     stage = _Stages(progress)
@@ -148,6 +154,7 @@ def compile(
             "example 2:4 or 1x16"
         )
     built = _build(source, chosen, pattern == "dense", database, tune, stage)
+    notes += built.notes
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")
     manifest = _manifest(source, chosen, built, _digest(model))
@@ -258,6 +265,7 @@ class _Built:
     leftovers: Mapping[str, int]
     outputs: tuple[runtime.TensorSpec, ...]
     tuning: tuple[TunedLayer, ...]
+    notes: tuple[str, ...]
 
 
 def _open_database(
@@ -286,23 +294,17 @@ def _build(
     stage: _Stages,
 ) -> _Built:
     """Lower and compile a folded model."""
-    import tvm
-
+    from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
-    from nmcompile.passes.lower_batch import split_batch
-    from nmcompile.passes.lower_fallback import (
-        build_library,
-        kernel_calls,
-        lower_fallback,
-        output_types,
-    )
+    from nmcompile.passes.lower_fallback import kernel_calls, output_types
     from nmcompile.passes.lower_kernels import PREPARE, Chooser, detect_group, lower_kernels
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
     from nmcompile.tuning import Tuner
 
     stage("importing into TVM")
-    module = split_batch(simplify(source.to_relax()))
+    backend = backend_of(target)
+    module = backend.prepare(simplify(source.to_relax()))
     try:
         types = output_types(module)
     except TypeError as error:  # an open shape is None or symbolic
@@ -326,16 +328,16 @@ def _build(
         as_dense if dense else detect_group,
         lambda done, total: stage(choosing, done, total),
         chooser,
+        backend.lowering,
     )
     stage("generating code")
-    final = lower_fallback(lowered.module)
+    final = backend.finish(lowered.module)
     owners = [names.of(call.group) for call in lowered.calls]
     calls = [
         runtime.Call(symbol, symbol if number is None else owners[number])
         for symbol, number in kernel_calls(final)
     ]
-    llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.llvm_cpu})
-    library = build_library(final, llvm)
+    library = backend.build(final)
     known = {layer.name: layer for layer in source.graph.layers()}
     layers = tuple(
         report_choice(known[owner], call.problem.detection, call.choice)
@@ -360,6 +362,7 @@ def _build(
         Counter(lowered.leftovers),
         outputs,
         tuple(tuning),
+        backend.note(zip(owners, lowered.calls, strict=True)),
     )
 
 
@@ -393,7 +396,7 @@ def _manifest(source: SourceModel, target: Target, built: _Built, digest: str) -
 
     return runtime.Manifest(
         producer=runtime.Producer(nmcompile.__version__, tvm.__version__, tvm_ffi.__version__),
-        target=runtime.TargetInfo(target.name, target.llvm_cpu, target.cpu_features),
+        target=runtime.TargetInfo(target.name, target.machine, target.cpu_features),
         inputs=tuple(runtime.TensorSpec(*spec) for spec in source.inputs),
         outputs=built.outputs,
         model=runtime.ModelInfo(Path(source.title).stem, digest),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from nmcompile.errors import ShapeError
+from nmcompile.errors import ShapeError, TargetError
 from nmcompile.folding import Progress, open_folded, silent
 from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import Choice, choose
@@ -139,7 +139,10 @@ def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> La
     """One row for a layer that is not lowered yet: its pattern, and the kernel it would get."""
     detection = detect(layer.weight)
     checked = check(layer.weight, wanted) if wanted is not None else None
-    choice = choose(layer.op, target, _problem(layer, detection))
+    try:
+        choice = choose(layer.op, target, _problem(layer, detection, find_target(target).dtype))
+    except TargetError as error:  # what it says is the reason, and the other layers are of interest
+        return replace(_row(layer, detection, checked), reason=str(error))
     return report_choice(layer, detection, choice, checked)
 
 
@@ -147,12 +150,18 @@ def report_choice(
     layer: Layer, detection: Detection, choice: Choice, checked: CheckResult | None = None
 ) -> LayerReport:
     """One row: the pattern that a layer is lowered with, and its kernel."""
-    pattern = detection.pattern
-    reason = choice.reason
-    if "depthwise" in choice.kernel.name:
+    kernel, reason = choice.kernel, choice.reason
+    if "depthwise" in kernel.name:
         reason = "depthwise: one weight per tap, nothing to skip"
-    elif layer.op == "linear":
+    elif layer.op == "linear" and not (reason or kernel.sparse):
         reason = "matrix products have no sparse kernel yet"
+    row = _row(layer, detection, checked)
+    return replace(row, kernel=kernel.name, sparse=kernel.sparse, reason=reason)
+
+
+def _row(layer: Layer, detection: Detection, checked: CheckResult | None) -> LayerReport:
+    """One row of a layer without a kernel."""
+    pattern = detection.pattern
     return LayerReport(
         name=layer.name,
         op=layer.op,
@@ -164,13 +173,13 @@ def report_choice(
         macs=layer.macs or 0,
         violations=checked.violations if checked is not None else 0,
         first_violation=checked.first if checked is not None else None,
-        kernel=choice.kernel.name,
-        sparse=choice.kernel.sparse,
-        reason=reason,
+        kernel="none",
+        sparse=False,
+        reason="",
     )
 
 
-def _problem(layer: Layer, detection: Detection) -> Problem:
+def _problem(layer: Layer, detection: Detection, dtype: str) -> Problem:
     if layer.input_shape is None:
         raise ShapeError(
             f"layer {layer.name}: the shape of its input is unknown; expected static shapes: fix "
@@ -186,4 +195,4 @@ def _problem(layer: Layer, detection: Detection) -> Problem:
             batch, channels, height, width, out, (kh, kw), layer.stride, layer.padding,
             layer.dilation, layer.groups,
         )  # fmt: skip
-    return Problem(spec, weight=layer.weight, detection=detection)
+    return Problem(spec, weight=layer.weight, detection=detection, dtype=dtype)

@@ -16,6 +16,7 @@ class Target:
     llvm_cpu: what LLVM generates code for: the oldest CPU that has the features.
     cpu_features: flags of /proc/cpuinfo that the machine must show; written to the artifact.
     dtype: element type of weights and activations.
+    arch: of a GPU, as nvcc calls it; "" for CPUs. LLVM's code then only launches the kernels.
     """
 
     name: str
@@ -23,6 +24,12 @@ class Target:
     llvm_cpu: str
     cpu_features: tuple[str, ...]
     dtype: str
+    arch: str = ""
+
+    @property
+    def machine(self) -> str:
+        """What the artifact's code is for: the architecture of the GPU, or the CPU."""
+        return self.arch or self.llvm_cpu
 
 
 TARGETS: tuple[Target, ...] = (
@@ -33,6 +40,22 @@ TARGETS: tuple[Target, ...] = (
         "x86-64-v4",
         ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "fma", "avx2", "bmi2"),
         "float32",
+    ),
+    Target(
+        "sm_80",
+        "NVIDIA GPUs of compute capability 8.x (A100, RTX 30 and 40), sparse tensor cores, float16",
+        "x86-64",
+        (),
+        "float16",
+        "sm_80",
+    ),
+    Target(
+        "sm_90a",
+        "NVIDIA GPUs of compute capability 9.0 (H100, H200), sparse tensor cores, float16",
+        "x86-64",
+        (),
+        "float16",
+        "sm_90a",
     ),
 )
 
@@ -50,12 +73,16 @@ def find_target(name: str) -> Target:
     raise TargetError(f"target {name!r} is unknown; expected one of: {names} (see `nmc targets`)")
 
 
-def check_toolchain() -> None:
-    """Make sure that the compiled library can be linked.
+def check_toolchain(target: Target) -> None:
+    """Make sure that the code can be compiled and linked.
 
     Raises:
-        TargetError: there is no C++ compiler.
+        TargetError: there is no C++ compiler, or no nvcc for a GPU.
     """
+    if target.arch:
+        from nmcompile.kernels.cuda_build import find_nvcc
+
+        find_nvcc()
     if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
         raise TargetError(
             "linking the compiled library needs a C++ compiler on this machine (not on the one "

@@ -5,6 +5,7 @@ that loads an artifact first could compile nothing afterwards. Going through `tv
 `libtvm_runtime` alone leaves that choice open: `import tvm` finds the library already there.
 """
 
+import ctypes
 import importlib.abc
 import importlib.util
 import os
@@ -12,14 +13,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nmcompile.errors import DeviceError
 
-_CPU = 1  # DLPack's device type, also what vm_initialization expects
+_CPU, _CUDA = 1, 2  # DLPack's device types, also what vm_initialization expects
+_CUDART = "libcudart.so.13"  # what TVM 0.27's CUDA runtime is linked with
 _POOLED = 2  # the VM's allocator that keeps freed blocks for the next run
 
 _lock = threading.Lock()
@@ -38,15 +40,20 @@ class NativeRuntime:
     load_module: Callable[[str], Any]
     num_threads: Callable[[], int]
     config_threadpool: Callable[[int, int], Any]
+    device: Callable[[str, int], Any]
+    allocate: Callable[[Any, Any, Any, str | None], Any]
+    copy_from_bytes: Callable[[Any, Any, int], Any]
+    copy_to_bytes: Callable[[Any, Any, int], Any]
 
     def reinterpret(self, tensor: Any, dtype: str) -> Any:
         """Return the contiguous `tensor` seen as another dtype of the same size."""
         return self.create_view(tensor, self.shape(tuple(tensor.shape)), self.dtype(dtype), 0)
 
-    def virtual_machine(self, module: Any) -> Any:
-        """Return a new Relax VM on the CPU over a loaded library; one per thread."""
+    def virtual_machine(self, module: Any, gpu: bool = False) -> Any:
+        """Return a new Relax VM on the CPU or on GPU 0 over a loaded library; one per thread."""
         machine = module["vm_load_executable"]()
-        machine["vm_initialization"](_CPU, 0, _POOLED)
+        first = (_CUDA, 0, _POOLED) if gpu else ()
+        machine["vm_initialization"](*first, _CPU, 0, _POOLED)
         return machine
 
     def use_threads(self, count: int) -> None:
@@ -127,7 +134,47 @@ def _load() -> NativeRuntime:
         load_module=tvm_ffi.load_module,
         num_threads=function("runtime.NumThreads"),
         config_threadpool=function("runtime.config_threadpool"),
+        device=tvm_ffi.device,
+        allocate=function("runtime.TVMTensorAllocWithScope"),
+        copy_from_bytes=function("runtime.TVMTensorCopyFromBytes"),
+        copy_to_bytes=function("runtime.TVMTensorCopyToBytes"),
     )
+
+
+def load_gpu_runtime() -> None:
+    """Load TVM's CUDA runtime, and before it the CUDA library that it is linked with.
+
+    Not run on a machine with a GPU yet.
+
+    Raises:
+        DeviceError: one of them is missing, or not for the installed driver.
+    """
+    import tvm_ffi
+
+    native_runtime()
+    if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
+        return
+    for path in _cudart_paths():
+        with suppress(OSError):
+            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+            break
+    try:
+        tvm_ffi.libinfo.load_lib_ctypes(
+            "tvm", "tvm_runtime_cuda", "RTLD_GLOBAL", extra_lib_paths=_library_folders()
+        )
+    except (OSError, RuntimeError) as error:
+        raise DeviceError(
+            f"TVM's CUDA runtime cannot be loaded ({error}); it needs {_CUDART}: pip install "
+            "nvidia-cuda-runtime, or put the lib64 folder of the CUDA toolkit on LD_LIBRARY_PATH"
+        ) from error
+
+
+def _cudart_paths() -> list[str]:
+    """Where the CUDA runtime may be: where the loader looks, then in NVIDIA's wheels."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    wheels = [file for folder in folders for file in Path(folder).glob(f"*/lib/{_CUDART}")]
+    return [_CUDART, *map(str, wheels)]
 
 
 def _library_folders() -> list[Path]:

@@ -18,13 +18,18 @@ from typing import Any, Self
 import numpy as np
 
 from nmcompile.errors import ArtifactError, DeviceError, InputError
-from nmcompile.runtime import cpu
+from nmcompile.runtime import cpu, gpu
 from nmcompile.runtime.format import Artifact, read_artifact
 from nmcompile.runtime.manifest import Call, Manifest, TensorSpec
-from nmcompile.runtime.native import available_threads, default_threads, native_runtime
-from nmcompile.runtime.tensors import convert, from_numpy, to_numpy
+from nmcompile.runtime.native import (
+    available_threads,
+    default_threads,
+    load_gpu_runtime,
+    native_runtime,
+)
+from nmcompile.runtime.tensors import convert, from_gpu, from_numpy, to_gpu, to_numpy
 
-KINDS = ("avx512",)  # target kinds this runtime can run
+KINDS = ("avx512", *gpu.KINDS)  # target kinds this runtime can run
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Session:
     """
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
-        """Check the CPU, then load the library of `artifact`; see `load` for the errors."""
+        """Check the CPU or GPU, then load the library of `artifact`; see `load` for the errors."""
         manifest = artifact.manifest
         if manifest.target.kind not in KINDS:
             raise DeviceError(
@@ -89,6 +94,13 @@ class Session:
                 "for another target"
             )
         cpu.require(manifest.target.cpu_features, str(artifact.path))
+        self._gpu = manifest.target.kind in gpu.KINDS
+        if self._gpu:
+            weights = sum(spec.nbytes for spec in manifest.params)
+            gpu.require(
+                manifest.target.kind, weights + manifest.workspace_bytes, str(artifact.path)
+            )
+            load_gpu_runtime()
         self.path: Path = artifact.path
         self.manifest: Manifest = manifest
         self.digest: str = artifact.digest
@@ -98,7 +110,8 @@ class Session:
         self._native = native_runtime()
         self._module: Any = self._load_library(artifact)
         # The tensors keep the mapping of the file alive, the artifact itself is not needed.
-        self._params = self._prepared([from_numpy(self._native, a) for a in artifact.params])
+        params = [self._placed(from_numpy(self._native, a)) for a in artifact.params]
+        self._params = self._prepared(params)
         # One VM must not be entered by two threads at once, so each thread gets its own.
         self._local = threading.local()
         self._entry()
@@ -152,6 +165,11 @@ class Session:
         """
         _check_count("repeats", repeats, 1)
         self._check_open()
+        if self._gpu:
+            raise InputError(
+                f"{self.path} runs on a GPU, whose kernels are launched together: the calls cannot "
+                "be timed one by one; use `bench`, or a tool such as NVIDIA Nsight Systems"
+            )
         arguments = self._arguments(inputs)
         self._native.use_threads(self.threads)
         # A VM of its own: an instrumented one would slow down every later run.
@@ -236,7 +254,7 @@ class Session:
             ArtifactError: there is none of so many inputs and weights.
         """
         try:
-            machine = self._native.virtual_machine(self._module)
+            machine = self._native.virtual_machine(self._module, self._gpu)
             found = int(machine["get_function_arity"](name))
         except (AttributeError, RuntimeError, ValueError) as error:
             raise ArtifactError(
@@ -266,14 +284,20 @@ class Session:
                     f"expected a mapping with the inputs {self._names()}, found "
                     f"{type(inputs).__name__}"
                 )
-            return [convert(self._native, self.inputs[0], inputs)]
+            return [self._placed(convert(self._native, self.inputs[0], inputs))]
         names = {spec.name for spec in self.inputs}
         missing = [name for name in names if name not in inputs]
         extra = [name for name in inputs if name not in names]
         if missing or extra:
             found = ", ".join(map(repr, inputs)) or "none"
             raise InputError(f"expected the inputs {self._names()}, found {found}")
-        return [convert(self._native, spec, inputs[spec.name]) for spec in self.inputs]
+        return [
+            self._placed(convert(self._native, spec, inputs[spec.name])) for spec in self.inputs
+        ]
+
+    def _placed(self, tensor: Any) -> Any:
+        """A tensor of the CPU where the library reads it."""
+        return to_gpu(self._native, tensor) if self._gpu else tensor
 
     def _names(self) -> str:
         return ", ".join(repr(spec.name) for spec in self.inputs)
@@ -287,8 +311,9 @@ class Session:
                 f"{self.path}: expected outputs of shape and dtype {expected}, the library "
                 f"returned {found}; compile the model again"
             )
+        read = from_gpu if self._gpu else to_numpy
         return {
-            spec.name: to_numpy(self._native, tensor)
+            spec.name: read(self._native, tensor)
             for spec, tensor in zip(self.outputs, tensors, strict=True)
         }
 

@@ -1,5 +1,6 @@
 """Arrays into TVM tensors and back: by reference where DLPack and alignment allow, else by copy."""
 
+import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,23 @@ def to_numpy(native: NativeRuntime, tensor: Any) -> np.ndarray[Any, Any]:
         words = np.from_dlpack(native.reinterpret(tensor, "uint16"))
         return words.copy().view(numpy_dtype(name))
     return np.from_dlpack(tensor).copy()
+
+
+def to_gpu(native: NativeRuntime, tensor: Any, device: str = "cuda") -> Any:
+    """Return a copy of a contiguous tensor of the CPU in the memory of GPU 0."""
+    result = native.allocate(
+        native.shape(tuple(tensor.shape)), tensor.dtype, native.device(device, 0), None
+    )
+    nbytes = math.prod(tuple(tensor.shape)) * DTYPES[str(tensor.dtype)]
+    native.copy_from_bytes(result, ctypes.c_void_p(tensor.data_ptr()), nbytes)
+    return result
+
+
+def from_gpu(native: NativeRuntime, tensor: Any) -> np.ndarray[Any, Any]:
+    """Return a GPU tensor's values, once everything that was launched before is done."""
+    array = np.empty(tuple(tensor.shape), numpy_dtype(str(tensor.dtype)))
+    native.copy_to_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+    return array
 
 
 def convert(native: NativeRuntime, spec: TensorSpec, value: Any) -> Any:

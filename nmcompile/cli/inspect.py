@@ -122,7 +122,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
     artifact = read_artifact(path)
     manifest = artifact.manifest
     nbytes = path.stat().st_size
-    missing = missing_features(manifest.target.cpu_features)
+    features, kind = manifest.target.cpu_features, manifest.target.kind
+    missing, gpu = missing_features(features), missing_gpu(kind)
     sections = {section.name: section.length for section in manifest.sections}
     # A call of a layer names the layer; one of TVM's own lowering has only its symbol.
     others = Counter(call.symbol for call in manifest.calls if call.symbol == call.layer)
@@ -135,6 +136,7 @@ def show_artifact(path: Path, as_json: bool) -> None:
                 "bytes": nbytes,
                 "digest": artifact.digest,
                 "missing_cpu_features": missing,
+                "missing_gpu": gpu,
                 "manifest": fields,
             }
         )
@@ -148,8 +150,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
             f"float32 {size(dense)}; library {size(sections['library'])})",
             "digest": artifact.digest,
             "model": f"{manifest.model.name} (sha256 {manifest.model.digest or 'unknown'})",
-            "target": f"{manifest.target.kind} ({', '.join(manifest.target.cpu_features)})",
-            "this CPU": "can run it" if not missing else f"lacks {', '.join(missing)}",
+            "target": f"{kind} ({', '.join(features)})" if features else kind,
+            f"this {'GPU' if is_gpu(kind) else 'CPU'}": verdict(missing, gpu),
             "inputs": _spell_tensors(manifest.inputs),
             "outputs": _spell_tensors(manifest.outputs),
             "calls": f"{len(manifest.calls)} kernels per run, {others.total()} of them in TVM's "
@@ -170,6 +172,32 @@ def missing_features(features: tuple[str, ...]) -> list[str]:
     return [feature for feature in features if feature not in present]
 
 
+def is_gpu(kind: str) -> bool:
+    """Whether a target kind is one of a GPU."""
+    from nmcompile.runtime import gpu
+
+    return kind in gpu.KINDS
+
+
+def missing_gpu(kind: str) -> str:
+    """The GPU that a target kind needs and this machine lacks; "" where it lacks none."""
+    from nmcompile.runtime import gpu
+
+    if not is_gpu(kind):
+        return ""
+    try:
+        gpu.require(kind, 0, kind)
+    except DeviceError:
+        return f"an NVIDIA GPU of compute capability {gpu.KINDS[kind]}"
+    return ""
+
+
+def verdict(features: list[str], gpu: str) -> str:
+    """What this machine lacks of CPU features and GPU, as a phrase."""
+    lacking = [*features, *filter(None, [gpu])]
+    return f"lacks {', '.join(lacking)}" if lacking else "can run it"
+
+
 @guarded
 def list_targets(as_json: JsonOption = False) -> None:
     """List what models can be compiled for, and whether this machine can run it."""
@@ -182,6 +210,7 @@ def list_targets(as_json: JsonOption = False) -> None:
             "cpu_features": list(target.cpu_features),
             "dtype": target.dtype,
             "missing_cpu_features": missing_features(target.cpu_features),
+            "missing_gpu": missing_gpu(target.name),
         }
         for target in TARGETS
     ]
@@ -195,11 +224,10 @@ def list_targets(as_json: JsonOption = False) -> None:
             (
                 target.name,
                 target.description,
-                ", ".join(target.cpu_features),
-                f"lacks {', '.join(missing)}" if missing else "can run it",
+                ", ".join(target.cpu_features) or "any",
+                verdict(missing_features(target.cpu_features), missing_gpu(target.name)),
             )
             for target in TARGETS
-            for missing in [missing_features(target.cpu_features)]
         ],
     )
 

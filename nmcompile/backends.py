@@ -1,0 +1,122 @@
+"""What differs between targets on the way from a Relax module to a library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import tvm
+
+from nmcompile.passes.lower_batch import split_batch
+from nmcompile.passes.lower_fallback import build_library, lower_fallback
+from nmcompile.passes.lower_gpu import (
+    build_gpu_library,
+    fuse_for_gpu,
+    gpu_target,
+    schedule_for_gpu,
+)
+from nmcompile.passes.lower_half import HalfLowering
+from nmcompile.passes.lower_kernels import KernelCall, Lowering
+from nmcompile.targets import Target
+
+Module = Any
+
+
+class Backend(Protocol):
+    """The stages of one kind of target."""
+
+    @property
+    def lowering(self) -> type[Lowering]:
+        """The pass that puts kernels into the module."""
+
+    def prepare(self, module: Module) -> Module:
+        """Rearrange a simplified module before kernels are chosen."""
+
+    def finish(self, module: Module) -> Module:
+        """Lower the operators that no kernel of ours computes."""
+
+    def build(self, module: Module) -> bytes:
+        """Compile a finished module to the bytes of a shared library."""
+
+    def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
+        """What users should know of the kernel calls, each with its layer's name."""
+
+
+@dataclass(frozen=True)
+class CpuBackend:
+    """NCHW float32, TVM's functions on all threads."""
+
+    target: Target
+    lowering: type[Lowering] = Lowering
+
+    def prepare(self, module: Module) -> Module:
+        """Run early layers image by image where that spares the caches."""
+        return split_batch(module)
+
+    def finish(self, module: Module) -> Module:
+        """See `lower_fallback`."""
+        return lower_fallback(module)
+
+    def build(self, module: Module) -> bytes:
+        """See `build_library`."""
+        return build_library(
+            module, tvm.target.Target({"kind": "llvm", "mcpu": self.target.llvm_cpu})
+        )
+
+    def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class GpuBackend:
+    """NHWC float16 between inputs and outputs that are as in the model."""
+
+    target: Target
+    lowering: type[Lowering] = HalfLowering
+
+    def prepare(self, module: Module) -> Module:
+        """Leave the batch whole: it is what fills a GPU."""
+        return module
+
+    def finish(self, module: Module) -> Module:
+        """See `lower_gpu`."""
+        return schedule_for_gpu(fuse_for_gpu(module, self._tvm_target), self._tvm_target)
+
+    def build(self, module: Module) -> bytes:
+        """See `build_gpu_library`."""
+        return build_gpu_library(module, self._tvm_target, self.target.arch)
+
+    def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
+        """The largest error that rounding the weights to float16 has made."""
+        worst = max(((rounding_error(call), layer) for layer, call in calls), default=(0.0, ""))
+        error, layer = worst
+        if not error:
+            return ()
+        return (
+            f"weights are rounded to float16: by at most {error:.2g} of the largest weight of "
+            f"their layer, in {layer}",
+        )
+
+    @property
+    def _tvm_target(self) -> Any:
+        return gpu_target(self.target.arch, self.target.llvm_cpu)
+
+
+def backend_of(target: Target) -> Backend:
+    """The backend of a target."""
+    return GpuBackend(target) if target.arch else CpuBackend(target)
+
+
+def rounding_error(call: KernelCall) -> float:
+    """Largest change of a weight by rounding to float16, as a share of the largest weight."""
+    weight = call.problem.weight
+    # Depthwise kernels keep their few weights in float32.
+    if weight is None or "depthwise" in call.choice.kernel.name:
+        return 0.0
+    peak = float(np.abs(weight).max(initial=0.0))
+    with np.errstate(over="ignore"):
+        change = np.abs(weight - weight.astype(np.float16).astype(np.float32))
+    return float(change.max(initial=0.0)) / peak if peak else 0.0

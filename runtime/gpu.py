@@ -1,0 +1,126 @@
+"""What this machine's NVIDIA GPU can do, as the driver's own library reports it.
+
+Everything is asked before TVM's CUDA runtime is loaded, which does not explain itself where it
+finds no driver. No function here was run on a machine with a GPU yet: tests use a driver of theirs.
+"""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nmcompile.errors import DeviceError
+
+DRIVER = "libcuda.so.1"  # comes with the driver, not with the CUDA toolkit
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Compute capabilities that run a kind's machine code: one major version, or one alone."""
+
+    major: int
+    minor: int | None
+    examples: str
+
+    def __str__(self) -> str:
+        return f"{self.major}.{'x' if self.minor is None else self.minor} ({self.examples})"
+
+    def covers(self, major: int, minor: int) -> bool:
+        """Whether a GPU runs it."""
+        return major == self.major and self.minor in (None, minor)
+
+
+# Machine code runs on later GPUs of the same major version; that of "a" architectures does not.
+KINDS: Mapping[str, Capability] = {
+    "sm_80": Capability(8, None, "A100, RTX 30 and 40"),
+    "sm_90a": Capability(9, 0, "H100, H200"),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU of the driver's: its name, compute capability, memory in bytes."""
+
+    name: str
+    major: int
+    minor: int
+    memory: int
+
+
+def host() -> Gpu:
+    """Return what the driver says of GPU 0.
+
+    Raises:
+        DeviceError: there is no driver, no GPU, or the driver does not answer.
+    """
+    driver = _driver()
+    _ask(driver, "cuInit", 0)
+    count = ctypes.c_int()
+    _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
+    if count.value < 1:
+        raise DeviceError(
+            "the NVIDIA driver reports no GPU; expected one: check `nvidia-smi`, and that "
+            "CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    device = ctypes.c_int()
+    _ask(driver, "cuDeviceGet", ctypes.byref(device), 0)
+    name = ctypes.create_string_buffer(256)
+    _ask(driver, "cuDeviceGetName", name, len(name), device)
+    version = [ctypes.c_int(), ctypes.c_int()]
+    for value, attribute in zip(version, (_MAJOR, _MINOR), strict=True):
+        _ask(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+    memory = ctypes.c_size_t()
+    _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    return Gpu(
+        name.value.decode(errors="replace"), version[0].value, version[1].value, memory.value
+    )
+
+
+def require(kind: str, nbytes: int, what: str) -> None:
+    """Check that this machine's GPU runs the machine code of `kind`.
+
+    Args:
+        kind: a key of `KINDS`.
+        nbytes: memory for weights and activations.
+        what: what needs it, for the message.
+
+    Raises:
+        DeviceError: says what is needed and what was found.
+    """
+    wanted = KINDS[kind]
+    try:
+        gpu = host()
+    except DeviceError as error:
+        raise DeviceError(
+            f"{what} needs an NVIDIA GPU of compute capability {wanted}, and its driver: {error}"
+        ) from error
+    if not wanted.covers(gpu.major, gpu.minor):
+        raise DeviceError(
+            f"{what} needs an NVIDIA GPU of compute capability {wanted}, found {gpu.name} of "
+            f"{gpu.major}.{gpu.minor}; compile the model for it, see `nmc targets`"
+        )
+    if nbytes > gpu.memory:
+        raise DeviceError(
+            f"{what} needs {nbytes} bytes of GPU memory, {gpu.name} has {gpu.memory}; use another "
+            "GPU, or compile the model for a smaller batch"
+        )
+
+
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise DeviceError(
+            f"found no NVIDIA driver ({DRIVER} cannot be loaded); install it, or compile the model "
+            "for a CPU (--target avx512)"
+        ) from error
+
+
+def _ask(driver: Any, function: str, *arguments: Any) -> None:
+    status = getattr(driver, function)(*arguments)
+    if status:
+        raise DeviceError(
+            f"the NVIDIA driver answers {function} with error {status}; check `nvidia-smi`, and "
+            "whether the driver needs a restart"
+        )

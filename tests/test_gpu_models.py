@@ -1,0 +1,264 @@
+"""Whole models for GPUs: run call by call in the emulator, against torch; and built for real."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import nmcompile
+from nmcompile import runtime
+from nmcompile.errors import DeviceError, TargetError, UnsupportedOperatorError
+from nmcompile.passes.lower_fallback import is_others
+from nmcompile.passes.lower_gpu import gpu_target, schedule_for_gpu, takes_memory
+from nmcompile.runtime import gpu
+from nmcompile.sparsity import parse_pattern, project
+from tests.gpu_interpreter import lower_for_gpu, run_model
+from tests.seed_modules import randomised
+from tests.tiny_models import tiny_net
+
+TOLERANCE = 1e-2  # of the range of the output: float16 in between
+ARCHITECTURES = ("sm_80", "sm_90a")
+
+
+class Residuals(nn.Module):
+    """Basic blocks with a stride, a projected shortcut, a max pooling; channels with tails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 20, 7, stride=2, padding=3)
+        self.first, self.second = (nn.Conv2d(20, 20, 3, padding=1) for _ in range(2))
+        self.down = nn.Conv2d(20, 36, 3, stride=2, padding=1)
+        self.last, self.short = nn.Conv2d(36, 36, 3, padding=1), nn.Conv2d(20, 36, 1, stride=2)
+        self.head = nn.Linear(36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.stem(x)), 3, 2, 1)
+        x = functional.relu(self.second(functional.relu(self.first(x))) + x)
+        x = functional.relu(self.last(functional.relu(self.down(x))) + self.short(x))
+        return functional.softmax(self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1)), 1)
+
+
+class Inverted(nn.Module):
+    """Depthwise 3x3 and 5x5, squeeze and excitation, hard-swish; a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.expand, self.shrink = nn.Conv2d(16, 44, 1), nn.Conv2d(44, 16, 1)
+        self.depth = nn.Conv2d(44, 44, 3, padding=1, groups=44)
+        self.squeeze, self.excite = nn.Conv2d(44, 12, 1), nn.Conv2d(12, 44, 1)
+        self.wide = nn.Conv2d(16, 16, 5, stride=2, padding=2, groups=16)
+        self.grouped = nn.Conv2d(16, 24, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.hardswish(self.stem(x))
+        y = functional.relu6(self.depth(functional.hardswish(self.expand(x))))
+        gate = self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True))))
+        x = self.shrink(y * functional.hardsigmoid(gate)) + x
+        return functional.silu(self.grouped(functional.relu(self.wide(x))))
+
+
+class Dense(nn.Module):
+    """Concatenations of 3, 12 and 20 channels, poolings that round up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.second = nn.Conv2d(15, 20, 3, padding=(0, 1), dilation=(1, 2))
+        self.third = nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = functional.relu(self.first(x))
+        z = functional.pad(torch.cat([x, y], 1), (1, 1, 1, 1))
+        z = torch.cat([y, functional.gelu(self.second(z))], 1)
+        z = functional.avg_pool2d(z, 3, 2, 1, ceil_mode=True)
+        z = torch.cat([self.third(z), z[:, :8]], 1)
+        low = functional.interpolate(torch.tanh(z), scale_factor=2.0)
+        return torch.sigmoid(low), functional.max_pool2d(z, 2, 2, ceil_mode=True)
+
+
+class Odd(nn.Module):
+    """What runs as in the model: layer norm, attention, matrix products of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, stride=4)
+        self.norm = nn.LayerNorm(16)
+        self.one, self.two = nn.Linear(16, 28), nn.Linear(28, 16)
+        self.shuffled = nn.Conv2d(16, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rows = self.norm(x.flatten(2).transpose(1, 2))
+        scores = functional.softmax(rows @ rows.transpose(1, 2) * 0.25, -1)
+        rows = self.two(functional.gelu(self.one(scores @ rows))) + rows
+        x = rows.transpose(1, 2).reshape(x.shape)
+        x = x.reshape(x.shape[0], 2, 8, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        spatial = torch.sigmoid(x.mean(1, keepdim=True))
+        return functional.leaky_relu(self.shuffled(x * spatial) - x[:, :8, 1:-1, 1:-1], 0.1)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "residual": (Residuals, (2, 3, 33, 33)),
+    "inverted": (Inverted, (1, 3, 20, 16)),
+    "concatenated": (Dense, (1, 3, 11, 13)),
+    "odd": (Odd, (2, 3, 20, 20)),
+}
+
+
+def pruned(model: nn.Module, pattern: str) -> nn.Module:
+    """Random, trained-looking weights that hold the pattern wherever there are enough channels."""
+    model = randomised(model)
+    for layer in model.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or layer.weight.shape[1] < 12:
+            continue
+        weight = layer.weight.detach().numpy()
+        with torch.no_grad():
+            for position in np.ndindex(*weight.shape[2:]):
+                at = (slice(None), slice(None), *position)
+                part = project(np.ascontiguousarray(weight[at]), parse_pattern(pattern))
+                layer.weight[at] = torch.from_numpy(part)
+    return model
+
+
+def assert_like_torch(model: nn.Module, shape: tuple[int, ...], arch: str) -> Any:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    module, lowered = lower_for_gpu(copy.deepcopy(model), x, arch)
+    found = run_model(module, lowered, x.numpy(), arch)
+    with torch.no_grad():
+        expected = model.eval()(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == np.float32 and ours.shape == tuple(theirs.shape)
+        span = float(theirs.max() - theirs.min())
+        assert np.abs(ours - theirs.numpy()).max() < TOLERANCE * span
+    return lowered
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", MODELS)
+def test_model_computes_what_torch_does(name: str, arch: str) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    assert_like_torch(pruned(make(), "2:4"), shape, arch)
+
+
+@pytest.mark.parametrize("pattern", ["dense", "1:4"])
+def test_other_patterns_compute_what_torch_does(pattern: str) -> None:
+    lowered = assert_like_torch(tiny_net(pattern), (1, 3, 16, 16), "sm_80")
+    sparse = [call.choice.kernel.sparse for call in lowered.calls]
+    assert any(sparse) == (pattern == "1:4")
+
+
+@pytest.mark.parametrize(("name", "changes"), [("residual", 1), ("inverted", 2)])
+def test_layout_changes_at_the_ends_only(name: str, changes: int) -> None:
+    make, shape = MODELS[name]
+    _, lowered = lower_for_gpu(make(), torch.randn(shape), "sm_80")
+    assert lowered.module["main"].script().count("permute_dims") == changes
+
+
+def test_residual_is_added_in_place_by_the_kernel() -> None:
+    _, lowered = lower_for_gpu(Residuals(), torch.randn(1, 3, 33, 33), "sm_80")
+    assert [call.group.op for call in lowered.calls].count("conv2d") == 6
+    assert lowered.module["main"].script().count("call_tir_inplace") == 2
+    assert "add" not in lowered.leftovers
+
+
+class Ends(nn.Module):
+    """A convolution, and any function behind it."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor], kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv, self.behind = nn.Conv2d(3, 8, kernel), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("behind", "kernel", "reason"),
+    [
+        (lambda y: torch.topk(y.flatten(1), 3)[0], (3, 3), "no lowering for GPUs of topk"),
+        (lambda y: torch.cumsum(y, 2), (3, 3), "no lowering for GPUs of cumsum"),
+        (torch.relu, (18, 1), r"no kernel for conv2d on float16: window of 18x1"),
+    ],
+)
+def test_what_cannot_be_lowered_is_named(
+    behind: Callable[[Tensor], Tensor], kernel: tuple[int, int], reason: str, tmp_path: Path
+) -> None:
+    example = (torch.randn(1, 3, 20, 20),)
+    with pytest.raises(UnsupportedOperatorError, match=reason):
+        nmcompile.compile(
+            Ends(behind, kernel),
+            output=tmp_path / "m.nmc",
+            target="sm_80",
+            example_inputs=example,
+        )
+
+
+def test_windows_of_changing_size_get_threads_but_no_cuda_graph() -> None:
+    """TVM has no rule for them, and keeps their sums in memory that no capture may take."""
+    model = Ends(lambda y: functional.adaptive_avg_pool2d(y, (3, 2)), (3, 3))
+    module, _ = lower_for_gpu(model, torch.randn(1, 3, 10, 10), "sm_80")
+    scheduled = schedule_for_gpu(module, gpu_target("sm_80", "x86-64"))
+    names = [var.name_hint for var, func in scheduled.functions_items() if is_others(var, func)]
+    assert "adaptive_avg_pool2d" in names
+    assert takes_memory(scheduled)
+
+
+# ---- Built with nvcc
+
+
+@pytest.mark.tool("nvcc")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", MODELS)
+def test_model_builds_to_an_artifact_that_needs_a_gpu(
+    name: str, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "DRIVER", "libcuda-that-is-not-there.so")
+    make, shape = MODELS[name]
+    path = tmp_path / "m.nmc"
+    nmcompile.compile(make(), output=path, target=arch, example_inputs=(torch.randn(shape),))
+    artifact = runtime.read_artifact(path)
+    assert artifact.manifest.target == runtime.TargetInfo(arch, arch, ())
+    assert [spec.dtype for spec in artifact.manifest.inputs] == ["float32"]
+    library = bytes(artifact.library)
+    assert b"__global__" not in library
+    with pytest.raises(DeviceError, match=r"needs an NVIDIA GPU of .*, and its driver: found no"):
+        runtime.load(path)
+
+
+@pytest.mark.tool("nvcc")
+def test_report_says_how_much_rounding_changed(tmp_path: Path) -> None:
+    model, path = tiny_net("2:4"), tmp_path / "m.nmc"
+    with torch.no_grad():
+        model.narrow.weight[0, 0] = 1.0
+        model.narrow.weight[0, 1] = 0.1 + 2.0**-13
+    result = nmcompile.compile(
+        model, output=path, target="sm_80", example_inputs=(torch.randn(1, 3, 16, 16),)
+    )
+    (note,) = result.report.notes
+    share = re.search(
+        r"rounded to float16: by at most (\S+) of the largest weight .* in (\w+)", note
+    )
+    assert share is not None
+    assert 0 < float(share[1]) <= 2.0**-11  # half a unit in the last place of the largest weight
+
+
+@pytest.mark.tool("nvcc")
+def test_kernels_of_a_gpu_are_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"target sm_80: .* cannot be measured yet"):
+        nmcompile.compile(
+            tiny_net(),
+            output=tmp_path / "m.nmc",
+            target="sm_80",
+            tune=True,
+            example_inputs=(torch.randn(1, 3, 16, 16),),
+        )
