@@ -43,7 +43,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "sm_80",
-        "NVIDIA GPUs of compute capability 8.x (A100, RTX 30 and 40), sparse tensor cores, float16",
+        "NVIDIA GPUs of compute capability 8.0 (A100, A30), sparse tensor cores, float16",
         "x86-64",
         (),
         "float16",

@@ -10,7 +10,7 @@ Kernels take and give halves. Of the other operators, these stay among halves if
 operands has that form already:
 
 1. elementwise functions of one value, or of two that broadcast, computed in float32;
-2. concatenations;
+2. concatenations, and paddings of rows and columns;
 3. reshapes between (N, C) and (N, C, 1, 1), which are free.
 
 Everything else is computed plain, whatever it is. So between convolutions with only 1 to 3 in
@@ -177,6 +177,8 @@ class HalfLowering(Lowering):
             return half if one_pixel else None
         if name == "concat":
             return self._concat(var, value)
+        if name == "nn.pad" and arguments[0] in self._halves:
+            return self._pad_pixels(value)
         if name in _UNARY and arguments[0] in self._halves:
             single = self._single(self._halves[arguments[0]])
             call = relax.Call(value.op, [single, *arguments[1:]], value.attrs, value.ty_args)
@@ -186,6 +188,17 @@ class HalfLowering(Lowering):
             if all(side is not None for side in sides):
                 return self._rounded(_BINARY[name](*sides))
         return None
+
+    def _pad_pixels(self, value: Expr) -> Expr | None:
+        """Padding of (N, C, H, W) by a constant; None for other paddings."""
+        width, attrs = [int(extent) for extent in value.attrs.pad_width], value.attrs
+        if attrs.pad_mode != "constant" or len(width) != 8 or any(width[:4]) or min(width) < 0:
+            return None
+        moved = [width[2 * axis + side] for axis in (0, 2, 3, 1) for side in (0, 1)]
+        fill = getattr(attrs.pad_value, "value", attrs.pad_value)
+        return self._emit(
+            relax.op.nn.pad(self._halves[value.args[0]], moved, "constant", float(fill))
+        )
 
     def _single(self, half: Expr) -> Expr:
         return self._emit(relax.op.astype(half, "float32"))

@@ -81,7 +81,8 @@ class Dense(nn.Module):
         z = functional.avg_pool2d(z, 3, 2, 1, ceil_mode=True)
         z = torch.cat([self.third(z), z[:, :8]], 1)
         low = functional.interpolate(torch.tanh(z), scale_factor=2.0)
-        return torch.sigmoid(low), functional.max_pool2d(z, 2, 2, ceil_mode=True)
+        padded = functional.pad(z, (1, 0, 0, 2), value=0.25)
+        return torch.sigmoid(low), functional.max_pool2d(padded, 2, 2, ceil_mode=True)
 
 
 class Odd(nn.Module):

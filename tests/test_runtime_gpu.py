@@ -61,7 +61,7 @@ def artifact(folder: Path, kind: str = "sm_80") -> Path:
     ("kind", "capability", "runs"),
     [
         ("sm_80", (8, 0), True),
-        ("sm_80", (8, 9), True),
+        ("sm_80", (8, 9), False),
         ("sm_80", (7, 5), False),
         ("sm_80", (9, 0), False),
         ("sm_90a", (9, 0), True),
@@ -82,7 +82,7 @@ def test_compute_capability_decides(
 
 def test_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DRIVER", "libcuda-that-is-not-there.so")
-    with pytest.raises(DeviceError, match=r"8\.x .*found no NVIDIA driver.*--target avx512"):
+    with pytest.raises(DeviceError, match=r"8\.0 .*found no NVIDIA driver.*--target avx512"):
         load(artifact(tmp_path))
 
 
@@ -91,7 +91,7 @@ def test_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (Driver(count=0), "reports no GPU.*CUDA_VISIBLE_DEVICES"),
         (Driver(failing="cuInit"), "answers cuInit with error 999"),
-        (Driver((9, 0)), r"of compute capability 8\.x .*found NVIDIA Imaginary of 9\.0"),
+        (Driver((9, 0)), r"of compute capability 8\.0 .*found NVIDIA Imaginary of 9\.0"),
         (Driver(memory=100), r"needs \d+ bytes of GPU memory, NVIDIA Imaginary has 100"),
     ],
 )
