@@ -102,7 +102,7 @@ class GpuBackend:
 
     @property
     def _tvm_target(self) -> Any:
-        return gpu_target(self.target.arch, self.target.llvm_cpu)
+        return gpu_target(self.target.arch)
 
 
 def backend_of(target: Target) -> Backend:

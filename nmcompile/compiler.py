@@ -25,9 +25,9 @@ from nmcompile.errors import (
 from nmcompile.folding import Progress, open_folded, silent
 from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_choice
+from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
-from nmcompile.passes.graph import Layer
 from nmcompile.runtime.files import check_writable
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
@@ -312,7 +312,7 @@ def _build(
             f"{source.title}: expected outputs of fixed shapes, found one whose shape depends on "
             "the values of the input, as behind NonZero; leave that part out of the exported model"
         ) from error
-    names = _LayerNames(source.graph.layers())
+    names = LayerNames(source.graph.layers())
 
     def as_dense(group: Group) -> Detection:
         return Detection(Dense(), (Dense(),), detect_group(group).density)
@@ -364,30 +364,6 @@ def _build(
         tuple(tuning),
         backend.note(zip(owners, lowered.calls, strict=True)),
     )
-
-
-class _LayerNames:
-    """Finds the layer of a Relax operator by its weights: importers do not keep names."""
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._names: dict[bytes, list[str]] = {}
-        self._others: Counter[str] = Counter()
-        for layer in layers:
-            self._names.setdefault(self._key(layer.weight), []).append(layer.name)
-
-    def of(self, group: Any) -> str:
-        """The layer's name; layers with equal weights are taken in order."""
-        if group.weight is not None:
-            names = self._names.get(self._key(group.weight), [])
-            if names:
-                return names.pop(0) if len(names) > 1 else names[0]
-        self._others[group.op] += 1
-        return f"{group.op}_{self._others[group.op]}"
-
-    @staticmethod
-    def _key(weight: npt.NDArray[Any]) -> bytes:
-        flat = np.ascontiguousarray(weight)
-        return hashlib.blake2b(repr(flat.shape).encode() + flat.tobytes()).digest()
 
 
 def _manifest(source: SourceModel, target: Target, built: _Built, digest: str) -> runtime.Manifest:

@@ -13,10 +13,10 @@ class Target:
     """One target.
 
     name: as in `--target`.
-    llvm_cpu: what LLVM generates code for: the oldest CPU that has the features.
+    llvm_cpu: what LLVM generates code for: the oldest CPU that has the features; "" for GPUs.
     cpu_features: flags of /proc/cpuinfo that the machine must show; written to the artifact.
     dtype: element type of weights and activations.
-    arch: of a GPU, as nvcc calls it; "" for CPUs. LLVM's code then only launches the kernels.
+    arch: of a GPU, as nvcc calls it; "" for CPUs.
     """
 
     name: str
@@ -44,7 +44,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "sm_80",
         "NVIDIA GPUs of compute capability 8.0 (A100, A30), sparse tensor cores, float16",
-        "x86-64",
+        "",
         (),
         "float16",
         "sm_80",
@@ -52,7 +52,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "sm_90a",
         "NVIDIA GPUs of compute capability 9.0 (H100, H200), sparse tensor cores, float16",
-        "x86-64",
+        "",
         (),
         "float16",
         "sm_90a",

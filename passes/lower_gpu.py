@@ -30,13 +30,14 @@ RULES = (
     dlight.gpu.GeneralReduction(),
     dlight.gpu.Fallback(),
 )
+HOST_CPU = "x86-64"  # whichever it is
 THREADS = 128  # of a block of what TVM has no rule for
 CALLS = ("relax.call_tir", "relax.call_tir_inplace")
 
 
-def gpu_target(arch: str, host_cpu: str) -> Any:
-    """TVM's target for an architecture, as nvcc calls it, and a CPU that launches the kernels."""
-    host = {"kind": "llvm", "mcpu": host_cpu}
+def gpu_target(arch: str) -> Any:
+    """TVM's target for an architecture, as nvcc calls it; the CPU only launches the kernels."""
+    host = {"kind": "llvm", "mcpu": HOST_CPU}
     return tvm.target.Target({"kind": "cuda", "arch": arch, **LIMITS}, host=host)
 
 

@@ -28,7 +28,7 @@ def lower_for_gpu(model: nn.Module, x: torch.Tensor, arch: str) -> tuple[Any, Lo
     source = open_model(model.eval(), example_inputs=(x,))
     run_pipeline(source.graph)
     lowered = lower_kernels(simplify(source.to_relax()), arch, lowering=HalfLowering)
-    return fuse_for_gpu(lowered.module, gpu_target(arch, "x86-64")), lowered
+    return fuse_for_gpu(lowered.module, gpu_target(arch)), lowered
 
 
 def run_model(module: Any, lowered: LoweredModule, x: Array, arch: str) -> list[Array]:

@@ -208,13 +208,25 @@ def test_windows_of_changing_size_get_threads_but_no_cuda_graph() -> None:
     """TVM has no rule for them, and keeps their sums in memory that no capture may take."""
     model = Ends(lambda y: functional.adaptive_avg_pool2d(y, (3, 2)), (3, 3))
     module, _ = lower_for_gpu(model, torch.randn(1, 3, 10, 10), "sm_80")
-    scheduled = schedule_for_gpu(module, gpu_target("sm_80", "x86-64"))
+    scheduled = schedule_for_gpu(module, gpu_target("sm_80"))
     names = [var.name_hint for var, func in scheduled.functions_items() if is_others(var, func)]
     assert "adaptive_avg_pool2d" in names
     assert takes_memory(scheduled)
 
 
 # ---- Built with nvcc
+
+
+@pytest.mark.tool("nvcc")
+def test_zeros_are_ignored_where_dense_is_asked_for(tmp_path: Path) -> None:
+    result = nmcompile.compile(
+        tiny_net("2:4"),
+        output=tmp_path / "m.nmc",
+        target="sm_80",
+        pattern="dense",
+        example_inputs=(torch.randn(1, 3, 16, 16),),
+    )
+    assert not any(layer.sparse for layer in result.report.layers)
 
 
 @pytest.mark.tool("nvcc")

@@ -148,7 +148,8 @@ def ungrouped(problem: Problem) -> Problem:
         out = slice(group * conv.group_out, (group + 1) * conv.group_out)
         into = slice(group * conv.group_in, (group + 1) * conv.group_in)
         whole[out, into] = weight[out]
-    return replace(problem, spec=replace(conv, groups=1), weight=whole)
+    # What one group holds says little of the whole: its zeros count, whatever the pattern.
+    return replace(problem, spec=replace(conv, groups=1), weight=whole, detection=None)
 
 
 def one_config(problem: Problem) -> Sequence[Candidate]:
@@ -218,8 +219,9 @@ def _refuse_weight(problem: Problem) -> str | None:
     """Weights of which four neighbouring input channels hold more than two non-zeros."""
     assert problem.weight is not None
     found = first_broken_group(problem.weight)
+    asked_dense = problem.detection is not None and isinstance(problem.detection.pattern, Dense)
     if found is None:
-        return None
+        return "compiled as dense, with the zeros that it has" if asked_dense else None
     pattern = Dense() if problem.detection is None else problem.detection.pattern
     if problem.conv.in_channels < MIN_CHANNELS:
         return _few_channels(problem.conv.in_channels)

@@ -1,0 +1,37 @@
+"""Which layer of the model an operator of the Relax module is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.passes.graph import Layer
+
+
+class LayerNames:
+    """Finds the layer of a Relax operator by its weights: importers do not keep names."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._names: dict[bytes, list[str]] = {}
+        self._others: Counter[str] = Counter()
+        for layer in layers:
+            self._names.setdefault(self._key(layer.weight), []).append(layer.name)
+
+    def of(self, group: Any) -> str:
+        """The layer's name; layers with equal weights are taken in order."""
+        if group.weight is not None:
+            names = self._names.get(self._key(group.weight), [])
+            if names:
+                return names.pop(0) if len(names) > 1 else names[0]
+        self._others[group.op] += 1
+        return f"{group.op}_{self._others[group.op]}"
+
+    @staticmethod
+    def _key(weight: npt.NDArray[Any]) -> bytes:
+        flat = np.ascontiguousarray(weight)
+        return hashlib.blake2b(repr(flat.shape).encode() + flat.tobytes()).digest()
