@@ -17,7 +17,13 @@ from types import TracebackType
 from typing import Any
 
 from nmcompile.devices.process import die_with_parent
-from nmcompile.devices.tracker import LOOPBACK, Address, connect_tracker, list_devices
+from nmcompile.devices.tracker import (
+    LOOPBACK,
+    Address,
+    connect_promptly,
+    connect_tracker,
+    list_devices,
+)
 from nmcompile.errors import DeviceError, NmcompileError
 
 CALL = "nmcompile.device.call"
@@ -171,8 +177,10 @@ def _free_port(host: str) -> int:
 def _prepare(handler: str) -> None:
     """In the process of the server, before it listens: what sessions, its forks, can call."""
     import tvm_ffi
+    from tvm.rpc import base
     from tvm.rpc.server import PopenRPCServerState
 
+    base.connect_with_retry = functools.partial(connect_promptly, base.connect_with_retry)
     parent = os.getppid()
     module, _, function = handler.partition(":")
     answer = getattr(importlib.import_module(module), function)
