@@ -12,6 +12,12 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
+# What README.md shows. `make bench PEERS=onnxruntime,openvino-f32,deepsparse` after `make deepsparse`.
+BENCH_MODELS ?= resnet18 resnet50 mobilenet_v1 mobilenet_v2
+BENCH_PATTERNS ?= dense,1x16@0.5,1x16@0.25,1x4@0.5,2:4,1:4,1:16,unstructured@0.1
+BENCH_THREADS ?= 1,2
+PEERS ?= onnxruntime,openvino-f32
+RESULTS := benchmarks/results
 # Debian's package without a desktop: 100 MB of downloads.
 CHROMIUM := chromium-headless-shell
 # A discontinued peer: no wheels after Python 3.11, and numpy and onnx older than ours.
@@ -57,13 +63,18 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.bench_models $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.bench_density $(filter --readme,$(BENCH_ARGS))
+	mkdir -p out
+	$(BIN)/nmc bench $(BENCH_MODELS:%=benchmarks.zoo:%) --shape input=1,3,224,224 \
+	  --patterns $(BENCH_PATTERNS) --threads $(BENCH_THREADS) --against $(PEERS) \
+	  --rounds 8 --patience 900 --output $(RESULTS)/models.json $(BENCH_ARGS)
+	$(BIN)/nmc bench report $(RESULTS)/models.json --output out/report.html
+	$(BIN)/python -m benchmarks.bench_density
+	$(BIN)/python -m benchmarks.report
 
 bench-kernels: setup
 	$(BIN)/python -m benchmarks.bench_kernels $(BENCH_ARGS)
 
-# For `make bench BENCH_ARGS=--deepsparse`. Its licence allows evaluation only, not production.
+# For `make bench PEERS=onnxruntime,openvino-f32,deepsparse`. Its licence allows evaluation only, not production.
 deepsparse: $(DEEPSPARSE_VENV)/.installed
 
 $(DEEPSPARSE_VENV)/.installed: Makefile

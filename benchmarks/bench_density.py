@@ -4,7 +4,7 @@
 
 Each layer runs sparse even where the compiler would run it dense, interleaved with the dense kernel
 that the compiler picks. Weights are out of cache, the input is in it, as in a model. Prints tables,
-writes JSON and a picture; `--readme` also rewrites README.md's table and pictures.
+writes JSON and a picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.progress import track
 from benchmarks.density import RESULTS, Layer, Result, picture, tables, write_result
 from benchmarks.models import MODELS
 from benchmarks.problems import is_prunable, make_problem, title_of
-from benchmarks.report import TITLES, update_readme
+from benchmarks.report import TITLES
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
 from nmcompile.bench.machine import machine_document
@@ -145,7 +145,6 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--readme", action="store_true", help="rewrite README.md's table")
     return parser.parse_args(words)
 
 
@@ -173,8 +172,6 @@ def main() -> int:
     for table in tables(result):
         console.print(table)
     console.print(f"written to {options.output} and {options.output.with_suffix('.png').name}")
-    if options.readme:
-        update_readme()
     return 0
 
 

@@ -1,46 +1,45 @@
 """README.md's table and pictures, from a made-up result."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks import density, report
-from benchmarks.report import markdown, results_table, update_readme
-
-Document = dict[str, Any]
-
-
-def row(engine: str, pattern: str, ms: float, **more: int) -> Document:
-    sizes = {"artifact_bytes": None, "dense_bytes": None, **more}
-    rest = {"error": 1e-7, "compile_s": None, "load_ms": None}
-    return {
-        **{"model": "resnet50", "threads": 1, "engine": engine, "pattern": pattern},
-        **{"median_ms": ms, "min_ms": ms, "ratio": 40 / ms, **sizes, **rest},
-    }
+from benchmarks import density, report, zoo
+from benchmarks.models import MODELS
+from benchmarks.report import markdown, update_readme
+from nmcompile.bench.results import Artifact, Case, Run, write_run
+from tests.report_runs import change
+from tests.test_bench_results import make_case, make_run
 
 
-@pytest.fixture
-def result() -> Document:
-    versions = {"onnxruntime": "1.32", "openvino": "2026.4"}
-    return {
-        "machine": {"cpu": "a CPU", "cores": 2, "caches": {"L2": "1M"}, "versions": versions},
-        "settings": {"rounds": 8, "batch": 1, "size": 224, "deepsparse": None},
-        "rows": [
-            row("onnxruntime", "", 50),
-            row("openvino", "", 40),
-            row("nmcompile", "dense", 41, artifact_bytes=101, dense_bytes=100),
-            row("nmcompile", "1x16@0.25", 16, artifact_bytes=32, dense_bytes=100),
-        ],
-    }
+def case(engine: str, pattern: str, ms: float, density: float = 1.0, size: int = 0) -> Case:
+    facts = Artifact(digest="", nbytes=size, dense_nbytes=100, compile_s=1.0, load_ms=1.0)
+    return change(
+        make_case(engine, [ms] * 8),
+        pattern=pattern,
+        density=density,
+        artifact=facts if size else None,
+        model="resnet50",
+    )
 
 
 @pytest.fixture
-def with_deepsparse(result: Document) -> Document:
-    result["settings"]["deepsparse"] = "1.8.0"
-    result["rows"] += [row("deepsparse", "dense", 42), row("deepsparse", "1x16@0.25", 44.25)]
-    return result
+def run() -> Run:
+    made = make_run(
+        case("onnxruntime", "dense", 50),
+        case("openvino-f32", "dense", 40),
+        case("nmcompile", "dense", 41, size=101),
+        case("nmcompile", "1x16@0.25", 16, 0.25, size=32),
+    )
+    models = [change(made.models[0], name="resnet50")]
+    versions = {"onnxruntime": "1.32", "openvino-f32": "2026.4", "deepsparse": "1.8.0"}
+    return change(made, models=models, versions=versions)
+
+
+@pytest.fixture
+def with_deepsparse(run: Run) -> Run:
+    more = [case("deepsparse", "dense", 42), case("deepsparse", "1x16@0.25", 14.25, 0.25)]
+    return change(run, cases=[*run.cases, *more])
 
 
 @pytest.fixture
@@ -57,8 +56,8 @@ def cells(text: str) -> list[list[str]]:
     ]
 
 
-def test_table_without_deepsparse_has_no_column_for_it(result: Document) -> None:
-    text = markdown(result)
+def test_table_without_deepsparse_has_no_column_for_it(run: Run) -> None:
+    text = markdown(run)
     assert "DeepSparse" not in text
     assert cells(text)[2:] == [
         ["ResNet-50", "1", "50.0 ms", "40.0 ms", "dense", "41.0 ms", "**0.98x**", "101%"],
@@ -66,42 +65,42 @@ def test_table_without_deepsparse_has_no_column_for_it(result: Document) -> None
     ]
 
 
-def test_result_from_before_deepsparse_is_read(result: Document) -> None:
-    del result["settings"]["deepsparse"]
-    assert "DeepSparse" not in markdown(result)
-
-
-def test_deepsparse_stands_beside_the_pattern_it_ran(with_deepsparse: Document) -> None:
+def test_deepsparse_stands_beside_the_pattern_it_ran(with_deepsparse: Run) -> None:
     text = markdown(with_deepsparse)
     head, _, dense, sparse = cells(text)
     assert "DeepSparse 1.8.0 (discontinued)" in text
-    assert (head[5], dense[5], sparse[5]) == ("DeepSparse", "42.0 ms", "44.2 ms")
+    assert (head[5], dense[5], sparse[5]) == ("DeepSparse", "42.0 ms", "14.2 ms")
     # Still over the faster dense peer.
     assert sparse[7] == "**2.50x**"
     assert len({len(line) for line in cells(text)}) == 1
-    assert results_table(with_deepsparse).row_count == 6
 
 
-def test_break_evens_follow_the_table(result: Document, densities: density.Result) -> None:
-    text = markdown(result, densities)
+def test_a_busy_machine_is_marked(run: Run) -> None:
+    busy = change(run.cases[3], noise="busy")
+    text = markdown(change(run, cases=[*run.cases[:3], busy]))
+    assert "16.0 ms†" in text and "† The machine was busy" in text
+    assert "†" not in markdown(run)
+
+
+def test_break_evens_follow_the_table(run: Run, densities: density.Result) -> None:
+    text = markdown(run, densities)
     assert "(benchmarks/results/density.png)" in text
     assert "Break-even density: 1x16: 0.75." in text
     assert "Measured on" not in text
     densities = density.Result(**{**vars(densities), "machine": {"cpu": "another CPU"}})
-    assert markdown(result, densities).endswith("Measured on another CPU.")
+    assert markdown(run, densities).endswith("Measured on another CPU.")
 
 
 @pytest.mark.parametrize("measured", [True, False])
 def test_readme_is_rewritten_between_the_marks(
     measured: bool,
-    result: Document,
+    run: Run,
     densities: density.Result,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "models.json")
     monkeypatch.setattr(density, "RESULTS", tmp_path / "density.json")
-    (tmp_path / "models.json").write_text(json.dumps(result))
+    write_run(run, tmp_path / "models.json")
     if measured:
         density.write_result(densities, tmp_path / "density.json")
     readme = tmp_path / "README.md"
@@ -114,11 +113,13 @@ def test_readme_is_rewritten_between_the_marks(
     assert (tmp_path / "density.png").exists() == measured
 
 
-def test_missing_marks_are_reported(
-    result: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "RESULTS", tmp_path / "models.json")
-    (tmp_path / "models.json").write_text(json.dumps(result))
+def test_missing_marks_are_reported(run: Run, tmp_path: Path) -> None:
+    write_run(run, tmp_path / "models.json")
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(ValueError, match="expected the marks"):
         update_readme(tmp_path / "models.json", tmp_path / "README.md")
+
+
+def test_every_bench_model_has_a_factory() -> None:
+    for name in MODELS:
+        assert getattr(zoo, name)().training is False
