@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import density
+from nmcompile.bench.baselines import baseline_of, speedup
 from nmcompile.bench.engines import OURS
 from nmcompile.bench.report.data import pattern_name
 from nmcompile.bench.results import Case, Run, read_run
-from nmcompile.bench.summary import baseline_of, speedup
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "models.json"

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,21 @@ _ESCAPES_COST = 3e9
 
 _LEAST_COST = 1e9
 """What the smallest search may take on a busy machine, in the same unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Effort:
+    """How long one search goes on; fields as the arguments of `search_order`."""
+
+    seed: int
+    escapes: int
+    deadline: Deadline
+    on_share: OnShare
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class LayerSearch(ABC):
@@ -43,14 +60,7 @@ class LayerSearch(ABC):
 
     @abstractmethod
     def run(
-        self,
-        spaces: ChannelSpaces,
-        space: int,
-        weights: Mapping[str, Array],
-        seed: int,
-        escapes: int,
-        deadline: Deadline,
-        on_share: OnShare,
+        self, spaces: ChannelSpaces, space: int, weights: Mapping[str, Array], effort: Effort
     ) -> Found:
         """Search the order of a space for the layers that have it among their `segments`."""
 
@@ -101,14 +111,7 @@ class GroupSearch(LayerSearch):
         return exchanges + _ESCAPES_COST if escapes else 8.0 * exchanges + _LEAST_COST
 
     def run(
-        self,
-        spaces: ChannelSpaces,
-        space: int,
-        weights: Mapping[str, Array],
-        seed: int,
-        escapes: int,
-        deadline: Deadline,
-        on_share: OnShare,
+        self, spaces: ChannelSpaces, space: int, weights: Mapping[str, Array], effort: Effort
     ) -> Found:
         """As `nmcompile.sparsity.permute.search_order`."""
         channels, windows = spaces.spaces[space].size, []
@@ -121,10 +124,7 @@ class GroupSearch(LayerSearch):
             columns = np.abs(weight).transpose(1, 0, 2, 3).reshape(weight.shape[1], -1)
             windows.append(window(columns, self.pattern.m, offset, channels))
         n, m = self.pattern.n, self.pattern.m
-        options = {"seed": seed, "escapes": escapes}
-        return search_order(
-            windows, channels, n, m, **options, deadline=deadline, on_share=on_share
-        )
+        return search_order(windows, channels, n, m, **effort.options)
 
     def imposed(self, weight: Array) -> Array:
         """As projection does."""
@@ -165,24 +165,14 @@ class BlockSearch(LayerSearch):
         return float(turns + _ESCAPES_COST)
 
     def run(
-        self,
-        spaces: ChannelSpaces,
-        space: int,
-        weights: Mapping[str, Array],
-        seed: int,
-        escapes: int,
-        deadline: Deadline,
-        on_share: OnShare,
+        self, spaces: ChannelSpaces, space: int, weights: Mapping[str, Array], effort: Effort
     ) -> Found:
         """As `nmcompile.sparsity.rearrange.search_filters`."""
         filters = [
             Filters(np.abs(weight).sum(axis=(2, 3), dtype=np.float64), self.rule)
             for weight in weights.values()
         ]
-        options = {"seed": seed, "escapes": escapes}
-        return search_filters(
-            filters, self.pattern.n, **options, deadline=deadline, on_share=on_share
-        )
+        return search_filters(filters, self.pattern.n, **effort.options)
 
     def imposed(self, weight: Array) -> Array:
         """Zero outside the kept blocks."""

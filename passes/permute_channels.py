@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nmcompile.passes.channel_search import BlockSearch, GroupSearch, LayerSearch
+from nmcompile.passes.channel_search import BlockSearch, Effort, GroupSearch, LayerSearch
 from nmcompile.passes.channel_spaces import ChannelSpaces, axis_order, find_channel_spaces
 from nmcompile.passes.graph import Array, Graph, Note, PassResult, Value
 from nmcompile.sparsity import NM, OneByN, Pattern, check, detect
@@ -244,8 +244,8 @@ class _Planner:
 
             on_share(0.0)
             moved = {name: self.moved(name, self.orders) for name in members[space]}
-            limit = Deadline.after(share)
-            found = self.search.run(self.spaces, space, moved, seed, escapes, limit, on_share)
+            effort = Effort(seed, escapes, Deadline.after(share), on_share)
+            found = self.search.run(self.spaces, space, moved, effort)
             self._take(space, members[space], found)
             done += cost
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,6 +10,8 @@ import onnx
 import pytest
 
 import nmcompile
+from nmcompile.devices import Address, start_tracker
+from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.runtime import cpu
 from tests.seed_modules import export_onnx
 from tests.tiny_models import example, tiny_net
@@ -63,3 +66,11 @@ def sparse_result(shared: Path, sparse_onnx: Path) -> nmcompile.CompileResult:
 def sparse_artifact(sparse_result: nmcompile.CompileResult) -> Path:
     """The file of `sparse_result`."""
     return sparse_result.path
+
+
+@pytest.fixture(scope="session")
+def tracker() -> Iterator[Address]:
+    """A tracker of devices; tests share it under keys of their own."""
+    running = start_tracker(port=0)
+    yield Address(LOOPBACK, running.port)
+    running.terminate()

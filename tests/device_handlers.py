@@ -1,4 +1,4 @@
-"""What the devices of the fleet tests answer."""
+"""What the devices of the fleet tests answer, and how they die."""
 
 import os
 import signal
@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from nmcompile.devices import DeviceServer
 from nmcompile.errors import DeviceError
+
+
+def kill(server: DeviceServer) -> None:
+    """As a device that loses its power."""
+    process = psutil.Process(server.pid)
+    for one in (*process.children(recursive=True), process):
+        one.kill()
 
 
 def handle(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,18 +11,12 @@ from typer.testing import CliRunner, Result
 from nmcompile.bench.report import render_report
 from nmcompile.bench.results import read_run
 from nmcompile.cli import app
-from nmcompile.devices import Address, DeviceServer, start_tracker
+from nmcompile.devices import Address, DeviceServer
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError
+from tests.device_handlers import kill
 
 pytestmark = pytest.mark.isa("avx512f")
-
-
-@pytest.fixture(scope="module")
-def tracker() -> Iterator[Address]:
-    running = start_tracker(port=0)
-    yield Address(LOOPBACK, running.port)
-    running.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,7 @@ def test_a_device_that_dies_costs_no_case(
     output = tmp_path / "run.json"
     with DeviceServer("dying", port=0, tracker=tracker) as doomed:
         with DeviceServer("dying", port=0, tracker=tracker):
-            victim = psutil.Process(doomed._server.proc._proc.pid)
+            victim = psutil.Process(doomed.pid)
 
             def kill_at_work(stage: str, done: int = 0, total: int = 0) -> None:
                 if stage == "measuring" and done == 0:
@@ -72,8 +66,7 @@ def test_a_device_that_dies_costs_no_case(
                         if victim.children():
                             break
                         time.sleep(0.01)
-                    for process in (*victim.children(recursive=True), victim):
-                        process.kill()
+                    kill(doomed)
 
             monkeypatch.setattr("nmcompile.cli.bench.working", lambda: _Progress(kill_at_work))
             done = bench(

@@ -11,18 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nmcompile.devices import Address, DeviceServer, Job, run_jobs, start_tracker
+from nmcompile.devices import Address, DeviceServer, Job, run_jobs
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError, InputError
+from tests.device_handlers import kill
 
 HANDLER = "tests.device_handlers:handle"
-
-
-@pytest.fixture(scope="module")
-def tracker() -> Iterator[Address]:
-    running = start_tracker(port=0)
-    yield Address(LOOPBACK, running.port)
-    running.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +39,6 @@ def devices(tracker: Address, key: str, count: int) -> Iterator[list[DeviceServe
 
 def name_of(server: DeviceServer) -> str:
     return f"{LOOPBACK}:{server.port}"
-
-
-def kill(server: DeviceServer) -> None:
-    """As a device that loses its power."""
-    process = psutil.Process(server._server.proc._proc.pid)
-    for one in (*process.children(recursive=True), process):
-        one.kill()
 
 
 def test_every_job_is_answered_by_a_device(
@@ -135,7 +122,7 @@ def test_frozen_device_does_not_hold_up_the_others(tracker: Address) -> None:
         for outcome in run_jobs(tracker, "frozen", jobs, timeout=5):
             outcomes.append(outcome)
             if not frozen:
-                process = psutil.Process(servers[0]._server.proc._proc.pid)
+                process = psutil.Process(servers[0].pid)
                 frozen = [process, *process.children(recursive=True)]
                 for process in frozen:
                     process.suspend()
@@ -180,7 +167,7 @@ def test_nothing_is_left_after_a_stop(tracker: Address) -> None:
 
 def test_processes_end_with_a_killed_parent(tracker: Address) -> None:
     with devices(tracker, "orphan", 1) as (server,):
-        process = psutil.Process(server._server.proc._proc.pid)
+        process = psutil.Process(server.pid)
         job = Job("long", {"sleep": 60})
         threading.Thread(target=drain, args=(tracker, "orphan", job), daemon=True).start()
         time.sleep(1.0)

@@ -14,8 +14,7 @@ import pytest
 
 import nmcompile
 from nmcompile import runtime
-from nmcompile.devices import Address, DeviceServer, Job, Outcome, run_jobs, start_tracker
-from nmcompile.devices.tracker import LOOPBACK
+from nmcompile.devices import Address, DeviceServer, Job, Outcome, run_jobs
 from tests.tiny_models import example
 
 pytestmark = pytest.mark.isa("avx512f")
@@ -26,7 +25,9 @@ def request(**changes: Any) -> dict[str, Any]:
     return asked | {"rounds": 5, "warmup": 1, "profile": True} | changes
 
 
-def test_artifact_runs_on_a_device_as_here(dense_onnx: Path, tmp_path: Path) -> None:
+def test_artifact_runs_on_a_device_as_here(
+    tracker: Address, dense_onnx: Path, tmp_path: Path
+) -> None:
     artifact, inputs = tmp_path / "m.nmc", tmp_path / "x.npz"
     nmcompile.compile(dense_onnx, output=artifact)
     np.savez(inputs, x=example().numpy())
@@ -37,14 +38,9 @@ def test_artifact_runs_on_a_device_as_here(dense_onnx: Path, tmp_path: Path) -> 
         files = {"m.nmc": file, "x.npz": inputs}
         return Job(name, request(**changes), files, {"y.npz": tmp_path / f"{name}.npz"})
 
-    tracker = start_tracker(port=0)
-    try:
-        address = Address(LOOPBACK, tracker.port)
-        with DeviceServer("here", port=0, tracker=address):
-            jobs = [job("good", artifact), job("broken", broken), job("none", artifact, threads=0)]
-            found = {o.job.name: o for o in run_jobs(address, "here", jobs)}
-    finally:
-        tracker.terminate()
+    with DeviceServer("worker", port=0, tracker=tracker):
+        jobs = [job("good", artifact), job("broken", broken), job("none", artifact, threads=0)]
+        found = {o.job.name: o for o in run_jobs(tracker, "worker", jobs)}
     check_good(found["good"], artifact, tmp_path / "good.npz")
     for name, said in (("broken", "m.nmc"), ("none", "threads")):
         assert found[name].response is None and found[name].failures == ()
@@ -86,7 +82,9 @@ def test_commands_start_and_stop_a_fleet() -> None:
     )
     (found,) = json.loads(listed.stdout)["devices"]
     assert found["key"] == "zen" and found["free"] == 1 and len(found["servers"]) == 1
-    children = psutil.Process().children(recursive=True)
+    started = [psutil.Process(process.pid) for process in (device, tracker)]
+    children = [child for process in started for child in process.children(recursive=True)]
+    assert len(children) >= 2
     for process in (device, tracker):
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=20) == 0

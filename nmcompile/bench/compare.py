@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nmcompile.bench.baselines import groups_of
 from nmcompile.bench.engines.table import ENGINES, OURS
 from nmcompile.bench.ratios import Interval, interval_of, log_ratios
 from nmcompile.bench.results import Case, Run
-from nmcompile.bench.summary import groups_of
 
 # Of a time: what two runs of one build differ by, beyond what their rounds show. Eleven runs on a
 # quiet machine differ by at most 2.5 % in all for models of 6 and 11 ms, by 10 % for one of 1.5 ms.

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from nmcompile.bench.accuracy import try_run
+from nmcompile.bench.baselines import anchor_of, certainty
+from nmcompile.bench.cases import new_case
 from nmcompile.bench.clock import interleave
 from nmcompile.bench.cores import Cores
 from nmcompile.bench.engines import Array, Engine, name_inputs, open_engine
@@ -24,7 +26,6 @@ from nmcompile.bench.pinning import chosen_cores, on_cores
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.results import Accuracy, Case, LayerRow, Roofs
-from nmcompile.bench.summary import anchor_of, certainty
 from nmcompile.bench.variants import Variant
 from nmcompile.errors import DeclinedError, NmcompileError
 
@@ -249,30 +250,15 @@ class GroupRun:
             )
 
     def _case(self, entrant: Entrant) -> Case:
-        group, setting, variant = self.group, entrant.setting, entrant.variant
-        artifact, target = None, setting.target
+        setting, variant, engine = entrant.setting, entrant.variant, entrant.engine
+        compiled = None
         if setting.engine.form == "artifact" and variant is not None and not entrant.error:
             compiled = variant.compiled(setting.target)
-            artifact, target = compiled.facts, compiled.target
-        batch = variant.batch if variant is not None else group.batch or 1
-        threads = f"{group.threads} thread{'s' * (group.threads > 1)}"
-        return Case(
-            group=f"{group.model}, batch {batch}, {threads}",
-            model=group.model,
-            engine=setting.engine.name,
-            engine_version=entrant.engine.version if entrant.engine is not None else "",
-            pattern=setting.pattern.text,
-            density=variant.density if variant is not None else 1.0,
-            target=target,
-            dtype=setting.engine.dtype,
-            threads=group.threads,
-            batch=batch,
-            device="local",
+        return msgspec.structs.replace(
+            new_case(self.group, setting, variant, compiled),
+            engine_version=engine.version if engine is not None else "",
             samples_ms=list(entrant.samples),
-            noise="quiet",
-            noise_reason="",
             accuracy=entrant.accuracy,
-            artifact=artifact,
             layers=list(entrant.layers),
             error=entrant.error.text if entrant.error is not None else None,
         )

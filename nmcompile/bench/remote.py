@@ -18,19 +18,20 @@ import msgspec
 import numpy as np
 
 import nmcompile
+from nmcompile.bench.cases import new_case
 from nmcompile.bench.machine import describe_machine
 from nmcompile.bench.matrix import Group, Setting
-from nmcompile.bench.noise import Load, Verdict, judge
+from nmcompile.bench.noise import Load, judge
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.ratios import median_interval
-from nmcompile.bench.results import Accuracy, Case, LayerRow, Machine, Model, Run
+from nmcompile.bench.results import Case, Machine, Model, Run
 from nmcompile.bench.run import Failure, Outcome, Plan, make_run
 from nmcompile.bench.sources import Source
 from nmcompile.bench.variants import Compiled, Variant
 from nmcompile.devices import Address, Job, run_jobs
 from nmcompile.devices import Outcome as JobOutcome
-from nmcompile.errors import NmcompileError
+from nmcompile.errors import DeviceError, NmcompileError
 from nmcompile.folding import Progress, silent
 from nmcompile.runtime import LayerTime, read_artifact
 
@@ -185,64 +186,46 @@ class _RemoteRun:
     def _add(self, work: _Work, outcome: JobOutcome) -> None:
         for failure in outcome.failures:
             where = failure.device or "no device"
-            self.notes.append(f"{work.job.name}, on {where}: {failure.reason}; tried again")
-        if outcome.response is None:
-            error = outcome.error or "the device did not say why"
-            self.failures.append(Failure(work.job.name, error, declined=False))
-            self.cases.append(self._case(work, outcome.device, error=error))
-            return
-        response = outcome.response
-        device = f"{self.fleet.key} at {outcome.device}"
-        self.devices[device] = msgspec.convert(response["machine"], Machine)
+            self.notes.append(f"{work.job.name}: an attempt on {where} failed: {failure.reason}")
+        key, response = self.fleet.key, outcome.response
+        device = f"{key} at {outcome.device}" if outcome.device else key
+        # Cases on devices take no turns: each is a group of its own.
+        case = new_case(work.group, work.setting, work.variant, work.compiled)
+        group = f"{work.job.name}, batch {case.batch}, {device}"
+        case = msgspec.structs.replace(
+            case, group=group, engine_version=nmcompile.__version__, device=device
+        )
         try:
-            with np.load(work.job.results[OUTPUTS], allow_pickle=False) as stored:
-                outputs = [stored[name] for name in stored.files]
-            accuracy = work.ready.agreement(work.setting.pattern, outputs)
+            if response is None:
+                raise DeviceError(outcome.error or "the device did not say why")
+            self.devices[device] = msgspec.convert(response["machine"], Machine)
+            case = self._measured(work, case, response)
         except NmcompileError as error:
             self.failures.append(Failure(work.job.name, str(error), declined=False))
-            self.cases.append(self._case(work, outcome.device, error=str(error)))
-            return
-        self.cases.append(self._case(work, outcome.device, response, accuracy))
+            case = msgspec.structs.replace(case, error=str(error))
+        self.cases.append(case)
 
-    def _case(
-        self,
-        work: _Work,
-        address: str,
-        response: Mapping[str, Any] | None = None,
-        accuracy: Accuracy | None = None,
-        error: str | None = None,
-    ) -> Case:
-        group, variant, device = work.group, work.variant, f"{self.fleet.key} at {address}"
-        samples = list(response["samples_ms"]) if response else []
-        verdict: Verdict = "quiet"
-        reason = ""
-        layers: list[LayerRow] = []
-        facts = work.compiled.facts
-        if response:
-            verdict, reason = judge(median_interval(samples), samples, Load(**response["load"]))
-            times = [LayerTime(**layer) for layer in response["layers"]]
-            known = read_artifact(work.compiled.path).manifest.layers
-            layers = layer_rows(times, known, None, group.threads)
-            facts = msgspec.structs.replace(facts, load_ms=response["load_ms"])
-        return Case(
-            group=f"{work.job.name}, batch {variant.batch}, {device}",
-            model=group.model,
-            engine=work.setting.engine.name,
-            engine_version=nmcompile.__version__,
-            pattern=work.setting.pattern.text,
-            density=variant.density,
-            target=work.compiled.target,
-            dtype=work.setting.engine.dtype,
-            threads=group.threads,
-            batch=variant.batch,
-            device=device if address else self.fleet.key,
+    def _measured(self, work: _Work, case: Case, response: Mapping[str, Any]) -> Case:
+        """The case with what the device answered.
+
+        Raises:
+            NmcompileError: its outputs are of another model.
+        """
+        with np.load(work.job.results[OUTPUTS], allow_pickle=False) as stored:
+            outputs = [stored[name] for name in stored.files]
+        samples = list(response["samples_ms"])
+        noise, reason = judge(median_interval(samples), samples, Load(**response["load"]))
+        times = [LayerTime(**layer) for layer in response["layers"]]
+        known = read_artifact(work.compiled.path).manifest.layers
+        facts = msgspec.structs.replace(work.compiled.facts, load_ms=response["load_ms"])
+        return msgspec.structs.replace(
+            case,
             samples_ms=samples,
-            noise=verdict,
+            noise=noise,
             noise_reason=reason,
-            accuracy=accuracy,
+            accuracy=work.ready.agreement(work.setting.pattern, outputs),
             artifact=facts,
-            layers=layers,
-            error=error,
+            layers=layer_rows(times, known, None, work.group.threads),
         )
 
     def _result(self, complete: bool) -> Run:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def case_row(case: "Case", group: Sequence["Case"]) -> dict[str, Any]:
     """What is known about a case, in plain types; `speedup` is of ours, over its baseline."""
-    from nmcompile.bench.summary import baseline_of, speedup
+    from nmcompile.bench.baselines import baseline_of, speedup
 
     baseline = baseline_of(case, group)
     ratio, accuracy, times = speedup(case, baseline), case.accuracy, case.samples_ms
@@ -50,7 +50,7 @@ def case_row(case: "Case", group: Sequence["Case"]) -> dict[str, Any]:
 
 def all_rows(run: "Run") -> list[dict[str, Any]]:
     """One row per case, in the order of the file."""
-    from nmcompile.bench.summary import groups_of
+    from nmcompile.bench.baselines import groups_of
 
     return [case_row(case, group) for group in groups_of(run.cases).values() for case in group]
 
@@ -73,7 +73,7 @@ def print_document(run: "Run", path: Path, layers: bool) -> None:
 
 def print_run(run: "Run") -> None:
     """Print one table per group."""
-    from nmcompile.bench.summary import groups_of
+    from nmcompile.bench.baselines import groups_of
 
     for name, group in groups_of(run.cases).items():
         rows = [case_row(case, group) for case in group if case.samples_ms]
@@ -118,7 +118,7 @@ def _profiled(run: "Run") -> list["Case"]:
 
 
 def _ordered(run: "Run") -> list["Case"]:
-    from nmcompile.bench.summary import groups_of
+    from nmcompile.bench.baselines import groups_of
 
     return [case for group in groups_of(run.cases).values() for case in group]
 

@@ -114,6 +114,11 @@ class DeviceServer:
         """Whether the server's process runs."""
         return self._server is not None and bool(self._server.proc.is_alive())
 
+    @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        return int(self._server.proc._proc.pid)
+
     def watch(self, stop: threading.Event) -> int:
         """Replace the server whenever it has died, until `stop` is set; returns how often."""
         replaced = 0

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from nmcompile.errors import TargetError
 
 # Fast math: results are rounded to float16, whose error is a thousand times larger.
 NVCC_FLAGS = ("-O3", "-w", "--use_fast_math", "-Xptxas", "-v")
-COMPILE_CALLBACK = "tvm_callback_cuda_compile"
+_COMPILE_CALLBACK = "tvm_callback_cuda_compile"
 _AXES = ("x", "y", "z")
 _SHARED = "tirx.use_dyn_shared_memory"
 
@@ -99,7 +99,13 @@ def cuda_source(func: Any, arch: str) -> CudaSource:
     with target:
         host, devices = split_host_device_mods(lower(module))
         ((device_target, device),) = devices.items()
-        with _source_of_callback() as sources:
+        sources: list[str] = []
+
+        def collect(code: str, *rest: Any) -> bytes:
+            sources.append(code)
+            return b""
+
+        with compiling_with(collect):
             built = codegen_build(finish_device()(device), device_target)
     text = sources[0] if sources else built.inspect_source("cuda")
     return CudaSource(text, tuple(_launches(host, device)))
@@ -126,20 +132,14 @@ def compile_cubin(source: str, arch: str) -> Cubin:
 
 
 @contextmanager
-def _source_of_callback() -> Iterator[list[str]]:
-    """Collect the source instead of compiling it, where TVM finds a driver and would do so."""
-    sources: list[str] = []
-    before = tvm_ffi.get_global_func(COMPILE_CALLBACK)
-
-    def collect(code: str, *rest: Any) -> bytes:
-        sources.append(code)
-        return b""
-
-    tvm_ffi.register_global_func(COMPILE_CALLBACK, collect, override=True)
+def compiling_with(compiler: Callable[..., bytes]) -> Iterator[None]:
+    """Where TVM finds a driver and would compile CUDA source itself, it calls this instead."""
+    before = tvm_ffi.get_global_func(_COMPILE_CALLBACK)
+    tvm_ffi.register_global_func(_COMPILE_CALLBACK, compiler, override=True)
     try:
-        yield sources
+        yield
     finally:
-        tvm_ffi.register_global_func(COMPILE_CALLBACK, before, override=True)
+        tvm_ffi.register_global_func(_COMPILE_CALLBACK, before, override=True)
 
 
 def _launches(host: Any, device: Any) -> Iterator[Launch]:

@@ -10,30 +10,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import tvm_ffi
 
 from nmcompile.errors import TargetError
-from nmcompile.kernels.cuda_build import COMPILE_CALLBACK, compile_cubin
+from nmcompile.kernels.cuda_build import compile_cubin, compiling_with
 
 _SYMBOL = "__tvm_ffi__library_bin"  # what TVM's loader looks for
 _SOURCE, _CUBIN = b"cuda", b"cubin"  # formats of TVM's CUDA module
 
 
-@contextmanager
-def compiling_for(arch: str) -> Iterator[None]:
+def compiling_for(arch: str) -> AbstractContextManager[None]:
     """Where TVM finds a driver and compiles kernels itself: do it for `arch`, with our flags."""
-    before = tvm_ffi.get_global_func(COMPILE_CALLBACK)
-    tvm_ffi.register_global_func(
-        COMPILE_CALLBACK, lambda code, *rest: compile_cubin(code, arch).data, override=True
-    )
-    try:
-        yield
-    finally:
-        tvm_ffi.register_global_func(COMPILE_CALLBACK, before, override=True)
+    return compiling_with(lambda code, *rest: compile_cubin(code, arch).data)
 
 
 def export(executable: Any, arch: str, path: Path) -> None:

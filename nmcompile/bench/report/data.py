@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from nmcompile.bench.baselines import DENSE, baseline_of
 from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.ratios import ratio_interval
 from nmcompile.bench.results import Case, Machine, Run
-from nmcompile.bench.summary import DENSE, baseline_of
 
 LOCAL: Final = "local"
 ROUNDS: Final = 5  # fewer say nothing about the spread
@@ -39,7 +39,8 @@ class Site:
 class Entry:
     """A case and what it is compared with.
 
-    baseline: as `nmcompile.bench.summary.baseline_of` says; None for peers and where there is none.
+    baseline: as `nmcompile.bench.baselines.baseline_of` says; None for peers, and where there is
+        none.
     ratio: time of the baseline over time of the case, above 1 where the case is faster: the median
         over their common rounds, or else of the medians.
     interval: 95 % of that ratio, None with fewer than 5 common rounds or without turns in common.
