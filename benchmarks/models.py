@@ -131,6 +131,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=generator)
             elif isinstance(module, nn.BatchNorm2d):
                 mean, var = module.running_mean, module.running_var
                 assert mean is not None and var is not None

@@ -23,9 +23,9 @@ def lanes(start: Expr) -> Expr:
     return T.ramp(start, 1, LANES)
 
 
-def splat(value: Expr) -> Expr:
+def splat(value: Expr, width: int = LANES) -> Expr:
     """One scalar in every lane; a Python float becomes a float32."""
-    return T.broadcast(T.float32(value) if isinstance(value, float) else value, LANES)
+    return T.broadcast(T.float32(value) if isinstance(value, float) else value, width)
 
 
 def first_lanes(active: int) -> Expr:
@@ -47,6 +47,21 @@ def load(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
     if active < LANES:
         return masked_load(buffer, lanes(start), first_lanes(active))
     return buffer[lanes(start)]
+
+
+def load_between(buffer: Buffer, start: Expr, low: int, high: int, width: int, fill: float) -> Expr:
+    """`width` consecutive floats; lanes outside [low, high) are `fill`, never read."""
+    low, high = max(low, 0), min(high, width)
+    if (low, high) == (0, width):
+        return buffer[T.ramp(start, 1, width)]
+    if low >= high:
+        return splat(fill, width)
+    lane = T.ramp(0, 1, width)
+    mask = lane < splat(T.int32(high), width)
+    if low:
+        mask = tirx.all(mask, lane >= splat(T.int32(low), width))
+    value = tirx.op.masked_load(f"float32x{width}", buffer, T.ramp(start, 1, width), mask)
+    return T.Select(mask, value, splat(fill, width))
 
 
 def store(buffer: Buffer, start: Expr, value: Expr, active: int = LANES) -> None:

@@ -1,115 +1,32 @@
-"""Kernels that slide a window over one channel at a time: depthwise convolution and pooling.
-
-Each channel is first copied into a padded plane per column phase (column modulo stride), so that
-every window position is one unaligned vector load whatever the stride.
-"""
+"""Kernels that slide a window over one channel at a time: depthwise convolution and pooling."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import (
     LANES,
-    Buffer,
     Expr,
     activate,
+    activate_in_place,
     load,
     splat,
+    split_activation,
     store,
+    widen,
 )
-from nmcompile.kernels.avx512.staging import copy_row
+from nmcompile.kernels.avx512.sliding import Window, source_of
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Pool2d
 
 LOWEST = float(np.finfo(np.float32).min)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Geometry shared by depthwise convolution and pooling; one channel."""
-
-    in_height: int
-    in_width: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    top: int
-    left: int
-
-    @property
-    def vectors(self) -> int:
-        return -(-self.out_width // LANES)
-
-    @property
-    def columns(self) -> int:
-        """Columns of one phase plane: every vector load stays inside."""
-        reach = (self.kernel[1] - 1) * self.dilation[1] // self.stride[1]
-        return self.vectors * LANES + reach
-
-    @property
-    def rows(self) -> int:
-        return (self.out_height - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
-
-    @property
-    def phases(self) -> tuple[int, ...]:
-        shifts = {kw * self.dilation[1] % self.stride[1] for kw in range(self.kernel[1])}
-        return tuple(sorted(shifts))
-
-    def offset(self, kh: int, kw: int) -> int:
-        """Of window position (kh, kw) at output (0, 0), in floats from the first plane."""
-        shift = kw * self.dilation[1]
-        plane = self.phases.index(shift % self.stride[1])
-        row = plane * self.rows + kh * self.dilation[0]
-        return row * self.columns + shift // self.stride[1]
-
-
-def _copy_plane(window: _Window, x: Buffer, start: Expr, planes: Buffer, fill: float) -> None:
-    """Copy one channel, `fill` outside the image."""
-    stride = window.stride[1]
-    for index, phase in enumerate(window.phases):
-        low = max(0, -((phase - window.left) // stride))
-        high = min(window.columns, (window.in_width - 1 - phase + window.left) // stride + 1)
-        with T.serial(0, window.rows) as row:
-            source = T.bind(row - window.top)
-            at = T.bind((index * window.rows + row) * window.columns)
-            for first in range(0, window.columns, LANES):
-                store(planes, at + first, splat(fill), min(LANES, window.columns - first))
-            with T.If(tirx.all(source >= 0, source < window.in_height)):
-                with T.Then():
-                    begin = start + source * window.in_width + (phase - window.left)
-                    copy_row(x, begin + low * stride, stride, planes, at + low, high - low)
-
-
-def _slide(
-    window: _Window,
-    planes: Buffer,
-    start: float | Expr,
-    step: Callable[[Expr, Expr, int, int], Expr],
-    finish: Callable[[Expr, Expr, int, int], None],
-) -> None:
-    """For every output vector: acc = step(acc, input, kh, kw) over the window, then finish."""
-    with T.serial(0, window.out_height) as row:
-        for v in range(window.vectors):
-            base = T.bind(row * (window.stride[0] * window.columns) + v * LANES)
-            value = T.bind(splat(start))
-            for kh in range(window.kernel[0]):
-                for kw in range(window.kernel[1]):
-                    x = load(planes, base + window.offset(kh, kw))
-                    value = T.bind(step(value, x, kh, kw))
-            finish(value, row, v * LANES, min(LANES, window.out_width - v * LANES))
-
-
 def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
     """The TIR function (x, weight, [bias], [residual], out); weight (out_channels, kh * kw)."""
-    window = _Window(
+    window = Window(
         conv.in_height,
         conv.in_width,
         conv.out_height,
@@ -121,6 +38,7 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
         conv.padding[1],
     )
     out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
+    at_once, stored = split_activation(epilogue.activation)
     with PrimFuncBuilder(name) as func:
         x = func.tensor("x", (conv.batch, conv.in_channels, conv.in_height, conv.in_width))
         weight = func.tensor("values", (conv.out_channels * conv.taps,))
@@ -128,26 +46,27 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
         residual, out = func.output(out_shape, epilogue)
         x = func.flat(x)
         with T.parallel(0, conv.batch * conv.in_channels) as nc:
-            planes = T.alloc_buffer((len(window.phases) * window.rows * window.columns,), align=64)
-            _copy_plane(window, x, nc * (conv.in_height * conv.in_width), planes, 0.0)
+            source = source_of(window, x, nc * (conv.in_height * conv.in_width), 0.0)
             with T.serial(0, conv.group_out) as m:
                 channel = T.bind(nc % conv.in_channels * conv.group_out + m)
                 plane = T.bind((nc * conv.group_out + m) * conv.out_pixels)
 
                 def step(acc: Expr, value: Expr, kh: int, kw: int, channel: Expr = channel) -> Expr:
                     tap = kh * conv.kernel[1] + kw
-                    return acc + splat(weight[channel * conv.taps + tap]) * value
+                    return acc + splat(weight[channel * conv.taps + tap], source.lanes) * value
 
                 def finish(
-                    value: Expr, row: Expr, column: int, active: int, plane: Expr = plane
+                    value: Expr, row: Expr, column: Expr, active: int, plane: Expr = plane
                 ) -> None:
+                    value = widen(value, source.lanes)
                     at = T.bind(plane + row * conv.out_width + column)
                     if residual is not None:
                         value = value + load(residual, at, active)
-                    store(out, at, activate(value, epilogue.activation), active)
+                    store(out, at, activate(value, at_once), active)
 
                 start = bias[channel] if bias is not None else 0.0
-                _slide(window, planes, start, step, finish)
+                source.slide(start, step, finish)
+                activate_in_place(out, plane, conv.out_pixels, stored)
     return func.result()
 
 
@@ -171,7 +90,7 @@ def average_scale(pool: Pool2d) -> npt.NDArray[np.float32]:
 
 def emit_pool(name: str, pool: Pool2d) -> object:
     """The TIR function (x, [scale], out); `scale` of `average_scale` for average pooling."""
-    window = _Window(
+    window = Window(
         pool.in_height,
         pool.in_width,
         pool.out_height,
@@ -191,20 +110,20 @@ def emit_pool(name: str, pool: Pool2d) -> object:
         out = func.tensor("out", (pool.batch, pool.channels, pool.out_height, pool.out_width))
         x, out = func.flat(x), func.flat(out)
         with T.parallel(0, planes_in) as nc:
-            planes = T.alloc_buffer((len(window.phases) * window.rows * window.columns,), align=64)
             fill = 0.0 if average else LOWEST
-            _copy_plane(window, x, nc * (pool.in_height * pool.in_width), planes, fill)
+            source = source_of(window, x, nc * (pool.in_height * pool.in_width), fill)
 
             def step(acc: Expr, value: Expr, kh: int, kw: int) -> Expr:
                 return acc + value if average else T.max(acc, value)
 
-            def finish(value: Expr, row: Expr, column: int, active: int) -> None:
+            def finish(value: Expr, row: Expr, column: Expr, active: int) -> None:
+                value = widen(value, source.lanes)
                 at = T.bind(row * pool.out_width + column)
                 if scale is not None:
                     value = value * load(scale, at, active)
                 store(out, nc * pixels + at, value, active)
 
-            _slide(window, planes, fill, step, finish)
+            source.slide(fill, step, finish)
     return func.result()
 
 
