@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nmcompile import runtime
+    from nmcompile.bundle import Bundle, write_bundle
     from nmcompile.compiler import CompileResult, compile, enforce, fold
     from nmcompile.inspection import InspectionReport, LayerReport, inspect
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bundle",
     "CompileResult",
     "InspectionReport",
     "LayerReport",
@@ -23,9 +25,11 @@ __all__ = [
     "fold",
     "inspect",
     "runtime",
+    "write_bundle",
 ]
 
 _HOMES = {
+    "Bundle": "nmcompile.bundle",
     "CompileResult": "nmcompile.compiler",
     "InspectionReport": "nmcompile.inspection",
     "LayerReport": "nmcompile.inspection",
@@ -33,6 +37,7 @@ _HOMES = {
     "enforce": "nmcompile.compiler",
     "fold": "nmcompile.compiler",
     "inspect": "nmcompile.inspection",
+    "write_bundle": "nmcompile.bundle",
 }
 
 

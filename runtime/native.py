@@ -21,7 +21,7 @@ from typing import Any
 from nmcompile.errors import DeviceError
 
 _CPU, _CUDA = 1, 2  # DLPack's device types, also what vm_initialization expects
-_CUDART = "libcudart.so.13"  # what TVM 0.27's CUDA runtime is linked with
+CUDART = "libcudart.so.13"  # what TVM 0.27's CUDA runtime is linked with
 _POOLED = 2  # the VM's allocator that keeps freed blocks for the next run
 
 _lock = threading.Lock()
@@ -123,7 +123,7 @@ def _load() -> NativeRuntime:
     if function("runtime.NumThreads", allow_missing=True) is None:
         # The same search as TVM's own, so that both find the same file.
         tvm_ffi.libinfo.load_lib_ctypes(
-            "tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=_library_folders()
+            "tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=library_folders()
         )
     return NativeRuntime(
         tensor=tvm_ffi.Tensor,
@@ -154,31 +154,38 @@ def load_gpu_runtime() -> None:
     native_runtime()
     if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
         return
-    for path in _cudart_paths():
+    for path in cudart_paths():
         with suppress(OSError):
             ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
             break
     try:
         tvm_ffi.libinfo.load_lib_ctypes(
-            "tvm", "tvm_runtime_cuda", "RTLD_GLOBAL", extra_lib_paths=_library_folders()
+            "tvm", "tvm_runtime_cuda", "RTLD_GLOBAL", extra_lib_paths=library_folders()
         )
     except (OSError, RuntimeError) as error:
         raise DeviceError(
-            f"TVM's CUDA runtime cannot be loaded ({error}); it needs {_CUDART}: pip install "
+            f"TVM's CUDA runtime cannot be loaded ({error}); it needs {CUDART}: pip install "
             "nvidia-cuda-runtime, or put the lib64 folder of the CUDA toolkit on LD_LIBRARY_PATH"
         ) from error
 
 
-def _cudart_paths() -> list[str]:
-    """Where the CUDA runtime may be: where the loader looks, then in NVIDIA's wheels."""
+def cudart_paths() -> list[str]:
+    """Where the CUDA runtime may be: in a bundle, where the loader looks, in NVIDIA's wheels."""
+    bundled = [str(folder / CUDART) for folder in _bundled()]
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    wheels = [file for folder in folders for file in Path(folder).glob(f"*/lib/{_CUDART}")]
-    return [_CUDART, *map(str, wheels)]
+    wheels = [file for folder in folders for file in Path(folder).glob(f"*/lib/{CUDART}")]
+    return [*bundled, CUDART, *map(str, wheels)]
 
 
-def _library_folders() -> list[Path]:
-    folders = []
+def library_folders() -> list[Path]:
+    """Where TVM's libraries may be.
+
+    Raises:
+        ModuleNotFoundError: there is no TVM.
+    """
+    if folders := _bundled():
+        return folders
     if path := os.environ.get("TVM_LIBRARY_PATH"):
         folders.append(Path(path))
     spec = importlib.util.find_spec("tvm")  # finds the package without running it
@@ -186,6 +193,15 @@ def _library_folders() -> list[Path]:
         raise ModuleNotFoundError("No module named 'tvm'")
     package = Path(spec.origin).parent
     return [*folders, package / "lib", *(package / ".." / ".." / p for p in ("build/lib", "lib"))]
+
+
+def _bundled() -> list[Path]:
+    """The folder of TVM's libraries in what `nmc bundle` writes: beside tvm_ffi's, without TVM."""
+    spec = importlib.util.find_spec("tvm_ffi")
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent / "lib"
+    return [folder] if (folder / "libtvm_runtime.so").is_file() else []
 
 
 class _HideTorch(importlib.abc.MetaPathFinder):

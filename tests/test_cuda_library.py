@@ -12,7 +12,7 @@ import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import TargetError
 from nmcompile.kernels.cuda_library import replace_source
-from nmcompile.runtime.native import _library_folders
+from nmcompile.runtime.native import library_folders
 from tests.conftest import missing_tool
 from tests.tiny_models import tiny_net
 
@@ -60,9 +60,7 @@ print(cuda.kind, int(module["vm_load_executable"]()["get_function_arity"]("main"
 
 def fake_driver(folder: Path) -> Path:
     """A driver without a GPU: whatever TVM's CUDA runtime calls answers with an error."""
-    library = next(
-        path for path in _library_folders() if (path / "libtvm_runtime_cuda.so").exists()
-    )
+    library = next(path for path in library_folders() if (path / "libtvm_runtime_cuda.so").exists())
     listed = subprocess.run(
         ["nm", "-D", "--undefined-only", library / "libtvm_runtime_cuda.so"],
         capture_output=True,

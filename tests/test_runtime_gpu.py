@@ -107,8 +107,8 @@ def test_unfit_gpu_is_refused_before_the_library_is_touched(
 def test_missing_cuda_runtime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = artifact(tmp_path)
     monkeypatch.setattr(gpu, "require", lambda *arguments: None)
-    monkeypatch.setattr(native, "_cudart_paths", lambda: [])
-    monkeypatch.setattr(native, "_library_folders", lambda: [tmp_path])
+    monkeypatch.setattr(native, "cudart_paths", lambda: [])
+    monkeypatch.setattr(native, "library_folders", lambda: [tmp_path])
     (tmp_path / "libtvm_runtime_cuda.so").write_bytes(b"no library")
     with pytest.raises(DeviceError, match=r"CUDA runtime cannot be loaded .*libcudart\.so\.13"):
         load(path)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from nmcompile.cli.bench import bench_app
+from nmcompile.cli.bundle import bundle_artifacts
 from nmcompile.cli.compile import compile_model, enforce_model, fold_model
 from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("compile")(compile_model)
 app.command("run")(run_artifact)
+app.command("bundle")(bundle_artifacts)
 app.command("inspect")(inspect_any)
 app.command("fold")(fold_model)
 app.command("enforce")(enforce_model)

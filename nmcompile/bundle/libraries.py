@@ -1,0 +1,146 @@
+"""What a bundle takes from this Python: TVM's libraries and bindings, and what these need."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nmcompile.errors import DeviceError
+from nmcompile.runtime.native import CUDART, cudart_paths, library_folders
+
+# Folders of tvm_ffi's that its other modules do not import: its tests and a code generator.
+_UNUSED = ("stub", "testing")
+# Its compiled part is linked with both.
+_FFI_LIBRARIES = ("libtvm_ffi.so", "libtvm_ffi_testing.so")
+_LICENCE = re.compile(r"licen[cs]es?\b|notice\b|eula\b", re.IGNORECASE)
+
+
+def bindings_suffix() -> str:
+    """How the names of compiled modules end that the tvm_ffi of this Python was made for.
+
+    Raises:
+        DeviceError: it is not installed for this Python.
+    """
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if (_bindings() / f"core{suffix}").is_file():
+            return suffix
+    raise DeviceError(
+        f"{_bindings()} has no compiled part for this Python; pip install --force-reinstall "
+        "'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+    )
+
+
+def binding_files() -> Iterator[tuple[str, Path]]:
+    """The files of tvm_ffi that sessions need: paths in the bundle, and where they are here."""
+    folder = _bindings()
+    for file in sorted(folder.rglob("*.py")):
+        path = file.relative_to(folder)
+        if path.parts[0] not in _UNUSED:
+            yield f"tvm_ffi/{path}", file
+    for name in (f"core{bindings_suffix()}", *(f"lib/{name}" for name in _FFI_LIBRARIES)):
+        yield f"tvm_ffi/{name}", folder / name
+
+
+def library_files(gpu: bool) -> Iterator[tuple[str, Path]]:
+    """TVM's runtime, as `binding_files`: beside tvm_ffi's library, where they find each other.
+
+    Raises:
+        DeviceError: one of them is not on this machine.
+    """
+    names = ["libtvm_runtime.so", *(["libtvm_runtime_cuda.so"] if gpu else [])]
+    folders = _folders()
+    for name in names:
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if found is None:
+            raise DeviceError(
+                f"TVM's {name} is in none of {', '.join(map(str, folders))}; pip install "
+                "--force-reinstall 'apache-tvm>=0.27,<0.28'"
+            )
+        yield f"tvm_ffi/lib/{name}", found
+    if gpu:
+        yield f"tvm_ffi/lib/{CUDART}", _cudart()
+
+
+def licence_files(gpu: bool) -> Iterator[tuple[str, Path]]:
+    """The licences of nmcompile and of all that the functions above return."""
+    for name in ("nmcompile", "apache-tvm", "apache-tvm-ffi"):
+        seen = set()
+        for file in _distribution_files(name):
+            path = Path(str(file.locate()))
+            # Names of files and of folders such as licenses/; the same text may come twice.
+            if path.suffix in (".py", ".pyc") or not any(_LICENCE.match(p) for p in file.parts):
+                continue
+            if path.is_file() and (content := path.read_bytes()) not in seen:
+                seen.add(content)
+                yield f"licenses/{name}/{file}", path
+    if gpu:
+        for path in _cudart_licences():
+            yield f"licenses/nvidia-cuda-runtime/{path.name}", path
+
+
+def _bindings() -> Path:
+    spec = importlib.util.find_spec("tvm_ffi")
+    if spec is None or spec.origin is None:
+        raise DeviceError(
+            "tvm_ffi is not installed; pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+        )
+    return Path(spec.origin).parent
+
+
+def _folders() -> list[Path]:
+    try:
+        return library_folders()
+    except ModuleNotFoundError as error:
+        raise DeviceError("TVM is not installed; pip install 'apache-tvm>=0.27,<0.28'") from error
+
+
+def _distribution_files(name: str) -> list[importlib.metadata.PackagePath]:
+    try:
+        return importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DeviceError(
+            f"the licence of {name} must go along, but the package is not installed by pip; pip "
+            f"install {name}"
+        ) from error
+
+
+def _cudart() -> Path:
+    """The file of CUDA's runtime library: of a wheel, of nvcc's toolkit, or the loader's."""
+    nvcc = shutil.which("nvcc")
+    toolkit = [] if nvcc is None else [Path(nvcc).resolve().parents[1] / "lib64" / CUDART]
+    for path in (*map(Path, cudart_paths()), *toolkit):
+        if path.is_absolute() and path.is_file():
+            return path.resolve()
+    try:
+        ctypes.CDLL(CUDART)
+    except OSError as error:
+        raise DeviceError(
+            f"a bundle for GPUs needs {CUDART}, which TVM's CUDA runtime is linked with; pip "
+            "install nvidia-cuda-runtime, or put the lib64 folder of the CUDA toolkit on "
+            "LD_LIBRARY_PATH"
+        ) from error
+    # The loader does not say where it found a name; the mappings of this process do.
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        mapped = line.partition("/")[2]
+        if Path(mapped).name.startswith(CUDART):
+            return Path(f"/{mapped}")
+    raise DeviceError(f"cannot tell where {CUDART} is; pip install nvidia-cuda-runtime")
+
+
+def _cudart_licences() -> list[Path]:
+    try:
+        files = importlib.metadata.files("nvidia-cuda-runtime") or []
+    except importlib.metadata.PackageNotFoundError:
+        toolkit = _cudart().parents[1]
+        return [path for path in (toolkit / "EULA.txt", toolkit / "LICENSE") if path.is_file()]
+    return [
+        Path(str(file.locate()))
+        for file in files
+        if any(_LICENCE.match(part) for part in file.parts)
+    ]

@@ -1,0 +1,55 @@
+"""What a bundle's README.txt says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import nmcompile
+from nmcompile.bundle.requirements import Requirements
+from nmcompile.runtime import gpu as gpus
+from nmcompile.runtime.format import Artifact
+from nmcompile.runtime.manifest import TensorSpec
+
+_DRIVER = 580  # the oldest for CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/
+
+
+def readme(models: Sequence[Artifact], needs: Requirements) -> str:
+    """The text for a bundle of `models`."""
+    first = models[0].path.name if models else "MODEL.nmc"
+    choose = "" if len(models) == 1 else f" --artifact {first}"
+    lines = [
+        f"Models compiled by nmcompile {nmcompile.__version__}, and its runtime. They need:",
+        f"- Linux, {needs.machine}, with glibc {needs.glibc} and libstdc++.so.6 of "
+        f"GLIBCXX_{needs.glibcxx}, or later",
+        f"- CPython {needs.python} (no other minor version) with {' and '.join(needs.packages)}",
+    ]
+    if needs.gpu:
+        lines.append(f"- for models of GPUs the NVIDIA driver, version {_DRIVER} or later")
+    lines += [f"- {model.path.name}: {_machine(model)}; {_tensors(model)}" for model in models]
+    lines += [
+        f"Run: python{needs.python} run.py INPUT.npz -o OUTPUT.npz{choose} (arrays by input name)",
+        f"     python{needs.python} run.py --random{choose} (run.py --help says more)",
+        "From Python: import sys; sys.path.insert(0, 'FOLDER'); from nmcompile import runtime",
+        f"     outputs = runtime.load('FOLDER/{first}').run(inputs)",
+        "Models hold native code, which loading them runs: load only those you trust.",
+        "Licences are in licenses/."
+        + (" CUDA's: https://docs.nvidia.com/cuda/eula/index.html" if needs.gpu else ""),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(model: Artifact) -> str:
+    target = model.manifest.target
+    if capability := gpus.KINDS.get(target.kind):
+        return f"NVIDIA GPU of compute capability {capability}"
+    return f"CPU with {' '.join(target.cpu_features)}"
+
+
+def _tensors(model: Artifact) -> str:
+    return f"{_spell(model.manifest.inputs)} -> {_spell(model.manifest.outputs)}"
+
+
+def _spell(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(
+        f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape))}".rstrip() for spec in specs
+    )

@@ -1,0 +1,55 @@
+"""`nmc bundle`: folders that run models where nothing is installed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nmcompile.cli.guard import guarded, working
+from nmcompile.cli.options import JsonOption
+from nmcompile.cli.output import print_facts, print_json, size
+
+
+@guarded
+def bundle_artifacts(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="OUT.nmc...", help="Compiled models.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
+    ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle that is there, with all in it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a folder that runs compiled models with Python and numpy alone.
+
+    GPU models need the NVIDIA driver too. The folder is for the version of Python that writes it;
+    its README.txt says what else it needs.
+    """
+    from nmcompile.bundle import write_bundle
+
+    with working() as progress:
+        progress("checking and copying")
+        bundle = write_bundle(artifacts, output, force=force)
+    runtime = f"{size(bundle.runtime_nbytes)} without the models"
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "artifacts": list(bundle.artifacts),
+                "bytes": bundle.nbytes,
+                "runtime_bytes": bundle.runtime_nbytes,
+                "python": bundle.python,
+                "glibc": bundle.glibc,
+                "gpu": bundle.gpu,
+            }
+        )
+        return
+    print_facts(
+        {
+            "output": f"{output} ({size(bundle.nbytes)}; {runtime})",
+            "needs": f"CPython {bundle.python} with numpy, glibc {bundle.glibc} or later"
+            + (", the NVIDIA driver" if bundle.gpu else ""),
+            "run": f"python{bundle.python} {output / 'run.py'} --help; read README.txt there",
+        }
+    )
