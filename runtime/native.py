@@ -110,8 +110,7 @@ def native_runtime() -> NativeRuntime:
                 _loaded = _load()
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 raise DeviceError(
-                    f"TVM's runtime cannot be loaded ({error}); pip install 'apache-tvm>=0.27,"
-                    "<0.28' 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+                    f"TVM's runtime cannot be loaded ({error}); {_advice()}"
                 ) from error
         return _loaded
 
@@ -193,6 +192,12 @@ def library_folders() -> list[Path]:
         raise ModuleNotFoundError("No module named 'tvm'")
     package = Path(spec.origin).parent
     return [*folders, package / "lib", *(package / ".." / ".." / p for p in ("build/lib", "lib"))]
+
+
+def _advice() -> str:
+    if _bundled():
+        return "README.txt of this bundle says what it needs; copy the whole folder again"
+    return "pip install 'apache-tvm>=0.27,<0.28' 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
 
 
 def _bundled() -> list[Path]:

@@ -37,12 +37,13 @@ def bindings_suffix() -> str:
 
 
 def binding_files() -> Iterator[tuple[str, Path]]:
-    """The files of tvm_ffi that sessions need: paths in the bundle, and where they are here."""
+    """The files of tvm_ffi and what it imports: paths in the bundle, and where they are here."""
     folder = _bindings()
     for file in sorted(folder.rglob("*.py")):
         path = file.relative_to(folder)
         if path.parts[0] not in _UNUSED:
             yield f"tvm_ffi/{path}", file
+    yield "typing_extensions.py", _typing_extensions()
     for name in (f"core{bindings_suffix()}", *(f"lib/{name}" for name in _FFI_LIBRARIES)):
         yield f"tvm_ffi/{name}", folder / name
 
@@ -69,7 +70,7 @@ def library_files(gpu: bool) -> Iterator[tuple[str, Path]]:
 
 def licence_files(gpu: bool) -> Iterator[tuple[str, Path]]:
     """The licences of nmcompile and of all that the functions above return."""
-    for name in ("nmcompile", "apache-tvm", "apache-tvm-ffi"):
+    for name in ("nmcompile", "apache-tvm", "apache-tvm-ffi", "typing_extensions"):
         seen = set()
         for file in _distribution_files(name):
             path = Path(str(file.locate()))
@@ -91,6 +92,13 @@ def _bindings() -> Path:
             "tvm_ffi is not installed; pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
         )
     return Path(spec.origin).parent
+
+
+def _typing_extensions() -> Path:
+    spec = importlib.util.find_spec("typing_extensions")
+    if spec is None or spec.origin is None:
+        raise DeviceError("tvm_ffi needs typing_extensions; pip install typing_extensions")
+    return Path(spec.origin)
 
 
 def _folders() -> list[Path]:
