@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 import importlib.metadata
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from nmcompile.bundle.pythons import bindings
 from nmcompile.errors import DeviceError
 from nmcompile.runtime.native import CUDART, cudart_paths, library_folders
 
 # Folders of tvm_ffi's that its other modules do not import: its tests and a code generator.
 _UNUSED = ("stub", "testing")
-# Its compiled part is linked with both.
+# Its compiled parts are linked with both.
 _FFI_LIBRARIES = ("libtvm_ffi.so", "libtvm_ffi_testing.so")
 _LICENCE = re.compile(r"licen[cs]es?\b|notice\b|eula\b", re.IGNORECASE)
 
 
-def bindings_suffix() -> str:
-    """How the names of compiled modules end that the tvm_ffi of this Python was made for.
+def binding_files(parts: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """The files of tvm_ffi and what it imports: paths in the bundle, and where they are here.
 
-    Raises:
-        DeviceError: it is not installed for this Python.
+    Args:
+        parts: the compiled ones, see `compiled_parts`.
     """
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        if (_bindings() / f"core{suffix}").is_file():
-            return suffix
-    raise DeviceError(
-        f"{_bindings()} has no compiled part for this Python; pip install --force-reinstall "
-        "'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
-    )
-
-
-def binding_files() -> Iterator[tuple[str, Path]]:
-    """The files of tvm_ffi and what it imports: paths in the bundle, and where they are here."""
-    folder = _bindings()
+    folder = bindings()
     for file in sorted(folder.rglob("*.py")):
         path = file.relative_to(folder)
         if path.parts[0] not in _UNUSED:
             yield f"tvm_ffi/{path}", file
+    for part in parts:
+        yield f"tvm_ffi/{part.name}", part
+    for name in _FFI_LIBRARIES:
+        yield f"tvm_ffi/lib/{name}", folder / "lib" / name
     yield "typing_extensions.py", _typing_extensions()
-    for name in (f"core{bindings_suffix()}", *(f"lib/{name}" for name in _FFI_LIBRARIES)):
-        yield f"tvm_ffi/{name}", folder / name
 
 
 def library_files(gpu: bool) -> Iterator[tuple[str, Path]]:
@@ -83,15 +74,6 @@ def licence_files(gpu: bool) -> Iterator[tuple[str, Path]]:
     if gpu:
         for path in _cudart_licences():
             yield f"licenses/nvidia-cuda-runtime/{path.name}", path
-
-
-def _bindings() -> Path:
-    spec = importlib.util.find_spec("tvm_ffi")
-    if spec is None or spec.origin is None:
-        raise DeviceError(
-            "tvm_ffi is not installed; pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
-        )
-    return Path(spec.origin).parent
 
 
 def _typing_extensions() -> Path:

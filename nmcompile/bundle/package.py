@@ -22,11 +22,12 @@ __version__ = _INFO["nmcompile"]
 
 def _check() -> None:
     found = f"{platform.python_implementation()} {platform.python_version()}"
-    if _INFO["suffix"] not in importlib.machinery.EXTENSION_SUFFIXES:
+    if not set(_INFO["suffixes"]).intersection(importlib.machinery.EXTENSION_SUFFIXES):
         raise ImportError(
-            f"the bundle {HERE} is compiled for CPython {_INFO['python']} on {_INFO['machine']} "
-            f"Linux, this is {found} on {platform.machine()} {platform.system()}: run it with "
-            f"python{_INFO['python']}, or write it again by `nmc bundle` under this Python"
+            f"the bundle {HERE} is compiled for CPython {' and '.join(_INFO['pythons'])} on "
+            f"{_INFO['machine']} Linux, this is {found} on {platform.machine()} "
+            f"{platform.system()}: run it with python{_INFO['pythons'][0]}, or write it again by "
+            "`nmc bundle --python` with this version"
         )
     libc = os.confstr("CS_GNU_LIBC_VERSION") or ""  # "glibc 2.36"
     version = [int(number) for number in libc.rpartition(" ")[2].split(".")[:2]]

@@ -17,18 +17,20 @@ def readme(models: Sequence[Artifact], needs: Requirements) -> str:
     """The text for a bundle of `models`."""
     first = models[0].path.name if models else "MODEL.nmc"
     choose = "" if len(models) == 1 else f" --artifact {first}"
+    python = f"python{needs.pythons[0]}"
     lines = [
         f"Models compiled by nmcompile {nmcompile.__version__}, and its runtime. They need:",
         f"- Linux, {needs.machine}, with glibc {needs.glibc} and libstdc++.so.6 of "
         f"GLIBCXX_{needs.glibcxx}, or later",
-        f"- CPython {needs.python} (no other minor version) with {' and '.join(needs.packages)}",
+        f"- CPython {' or '.join(needs.pythons)} (no other minor version) with "
+        + " and ".join(needs.packages),
     ]
     if needs.gpu:
         lines.append(f"- for models of GPUs the NVIDIA driver, version {_DRIVER} or later")
     lines += [f"- {model.path.name}: {_machine(model)}; {_tensors(model)}" for model in models]
     lines += [
-        f"Run: python{needs.python} run.py INPUT.npz -o OUTPUT.npz{choose} (arrays by input name)",
-        f"     python{needs.python} run.py --random{choose} (run.py --help says more)",
+        f"Run: {python} run.py INPUT.npz -o OUTPUT.npz{choose} (arrays by input name)",
+        f"     {python} run.py --random{choose} (run.py --help says more)",
         "From Python: import sys; sys.path.insert(0, 'FOLDER'); from nmcompile import runtime",
         f"     outputs = runtime.load('FOLDER/{first}').run(inputs)",
         "Models hold native code, which loading them runs: load only those you trust.",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from nmcompile.bundle.libraries import bindings_suffix
 from nmcompile.runtime import gpu as gpus
 from nmcompile.runtime.format import Artifact
 
@@ -22,8 +21,8 @@ class Requirements:
     """What `bundle.json` says.
 
     Attributes:
-        python: version of CPython, such as "3.11": tvm_ffi is compiled for one minor version.
-        suffix: how the names of compiled modules end that this Python imports.
+        pythons: versions of CPython, such as "3.11": tvm_ffi is compiled for each minor version.
+        suffixes: how the names of compiled modules end that these import.
         machine: processor architecture, as `platform.machine` names it.
         glibc: version of the C library, at least.
         glibcxx: version of libstdc++'s symbols, at least.
@@ -31,8 +30,8 @@ class Requirements:
         gpu: whether what artifacts for GPUs need is in the bundle.
     """
 
-    python: str
-    suffix: str
+    pythons: tuple[str, ...]
+    suffixes: tuple[str, ...]
     machine: str
     glibc: str
     glibcxx: str
@@ -46,9 +45,12 @@ def needs_gpu(model: Artifact) -> bool:
 
 
 def find_requirements(
-    models: Sequence[Artifact], libraries: Iterable[bytes | memoryview], gpu: bool
+    models: Sequence[Artifact],
+    libraries: Iterable[bytes | memoryview],
+    parts: Mapping[str, Path],
+    gpu: bool,
 ) -> Requirements:
-    """The requirements of `models` and of shared objects, under the Python that runs this."""
+    """The requirements of `models`, of shared objects, and of tvm_ffi's parts by Python version."""
     glibc, glibcxx = _OLDEST_GLIBC, 0
     # The versions of symbols that an object asks for stand in it as strings.
     for content in (*libraries, *(model.library for model in models)):
@@ -56,8 +58,8 @@ def find_requirements(
         glibc = max([glibc, *versions])
         glibcxx = max([glibcxx, *(int(match[1]) for match in _GLIBCXX.finditer(content))])
     return Requirements(
-        python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        suffix=bindings_suffix(),
+        pythons=tuple(parts),
+        suffixes=tuple(part.name.removeprefix("core") for part in parts.values()),
         machine=platform.machine(),
         glibc=".".join(map(str, glibc)),
         glibcxx=f"3.4.{glibcxx}",

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import nmcompile
 from nmcompile.bundle.libraries import binding_files, library_files, licence_files
+from nmcompile.bundle.pythons import compiled_parts
 from nmcompile.bundle.readme import readme
 from nmcompile.bundle.requirements import find_requirements, needs_gpu
 from nmcompile.errors import ArtifactError
@@ -31,7 +33,7 @@ class Bundle:
         artifacts: file names of the models in it.
         nbytes: size of all files.
         runtime_nbytes: size without the models.
-        python: the version of CPython that runs it, such as "3.11".
+        pythons: the versions of CPython that run it, such as "3.11".
         glibc: the oldest version of the C library that runs it.
         gpu: whether it has what artifacts for GPUs need.
     """
@@ -40,7 +42,7 @@ class Bundle:
     artifacts: tuple[str, ...]
     nbytes: int
     runtime_nbytes: int
-    python: str
+    pythons: tuple[str, ...]
     glibc: str
     gpu: bool
 
@@ -49,6 +51,7 @@ def write_bundle(
     artifacts: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     directory: str | os.PathLike[str],
     *,
+    pythons: Sequence[str] = (),
     gpu: bool | None = None,
     force: bool = False,
 ) -> Bundle:
@@ -61,6 +64,7 @@ def write_bundle(
         artifacts: files that `nmcompile.compile` wrote, of different names; none at all for the
             runtime alone.
         directory: the folder to write, in one that exists. It must be missing or empty.
+        pythons: other versions of Python to run under, such as "3.12"; needs pip and a network.
         gpu: put in what artifacts for GPUs need; None: if one of `artifacts` is for a GPU.
         force: replace a bundle that is there, with all that was put into it.
 
@@ -68,6 +72,7 @@ def write_bundle(
         ArtifactError: an artifact is none or damaged, two have one name, or the folder cannot be
             written; what was there is then unchanged.
         DeviceError: a library that must go along is not on this machine.
+        TargetError: pip has nothing for one of `pythons`.
     """
     if isinstance(artifacts, str | os.PathLike):
         artifacts = [artifacts]
@@ -75,17 +80,22 @@ def write_bundle(
     models = _read(artifacts)
     if gpu is None:
         gpu = any(map(needs_gpu, models))
-    files = [*_own_files(), *binding_files(), *library_files(gpu), *licence_files(gpu)]
-    libraries = [source.read_bytes() for name, source in files if ".so" in Path(name).suffixes]
-    needs = find_requirements(models, libraries, gpu)
-    files += [(model.path.name, model.path) for model in models]
     names = tuple(model.path.name for model in models)
-    info = {"nmcompile": nmcompile.__version__, "artifacts": names, **asdict(needs)}
-    with _written(target) as folder:
-        for name, source in files:
+    with tempfile.TemporaryDirectory(prefix="nmcompile-") as scratch, _written(target) as folder:
+        parts = compiled_parts(pythons, Path(scratch))
+        files = [
+            *_own_files(),
+            *binding_files(parts.values()),
+            *library_files(gpu),
+            *licence_files(gpu),
+        ]
+        libraries = [source.read_bytes() for name, source in files if ".so" in Path(name).suffixes]
+        needs = find_requirements(models, libraries, parts, gpu)
+        for name, source in [*files, *((model.path.name, model.path) for model in models)]:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
+        info = {"nmcompile": nmcompile.__version__, "artifacts": names, **asdict(needs)}
         (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         (folder / "README.txt").write_text(readme(models, needs), encoding="utf-8")
         nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -94,7 +104,7 @@ def write_bundle(
         artifacts=names,
         nbytes=nbytes,
         runtime_nbytes=nbytes - sum(model.path.stat().st_size for model in models),
-        python=needs.python,
+        pythons=needs.pythons,
         glibc=needs.glibc,
         gpu=gpu,
     )
