@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
         ["compile", "m.onnx", "-o", "m.nmc", "--shape", "x=1,0,8,8"],
         ["compile", "m.onnx", "-o", "m.nmc", "--density", "1.5"],
         ["enforce", "m.onnx", "-o", "s.onnx"],
+        ["bundle", "m.nmc"],
+        ["bundle", "-o", "out"],
         ["run", "m.nmc", "-i", "x="],
         ["run", "m.nmc", "-i", "x.npy", "-i", "y.npy", "-o", "out"],
         ["run", "m.nmc", "-i", "x.npy", "-o", "out", "--threads", "0"],
@@ -68,7 +70,7 @@ def test_the_version_is_printed() -> None:
     assert (done.exit_code, done.stdout) == (0, f"nmcompile {nmcompile.__version__}\n")
 
 
-@pytest.mark.parametrize("name", "compile run inspect fold enforce bench targets".split())
+@pytest.mark.parametrize("name", "compile run bundle inspect fold enforce bench targets".split())
 def test_every_command_has_help(name: str) -> None:
     done = CliRunner().invoke(app, [name, "--help"])
     assert done.exit_code == 0

@@ -12,8 +12,8 @@ import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import TargetError
 from nmcompile.kernels.cuda_library import replace_source
-from nmcompile.runtime.native import library_folders
 from tests.conftest import missing_tool
+from tests.fake_driver import fake_driver
 from tests.tiny_models import tiny_net
 
 SOURCE = "__global__ void k() {}"
@@ -56,23 +56,6 @@ module = native.native_runtime().load_module(sys.argv[1])
 names = [name for name in sys.argv[2:] if cuda.implements_function(name)]
 print(cuda.kind, int(module["vm_load_executable"]()["get_function_arity"]("main")), *names)
 """
-
-
-def fake_driver(folder: Path) -> Path:
-    """A driver without a GPU: whatever TVM's CUDA runtime calls answers with an error."""
-    library = next(path for path in library_folders() if (path / "libtvm_runtime_cuda.so").exists())
-    listed = subprocess.run(
-        ["nm", "-D", "--undefined-only", library / "libtvm_runtime_cuda.so"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    words = [line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()]
-    names = [word for word in words if word.startswith("cu") and word[2].isupper()]
-    code = folder / "driver.c"
-    code.write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in names))
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", code], check=True)
-    return folder
 
 
 @pytest.mark.tool("nvcc")
