@@ -141,6 +141,17 @@ def test_a_bundle_imports_itself_and_numpy_only(
 
 
 @pytest.mark.isa("avx512f")
+def test_a_bundle_uses_its_own_files_where_tvm_is_installed(cpu_bundle: nmcompile.Bundle) -> None:
+    done = python(Path(sys.executable), "-c", IMPORT, cpu_bundle.path)
+    assert done.returncode == 0, done.stderr
+    files, maps = json.loads(done.stdout)
+    loaded = {line.split()[-1] for line in maps.splitlines() if "tvm" in line}
+    assert len(loaded) == 4 and all(Path(p).is_relative_to(cpu_bundle.path) for p in loaded), loaded
+    ours = [file for file in files if "nmcompile/" in file or "tvm_ffi/" in file]
+    assert ours and all(Path(file).is_relative_to(cpu_bundle.path) for file in ours)
+
+
+@pytest.mark.isa("avx512f")
 def test_random_input_is_timed(bare_python: Path, cpu_bundle: nmcompile.Bundle) -> None:
     done = python(bare_python, cpu_bundle.path / "run.py", "--random", "--repeat", "3")
     assert done.returncode == 0, done.stderr

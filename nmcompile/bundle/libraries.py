@@ -28,14 +28,19 @@ def binding_files(parts: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         parts: the compiled ones, see `compiled_parts`.
     """
     folder = bindings()
-    for file in sorted(folder.rglob("*.py")):
-        path = file.relative_to(folder)
+    for source in sorted(folder.rglob("*.py")):
+        path = source.relative_to(folder)
         if path.parts[0] not in _UNUSED:
-            yield f"tvm_ffi/{path}", file
+            yield f"tvm_ffi/{path}", source
     for part in parts:
         yield f"tvm_ffi/{part.name}", part
     for name in _FFI_LIBRARIES:
         yield f"tvm_ffi/lib/{name}", folder / "lib" / name
+    # tvm_ffi looks for its library where the first of these on sys.path says: without one here it
+    # would load the library of another release that is installed.
+    for file in _distribution_files("apache-tvm-ffi"):
+        if file.parent.suffix == ".dist-info" and file.name in ("METADATA", "RECORD"):
+            yield str(file), Path(str(file.locate()))
     yield "typing_extensions.py", _typing_extensions()
 
 
@@ -95,7 +100,7 @@ def _distribution_files(name: str) -> list[importlib.metadata.PackagePath]:
         return importlib.metadata.files(name) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise DeviceError(
-            f"the licence of {name} must go along, but the package is not installed by pip; pip "
+            f"the licence of {name} must go along, but it is not installed as a package; pip "
             f"install {name}"
         ) from error
 
