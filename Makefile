@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint bench bench-kernels deepsparse clean
+.PHONY: help setup browser demo test lint bench bench-kernels gpu-kit deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,13 +20,17 @@ PEERS ?= onnxruntime,openvino-f32
 RESULTS := benchmarks/results
 # Debian's package without a desktop: 100 MB of downloads.
 CHROMIUM := chromium-headless-shell
+# Of `make gpu-kit`.
+GPU ?= sm_80,sm_90a
+KIT ?= out/gpu-kit
+KIT_PYTHON ?= 3.12
 # A discontinued peer: no wheels after Python 3.11, and numpy and onnx older than ours.
 DEEPSPARSE := deepsparse==1.8.0 numpy==1.26.4 onnx==1.14.1
 DEEPSPARSE_VENV := .venv-deepsparse
 DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | browser | demo | test | lint | bench | bench-kernels | deepsparse | clean"
+	@echo "make setup | browser | demo | test | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -73,6 +77,11 @@ bench: setup
 
 bench-kernels: setup
 	$(BIN)/python -m benchmarks.bench_kernels $(BENCH_ARGS)
+
+# A folder to copy to a machine with a GPU; `python bench_gpu.py` there checks and times all kernels.
+# KIT_PYTHON: versions of Python there, besides the one of $(VENV).
+gpu-kit: setup
+	$(BIN)/python -m benchmarks.gpu_kit --gpu $(GPU) --python '$(KIT_PYTHON)' --output $(KIT)
 
 # For `make bench PEERS=onnxruntime,openvino-f32,deepsparse`. Its licence allows evaluation only, not production.
 deepsparse: $(DEEPSPARSE_VENV)/.installed

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from nmcompile.cli import app
 from nmcompile.errors import ArtifactError, DeviceError, TargetError
 from nmcompile.runtime import TensorSpec, write_artifact
 from nmcompile.runtime.native import CUDART
+from tests.bare_python import python_with_numpy
 from tests.conftest import missing_tool
 from tests.fake_driver import fake_driver
 from tests.runtime_models import SHAPE, identity_library, manifest
@@ -34,15 +34,7 @@ OTHER_PYTHON = "3.12" if sys.version_info[:2] != (3, 12) else "3.13"
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with numpy, the one of these tests, and nothing else."""
-    folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=False, symlinks=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    installed = Path(np.__file__).parents[1]
-    for name in ("numpy", "numpy.libs"):
-        if (installed / name).exists():
-            (packages / name).symlink_to(installed / name)
-    return folder / "bin" / "python"
+    return python_with_numpy(tmp_path_factory.mktemp("bare"))
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,15 @@ def run_emulated(source: CudaSource, buffers: Mapping[str, Array]) -> None:
             raise EmulationError(f"{launch.kernel}: {error.decode()}")
 
 
+def emulated_library(source: CudaSource) -> Path:
+    """The shared library that launches the source's kernels; it is there until this process ends.
+
+    `run_<number>` takes the buffers of one launch and returns an error or null; `set_buffers`
+    says before which memory there is.
+    """
+    return Path(_library(source.text, source.launches)._name)
+
+
 @functools.cache
 def _library(text: str, launches: tuple[Launch, ...]) -> ctypes.CDLL:
     _precompile_header()
