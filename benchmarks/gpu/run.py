@@ -40,6 +40,9 @@ def main(
     except NmcompileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was measured is in {output}", file=sys.stderr)
+        return 130
     finally:
         supervisor.close()
 
