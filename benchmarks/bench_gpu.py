@@ -22,9 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench_gpu.py", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of results")
     parser.add_argument("--seconds", type=float, help="for all parts together; by default 570")
-    parser.add_argument(
-        "--parts", default="", help="only those that begin so: layers-64,model,compiled,patterns"
-    )
+    parser.add_argument("--parts", default="", help="only these: layers-64,model,compiled,patterns")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(HERE))  # python -I leaves a script's folder out

@@ -25,11 +25,12 @@ from benchmarks.gpu.data import (
     network_arrays,
     reference,
 )
-from benchmarks.gpu.peers import CUDNN, TorchPeers
-from benchmarks.gpu.plan import make_plan
+from benchmarks.gpu.peers import CUDNN
+from benchmarks.gpu.plan import make_plan, select
 from benchmarks.gpu.result import Result, bars, ranking
 from benchmarks.gpu.supervisor import Supervisor
 from benchmarks.gpu.timing import Replay, take_turns
+from nmcompile.errors import InputError
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity.tensor_core import first_broken_group
 from tests.tensor_core_runner import geometries
@@ -100,17 +101,6 @@ def test_nan_is_an_error(math: Any) -> None:
     assert all(not value < 1e9 for value in errors(math, bad, good))
 
 
-def test_peers_compute_the_layer_without_its_bias() -> None:
-    conv = replace(SMALL, padding=(1, 1, 1, 1))
-    layer = Layer(conv, 1, "2:4", 5, ())
-    weight, _ = layer_arrays(conv, "2:4", False, 5)
-    x = layer_input(conv, False, 7)
-    call = TorchPeers(None, "cpu").convolution(layer, x, weight, sets=2)
-    found = call(1).float().relu().permute(0, 2, 3, 1).numpy()
-    expected = reference(NumpyMath(), conv, x, weight, np.zeros(48, np.float32))
-    assert errors(NumpyMath(), found, expected)[0] < 1e-3
-
-
 # Timing
 
 
@@ -178,6 +168,16 @@ def test_what_the_bars_are_about_comes_first() -> None:
     assert sum(part.seconds for part in plan) <= 570
     assert [part.needs_torch for part in plan].count(True) == 3
     assert [job.name for job in plan[7].jobs][:1] == ["resnet50 1:4 b64"]
+
+
+def test_parts_are_chosen_by_name_or_kind() -> None:
+    contents = Contents("sm_80", "0", tuple(map(layer, (1, 16, 64))), tuple(map(model, (1, 16))))
+    plan = make_plan(contents, {})
+    names = [part.name for part in select(plan, ["patterns", "model-1", "layers"])]
+    assert names == ["layers-64", "layers-16", "layers-1", "model-1", "patterns"]
+    assert select(plan, []) == plan
+    with pytest.raises(InputError, match="--parts mode: expected some of layers-64, "):
+        select(plan, ["mode"])
 
 
 # Supervision

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu.contents import Contents
+from nmcompile.errors import InputError
 
 SECONDS = 570.0  # of all parts together
 BARS_BATCH = 64  # the batch of the bars
@@ -49,6 +51,22 @@ def make_plan(contents: Contents, roofs: dict[str, Any]) -> list[Part]:
     parts.append(_patterns(contents, 50.0))
     parts += [_model(contents, batch, True, 0.0) for batch in batches if batch != BARS_BATCH]
     return [part for part in parts if part.jobs]
+
+
+def select(plan: Sequence[Part], words: Sequence[str]) -> list[Part]:
+    """The parts of these names or kinds ("layers-64", "model"); all for no words.
+
+    Raises:
+        InputError: a word means no part.
+    """
+    chosen: list[Part] = []
+    for word in words:
+        found = [part for part in plan if word in (part.name, part.name.partition("-")[0])]
+        if not found:
+            names = ", ".join(part.name for part in plan)
+            raise InputError(f"--parts {word}: expected some of {names}, or layers, model, ...")
+        chosen += found
+    return [part for part in plan if part in chosen] if words else list(plan)
 
 
 def _layers(contents: Contents, batch: int, roofs: dict[str, Any], seconds: float) -> Part:

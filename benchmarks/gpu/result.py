@@ -88,7 +88,8 @@ class Result:
             for each in part["failures"]:
                 yield name, f"{each['job']}, {each['step'] or 'start'}", each["failure"]
             for row in part["rows"]:
-                owner = row.get("layer", row.get("model"))
+                network = f"{row.get('model')} {row['pattern']} b{row.get('batch')}"
+                owner = row.get("layer", network)
                 for entry in (
                     row,
                     *row.get("variants", ()),
@@ -99,7 +100,7 @@ class Result:
                         yield name, f"{owner}, {entry['name']}", entry["failure"]
                 if row.get("correct") is False and "error_norm" in row:
                     error = f"error {row['error_norm']:.3g} by norm, {row['error_max']:.3g} at most"
-                    yield name, f"{owner} {row['pattern']} b{row['batch']}", error
+                    yield name, owner, error
 
 
 def fastest(row: Row, method: str) -> Row | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu import driver, tables
 from benchmarks.gpu.contents import Kit
-from benchmarks.gpu.plan import SECONDS, Part, make_plan
+from benchmarks.gpu.plan import SECONDS, Part, make_plan, select
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.roofs import SHEETS
 from benchmarks.gpu.supervisor import START_SECONDS, Clock, Supervisor
@@ -65,11 +65,7 @@ def _run(
     if not result.roofs:
         roofs = supervisor.run({"kind": "roofs"}, "roofs", start + START_SECONDS)
         result.roofs = roofs or dataclasses.asdict(SHEETS[machine["arch"]])
-    parts = [
-        part
-        for part in make_plan(kit.contents, result.roofs)
-        if not only or part.name.startswith(tuple(only))
-    ]
+    parts = select(make_plan(kit.contents, result.roofs), only)
     end, until = start + seconds - RESERVE, supervisor.clock()
     scale = (end - until) / max(sum(part.seconds for part in parts), 1.0)
     for part in parts:

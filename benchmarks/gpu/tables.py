@@ -17,6 +17,7 @@ from benchmarks.gpu.result import (
     peer_ms,
 )
 
+REASON = 160  # characters of a failure; the JSON has all of them
 _VERDICTS: dict[bool | None, str] = {True: "yes", False: "NO", None: ""}
 
 
@@ -43,7 +44,9 @@ def render(result: Result) -> str:
     failures = list(result.failures())
     if failures:
         lines += ["", "## Failures", ""]
-        lines += table(("part", "what", "why"), failures)
+        lines += table(
+            ("part", "what", "why"), [(*words, why[:REASON]) for *words, why in failures]
+        )
     lines += ["", "## Parts", ""]
     lines += table(
         ("part", "state", "seconds"),
