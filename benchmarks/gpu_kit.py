@@ -120,7 +120,7 @@ def _replace(output: Path, folder: Path) -> None:
 def _copy_bench(folder: Path) -> None:
     """This benchmark, and what it imports of this repository besides the runtime."""
     shutil.copy(HERE / "bench_gpu.py", folder)
-    for name, file in _imported([f"benchmarks.gpu.{f.stem}" for f in HERE.glob("gpu/*.py")]):
+    for name, file in _imported([f"benchmarks.gpu.{f.stem}" for f in HERE.glob("gpu/[a-z]*.py")]):
         target = folder.joinpath(*name.split("."))
         target = target / "__init__.py" if file.name == "__init__.py" else target.with_suffix(".py")
         if not target.exists():
