@@ -77,10 +77,11 @@ def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, r
     (times,), _ = measure(problem, [kernel.lower(problem)], llvm_cpu, (threads,))
     flops = 2e-6 * conv.macs / times[0]
     nonzero = flops * problem.detection.density
+    roof = kernel.roof or "fma"
     return Row(
         *(model, title_of(conv), count, spec, kernel.name, threads, times[0], nonzero, flops),
-        roof=kernel.roof,
-        roof_share=nonzero / roofs.of(kernel.roof, threads),
+        roof=roof,
+        roof_share=nonzero / roofs.of(roof, threads),
     )
 
 

@@ -44,6 +44,7 @@ class CompileResult:
     """A written artifact.
 
     path, digest: the file and the digest that `nmcompile.runtime.load` can pin.
+    target: what it was compiled for; where "cuda" was asked for, the GPU's own.
     report: the layers as they were lowered.
     seconds: time per stage, in order.
     tuning: what measuring gained, per layer whose kernel the tuning database knows.
@@ -51,6 +52,7 @@ class CompileResult:
 
     path: Path
     digest: str
+    target: str
     report: InspectionReport
     seconds: Mapping[str, float]
     tuning: tuple[TunedLayer, ...] = ()
@@ -107,7 +109,7 @@ def compile(
         model: `torch.nn.Module`, `torch.export.ExportedProgram`, `torch.fx.GraphModule`, the path
             of an ONNX file or an `onnx.ModelProto`.
         output: the `.nmc` file to write.
-        target: a name of `nmc targets`.
+        target: a name of `nmc targets`, or "cuda": the one for this machine's GPU.
         example_inputs: for torch models: the inputs whose shapes are compiled for.
         shapes: input shapes by name, where an ONNX model leaves them open.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", ... is verified first;
@@ -124,7 +126,8 @@ def compile(
         ModelError: the model cannot be read or imported.
         PatternError: a layer breaks the pattern.
         TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
-        DeviceError: tuning on a machine that cannot run the target's code.
+        DeviceError: tuning on a machine that cannot run the target's code, or "cuda" on one
+            without a GPU.
         InputError: `tuning_db` is no tuning database, or missing without `tune`.
         ArtifactError: the output cannot be written.
     """
@@ -160,7 +163,7 @@ def compile(
     manifest = _manifest(source, chosen, built, _digest(model))
     digest = runtime.write_artifact(output, manifest, built.library, built.params)
     stage("")
-    return CompileResult(Path(output), digest, report, stage.seconds, built.tuning)
+    return CompileResult(Path(output), digest, chosen.name, report, stage.seconds, built.tuning)
 
 
 def fold(

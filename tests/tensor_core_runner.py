@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nmcompile.kernels.catalog import CATALOG, Kernel
 from nmcompile.kernels.cuda_build import CudaSource, cuda_source
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.sparse_tensor_core.tiles import TILES, Method, TileConfig, padded
+from nmcompile.kernels.sparse_tensor_core.gpus import find_gpu
+from nmcompile.kernels.sparse_tensor_core.tiles import Method, TileConfig, padded, tiles_of
 from nmcompile.kernels.spec import Conv2d, Epilogue
 from nmcompile.sparsity import NM, Dense, Detection, project
 from tests.cuda_emulator.run import run_emulated
@@ -28,7 +29,11 @@ def method_of(kernel: Kernel) -> Method:
     return "sparse" if kernel.sparse else "dense"
 
 
-VARIANTS = [(row, tile) for row in ROWS for tile in TILES[method_of(row)]]
+def tiles_of_row(kernel: Kernel) -> tuple[TileConfig, ...]:
+    return tiles_of(method_of(kernel), find_gpu(kernel.target))
+
+
+VARIANTS = [(row, tile) for row in ROWS for tile in tiles_of_row(row)]
 
 
 def variant_name(value: Kernel | TileConfig) -> str:

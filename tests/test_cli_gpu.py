@@ -94,6 +94,50 @@ def test_inspect_says_why_layers_do_not_run_sparse(tmp_path: Path) -> None:
     assert "window of 18x1" in window and layers[-1]["kernel"] == "none"
 
 
+def test_the_gpu_at_hand_names_the_target(
+    sparse_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = gpu.Gpu("NVIDIA A10", 8, 6, 24 << 30)
+    monkeypatch.setattr(gpu, "host", lambda: here)
+    document = json.loads(nmc("inspect", sparse_onnx, "--target", "cuda", "--json").stdout)
+    kernels = {layer["kernel"] for layer in document["layers"]}
+    assert all(kernel.endswith("__sm_86") for kernel in kernels)
+    rows = json.loads(nmc("targets", "--json").stdout)["targets"]
+    assert [row["name"] for row in rows if not row["missing_gpu"]] == ["avx512", "sm_86"]
+    assert "--target cuda: the one of these" in nmc("targets").stdout
+
+
+@pytest.mark.tool("nvcc")
+def test_compiling_for_the_gpu_at_hand_says_which_it_is(
+    sparse_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "host", lambda: gpu.Gpu("NVIDIA L4", 8, 9, 24 << 30))
+    path = tmp_path / "m.nmc"
+    done = nmc("compile", sparse_onnx, "--target", "cuda", "-o", path, "--json")
+    assert json.loads(done.stdout)["target"] == "sm_89"
+    found = json.loads(nmc("inspect", path, "--json").stdout)
+    assert found["manifest"]["target"]["kind"] == "sm_89" and found["missing_gpu"] == ""
+
+
+@pytest.mark.parametrize("command", ["inspect", "compile", "bench"])
+def test_without_a_gpu_the_message_names_the_targets(
+    command: str, sparse_onnx: Path, tmp_path: Path
+) -> None:
+    option = "--targets" if command == "bench" else "--target"
+    rest = ["-o", tmp_path / "m.out"] if command != "inspect" else []
+    done = nmc(command, sparse_onnx, option, "cuda", *rest, code=2 if command == "bench" else 1)
+    assert "found no NVIDIA driver" in done.stderr
+    assert "--target sm_80 for 8.0 (A100, A30), sm_86 for 8.6" in done.stderr
+
+
+def test_a_gpu_that_no_kernels_are_for_is_named(
+    sparse_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "host", lambda: gpu.Gpu("NVIDIA Turing", 7, 5, 8 << 30))
+    done = nmc("inspect", sparse_onnx, "--target", "cuda", code=1)
+    assert "no kernels for NVIDIA Turing of compute capability 7.5" in done.stderr
+
+
 def test_missing_nvcc_is_found_before_anything_is_done(
     sparse_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,13 @@ def artifact(folder: Path, kind: str = "sm_80") -> Path:
     ("kind", "capability", "runs"),
     [
         ("sm_80", (8, 0), True),
+        ("sm_80", (8, 6), False),  # it would load, and find too little shared memory
         ("sm_80", (8, 9), False),
+        ("sm_86", (8, 6), True),
+        ("sm_86", (8, 9), True),
+        ("sm_86", (8, 0), False),
+        ("sm_89", (8, 9), True),
+        ("sm_89", (8, 6), False),
         ("sm_80", (7, 5), False),
         ("sm_80", (9, 0), False),
         ("sm_90a", (9, 0), True),

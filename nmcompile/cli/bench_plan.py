@@ -71,7 +71,7 @@ def read_patterns(text: str) -> list["PatternSpec"]:
 
 
 def read_targets(text: str) -> list[str]:
-    """Read `avx512`."""
+    """Read `avx512,cuda`."""
     from nmcompile.targets import find_target
 
     return _each(text, lambda word: find_target(word).name, "--targets")

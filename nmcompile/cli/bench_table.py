@@ -104,11 +104,11 @@ def plot_profile(run: "Run", path: Path) -> None:
         InputError: there is none, or the roofs of this machine are not known.
         ArtifactError: the picture cannot be written.
     """
-    cases = _profiled(run)
+    cases = [case for case in _profiled(run) if any(layer.roof for layer in case.layers)]
     if not cases or run.roofs is None:
         raise InputError(
-            "--plot draws a compiled model's layers under this machine's roofs: expected a case of "
-            "nmcompile that was measured, found none"
+            "--plot draws a compiled model's layers under this CPU's roofs: expected a case of "
+            "nmcompile that was measured on it, found none; --layers has the times on a GPU"
         )
     plot_layers(cases[0].layers, run.roofs, cases[0].threads, cases[0].group, path)
 

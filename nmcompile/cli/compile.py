@@ -84,7 +84,7 @@ def compile_model(
                 "output": str(output),
                 "digest": result.digest,
                 "bytes": nbytes,
-                "target": target,
+                "target": result.target,
                 "seconds": dict(result.seconds),
                 "tuning": [asdict(layer) for layer in result.tuning],
                 "report": report.to_dict(),
@@ -102,6 +102,7 @@ def compile_model(
         {
             "output": f"{output} ({size(nbytes)})",
             "digest": result.digest,
+            "target": result.target,
             "layers": f"{len(report.layers)}, {sparse} of them sparse; "
             f"{report.density:.1%} of the dense multiply-accumulates remain",
             "other": spell_operators(report.other_operators or {}),
