@@ -40,7 +40,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         with np.load(request["inputs"], allow_pickle=False) as stored:
             inputs = dict(stored)
         meter = LoadMeter(os.sched_getaffinity(0))
-        np.savez(request["outputs"], **session.run(inputs))  # type: ignore[arg-type]
+        np.savez(request["outputs"], **session.run(inputs))
         seconds = session.bench(inputs, request["rounds"], request["warmup"])
         load = meter.read()
         layers = session.profile(inputs) if request["profile"] else []
