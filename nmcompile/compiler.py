@@ -19,7 +19,6 @@ from nmcompile import runtime
 from nmcompile.errors import (
     InputError,
     PatternError,
-    TargetError,
     UnsupportedOperatorError,
 )
 from nmcompile.folding import Progress, open_folded, silent
@@ -62,7 +61,8 @@ class CompileResult:
 class TunedLayer:
     """Milliseconds of one layer: as the analytical model lowers it, and as measured best.
 
-    Geometric means of the time on one thread and on all cores of the machine that tuned.
+    Geometric means of the time on one thread and on all cores of the machine that tuned, or times
+    on its GPU.
     """
 
     layer: str
@@ -117,8 +117,8 @@ def compile(
         enforce: project layers that break `pattern`, instead of refusing the model.
         density: share of weights kept when 1xN or unstructured is enforced.
         exclude: layer names (wildcards allowed) that `pattern` does not concern.
-        tune: measure the candidates of every layer on this machine, which must be one of the
-            target's; what `tuning_db` knows already is not measured again.
+        tune: measure the candidates of every layer on this machine's CPU or GPU, which must be one
+            of the target's; what `tuning_db` knows already is not measured again.
         tuning_db: a JSON file of measurements to choose kernels by, extended with `tune`.
         progress: told about every stage.
 
@@ -135,11 +135,6 @@ def compile(
     runtime.configure_environment()
     chosen = find_target(target)
     check_toolchain(chosen)
-    if chosen.arch and (tune or tuning_db is not None):
-        raise TargetError(
-            f"target {chosen.name}: kernels of GPUs cannot be measured yet, they are chosen by the "
-            "analytical model: leave out --tune and --tuning-db"
-        )
     check_writable(Path(output))
     database = _open_database(tuning_db, tune, chosen)
     stage = _Stages(progress)
@@ -276,16 +271,18 @@ def _open_database(
 ) -> TuningDatabase | None:
     """The database that kernels are chosen by; None for the analytical model alone."""
     from nmcompile.tuning import TuningDatabase
+    from nmcompile.tuning.gpu import gpu_database
 
-    if tune:
+    if tune and not target.arch:
         runtime.cpu.require(target.cpu_features, f"tuning for the target {target.name}")
-    elif path is None:
+    elif path is None and not tune:
         return None
-    elif not Path(path).exists():
+    elif path is not None and not tune and not Path(path).exists():
         raise InputError(
             f"the tuning database {path} does not exist; make it with --tune, or name another"
         )
-    return TuningDatabase(None if path is None else Path(path))
+    file = None if path is None else Path(path)
+    return gpu_database(file, target, tune) if target.arch else TuningDatabase(file)
 
 
 def _build(

@@ -12,6 +12,7 @@ from typing import Any
 from nmcompile.errors import DeviceError
 
 DRIVER = "libcuda.so.1"  # comes with the driver, not with the CUDA toolkit
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
@@ -30,10 +31,14 @@ class Capability:
     def __str__(self) -> str:
         return f"{self.major}.{self.minor} ({self.examples})"
 
+    @property
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """The compute capabilities that run the kernels."""
+        return ((self.major, self.minor), *self.also)
+
     def runs_on(self, device: "Gpu") -> bool:
         """Whether a GPU runs the kernels."""
-        found = (device.major, device.minor)
-        return found == (self.major, self.minor) or found in self.also
+        return (device.major, device.minor) in self.versions
 
 
 # Machine code for 8.0 would load on 8.6 and 8.9, but its tiles are sized for the 164 KiB of shared
@@ -153,6 +158,11 @@ def ask(driver: Any, function: str, *arguments: Any) -> None:
         DeviceError: it answers with an error.
     """
     status = getattr(driver, function)(*arguments)
+    if status == _OUT_OF_MEMORY:
+        raise DeviceError(
+            f"the memory of the GPU is full, as the NVIDIA driver answers {function}; see "
+            "`nvidia-smi` for who uses it"
+        )
     if status:
         raise DeviceError(
             f"the NVIDIA driver answers {function} with error {status}; check `nvidia-smi`, and "

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import nmcompile
 from nmcompile import runtime
-from nmcompile.errors import DeviceError, TargetError, UnsupportedOperatorError
+from nmcompile.errors import DeviceError, UnsupportedOperatorError
 from nmcompile.passes.lower_fallback import is_others
 from nmcompile.passes.lower_gpu import gpu_target, schedule_for_gpu, takes_memory
 from nmcompile.runtime import gpu
@@ -265,15 +265,3 @@ def test_report_says_how_much_rounding_changed(tmp_path: Path) -> None:
     )
     assert share is not None
     assert 0 < float(share[1]) <= 2.0**-11  # half a unit in the last place of the largest weight
-
-
-@pytest.mark.tool("nvcc")
-def test_kernels_of_a_gpu_are_not_measured(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"target sm_80: .* cannot be measured yet"):
-        nmcompile.compile(
-            tiny_net(),
-            output=tmp_path / "m.nmc",
-            target="sm_80",
-            tune=True,
-            example_inputs=(torch.randn(1, 3, 16, 16),),
-        )

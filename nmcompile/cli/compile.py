@@ -94,7 +94,7 @@ def compile_model(
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers])
     if result.tuning:
-        print_tuning(result.tuning)
+        print_tuning(result.tuning, result.target)
     for note in report.notes:
         typer.echo(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
@@ -111,10 +111,14 @@ def compile_model(
     )
 
 
-def print_tuning(layers: "Sequence[TunedLayer]") -> None:
+def print_tuning(layers: "Sequence[TunedLayer]", target: str) -> None:
     """What measuring gained over the analytical model."""
+    from nmcompile.targets import find_target
+
     print_table(
-        "tuning: means of one thread and all cores",
+        "tuning: times on the GPU"
+        if find_target(target).arch
+        else "tuning: means of one thread and all cores",
         ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
         [
             (

@@ -1,5 +1,7 @@
 """The tuning database: a JSON file of the fastest kernel and tiles per problem and CPU model.
 
+GPUs stand among the CPUs, by their name and compute capability.
+
     {"version": 1, "cpus": {CPU: {PROBLEM: {"kernel": ..., "config": {...}, "ms": ...,
                                             "default_ms": ...}}}}
 
@@ -29,9 +31,9 @@ class Tuned:
     """One entry.
 
     kernel: name of the fastest row of the catalogue.
-    config: its `PanelConfig` as a dictionary.
+    config: its tiles as a dictionary.
     ms, default_ms: of it and of the analytical model's choice: the geometric mean of the median
-        milliseconds on one thread and on all cores.
+        milliseconds on one thread and on all cores; on a GPU, the median.
     """
 
     kernel: str
@@ -41,10 +43,14 @@ class Tuned:
 
 
 class TuningDatabase:
-    """What was measured, by CPU model and problem; only this machine's part is consulted."""
+    """What was measured, by CPU model or GPU and problem; only one machine's part is consulted."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, machine: str | None = None) -> None:
         """Open a database; a missing file is an empty one, without `path` nothing is kept.
+
+        Args:
+            path: the file.
+            machine: the CPU model or GPU to choose for; None for this machine's CPU.
 
         Raises:
             InputError: the file is not a tuning database.
@@ -53,10 +59,15 @@ class TuningDatabase:
         self._cpus: dict[str, dict[str, Tuned]] = {}
         if path is not None and path.exists():
             self._cpus = _read(path)
-        self._here = self._cpus.setdefault(_cpu_model(), {})
+        self._here = self._cpus.setdefault(machine or _cpu_model(), {})
+
+    @property
+    def machines(self) -> list[str]:
+        """CPU models and GPUs that something was measured on."""
+        return sorted(name for name, entries in self._cpus.items() if entries)
 
     def find(self, problem: Problem) -> Tuned | None:
-        """The entry of a problem, if it was measured on this CPU model."""
+        """The entry of a problem, if it was measured on the machine."""
         return self._here.get(problem_key(problem))
 
     def add(self, problem: Problem, tuned: Tuned) -> None:
