@@ -1,5 +1,6 @@
 """Lowers one tensor-core row and runs the CUDA that TVM writes for it in the emulator."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,8 +91,12 @@ def run_row(
     residual: Array | None,
     config: TileConfig | None = None,
     source: CudaSource | None = None,
+    launch: Callable[[CudaSource, Mapping[str, Array]], None] = run_emulated,
 ) -> npt.NDArray[np.float64]:
-    """The output, NCHW. What nobody should read or leave is NaN or 1e4, not zero."""
+    """The output, NCHW. What nobody should read or leave is NaN or 1e4, not zero.
+
+    `launch` runs the source over buffers, by default in the emulator.
+    """
     lowered = kernel.lower(problem, config)
     out = np.full(output_shape(problem), np.nan, np.float32)
     buffers: dict[str, Array] = {**lowered.arrays, "x": in_memory(x, fill=1e4)}
@@ -101,7 +106,7 @@ def run_row(
         buffers["out"] = in_memory(out, fill=np.nan)
     if lowered.scratch:
         buffers["scratch"] = np.full(lowered.scratch, np.nan, np.float32)
-    run_emulated(source or source_of(kernel, lowered), buffers)
+    launch(source or source_of(kernel, lowered), buffers)
     written = buffers["residual" if problem.epilogue.in_place else "out"]
     assert np.isfinite(written).all(), "the padded channels, too, are finite"
     channels = problem.conv.out_channels
