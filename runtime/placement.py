@@ -19,6 +19,7 @@ from nmcompile.runtime.tensors import check, convert, from_gpu, from_numpy, to_g
 _CUDA = 2  # DLPack's device type
 _DEFAULT_STREAM = 0  # CUDA's legacy one
 _DLPACK_DEFAULT_STREAM = 1  # and what DLPack calls it
+_DLPACK_IN_ORDER = -1  # the producer has nothing to wait for, as the consumer is on its stream
 _DLPACK_VERSION = (1, 0)
 
 Array = np.ndarray[Any, Any]
@@ -173,9 +174,15 @@ def is_on_gpu(value: Any) -> bool:
         return False  # `convert` says what is wrong with it
 
 
-def _caller_of(value: Any) -> _Caller:
+def _torch_of(value: Any) -> Any:
+    """The module torch for a tensor of torch's, else None."""
     torch = sys.modules.get("torch")  # whoever has a tensor of it has imported it
-    if torch is not None and isinstance(value, torch.Tensor):
+    return torch if torch is not None and isinstance(value, torch.Tensor) else None
+
+
+def _caller_of(value: Any) -> _Caller:
+    torch = _torch_of(value)
+    if torch is not None:
         return _Caller(torch.cuda.current_stream(0).cuda_stream, torch.from_dlpack, ordered=True)
     namespace = getattr(value, "__array_namespace__", None)
     export = namespace().from_dlpack if namespace is not None else lambda tensor: tensor
@@ -209,6 +216,8 @@ def _share(native: NativeRuntime, spec: TensorSpec, value: Any, stream: int) -> 
         InputError: the value has another shape, dtype or layout in memory, or is not handed out.
     """
     consumer = stream or _DLPACK_DEFAULT_STREAM
+    if _torch_of(value) is not None:
+        consumer = _DLPACK_IN_ORDER
     try:
         try:
             capsule = value.__dlpack__(stream=consumer, max_version=_DLPACK_VERSION)

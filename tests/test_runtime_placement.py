@@ -133,7 +133,7 @@ def test_torch_comes_back_as_torch_on_the_stream_of_the_caller(machine: Machine)
     found = machine.affine().run(x)["y"]
     assert type(found) is torch.Tensor
     assert_affine(found, plain(x))
-    assert machine.streams == [STREAM] and x.asked[0] == STREAM
+    assert machine.streams == [STREAM] and x.asked[0] == -1  # in order: nothing to wait for
     assert ("synchronize", STREAM) not in machine.driver.log
 
 
@@ -143,10 +143,13 @@ def test_a_torch_tensor_is_read_where_it_lies(machine: Machine) -> None:
     assert plain(x)[0, 0] == 42
 
 
-def test_the_default_stream_has_another_name_in_dlpack(machine: Machine) -> None:
-    machine.torch_stream, x = 0, on_gpu()
-    machine.affine().run(x)
-    assert machine.streams == [0] and x.asked[0] == 1
+def test_a_tensor_of_another_library_waits_for_its_own_work(machine: Machine) -> None:
+    """Beside one of torch's, whose stream it is then."""
+    array = aligned(SHAPE)
+    array[...] = 1
+    other = OldTensor(array)
+    machine.pair().run({"x": on_gpu(), "y": other})
+    assert machine.streams == [STREAM] and other.stream == STREAM
 
 
 def test_the_kernels_are_launched_on_the_stream(machine: Machine) -> None:
@@ -173,7 +176,8 @@ def test_tensors_of_other_libraries_wait_for_the_result(machine: Machine) -> Non
     x = OldTensor(array)
     found = machine.affine().run(x)["y"]
     assert_affine(np.from_dlpack(found), array)
-    assert x.stream == 1 and machine.streams == [0]
+    assert x.stream == 1  # what DLPack calls the default one
+    assert machine.streams == [0]
     assert machine.driver.log[-1] == ("synchronize", 0)
 
 
