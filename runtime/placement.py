@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +47,9 @@ class Placement(Protocol):
             DeviceError: there is no room for it.
         """
 
+    def freeing(self) -> AbstractContextManager[object]:
+        """Within it, tensors may be let go of that lie there."""
+
     def transfer(
         self, specs: Sequence[TensorSpec], values: Sequence[Any], params: Sequence[Any]
     ) -> AbstractContextManager[Transfer]:
@@ -67,6 +70,10 @@ class CpuPlacement:
     def place(self, array: Array) -> Any:
         """See `Placement`."""
         return from_numpy(self._native, array)
+
+    def freeing(self) -> AbstractContextManager[object]:
+        """See `Placement`."""
+        return nullcontext()
 
     @contextmanager
     def transfer(
@@ -115,6 +122,10 @@ class GpuPlacement:
                     "its memory, see `nvidia-smi`"
                 ) from error
 
+    def freeing(self) -> AbstractContextManager[object]:
+        """See `Placement`; the driver frees nothing while another thread captures a graph."""
+        return self._cuda.launching_on(_DEFAULT_STREAM)
+
     @contextmanager
     def transfer(
         self, specs: Sequence[TensorSpec], values: Sequence[Any], params: Sequence[Any]
@@ -126,14 +137,15 @@ class GpuPlacement:
                 _check_sharable(spec, value)
         caller = _caller_of(given[0]) if given else None
         stream = caller.stream if caller else _DEFAULT_STREAM
+        arguments: list[Any] = []
         with self._cuda.launching_on(stream), self._native.on_stream(stream):
             try:
-                arguments = [
-                    _share(self._native, spec, value, stream)
-                    if is_on_gpu(value)
-                    else to_gpu(self._native, convert(self._native, spec, value))
-                    for spec, value in zip(specs, values, strict=True)
-                ]
+                for spec, value in zip(specs, values, strict=True):
+                    arguments.append(
+                        _share(self._native, spec, value, stream)
+                        if is_on_gpu(value)
+                        else to_gpu(self._native, convert(self._native, spec, value))
+                    )
                 if caller is None:
                     yield Transfer(arguments, lambda tensor: from_gpu(self._native, tensor), stream)
                     return
@@ -151,6 +163,8 @@ class GpuPlacement:
                     f"the GPU cannot run the model: {error}; where memory is short, free some or "
                     "compile the model for a smaller batch"
                 ) from error
+            finally:
+                arguments.clear()  # while no other thread captures: see `freeing`
 
     def _own(self, tensor: Any, taken: set[int], stream: int) -> Any:
         """A tensor whose memory is no input's, weight's or other output's."""

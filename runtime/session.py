@@ -176,13 +176,7 @@ class Session:
         entry = self._entry()
         with self._transfer(inputs) as transfer:
             self._native.use_threads(self.threads)
-            arguments = [*transfer.arguments, *self._params]
-            clock: Clock = HostClock()
-            if self._cuda is not None:
-                here = self._native.stream
-                clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
-            # VMs of its own: an instrumented one would slow down every later run.
-            runs = list(record_runs(self._machine, self.manifest.entry, arguments, repeats, clock))
+            runs = self._record(entry, transfer, repeats)
         if not runs[0]:
             raise ArtifactError(
                 f"{self.path} cannot be profiled: its library does not report its calls; compile "
@@ -190,11 +184,23 @@ class Session:
             )
         return name_layers(medians(runs), self.manifest.calls)
 
+    def _record(
+        self, entry: Any, transfer: Transfer, repeats: int
+    ) -> list[list[tuple[str, float]]]:
+        arguments = [*transfer.arguments, *self._params]
+        clock: Clock = HostClock()
+        if self._cuda is not None:
+            here = self._native.stream
+            clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
+        # VMs of its own: an instrumented one would slow down every later run.
+        return list(record_runs(self._machine, self.manifest.entry, arguments, repeats, clock))
+
     def close(self) -> None:
         """Let go of the weights and of every thread's VM; running afterwards is an error."""
-        self._module = None
-        self._params = []
-        self._local = threading.local()
+        with self._placement.freeing():
+            self._module = None
+            self._params = []
+            self._local = threading.local()
 
     def __enter__(self) -> Self:
         """Return the session itself."""

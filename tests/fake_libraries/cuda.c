@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 extern void fake_log(const char *format, ...);
 extern void *fake_capturing;
@@ -119,7 +120,11 @@ int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *st
 }
 int cudaMemcpyPeerAsync(void *to, int a, const void *from, int b, size_t bytes, void *stream) { return 1; }
 int cudaSetDevice(int device) { return device; }
-int cudaStreamBeginCapture(void *stream, int mode) { return fake_capturing = stream, 0; }
+int cudaStreamBeginCapture(void *stream, int mode) {
+  fake_capturing = stream;
+  usleep(20000);  // so that other threads come in between, if they can
+  return 0;
+}
 int cudaStreamCreate(void **stream) { return *stream = malloc(1), 0; }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) { return cudaStreamCreate(stream); }
 int cudaStreamDestroy(void *stream) { return free(stream), 0; }
