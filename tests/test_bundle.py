@@ -336,7 +336,8 @@ def test_a_gpu_bundle_brings_the_cuda_runtime(
 def test_only_bundles_for_gpus_hold_cuda(
     cpu_bundle: nmcompile.Bundle, gpu_bundle: nmcompile.Bundle
 ) -> None:
-    assert not [name for name in files_in(cpu_bundle.path) if "cuda" in name]
+    others = [name for name in files_in(cpu_bundle.path) if not name.startswith("nmcompile/")]
+    assert not [name for name in others if "cuda" in name]
     assert (cpu_bundle.gpu, gpu_bundle.gpu) == (False, True)
     assert "NVIDIA driver" not in (cpu_bundle.path / "README.txt").read_text()
     assert "NVIDIA driver, version 580" in (gpu_bundle.path / "README.txt").read_text()
