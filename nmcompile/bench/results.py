@@ -110,7 +110,8 @@ class LayerRow(Struct, frozen=True, kw_only=True):
     """One layer in the profile of a case; rates are None where there is no multiplication.
 
     roof: what bounds the kernel, "fma" or "load"; roof_share: of it, by the non-zero work.
-    lost_ms: time above what the non-zero work takes at the roof.
+    lost_ms: time above what the non-zero work takes at the roof. All three are None on a GPU, whose
+        roofs are not measured.
     """
 
     layer: str
