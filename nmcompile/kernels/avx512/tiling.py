@@ -24,6 +24,7 @@ from nmcompile.kernels.avx512.panel_config import (
     Panel,
     PanelConfig,
     tile_shapes,
+    work_order,
 )
 from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Conv2d
@@ -115,7 +116,7 @@ def shared_configs(
     outputs = list_outputs
     while outputs:
         for tile in range(1, 13):
-            shapes = tile_shapes(conv.out_pixels, tile, extras=True)
+            shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
             if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
                 continue
             if any(s.extra > outputs for s in shapes):
@@ -218,7 +219,7 @@ def _own_cycles(
     blocks = -(-conv.group_in // channels)
     start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
     tiles = []
-    for shape in tile_shapes(conv.out_pixels, tile, extras=False):
+    for shape in work_order(tile_shapes(conv.out_pixels, tile, extras=False)):
         v = shape.cost
         panel_bytes = channels * conv.taps * shape.stride * 4
         beyond = max(0.0, 1 - L1_PANEL_BYTES / panel_bytes)  # these loads take twice as long
