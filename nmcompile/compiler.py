@@ -17,7 +17,6 @@ import numpy.typing as npt
 import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import (
-    InputError,
     PatternError,
     TargetError,
     UnsupportedOperatorError,
@@ -33,7 +32,8 @@ from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
 
 if TYPE_CHECKING:
-    from nmcompile.tuning import TuningDatabase
+    from nmcompile.devices import Fleet
+    from nmcompile.tuning.setup import Tuning
 
 PERMUTING = "searching orders of channels"
 """The stage of `enforce` that a time limit bounds."""
@@ -98,7 +98,9 @@ def compile(
     density: float | None = None,
     exclude: Sequence[str] = (),
     tune: bool = False,
+    tune_on: Fleet | None = None,
     tuning_db: str | os.PathLike[str] | None = None,
+    tuning_cpu: str | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -117,16 +119,22 @@ def compile(
         exclude: layer names (wildcards allowed) that `pattern` does not concern.
         tune: measure the candidates of every layer on this machine, which must be one of the
             target's; what `tuning_db` knows already is not measured again.
+        tune_on: an `nmcompile.devices.Fleet` to do that on instead, whose devices have one CPU
+            model; nothing runs on this machine then.
         tuning_db: a JSON file of measurements to choose kernels by, extended with `tune`.
+        tuning_cpu: a part of the name of the CPU model whose measurements those are, without
+            `tune`; None for this machine's.
         progress: told about every stage.
 
     Raises:
         ModelError: the model cannot be read or imported.
         PatternError: a layer breaks the pattern.
         TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
-        DeviceError: tuning on a machine that cannot run the target's code.
-        InputError: `tuning_db` is no tuning database, or missing without `tune`.
-        ArtifactError: the output cannot be written.
+        DeviceError: tuning on a machine that cannot run the target's code, or on devices that are
+            not there, fail or differ; what was measured before is in `tuning_db`.
+        InputError: `tuning_db` is no tuning database, or missing without `tune`; `tuning_cpu` is
+            not one of its models; `tune_on` without `tune`.
+        ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
@@ -138,7 +146,9 @@ def compile(
             "analytical model: leave out --tune and --tuning-db"
         )
     check_writable(Path(output))
-    database = _open_database(tuning_db, tune, chosen)
+    from nmcompile.tuning.setup import open_tuning
+
+    tuning = open_tuning(chosen, tuning_db, cpu_model=tuning_cpu, tune=tune, fleet=tune_on)
     stage = _Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
@@ -153,7 +163,7 @@ def compile(
             f"--enforce needs to know the pattern to project to; found {pattern!r}: name one, for "
             "example 2:4 or 1x16"
         )
-    built = _build(source, chosen, pattern == "dense", database, tune, stage)
+    built = _build(source, chosen, pattern == "dense", tuning, stage)
     notes += built.notes
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")
@@ -268,39 +278,27 @@ class _Built:
     notes: tuple[str, ...]
 
 
-def _open_database(
-    path: str | os.PathLike[str] | None, tune: bool, target: Target
-) -> TuningDatabase | None:
-    """The database that kernels are chosen by; None for the analytical model alone."""
-    from nmcompile.tuning import TuningDatabase
-
-    if tune:
-        runtime.cpu.require(target.cpu_features, f"tuning for the target {target.name}")
-    elif path is None:
-        return None
-    elif not Path(path).exists():
-        raise InputError(
-            f"the tuning database {path} does not exist; make it with --tune, or name another"
-        )
-    return TuningDatabase(None if path is None else Path(path))
-
-
 def _build(
     source: SourceModel,
     target: Target,
     dense: bool,
-    database: TuningDatabase | None,
-    tune: bool,
+    tuning: Tuning | None,
     stage: _Stages,
 ) -> _Built:
     """Lower and compile a folded model."""
     from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
     from nmcompile.passes.lower_fallback import kernel_calls, output_types
-    from nmcompile.passes.lower_kernels import PREPARE, Chooser, detect_group, lower_kernels
+    from nmcompile.passes.lower_kernels import (
+        PREPARE,
+        Chooser,
+        detect_group,
+        find_problems,
+        lower_kernels,
+    )
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
-    from nmcompile.tuning import Tuner
+    from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
     backend = backend_of(target)
@@ -317,15 +315,20 @@ def _build(
     def as_dense(group: Group) -> Detection:
         return Detection(Dense(), (Dense(),), detect_group(group).density)
 
-    choosing = "measuring kernels" if tune else "choosing kernels"
-    stage(choosing)
+    pattern_of = as_dense if dense else detect_group
     chooser: Chooser = choose
-    if database is not None:
-        chooser = Tuner(database).choose if tune else database.choose
+    if tuning is not None:
+        chooser = tuning.database.choose
+        if tuning.measures:
+            named = LayerNames(source.graph.layers())
+            found = find_problems(module, pattern_of, backend.lowering)
+            unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
+            tuning.fill(unmeasured, target.name, stage)
+    stage(choosing := "choosing kernels")
     lowered = lower_kernels(
         module,
         target.name,
-        as_dense if dense else detect_group,
+        pattern_of,
         lambda done, total: stage(choosing, done, total),
         chooser,
         backend.lowering,
@@ -348,11 +351,11 @@ def _build(
         runtime.TensorSpec(name, shape, dtype)
         for name, (shape, dtype) in zip(source.outputs, types, strict=True)
     )
-    tuning = []
+    tuned = []
     for owner, call in zip(owners, lowered.calls, strict=True):
-        entry = database.find(call.problem) if database is not None else None
+        entry = tuning.database.find(call.problem) if tuning is not None else None
         if entry is not None:
-            tuning.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
+            tuned.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
     return _Built(
         library,
         lowered.params,
@@ -361,8 +364,11 @@ def _build(
         tuple(calls),
         Counter(lowered.leftovers),
         outputs,
-        tuple(tuning),
-        backend.note(zip(owners, lowered.calls, strict=True)),
+        tuple(tuned),
+        (
+            *backend.note(zip(owners, lowered.calls, strict=True)),
+            *(tuning.notes if tuning is not None else ()),
+        ),
     )
 
 
