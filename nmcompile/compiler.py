@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.runtime.files import check_writable
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
+from nmcompile.stages import Stages
 from nmcompile.targets import Target, check_toolchain, find_target
 
 if TYPE_CHECKING:
@@ -69,23 +69,6 @@ class TunedLayer:
     ms: float
 
 
-class _Stages:
-    """Reports stages and times them."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._name, self._begin = progress, "", 0.0
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        now = time.perf_counter()
-        if stage != self._name:
-            if self._name:
-                self.seconds[self._name] = now - self._begin
-            self._name, self._begin = stage, now
-        if stage:
-            self._progress(stage, done, total)
-
-
 def compile(
     model: Any,
     *,
@@ -97,6 +80,9 @@ def compile(
     enforce: bool = False,
     density: float | None = None,
     exclude: Sequence[str] = (),
+    permute: bool = False,
+    seed: int = 0,
+    time_limit: float = 60.0,
     tune: bool = False,
     tune_on: Fleet | None = None,
     tuning_db: str | os.PathLike[str] | None = None,
@@ -117,6 +103,10 @@ def compile(
         enforce: project layers that break `pattern`, instead of refusing the model.
         density: share of weights kept when 1xN or unstructured is enforced.
         exclude: layer names (wildcards allowed) that `pattern` does not concern.
+        permute: whether channels are first put in an order that `enforce` drops less of; only
+            with that, see the function of this name.
+        seed: of that search.
+        time_limit: seconds that it may take.
         tune: measure the candidates of every layer on this machine, which must be one of the
             target's; what `tuning_db` knows already is not measured again.
         tune_on: an `nmcompile.devices.Fleet` to do that on instead, whose devices have one CPU
@@ -128,7 +118,7 @@ def compile(
 
     Raises:
         ModelError: the model cannot be read or imported.
-        PatternError: a layer breaks the pattern.
+        PatternError: a layer breaks the pattern, or `permute` does not go with it.
         TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
         DeviceError: tuning on a machine that cannot run the target's code, or on devices that are
             not there, fail or differ; what was measured before is in `tuning_db`.
@@ -149,18 +139,31 @@ def compile(
     from nmcompile.tuning.setup import open_tuning
 
     tuning = open_tuning(chosen, tuning_db, cpu_model=tuning_cpu, tune=tune, fleet=tune_on)
-    stage = _Stages(progress)
+    stage = Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
     if pattern not in ("auto", "dense"):
-        stage("checking the pattern")
+        stage(PERMUTING if permute else "checking the pattern")
         mode: Literal["project", "verify"] = "project" if enforce else "verify"
-        done = enforce_graph(source.graph, pattern, mode=mode, density=density, exclude=exclude)
+        done = enforce_graph(
+            source.graph,
+            pattern,
+            mode=mode,
+            density=density,
+            exclude=exclude,
+            permute=permute,
+            seed=seed,
+            time_limit=time_limit,
+            on_step=lambda done, total: stage(PERMUTING, done, total),
+        )
         refuse_trivial(done)
         notes += [f"{note.layer}: {note.text}" for note in done.notes if enforce]
-    elif enforce:
+        if not done.finished:
+            notes.append(f"{PERMUTING} ended by the time limit of {time_limit:g} s")
+    elif enforce or permute:
+        option = "--enforce" if enforce else "--permute"
         raise PatternError(
-            f"--enforce needs to know the pattern to project to; found {pattern!r}: name one, for "
+            f"{option} needs to know the pattern to project to; found {pattern!r}: name one, for "
             "example 2:4 or 1x16"
         )
     built = _build(source, chosen, pattern == "dense", tuning, stage)
@@ -283,7 +286,7 @@ def _build(
     target: Target,
     dense: bool,
     tuning: Tuning | None,
-    stage: _Stages,
+    stage: Stages,
 ) -> _Built:
     """Lower and compile a folded model."""
     from nmcompile.backends import backend_of

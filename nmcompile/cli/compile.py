@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from nmcompile.passes.enforce_pattern import EnforcedLayer
 
 OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
+PermuteOption = Annotated[
+    bool,
+    typer.Option("--permute", help="First put channels in an order that keeps more: N:M and 1xN."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the search of --permute.")]
+TimeLimitOption = Annotated[
+    float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
+]
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")]
 
 
@@ -49,6 +57,9 @@ def compile_model(
     ] = False,
     density: DensityOption = None,
     exclude: ExcludeOption = None,
+    permute: PermuteOption = False,
+    seed: SeedOption = 0,
+    time_limit: TimeLimitOption = 60.0,
     shape: ShapeOption = None,
     tune: Annotated[
         bool,
@@ -94,6 +105,9 @@ def compile_model(
             enforce=enforce,
             density=density,
             exclude=exclude or (),
+            permute=permute,
+            seed=seed,
+            time_limit=time_limit,
             tune=tune,
             tune_on=fleet,
             tuning_db=tuning_db,
@@ -210,16 +224,9 @@ def enforce_model(
     pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16, unstructured, ...")],
     density: DensityOption = None,
     exclude: ExcludeOption = None,
-    permute: Annotated[
-        bool,
-        typer.Option(
-            "--permute", help="First put channels in an order that keeps more: N:M and 1xN."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search of --permute.")] = 0,
-    time_limit: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
-    ] = 60.0,
+    permute: PermuteOption = False,
+    seed: SeedOption = 0,
+    time_limit: TimeLimitOption = 60.0,
     shape: ShapeOption = None,
     as_json: JsonOption = False,
 ) -> None:
