@@ -147,7 +147,7 @@ class Case(Struct, frozen=True, kw_only=True):
         cases take no turns.
     samples_ms: every timed run of the whole batch, in order.
     noise: "quiet", "noisy" (the interval is wide: run longer) or "busy" (the machine was not free);
-        noise_reason says why.
+        noise_reason says why, and where a slow engine had fewer rounds than the others.
     error: why there are no samples, else None.
     """
 

@@ -178,7 +178,7 @@ class _Runner:
                 with contextlib.suppress(NmcompileError):
                     self._describe(source, 0)
                 self.cases = [c for c in self.cases if c.model in {m.name for m in self.models}]
-        self.late = self.late or timed.stopped == "time"
+        self.late = self.late or timed.late
         if timed.stopped == "interrupt":
             raise KeyboardInterrupt
         self.on_group(self._result(complete=False))

@@ -150,7 +150,7 @@ def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
 def _note(row: Mapping[str, Any]) -> str:
     """Why a case is noisy; a busy machine concerns all of them alike."""
     who = f"{row['engine']} {row['pattern']}".strip()
-    return f"{who}: {row['noise_reason']}" if row["noise"] == "noisy" else row["noise_reason"]
+    return f"{who}: {row['noise_reason']}" if row["noise"] != "busy" else row["noise_reason"]
 
 
 def _interval(row: Mapping[str, Any]) -> str:
