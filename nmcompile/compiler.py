@@ -109,8 +109,8 @@ def compile(
         time_limit: seconds that it may take.
         tune: measure the candidates of every layer on this machine, which must be one of the
             target's; what `tuning_db` knows already is not measured again.
-        tune_on: an `nmcompile.devices.Fleet` to do that on instead, whose devices have one CPU
-            model; nothing runs on this machine then.
+        tune_on: an `nmcompile.devices.Fleet` to do that on instead; its devices have one kind of
+            CPU, which the model is then compiled for.
         tuning_db: a JSON file of measurements to choose kernels by, extended with `tune`.
         tuning_cpu: a part of the name of the CPU model whose measurements those are, without
             `tune`; None for this machine's.
@@ -120,8 +120,8 @@ def compile(
         ModelError: the model cannot be read or imported.
         PatternError: a layer breaks the pattern, or `permute` does not go with it.
         TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
-        DeviceError: tuning on a machine that cannot run the target's code, or on devices that are
-            not there, fail or differ; what was measured before is in `tuning_db`.
+        DeviceError: tuning where the target's code cannot run, or on devices that are not there,
+            fail or differ; what was measured before is in `tuning_db`.
         InputError: `tuning_db` is no tuning database, or missing without `tune`; `tuning_cpu` is
             not one of its models; `tune_on` without `tune`.
         ArtifactError: the output or the database cannot be written.
@@ -136,6 +136,7 @@ def compile(
             "analytical model: leave out --tune and --tuning-db"
         )
     check_writable(Path(output))
+    from nmcompile.kernels.cores import assuming_cores
     from nmcompile.tuning.setup import open_tuning
 
     tuning = open_tuning(chosen, tuning_db, cpu_model=tuning_cpu, tune=tune, fleet=tune_on)
@@ -166,7 +167,8 @@ def compile(
             f"{option} needs to know the pattern to project to; found {pattern!r}: name one, for "
             "example 2:4 or 1x16"
         )
-    built = _build(source, chosen, pattern == "dense", tuning, stage)
+    with assuming_cores(tuning.cores if tuning is not None else None):
+        built = _build(source, chosen, pattern == "dense", tuning, stage)
     notes += built.notes
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")

@@ -56,6 +56,12 @@ def of_other_model(request: Mapping[str, Any]) -> dict[str, Any]:
     return _on_other_cpu(request, "model name\t: ", "model name\t: Other ")
 
 
+def of_fewer_cores(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As a device whose work is kept to one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    return answer(request)
+
+
 def _on_other_cpu(request: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
     changed = Path("cpuinfo")
     changed.write_text(cpu.CPUINFO.read_text().replace(old, new))

@@ -18,7 +18,10 @@ from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.devices.worker import answer
 from nmcompile.errors import InputError
 from nmcompile.runtime import cpu
+from nmcompile.runtime.native import available_threads
+from nmcompile.targets import find_target
 from nmcompile.tuning import tuner
+from nmcompile.tuning.setup import open_tuning
 from tests.device_handlers import kill
 
 pytestmark = pytest.mark.isa("avx512f")
@@ -130,6 +133,10 @@ def test_ctrl_c_keeps_what_was_measured(
     [
         ("old", "without_avx512", "needs the CPU features avx512f, avx512bw"),
         ("mixed", "of_other_model", "have different CPUs"),
+        pytest.param(
+            *("uneven", "of_fewer_cores", "with 1 cores at"),
+            marks=pytest.mark.skipif(available_threads() == 1, reason="there is one core"),
+        ),
     ],
 )
 def test_devices_that_cannot_tune_are_refused_at_once(
@@ -142,8 +149,18 @@ def test_devices_that_cannot_tune_are_refused_at_once(
             done = nmc_compile(sparse_onnx, "--tune", *where)
     assert done.exit_code == 1
     assert said in done.stderr and f"{LOOPBACK}:{odd.port}" in done.stderr
-    assert (f"{cpu.model()} at {LOOPBACK}:{good.port}" in done.stderr) == (key == "mixed")
+    kind = f"{cpu.model()} with {available_threads()} cores at {LOOPBACK}:{good.port}"
+    assert (kind in done.stderr) == (key != "old")
     assert not path.exists()
+
+
+def test_models_are_compiled_for_the_cores_of_the_devices(tracker: Address) -> None:
+    handler = "tests.device_handlers:of_fewer_cores"
+    with DeviceServer("single", port=0, tracker=tracker, handler=handler):
+        target, fleet = find_target("avx512"), Fleet(tracker, "single")
+        tuning = open_tuning(target, None, cpu_model=None, tune=True, fleet=fleet)
+    assert tuning is not None
+    assert (tuning.database.cpu, tuning.cores) == (cpu.model(), 1)
 
 
 @pytest.mark.parametrize(

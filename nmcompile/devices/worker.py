@@ -1,7 +1,8 @@
 """Does one task in the working directory: a JSON request on stdin, the answer on stdout.
 
 What a request asks for is its `task`, a name in `TASKS`; the functions there say what else is in
-it, and what they answer. All answers name the CPU model (`cpu`, as `runtime.cpu.model` spells it).
+it, and what they answer. All answers say what they are from: `cpu`, the model as
+`runtime.cpu.model` spells it, and `cores`, how many the worker may use.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nmcompile.bench.noise import LoadMeter
 from nmcompile.devices.process import die_with_parent
 from nmcompile.errors import InputError, NmcompileError
 from nmcompile.roofs import RoofLoop, time_roofs
-from nmcompile.runtime.native import native_runtime
+from nmcompile.runtime.native import available_threads, native_runtime
 from nmcompile.tuning.measure import Trial, measure_trial, thread_counts
 
 
@@ -116,7 +117,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
             f"the nmcompile of this device knows the tasks {', '.join(TASKS)}, asked was {task!r}: "
             "install the same version here and there"
         )
-    return TASKS[task](request) | {"cpu": runtime.cpu.model()}
+    return TASKS[task](request) | {"cpu": runtime.cpu.model(), "cores": available_threads()}
 
 
 def _load_library(name: str) -> Any:

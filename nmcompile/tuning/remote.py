@@ -1,7 +1,7 @@
 """Measuring candidates on other machines: compiled here, timed there, a layer per job.
 
-Devices of one key measure for each other, so they have to be of one CPU model: what is fastest on
-one says little about another, and a model is tuned for one.
+Devices of one key measure for each other, so they have to have the same CPU, model and number of
+cores: what is fastest on one says little about another, and a model is tuned for one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIBRARY, ARRAYS = "kernels.so", "arrays.npz"  # on the device
 class RemoteMeasurer:
     """Measures on the devices of a key.
 
-    cpu: their model.
+    cpu, cores: the model of their CPU, and how many cores it has.
     notes: attempts that failed and were repeated, for the user.
     """
 
@@ -34,22 +34,21 @@ class RemoteMeasurer:
         """Ask the devices which CPUs they have.
 
         Raises:
-            DeviceError: there are none, they lack features of the target, or are of different
-                models.
+            DeviceError: there are none, they lack features of the target, or differ.
         """
         self._fleet, self._target = fleet, target
         self._needs = {
             "features": list(target.cpu_features),
             "what": f"tuning for the target {target.name}",
         }
-        self._models: dict[str, str] = {}  # of each device that has answered
+        self._cpus: dict[str, tuple[str, int]] = {}  # of each device that has answered
         self.notes: list[str] = []
         known = [len(d.servers) for d in list_devices(fleet.tracker) if d.key == fleet.key]
         # As many at once as there are devices: each that is free gets one.
         jobs = [Job("asking for the CPU", {"task": "check", **self._needs})] * max(known, default=1)
         for outcome in fleet.run(jobs):
             self._response(outcome)
-        self.cpu = next(iter(self._models.values()))
+        self.cpu, self.cores = next(iter(self._cpus.values()))
 
     def measure(
         self, contests: Iterable[Contest], target: str
@@ -104,15 +103,18 @@ class RemoteMeasurer:
         if outcome.response is None:
             where = f"{key} at {outcome.device}" if outcome.device else f"devices {key}"
             raise DeviceError(f"{name} on {where}: {outcome.error}")
-        self._models[outcome.device] = outcome.response["cpu"]
-        places: dict[str, list[str]] = {}
-        for device, model in sorted(self._models.items()):
-            places.setdefault(model, []).append(device)
+        self._cpus[outcome.device] = outcome.response["cpu"], outcome.response["cores"]
+        places: dict[tuple[str, int], list[str]] = {}
+        for device, found in sorted(self._cpus.items()):
+            places.setdefault(found, []).append(device)
         if len(places) > 1:
-            found = "; ".join(f"{model} at {', '.join(at)}" for model, at in places.items())
+            kinds = "; ".join(
+                f"{cpu} with {cores} cores at {', '.join(at)}"
+                for (cpu, cores), at in places.items()
+            )
             raise DeviceError(
                 f"the devices with the key {key!r} have different CPUs, and what is fastest on one "
-                f"need not be on another: expected one model, found {found}; serve each model "
-                "under a key of its own"
+                f"need not be on another: expected one model and number of cores, found {kinds}; "
+                "serve each kind under a key of its own"
             )
         return outcome.response

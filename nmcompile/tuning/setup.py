@@ -26,11 +26,13 @@ class Tuning:
     """A database that kernels are chosen by; `measurer` first adds what it lacks, if there is one.
 
     place: where that measures, for the user.
+    cores: of the machine that is compiled for; None for this one.
     """
 
     database: TuningDatabase
     measurer: Measurer | None = None
     place: str = ""
+    cores: int | None = None
 
     @property
     def measures(self) -> bool:
@@ -106,4 +108,5 @@ def open_tuning(
     from nmcompile.tuning.remote import RemoteMeasurer
 
     measurer = RemoteMeasurer(fleet, target)
-    return Tuning(TuningDatabase(file, measurer.cpu), measurer, f"devices {fleet.key}")
+    database = TuningDatabase(file, measurer.cpu)
+    return Tuning(database, measurer, f"devices {fleet.key}", measurer.cores)

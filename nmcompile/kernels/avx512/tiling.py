@@ -2,16 +2,14 @@
 
 The model counts, for one core with two 512-bit FMA pipes and two L1 load ports, the cycles of the
 inner loops over all tiles of a layer, the ragged last tile included, and ranks the configurations
-that fit the registers and caches. Of the machine at hand it knows the number of cores;
+that fit the registers and caches. Of the machine it knows the number of cores;
 `nmc compile --tune` measures the first few of the ranking.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +24,7 @@ from nmcompile.kernels.avx512.panel_config import (
     tile_shapes,
     work_order,
 )
+from nmcompile.kernels.cores import cached_per_cores, cores
 from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import NM, Pattern
@@ -82,11 +81,6 @@ def chunks_for(
     return max(1, min(wanted, most))
 
 
-def cores() -> int:
-    """Cores that this process may use: the model weighs one thread against all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
 def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
     """The time that counts: the geometric mean of one thread's and of all threads' cycles.
 
@@ -106,7 +100,7 @@ def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
     return math.sqrt(total * max(float(shares.max()), float(rest)))
 
 
-@functools.lru_cache(maxsize=512)
+@cached_per_cores
 def shared_configs(
     conv: Conv2d, list_outputs: int, density: float, dense: bool
 ) -> tuple[Candidate, ...]:
@@ -163,7 +157,7 @@ def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float, chu
     return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
 
-@functools.lru_cache(maxsize=512)
+@cached_per_cores
 def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candidate, ...]:
     """Tiles for lists of single output channels, ranked.
 
