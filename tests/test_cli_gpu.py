@@ -161,7 +161,7 @@ def test_bench_shows_layers_without_roofs(tmp_path: Path, monkeypatch: pytest.Mo
     shown = nmc("bench", path, *options).stdout
     assert "dense-equivalent" in shown and "roofs of this machine" not in shown
     done = nmc("bench", path, *options, "--plot", tmp_path / "p.png", code=1)
-    assert "under this CPU's roofs" in done.stderr
+    assert "under its CPU's roofs" in done.stderr
 
 
 def test_missing_nvcc_is_found_before_anything_is_done(

@@ -19,9 +19,10 @@ from nmcompile.runtime import gpu
 from nmcompile.runtime.cuda import Cuda
 from nmcompile.sparsity import NM, Dense, Detection
 from nmcompile.targets import find_target
-from nmcompile.tuning import Tuned, Tuner, TuningDatabase, measure_gpu, tuner
-from nmcompile.tuning.database import plain_config
-from nmcompile.tuning.gpu import gpu_database
+from nmcompile.tuning import measure_gpu, tuner
+from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config
+from nmcompile.tuning.gpu import GpuMeasurer, gpu_database
+from nmcompile.tuning.tuner import Layer
 from tests.fake_cuda import Driver, as_source, use_driver
 from tests.kernel_runner import reference
 from tests.tensor_core_runner import ROWS, in_memory, make_problem, run_row, source_of
@@ -53,7 +54,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 def tune(problem: Problem, path: Path | None = None, target: str = "sm_80") -> Any:
     database = gpu_database(path, find_target(target), tune=True)
-    return Tuner(database).choose("conv2d", target, problem), database
+    tuner.tune([Layer("conv", "conv2d", problem)], target, database, GpuMeasurer())
+    return database.choose("conv2d", target, problem), database
 
 
 def test_the_fastest_on_the_gpu_is_taken_and_kept(driver: Driver, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_dense_kernels_compete(driver: Driver) -> None:
     driver.cost = lambda launch: 1.0 if launch.shared_bytes in shared else 5.0
     choice, _ = tune(problem)
     assert choice.kernel is dense
-    assert choice.reason == f"measured slower here than {dense.name}"
+    assert choice.reason == f"measured slower than {dense.name}"
 
 
 def test_matrix_products_are_tuned(driver: Driver) -> None:
@@ -115,7 +117,8 @@ def test_matrix_products_are_tuned(driver: Driver) -> None:
         Linear((3,), 64, 40), Epilogue(), weight, None, Detection(Dense(), (), 1.0), "float16"
     )
     database = gpu_database(None, find_target("sm_80"), tune=True)
-    choice = Tuner(database).choose("linear", "sm_80", linear)
+    tuner.tune([Layer("fc", "linear", linear)], "sm_80", database, GpuMeasurer())
+    choice = database.choose("linear", "sm_80", linear)
     assert choice.kernel.name == "linear_f16_dense__sm_80" and database.find(linear) is not None
 
 

@@ -48,7 +48,7 @@ def print_layer_times(rows: Sequence[LayerRow], roofs: Roofs | None, threads: in
         return  # a GPU's layers are under no roof that was measured
     each = f" x {threads} threads" if threads > 1 else ""
     typer.echo(
-        f"roofs of this machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s"
+        f"roofs of the machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s"
     )
     rated = _slowest(rows)
     if rated:

@@ -13,7 +13,6 @@ edited file cannot make a model wrong.
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from nmcompile.errors import InputError
 from nmcompile.kernels.catalog import Choice, OpKind, choose, rows_for
 from nmcompile.kernels.problem import Problem
+from nmcompile.runtime.cpu import model
 from nmcompile.runtime.files import replace_file
 
 VERSION = 1
@@ -43,7 +43,10 @@ class Tuned:
 
 
 class TuningDatabase:
-    """What was measured, by CPU model or GPU and problem; only one machine's part is consulted."""
+    """What was measured, by CPU model or GPU and problem; only one machine's part is consulted.
+
+    machine: which, a CPU model as `runtime.cpu.model` spells it, or a GPU as `tuning.gpu` does.
+    """
 
     def __init__(self, path: Path | None = None, machine: str | None = None) -> None:
         """Open a database; a missing file is an empty one, without `path` nothing is kept.
@@ -59,7 +62,24 @@ class TuningDatabase:
         self._cpus: dict[str, dict[str, Tuned]] = {}
         if path is not None and path.exists():
             self._cpus = _read(path)
-        self._here = self._cpus.setdefault(machine or _cpu_model(), {})
+        self.machine = model() if machine is None else machine
+        self._entries = self._cpus.setdefault(self.machine, {})
+
+    @staticmethod
+    def open_for(path: Path, cpu: str) -> TuningDatabase:
+        """Open a database for the one of its CPU models whose name has `cpu` in it.
+
+        Raises:
+            InputError: there is none, or there are several; or as the constructor.
+        """
+        known = sorted(_read(path))
+        found = [name for name in known if cpu.lower() in name.lower()]
+        if len(found) != 1 and cpu not in known:
+            raise InputError(
+                f"the tuning database {path} has {len(found) or 'no'} CPU models with {cpu!r} in "
+                f"their name, expected one: it has {', '.join(map(repr, known)) or 'none at all'}"
+            )
+        return TuningDatabase(path, cpu if cpu in known else found[0])
 
     @property
     def machines(self) -> list[str]:
@@ -68,7 +88,7 @@ class TuningDatabase:
 
     def find(self, problem: Problem) -> Tuned | None:
         """The entry of a problem, if it was measured on the machine."""
-        return self._here.get(problem_key(problem))
+        return self._entries.get(problem_key(problem))
 
     def add(self, problem: Problem, tuned: Tuned) -> None:
         """Remember an entry, in the file too.
@@ -76,7 +96,7 @@ class TuningDatabase:
         Raises:
             ArtifactError: the file cannot be written.
         """
-        self._here[problem_key(problem)] = tuned
+        self._entries[problem_key(problem)] = tuned
         if self.path is not None:
             _write(self.path, self._cpus)
 
@@ -94,7 +114,7 @@ class TuningDatabase:
         for kernel in rows_for(op, target, problem.dtype):
             reason = kernel.refuse(problem)
             if reason is None and kernel.name != found.kernel:
-                reason = f"measured slower here than {found.kernel}"
+                reason = f"measured slower than {found.kernel}"
             if reason is not None:
                 refusals[kernel.name] = reason
                 continue
@@ -152,15 +172,3 @@ def _write(path: Path, cpus: dict[str, dict[str, Tuned]]) -> None:
         },
     }
     replace_file(path, [json.dumps(document, indent=1).encode() + b"\n"])
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split("\t:")[:2] for line in lines if line.count("\t:") == 1)
-    name, family, model = (
-        fields.get(key, "?").strip() for key in ("model name", "cpu family\t", "model\t")
-    )
-    return f"{name} {family}/{model}"

@@ -1,13 +1,33 @@
-"""Which part of a tuning database is for the GPU that a model is compiled for."""
+"""Tuning for GPUs: which part of a database is for one, and measuring on the one at hand."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from nmcompile.errors import DeviceError, InputError
 from nmcompile.runtime import gpu
-from nmcompile.targets import Target
+from nmcompile.targets import Target, find_target
 from nmcompile.tuning.database import TuningDatabase
+from nmcompile.tuning.measure import Measured
+from nmcompile.tuning.measure_gpu import measure_on_gpu
+from nmcompile.tuning.tuner import Contest
+
+
+class GpuMeasurer:
+    """Measures on the GPU at hand, one contest after the other."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def measure(
+        self, contests: Iterable[Contest], target: str
+    ) -> Generator[tuple[Contest, Measured]]:
+        """Yield each with what was measured."""
+        arch = find_target(target).arch
+        for contest in contests:
+            times, differences = measure_on_gpu(contest.lower(), arch)
+            yield contest, Measured([times], differences)
 
 
 def gpu_database(path: Path | None, target: Target, tune: bool) -> TuningDatabase:
