@@ -28,7 +28,7 @@ def request(**changes: Any) -> dict[str, Any]:
         "outputs": "y.npz",
         "threads": 1,
     }
-    return asked | {"rounds": 5, "warmup": 1, "profile": True, "roofs": None} | changes
+    return asked | {"rounds": 5, "warmup": 1, "roofs": None} | changes
 
 
 def test_artifact_runs_on_a_device_as_here(

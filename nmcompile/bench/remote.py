@@ -184,7 +184,6 @@ class _RemoteRun:
             "threads": group.threads,
             "rounds": self.plan.rounds,
             "warmup": self.plan.warmup,
-            "profile": roofs is not None,  # the calls of a GPU cannot be timed one by one
             "roofs": roofs,
         }
         job = Job(f"{shown}, {group.threads} threads", request, files, {OUTPUTS: results})

@@ -33,8 +33,8 @@ def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
     """Time a compiled model.
 
     Request: `artifact` and `inputs`, the .nmc and the .npz file to run; `outputs`, the .npz file to
-    leave; `threads` (null: all cores); `rounds`, `warmup`; `profile`, whether to time layers;
-    `roofs`, null or the `library` of the loops of `nmcompile.roofs` and what it says of its `loop`.
+    leave; `threads` (null: all cores); `rounds`, `warmup`; `roofs`, null or the `library` of the
+    loops of `nmcompile.roofs` and what it says of its `loop`.
 
     Answer: `samples_ms` of all timed runs; `layers`, a list of {layer, symbol, ms}; `threads`;
     `load_ms`; `machine`, as results of nmc bench describe it; `load`, what else was on its cores;
@@ -52,7 +52,7 @@ def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
         np.savez(request["outputs"], **session.run(inputs))
         seconds = session.bench(inputs, request["rounds"], request["warmup"])
         load = meter.read()
-        layers = session.profile(inputs) if request["profile"] else []
+        layers = session.profile(inputs)
         roofs = request["roofs"]
         if roofs is not None:  # the artifact has shown that this machine can run them
             found = time_roofs(_load_library(roofs["library"]), RoofLoop(**roofs["loop"]))
