@@ -31,7 +31,7 @@ from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 from nmcompile.targets import find_target
-from nmcompile.tuning.measure import measure
+from nmcompile.tuning.library import measure
 
 TARGET = "avx512"
 GROUP = 16  # weights of an N:M group
@@ -104,7 +104,7 @@ def time_layer(conv: Conv2d, count: int, densities: Sequence[float], threads: in
                 at[key] = len(candidates)
                 candidates.append(row.lower(problem))
             runs[family.name].append(at[key])
-    (times,), _ = measure(dense, candidates, find_target(TARGET).llvm_cpu, (threads,))
+    (times,) = measure(dense, candidates, find_target(TARGET).llvm_cpu, (threads,)).ms
     ms = {name: [times[i] for i in indices] for name, indices in runs.items()}
     return Layer(title_of(conv), count, picked.name, times[0], ms)
 

@@ -29,7 +29,7 @@ from nmcompile.kernels.spec import Conv2d
 from nmcompile.roofs import Roofs, measure_roofs
 from nmcompile.sparsity import Dense, detect, parse_pattern
 from nmcompile.targets import find_target
-from nmcompile.tuning.measure import measure
+from nmcompile.tuning.library import measure
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 TARGET = "avx512"
@@ -74,13 +74,14 @@ def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, r
         raise ValueError(f"{spec} does not fit {conv}")
     kernel = choose("conv2d", TARGET, problem).kernel
     llvm_cpu = find_target(TARGET).llvm_cpu
-    (times,), _ = measure(problem, [kernel.lower(problem)], llvm_cpu, (threads,))
+    (times,) = measure(problem, [kernel.lower(problem)], llvm_cpu, (threads,)).ms
     flops = 2e-6 * conv.macs / times[0]
     nonzero = flops * problem.detection.density
+    roof = kernel.roof or "fma"
     return Row(
         *(model, title_of(conv), count, spec, kernel.name, threads, times[0], nonzero, flops),
-        roof=kernel.roof,
-        roof_share=nonzero / roofs.of(kernel.roof, threads),
+        roof=roof,
+        roof_share=nonzero / roofs.of(roof, threads),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,7 @@ import numpy.typing as npt
 import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import (
-    InputError,
     PatternError,
-    TargetError,
     UnsupportedOperatorError,
 )
 from nmcompile.folding import Progress, open_folded, silent
@@ -30,10 +27,12 @@ from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.runtime.files import check_writable
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
+from nmcompile.stages import Stages
 from nmcompile.targets import Target, check_toolchain, find_target
 
 if TYPE_CHECKING:
-    from nmcompile.tuning import TuningDatabase
+    from nmcompile.devices import Fleet
+    from nmcompile.tuning.setup import Tuning
 
 PERMUTING = "searching orders of channels"
 """The stage of `enforce` that a time limit bounds."""
@@ -44,6 +43,7 @@ class CompileResult:
     """A written artifact.
 
     path, digest: the file and the digest that `nmcompile.runtime.load` can pin.
+    target: what it was compiled for; where "cuda" was asked for, the GPU's own.
     report: the layers as they were lowered.
     seconds: time per stage, in order.
     tuning: what measuring gained, per layer whose kernel the tuning database knows.
@@ -51,6 +51,7 @@ class CompileResult:
 
     path: Path
     digest: str
+    target: str
     report: InspectionReport
     seconds: Mapping[str, float]
     tuning: tuple[TunedLayer, ...] = ()
@@ -60,30 +61,14 @@ class CompileResult:
 class TunedLayer:
     """Milliseconds of one layer: as the analytical model lowers it, and as measured best.
 
-    Geometric means of the time on one thread and on all cores of the machine that tuned.
+    Geometric means of the time on one thread and on all cores of the machine that tuned, or times
+    on its GPU.
     """
 
     layer: str
     kernel: str
     default_ms: float
     ms: float
-
-
-class _Stages:
-    """Reports stages and times them."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._name, self._begin = progress, "", 0.0
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        now = time.perf_counter()
-        if stage != self._name:
-            if self._name:
-                self.seconds[self._name] = now - self._begin
-            self._name, self._begin = stage, now
-        if stage:
-            self._progress(stage, done, total)
 
 
 def compile(
@@ -97,8 +82,13 @@ def compile(
     enforce: bool = False,
     density: float | None = None,
     exclude: Sequence[str] = (),
+    permute: bool = False,
+    seed: int = 0,
+    time_limit: float = 60.0,
     tune: bool = False,
+    tune_on: Fleet | None = None,
     tuning_db: str | os.PathLike[str] | None = None,
+    tuning_cpu: str | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -107,7 +97,7 @@ def compile(
         model: `torch.nn.Module`, `torch.export.ExportedProgram`, `torch.fx.GraphModule`, the path
             of an ONNX file or an `onnx.ModelProto`.
         output: the `.nmc` file to write.
-        target: a name of `nmc targets`.
+        target: a name of `nmc targets`, or "cuda": the one for this machine's GPU.
         example_inputs: for torch models: the inputs whose shapes are compiled for.
         shapes: input shapes by name, where an ONNX model leaves them open.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", ... is verified first;
@@ -115,52 +105,75 @@ def compile(
         enforce: project layers that break `pattern`, instead of refusing the model.
         density: share of weights kept when 1xN or unstructured is enforced.
         exclude: layer names (wildcards allowed) that `pattern` does not concern.
-        tune: measure the candidates of every layer on this machine, which must be one of the
-            target's; what `tuning_db` knows already is not measured again.
+        permute: whether channels are first put in an order that `enforce` drops less of; only
+            with that, see the function of this name.
+        seed: of that search.
+        time_limit: seconds that it may take.
+        tune: measure the candidates of every layer on this machine's CPU or GPU, which must be one
+            of the target's; what `tuning_db` knows already is not measured again.
+        tune_on: an `nmcompile.devices.Fleet` to do that on instead; its devices have one kind of
+            CPU, which the model is then compiled for.
         tuning_db: a JSON file of measurements to choose kernels by, extended with `tune`.
+        tuning_cpu: a part of the name of the CPU model whose measurements those are, without
+            `tune`; None for this machine's.
         progress: told about every stage.
 
     Raises:
         ModelError: the model cannot be read or imported.
-        PatternError: a layer breaks the pattern.
+        PatternError: a layer breaks the pattern, or `permute` does not go with it.
         TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
-        DeviceError: tuning on a machine that cannot run the target's code.
-        InputError: `tuning_db` is no tuning database, or missing without `tune`.
-        ArtifactError: the output cannot be written.
+        DeviceError: "cuda" on a machine without a GPU; tuning where the target's code cannot run,
+            or on devices that are not there, fail or differ; what was measured before is in
+            `tuning_db`.
+        InputError: `tuning_db` is no tuning database, or missing without `tune`; `tuning_cpu` is
+            not one of its models; `tune_on` without `tune`, or for a GPU target.
+        ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
     chosen = find_target(target)
     check_toolchain(chosen)
-    if chosen.arch and (tune or tuning_db is not None):
-        raise TargetError(
-            f"target {chosen.name}: kernels of GPUs cannot be measured yet, they are chosen by the "
-            "analytical model: leave out --tune and --tuning-db"
-        )
     check_writable(Path(output))
-    database = _open_database(tuning_db, tune, chosen)
-    stage = _Stages(progress)
+    from nmcompile.kernels.cores import assuming_cores
+    from nmcompile.tuning.setup import open_tuning
+
+    tuning = open_tuning(chosen, tuning_db, cpu_model=tuning_cpu, tune=tune, fleet=tune_on)
+    stage = Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
     if pattern not in ("auto", "dense"):
-        stage("checking the pattern")
+        stage(PERMUTING if permute else "checking the pattern")
         mode: Literal["project", "verify"] = "project" if enforce else "verify"
-        done = enforce_graph(source.graph, pattern, mode=mode, density=density, exclude=exclude)
+        done = enforce_graph(
+            source.graph,
+            pattern,
+            mode=mode,
+            density=density,
+            exclude=exclude,
+            permute=permute,
+            seed=seed,
+            time_limit=time_limit,
+            on_step=lambda done, total: stage(PERMUTING, done, total),
+        )
         refuse_trivial(done)
         notes += [f"{note.layer}: {note.text}" for note in done.notes if enforce]
-    elif enforce:
+        if not done.finished:
+            notes.append(f"{PERMUTING} ended by the time limit of {time_limit:g} s")
+    elif enforce or permute:
+        option = "--enforce" if enforce else "--permute"
         raise PatternError(
-            f"--enforce needs to know the pattern to project to; found {pattern!r}: name one, for "
+            f"{option} needs to know the pattern to project to; found {pattern!r}: name one, for "
             "example 2:4 or 1x16"
         )
-    built = _build(source, chosen, pattern == "dense", database, tune, stage)
+    with assuming_cores(tuning.cores if tuning is not None else None):
+        built = _build(source, chosen, pattern == "dense", tuning, stage)
     notes += built.notes
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")
     manifest = _manifest(source, chosen, built, _digest(model))
     digest = runtime.write_artifact(output, manifest, built.library, built.params)
     stage("")
-    return CompileResult(Path(output), digest, report, stage.seconds, built.tuning)
+    return CompileResult(Path(output), digest, chosen.name, report, stage.seconds, built.tuning)
 
 
 def fold(
@@ -268,39 +281,27 @@ class _Built:
     notes: tuple[str, ...]
 
 
-def _open_database(
-    path: str | os.PathLike[str] | None, tune: bool, target: Target
-) -> TuningDatabase | None:
-    """The database that kernels are chosen by; None for the analytical model alone."""
-    from nmcompile.tuning import TuningDatabase
-
-    if tune:
-        runtime.cpu.require(target.cpu_features, f"tuning for the target {target.name}")
-    elif path is None:
-        return None
-    elif not Path(path).exists():
-        raise InputError(
-            f"the tuning database {path} does not exist; make it with --tune, or name another"
-        )
-    return TuningDatabase(None if path is None else Path(path))
-
-
 def _build(
     source: SourceModel,
     target: Target,
     dense: bool,
-    database: TuningDatabase | None,
-    tune: bool,
-    stage: _Stages,
+    tuning: Tuning | None,
+    stage: Stages,
 ) -> _Built:
     """Lower and compile a folded model."""
     from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
     from nmcompile.passes.lower_fallback import kernel_calls, output_types
-    from nmcompile.passes.lower_kernels import PREPARE, Chooser, detect_group, lower_kernels
+    from nmcompile.passes.lower_kernels import (
+        PREPARE,
+        Chooser,
+        detect_group,
+        find_problems,
+        lower_kernels,
+    )
     from nmcompile.passes.lower_match import Group
     from nmcompile.passes.lower_simplify import simplify
-    from nmcompile.tuning import Tuner
+    from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
     backend = backend_of(target)
@@ -317,15 +318,20 @@ def _build(
     def as_dense(group: Group) -> Detection:
         return Detection(Dense(), (Dense(),), detect_group(group).density)
 
-    choosing = "measuring kernels" if tune else "choosing kernels"
-    stage(choosing)
+    pattern_of = as_dense if dense else detect_group
     chooser: Chooser = choose
-    if database is not None:
-        chooser = Tuner(database).choose if tune else database.choose
+    if tuning is not None:
+        chooser = tuning.database.choose
+        if tuning.measures:
+            named = LayerNames(source.graph.layers())
+            found = find_problems(module, pattern_of, backend.lowering)
+            unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
+            tuning.fill(unmeasured, target.name, stage)
+    stage(choosing := "choosing kernels")
     lowered = lower_kernels(
         module,
         target.name,
-        as_dense if dense else detect_group,
+        pattern_of,
         lambda done, total: stage(choosing, done, total),
         chooser,
         backend.lowering,
@@ -348,11 +354,11 @@ def _build(
         runtime.TensorSpec(name, shape, dtype)
         for name, (shape, dtype) in zip(source.outputs, types, strict=True)
     )
-    tuning = []
+    tuned = []
     for owner, call in zip(owners, lowered.calls, strict=True):
-        entry = database.find(call.problem) if database is not None else None
+        entry = tuning.database.find(call.problem) if tuning is not None else None
         if entry is not None:
-            tuning.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
+            tuned.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
     return _Built(
         library,
         lowered.params,
@@ -361,8 +367,11 @@ def _build(
         tuple(calls),
         Counter(lowered.leftovers),
         outputs,
-        tuple(tuning),
-        backend.note(zip(owners, lowered.calls, strict=True)),
+        tuple(tuned),
+        (
+            *backend.note(zip(owners, lowered.calls, strict=True)),
+            *(tuning.notes if tuning is not None else ()),
+        ),
     )
 
 

@@ -114,9 +114,10 @@ def inspect(
         progress: told what is going on.
 
     Raises:
-        NmcompileError: the model cannot be read, folded or imported.
+        NmcompileError: the model cannot be read, folded or imported, or the target is "cuda" and
+            there is no GPU.
     """
-    find_target(target)
+    target = find_target(target).name
     source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("checking the patterns")
     wanted = None if pattern == "auto" else parse_pattern(pattern)

@@ -1,26 +1,27 @@
-"""How fast this machine multiplies at best: what a layer's rate is held against."""
+"""How fast a machine multiplies at best: what a layer's rate is held against.
+
+Timing needs numpy and TVM's runtime only, so that it runs on devices too; compiling does not.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tvm
-from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, lanes, load, splat, store
-from nmcompile.kernels.catalog import RoofKind
-from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
-from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.runtime import cpu
+from nmcompile.runtime.native import native_runtime
+from nmcompile.runtime.tensors import from_numpy
 from nmcompile.targets import find_target
 
-ACCUMULATORS = 24  # independent sums: more than latency times pipes
-BLOCKS = 10  # the buffer: 10 x 24 vectors, 15 KB, stays in L1
-REPEATS = 16000
+if TYPE_CHECKING:
+    from nmcompile.kernels.catalog import RoofKind
+
+TARGET = "avx512"
+VECTOR = 16  # floats
 RUNS = 25  # the fastest counts: others on the machine only slow it down
 
 
@@ -40,51 +41,58 @@ class Roofs:
         return (self.load if kind == "load" else self.fma) * threads
 
 
+@dataclass(frozen=True)
+class RoofLoop:
+    """What has to be known of the functions `fma` and `load` (data, out) of a library to time them.
+
+    data, out: floats of their arguments.
+    flops: of one call.
+    """
+
+    data: int
+    out: int
+    flops: float
+
+
+def compile_roofs() -> tuple[Any, RoofLoop]:
+    """Compile both loops; the library is a TVM executable."""
+    import tvm
+
+    from nmcompile.kernels.avx512 import roof_loop
+    from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+
+    emit = roof_loop.emit_roof_loop
+    module = tvm.compile(
+        tvm.IRModule({"fma": emit("fma", loads=False), "load": emit("load", loads=True)}),
+        target=tvm.target.Target({"kind": "llvm", "mcpu": find_target(TARGET).llvm_cpu}),
+        tir_pipeline=TIR_PIPELINE,
+    )
+    return module, RoofLoop(roof_loop.DATA_FLOATS, roof_loop.OUT_FLOATS, roof_loop.FLOPS)
+
+
+def time_roofs(module: Any, loop: RoofLoop) -> Roofs:
+    """Time the loops of a library on one thread of this machine, in about a tenth of a second."""
+    native = native_runtime()
+    # Multiplying by 1 and adding 0 keeps every sum a normal number.
+    ones_and_zeros = np.array([1, 0], np.float32).repeat(VECTOR)
+    data = from_numpy(native, np.tile(ones_and_zeros, loop.data // (2 * VECTOR)))
+    out = from_numpy(native, np.zeros(loop.out, np.float32))
+    best = {"fma": 0.0, "load": 0.0}
+    for _ in range(RUNS):
+        for name in best:
+            function = module[name]
+            start = time.perf_counter()
+            function(data, out)
+            best[name] = max(best[name], loop.flops / (time.perf_counter() - start) * 1e-9)
+    return Roofs(best["fma"], best["load"])
+
+
 @functools.cache
 def measure_roofs() -> Roofs:
-    """Measure both on one thread, in about half a second.
+    """Compile the loops, and time them on this machine.
 
     Raises:
         DeviceError: the machine has no AVX-512.
     """
-    target = find_target("avx512")
-    cpu.require(target.cpu_features, "measuring the roofs")
-    functions = {"fma": _emit("fma", loads=False), "load": _emit("load", loads=True)}
-    llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.llvm_cpu})
-    module = tvm.compile(tvm.IRModule(functions), target=llvm, tir_pipeline=TIR_PIPELINE)
-    # Multiplying by 1 and adding 0 keeps every sum a normal number.
-    ones_and_zeros = np.array([1, 0], np.float32).repeat(LANES)
-    data = tvm.runtime.tensor(np.tile(ones_and_zeros, BLOCKS * ACCUMULATORS // 2))
-    out = tvm.runtime.tensor(np.zeros(ACCUMULATORS * LANES, np.float32))
-    flops = 2.0 * REPEATS * BLOCKS * ACCUMULATORS * LANES
-    best = dict.fromkeys(functions, 0.0)
-    for _ in range(RUNS):
-        for name in functions:
-            start = time.perf_counter()
-            module[name](data, out)
-            best[name] = max(best[name], flops / (time.perf_counter() - start) * 1e-9)
-    return Roofs(best["fma"], best["load"])
-
-
-def _emit(name: str, loads: bool) -> Any:
-    """The TIR function (data, out): `data` holds BLOCKS x ACCUMULATORS vectors."""
-    with PrimFuncBuilder(name) as func:
-        data = func.tensor("data", (BLOCKS * ACCUMULATORS * LANES,))
-        out = func.tensor("out", (ACCUMULATORS * LANES,))
-        sums = [T.alloc_buffer((LANES,), scope="local") for _ in range(ACCUMULATORS)]
-        for i, acc in enumerate(sums):
-            T.buffer_store(acc, splat(0.1 * i), [lanes(0)])
-        one, zero = T.bind(load(data, 0)), T.bind(load(data, LANES))
-        with T.serial(0, REPEATS):
-            with T.serial(0, BLOCKS) as block:
-                for i, acc in enumerate(sums):
-                    value = acc[lanes(0)]
-                    if loads:
-                        at = block * (ACCUMULATORS * LANES) + i * LANES
-                        value = value + one * load(data, at)
-                    else:
-                        value = value * one + zero
-                    T.buffer_store(acc, value, [lanes(0)])
-        for i, acc in enumerate(sums):
-            store(out, i * LANES, acc[lanes(0)])
-    return func.result().with_attr("global_symbol", name)
+    cpu.require(find_target(TARGET).cpu_features, "measuring the roofs")
+    return time_roofs(*compile_roofs())

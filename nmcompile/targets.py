@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from nmcompile.errors import TargetError
+from nmcompile.errors import DeviceError, TargetError
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,22 @@ TARGETS: tuple[Target, ...] = (
         "sm_80",
     ),
     Target(
+        "sm_86",
+        "NVIDIA GPUs of compute capability 8.6 (A10, RTX 30xx), sparse tensor cores, float16",
+        "",
+        (),
+        "float16",
+        "sm_86",
+    ),
+    Target(
+        "sm_89",
+        "NVIDIA GPUs of compute capability 8.9 (L4, L40, RTX 40xx), sparse tensor cores, float16",
+        "",
+        (),
+        "float16",
+        "sm_89",
+    ),
+    Target(
         "sm_90a",
         "NVIDIA GPUs of compute capability 9.0 (H100, H200), sparse tensor cores, float16",
         "",
@@ -60,17 +76,44 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
+CUDA = "cuda"
+"""Another name for the target of the GPU at hand."""
+
+
 def find_target(name: str) -> Target:
-    """The row of one target.
+    """The row of one target; "cuda" is that of this machine's first GPU.
 
     Raises:
         TargetError: no such target.
+        DeviceError: "cuda" on a machine without a GPU, or with one that no target is for.
     """
+    if name == CUDA:
+        name = _target_here()
     for target in TARGETS:
         if target.name == name:
             return target
-    names = ", ".join(target.name for target in TARGETS)
+    names = ", ".join((*(target.name for target in TARGETS), CUDA))
     raise TargetError(f"target {name!r} is unknown; expected one of: {names} (see `nmc targets`)")
+
+
+def _target_here() -> str:
+    from nmcompile.runtime import gpu
+
+    named = ", ".join(f"{kind} for {wanted}" for kind, wanted in gpu.KINDS.items())
+    way_out = f"name the GPU that the model is for, --target {named}"
+    try:
+        here = gpu.host()
+    except DeviceError as error:
+        raise DeviceError(
+            f"target {CUDA!r} is the GPU of this machine, and there is none: {error}; or {way_out}"
+        ) from error
+    kind = gpu.kind_of(here)
+    if kind is None:
+        raise DeviceError(
+            f"target {CUDA!r}: no kernels for {here.name} of compute capability "
+            f"{here.major}.{here.minor}: {way_out}"
+        )
+    return kind
 
 
 def check_toolchain(target: Target) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nmcompile.kernels.avx512.tiling import cores
+from nmcompile.kernels.cores import cores
 from nmcompile.passes.lower_batch_rules import Early
 from nmcompile.passes.lower_match import Group, Matcher
 from nmcompile.passes.lower_view import Expr, FunctionView, shape_of

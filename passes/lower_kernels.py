@@ -96,6 +96,19 @@ def lower_kernels(
     return (lowering or Lowering)(module, target, pattern_of, progress, chooser).run()
 
 
+def find_problems(
+    module: Any, pattern_of: PatternOf = detect_group, lowering: type[Lowering] | None = None
+) -> list[tuple[Group, Problem]]:
+    """What `lower_kernels` with the same arguments will ask its chooser for, in that order.
+
+    Raises:
+        UnsupportedOperatorError: the function has control flow.
+    """
+    return (lowering or Lowering)(
+        module, "", pattern_of, lambda done, total: None, choose
+    ).problems()
+
+
 class Lowering:
     """Rewrites the functions of a module over kernels; activations lie as they do in the model.
 
@@ -132,13 +145,17 @@ class Lowering:
         self._passed_on: list[Expr] = []  # those of `_vars` that it takes
         self._total = 0
         self._result = LoweredModule(None)
+        self._early_vars = [var for var in module.get_global_vars() if var.name_hint == EARLY]
+
+    def problems(self) -> list[tuple[Group, Problem]]:
+        """The groups that get a kernel, in execution order."""
+        groups = [group for matcher in self._matchers() for group in matcher.groups]
+        return [(group, self._problem(group)) for group in groups]
 
     def run(self) -> LoweredModule:
         """Rewrite the module; once."""
-        source = self._source
-        early = [var for var in source.get_global_vars() if var.name_hint == EARLY]
-        functions = [source[var] for var in early] + [self._function]
-        matchers = [Matcher(function) for function in functions]
+        source, early = self._source, self._early_vars
+        matchers = self._matchers()
         self._total = sum(len(matcher.groups) for matcher in matchers)
         for matcher in matchers:
             self._result.leftovers += [op for op in matcher.leftovers() if op not in SPLIT_OPS]
@@ -183,6 +200,16 @@ class Lowering:
         return self._values.get(value)
 
     # What they have in common.
+
+    def _matchers(self) -> list[Matcher]:
+        """Of the early part, if there is one, then of the rest."""
+        early = [self._source[var] for var in self._early_vars]
+        return [Matcher(function) for function in (*early, self._function)]
+
+    def _problem(self, group: Group) -> Problem:
+        """What a kernel is to compute."""
+        detection = self._pattern_of(group) if group.weight is not None else None
+        return Problem(group.spec, group.epilogue, group.weight, group.bias, detection, self.dtype)
 
     def _rewrite(self, function: Any, matcher: Matcher) -> tuple[list[Expr], Expr]:
         """The inputs of one function and its body over kernels."""
@@ -233,10 +260,7 @@ class Lowering:
         return self._functions[key]
 
     def _kernel(self, group: Group) -> Expr:
-        detection = self._pattern_of(group) if group.weight is not None else None
-        problem = Problem(
-            group.spec, group.epilogue, group.weight, group.bias, detection, self.dtype
-        )
+        problem = self._problem(group)
         try:
             choice = self._chooser(group.op, self._target, problem)
         except TargetError as error:

@@ -15,7 +15,8 @@ from nmcompile.runtime.manifest import (
     TensorSpec,
 )
 from nmcompile.runtime.native import configure_environment
-from nmcompile.runtime.session import LayerTime, Session, load
+from nmcompile.runtime.profile import LayerTime
+from nmcompile.runtime.session import Session, load
 
 __all__ = [
     "FORMAT_VERSION",

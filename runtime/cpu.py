@@ -18,6 +18,23 @@ def host() -> tuple[str, frozenset[str]]:
     Raises:
         DeviceError: /proc/cpuinfo cannot be read.
     """
+    fields = _fields()
+    return fields.get("model name", "unknown CPU"), frozenset(fields.get("flags", "").split())
+
+
+def model() -> str:
+    """Return name, family and model: what machines whose measurements compare have in common.
+
+    Raises:
+        DeviceError: as `host`.
+    """
+    fields = _fields()
+    name, family, number = (fields.get(key, "?") for key in ("model name", "cpu family", "model"))
+    return f"{name} {family}/{number}"
+
+
+def _fields() -> dict[str, str]:
+    """What the kernel says of the first core."""
     try:
         text = CPUINFO.read_text(errors="replace")
     except OSError as error:
@@ -29,7 +46,7 @@ def host() -> tuple[str, frozenset[str]]:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    return fields.get("model name", "unknown CPU"), frozenset(fields.get("flags", "").split())
+    return fields
 
 
 def require(features: Iterable[str], what: str) -> None:

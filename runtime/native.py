@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class NativeRuntime:
     allocate: Callable[[Any, Any, Any, str | None], Any]
     copy_from_bytes: Callable[[Any, Any, int], Any]
     copy_to_bytes: Callable[[Any, Any, int], Any]
+    use_stream: Callable[[Any, int], AbstractContextManager[Any]]
+    current_stream: Callable[[Any], int]
 
     def reinterpret(self, tensor: Any, dtype: str) -> Any:
         """Return the contiguous `tensor` seen as another dtype of the same size."""
@@ -55,6 +57,14 @@ class NativeRuntime:
         first = (_CUDA, 0, _POOLED) if gpu else ()
         machine["vm_initialization"](*first, _CPU, 0, _POOLED)
         return machine
+
+    def on_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """Launch what the calling thread launches on GPU 0 on a stream, by its handle."""
+        return self.use_stream(self.device("cuda", 0), stream)
+
+    def stream(self) -> int:
+        """The stream of GPU 0 that the calling thread launches on."""
+        return self.current_stream(self.device("cuda", 0))
 
     def use_threads(self, count: int) -> None:
         """Make the calling thread's pool run `count` threads; warn if it cannot."""
@@ -137,6 +147,8 @@ def _load() -> NativeRuntime:
         allocate=function("runtime.TVMTensorAllocWithScope"),
         copy_from_bytes=function("runtime.TVMTensorCopyFromBytes"),
         copy_to_bytes=function("runtime.TVMTensorCopyToBytes"),
+        use_stream=tvm_ffi.use_raw_stream,
+        current_stream=tvm_ffi.get_raw_stream,
     )
 
 

@@ -1,44 +1,41 @@
 """Load an artifact and run it."""
 
 import importlib.metadata
-import math
 import os
-import statistics
 import string
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from nmcompile.errors import ArtifactError, DeviceError, InputError
 from nmcompile.runtime import cpu, gpu
+from nmcompile.runtime.cuda import Cuda, open_cuda
 from nmcompile.runtime.format import Artifact, read_artifact
-from nmcompile.runtime.manifest import Call, Manifest, TensorSpec
+from nmcompile.runtime.manifest import Manifest, TensorSpec
 from nmcompile.runtime.native import (
     available_threads,
     default_threads,
     load_gpu_runtime,
     native_runtime,
 )
-from nmcompile.runtime.tensors import convert, from_gpu, from_numpy, to_gpu, to_numpy
+from nmcompile.runtime.placement import CpuPlacement, GpuPlacement, Placement, Transfer
+from nmcompile.runtime.profile import (
+    Clock,
+    GpuClock,
+    HostClock,
+    LayerTime,
+    medians,
+    name_layers,
+    record_runs,
+)
 
 KINDS = ("avx512", *gpu.KINDS)  # target kinds this runtime can run
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """Time of one kernel call: its layer, the kernel's function, median milliseconds."""
-
-    layer: str
-    symbol: str
-    ms: float
 
 
 def load(
@@ -94,13 +91,14 @@ class Session:
                 "for another target"
             )
         cpu.require(manifest.target.cpu_features, str(artifact.path))
-        self._gpu = manifest.target.kind in gpu.KINDS
-        if self._gpu:
+        self._cuda: Cuda | None = None
+        if manifest.target.kind in gpu.KINDS:
             weights = sum(spec.nbytes for spec in manifest.params)
             gpu.require(
                 manifest.target.kind, weights + manifest.workspace_bytes, str(artifact.path)
             )
             load_gpu_runtime()
+            self._cuda = open_cuda()
         self.path: Path = artifact.path
         self.manifest: Manifest = manifest
         self.digest: str = artifact.digest
@@ -108,15 +106,19 @@ class Session:
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
         self.threads: int = threads
         self._native = native_runtime()
+        self._placement: Placement = (
+            CpuPlacement(self._native)
+            if self._cuda is None
+            else GpuPlacement(self._native, self._cuda)
+        )
         self._module: Any = self._load_library(artifact)
         # The tensors keep the mapping of the file alive, the artifact itself is not needed.
-        params = [self._placed(from_numpy(self._native, a)) for a in artifact.params]
-        self._params = self._prepared(params)
+        self._params = self._prepared([self._placement.place(a) for a in artifact.params])
         # One VM must not be entered by two threads at once, so each thread gets its own.
         self._local = threading.local()
         self._entry()
 
-    def run(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def run(self, inputs: Any) -> dict[str, Any]:
         """Run the model once.
 
         Args:
@@ -124,17 +126,22 @@ class Session:
                 input. Arrays are numpy arrays or anything with `__dlpack__` (torch tensors too) in
                 CPU memory, of exactly the shape and dtype in `self.inputs`; C-contiguous ones that
                 begin on a 64-byte boundary are not copied.
+                A model on a GPU also takes tensors of any kind in the memory of GPU 0; those have
+                to be contiguous and begin on such a boundary, and are never copied.
 
         Returns:
-            New arrays by output name.
+            New arrays by output name. Where an input was a tensor in the GPU's memory, so are they,
+            and of its kind. Then, of torch, the run is on torch's current stream and not waited
+            for, as torch's own operators; of others, it is done.
 
         Raises:
             InputError: a name, shape, dtype or device is wrong, or the session is closed.
+            DeviceError: the GPU fails, or its memory is too small.
         """
         entry = self._entry()
-        arguments = self._arguments(inputs)
-        self._native.use_threads(self.threads)
-        return self._results(entry(*arguments, *self._params))
+        with self._transfer(inputs) as transfer:
+            self._native.use_threads(self.threads)
+            return self._results(entry(*transfer.arguments, *self._params), transfer)
 
     def bench(self, inputs: Any, repeats: int = 20, warmup: int = 3) -> list[float]:
         """Time `run` and return the seconds of each of `repeats` calls, after `warmup` others.
@@ -157,48 +164,43 @@ class Session:
         """Time every kernel call and return them in execution order.
 
         The times include a few microseconds of measuring per call, so their sum is above the time
-        of a `run`.
+        of a `run`. On a GPU they are times between CUDA events, of kernels that are launched one
+        after the other and not as one CUDA graph.
 
         Raises:
             InputError: as for `run`, or `repeats` is below 1.
             ArtifactError: the library cannot report its calls.
+            DeviceError: as for `run`.
         """
         _check_count("repeats", repeats, 1)
-        self._check_open()
-        if self._gpu:
-            raise InputError(
-                f"{self.path} runs on a GPU, whose kernels are launched together: the calls cannot "
-                "be timed one by one; use `bench`, or a tool such as NVIDIA Nsight Systems"
-            )
-        arguments = self._arguments(inputs)
-        self._native.use_threads(self.threads)
-        # A VM of its own: an instrumented one would slow down every later run.
-        machine = self._native.virtual_machine(self._module)
-        recorder = _Recorder()
-        machine["set_instrument"](recorder)
-        entry = machine[self.manifest.entry]
-        entry(*arguments, *self._params)
-        runs = []
-        for _ in range(repeats):
-            recorder.calls.clear()
-            entry(*arguments, *self._params)
-            runs.append([tuple(call) for call in recorder.calls])
+        entry = self._entry()
+        with self._transfer(inputs) as transfer:
+            self._native.use_threads(self.threads)
+            runs = self._record(entry, transfer, repeats)
         if not runs[0]:
             raise ArtifactError(
                 f"{self.path} cannot be profiled: its library does not report its calls; compile "
                 "it with the VM in bytecode mode"
             )
-        times = [
-            LayerTime("", str(calls[0][0]), statistics.median(ms for _, ms in calls))
-            for calls in zip(*runs, strict=True)
-        ]
-        return _name_layers(times, self.manifest.calls)
+        return name_layers(medians(runs), self.manifest.calls)
+
+    def _record(
+        self, entry: Any, transfer: Transfer, repeats: int
+    ) -> list[list[tuple[str, float]]]:
+        arguments = [*transfer.arguments, *self._params]
+        clock: Clock = HostClock()
+        if self._cuda is not None:
+            here = self._native.stream
+            clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
+        # VMs of its own: an instrumented one would slow down every later run.
+        return list(record_runs(self._machine, self.manifest.entry, arguments, repeats, clock))
 
     def close(self) -> None:
         """Let go of the weights and of every thread's VM; running afterwards is an error."""
-        self._module = None
-        self._params = []
-        self._local = threading.local()
+        with self._placement.freeing():
+            self._module = None
+            self._params = []
+            self._local = threading.local()
 
     def __enter__(self) -> Self:
         """Return the session itself."""
@@ -247,6 +249,9 @@ class Session:
             ) from error
         return module
 
+    def _machine(self) -> Any:
+        return self._native.virtual_machine(self._module, gpu=self._cuda is not None)
+
     def _function(self, name: str, inputs: int, weights: int) -> Any:
         """A function of the library in a VM of its own.
 
@@ -254,7 +259,7 @@ class Session:
             ArtifactError: there is none of so many inputs and weights.
         """
         try:
-            machine = self._native.virtual_machine(self._module, self._gpu)
+            machine = self._machine()
             found = int(machine["get_function_arity"](name))
         except (AttributeError, RuntimeError, ValueError) as error:
             raise ArtifactError(
@@ -277,32 +282,30 @@ class Session:
         result = self._function(name, 0, len(params))(*params)
         return [result] if isinstance(result, self._native.tensor) else list(result)
 
-    def _arguments(self, inputs: Any) -> list[Any]:
+    def _transfer(self, inputs: Any) -> AbstractContextManager[Transfer]:
+        return self._placement.transfer(self.inputs, self._in_order(inputs), self._params)
+
+    def _in_order(self, inputs: Any) -> list[Any]:
+        """The caller's values, one for each of `self.inputs`."""
         if not isinstance(inputs, Mapping):
             if len(self.inputs) != 1:
                 raise InputError(
                     f"expected a mapping with the inputs {self._names()}, found "
                     f"{type(inputs).__name__}"
                 )
-            return [self._placed(convert(self._native, self.inputs[0], inputs))]
+            return [inputs]
         names = {spec.name for spec in self.inputs}
         missing = [name for name in names if name not in inputs]
         extra = [name for name in inputs if name not in names]
         if missing or extra:
             found = ", ".join(map(repr, inputs)) or "none"
             raise InputError(f"expected the inputs {self._names()}, found {found}")
-        return [
-            self._placed(convert(self._native, spec, inputs[spec.name])) for spec in self.inputs
-        ]
-
-    def _placed(self, tensor: Any) -> Any:
-        """A tensor of the CPU where the library reads it."""
-        return to_gpu(self._native, tensor) if self._gpu else tensor
+        return [inputs[spec.name] for spec in self.inputs]
 
     def _names(self) -> str:
         return ", ".join(repr(spec.name) for spec in self.inputs)
 
-    def _results(self, result: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def _results(self, result: Any, transfer: Transfer) -> dict[str, Any]:
         tensors: list[Any] = [result] if isinstance(result, self._native.tensor) else list(result)
         expected = [(spec.shape, spec.dtype) for spec in self.outputs]
         found = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
@@ -311,54 +314,10 @@ class Session:
                 f"{self.path}: expected outputs of shape and dtype {expected}, the library "
                 f"returned {found}; compile the model again"
             )
-        read = from_gpu if self._gpu else to_numpy
         return {
-            spec.name: read(self._native, tensor)
+            spec.name: transfer.give_back(tensor)
             for spec, tensor in zip(self.outputs, tensors, strict=True)
         }
-
-
-class _Recorder:
-    """Called by the VM before and after each call; collects [symbol, milliseconds] in order."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[Any]] = []
-        self._open: list[tuple[list[Any] | None, float]] = []
-
-    def __call__(self, function: Any, symbol: str, before: bool, *rest: Any) -> int:
-        now = time.perf_counter()
-        if before:
-            call: list[Any] | None = None
-            if not symbol.startswith(("vm.builtin.", "runtime.")):  # allocation, checks, views
-                call = [symbol, math.nan]
-                self.calls.append(call)
-            self._open.append((call, time.perf_counter()))
-        else:
-            call, start = self._open.pop()
-            if call is not None and call is not self.calls[-1]:
-                # Others came in between: a function of the VM's, whose kernels are the layers.
-                self.calls = [other for other in self.calls if other is not call]
-            elif call is not None:
-                call[1] = (now - start) * 1e3
-        return 0  # go on with the call
-
-
-def _name_layers(times: list[LayerTime], calls: tuple[Call, ...]) -> list[LayerTime]:
-    """Give each timed call its layer: by position where the symbols agree, else by symbol."""
-    if [time.symbol for time in times] == [call.symbol for call in calls]:
-        layers = [call.layer for call in calls]
-    else:
-        owners: dict[str, set[str]] = {}
-        for call in calls:
-            owners.setdefault(call.symbol, set()).add(call.layer)
-        layers = [
-            owners[time.symbol].copy().pop() if len(owners.get(time.symbol, ())) == 1 else ""
-            for time in times
-        ]
-    return [
-        LayerTime(layer or time.symbol, time.symbol, time.ms)
-        for layer, time in zip(layers, times, strict=True)
-    ]
 
 
 def _checked_threads(threads: int | None) -> int:

@@ -12,7 +12,8 @@ import pytest
 import nmcompile
 from nmcompile.devices import Address, start_tracker
 from nmcompile.devices.tracker import LOOPBACK
-from nmcompile.runtime import cpu
+from nmcompile.errors import DeviceError
+from nmcompile.runtime import cpu, gpu
 from tests.seed_modules import export_onnx
 from tests.tiny_models import example, tiny_net
 
@@ -21,6 +22,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("isa"):
         if mark.args[0] not in cpu.host()[1]:
             pytest.skip(f"this CPU has no {mark.args[0]}")
+    if any(item.iter_markers("gpu")):
+        need_gpu()
     for mark in item.iter_markers("tool"):
         if shutil.which(mark.args[0]) is None:
             missing_tool(mark.args[0], "put it on PATH")
@@ -32,6 +35,26 @@ def missing_tool(name: str, way_out: str) -> NoReturn:
     if os.environ.get("NMCOMPILE_REQUIRE_TOOLS"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def need_gpu(kind: str | None = None) -> str:
+    """The kind of the GPU at hand; skip where there is none, or none that runs code for `kind`.
+
+    NMCOMPILE_REQUIRE_GPU=1 makes a missing GPU a failure.
+    """
+    try:
+        here = gpu.host()
+    except DeviceError as error:
+        if os.environ.get("NMCOMPILE_REQUIRE_GPU"):
+            pytest.fail(f"no GPU: {error}")
+        pytest.skip(f"no GPU: {error}")
+    found = f"{here.name} of compute capability {here.major}.{here.minor}"
+    if kind is not None and not gpu.KINDS[kind].runs_on(here):
+        pytest.skip(f"{kind} is not for this GPU, {found}")
+    own = gpu.kind_of(here)
+    if own is None:
+        pytest.skip(f"no kernels are for this GPU, {found}")
+    return own
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ from typing import Any
 import psutil
 
 from nmcompile.devices import DeviceServer
+from nmcompile.devices.job import run_job
+from nmcompile.devices.worker import answer
 from nmcompile.errors import DeviceError
+from nmcompile.runtime import cpu
 
 
 def kill(server: DeviceServer) -> None:
@@ -34,3 +37,33 @@ def handle(request: Mapping[str, Any]) -> dict[str, Any]:
     if what == "copy":
         Path("copied").write_bytes(Path("sent").read_bytes())
     return {"pid": os.getpid(), "number": request.get("number")}
+
+
+def never_measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As a device that does all but measure kernels: whoever kills it then finds it at work."""
+    if request["task"] == "kernels":
+        time.sleep(60)
+    return run_job(request)
+
+
+def without_avx512(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As a device whose CPU, or host, has no AVX-512."""
+    return _on_other_cpu(request, "avx512", "none")
+
+
+def of_other_model(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As a device with another CPU."""
+    return _on_other_cpu(request, "model name\t: ", "model name\t: Other ")
+
+
+def of_fewer_cores(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As a device whose work is kept to one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    return answer(request)
+
+
+def _on_other_cpu(request: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    changed = Path("cpuinfo")
+    changed.write_text(cpu.CPUINFO.read_text().replace(old, new))
+    cpu.CPUINFO = changed
+    return answer(request)

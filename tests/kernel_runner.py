@@ -13,7 +13,8 @@ from nmcompile.kernels.catalog import Kernel
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Pool2d
 from nmcompile.targets import find_target
-from nmcompile.tuning.measure import compile_kernels
+from nmcompile.tuning.library import compile_kernels
+from nmcompile.tuning.measure import ready_kernels
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +46,8 @@ def run_kernel(
     In place, the residual's copy is the output.
     """
     lowered = kernel.lower(problem, config)
-    ((function, operands),) = compile_kernels([lowered], find_target(kernel.target).llvm_cpu)
+    library = compile_kernels([lowered], find_target(kernel.target).llvm_cpu)
+    ((function, operands),) = ready_kernels(library.module, library.kernels, library.arrays)
     out = np.full(output_shape(problem), np.nan, np.float32)
     arrays = [x, *([] if residual is None else [residual]), out]
     if problem.epilogue.in_place:

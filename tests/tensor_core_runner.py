@@ -1,5 +1,6 @@
 """Lowers one tensor-core row and runs the CUDA that TVM writes for it in the emulator."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from nmcompile.kernels.catalog import CATALOG, Kernel
 from nmcompile.kernels.cuda_build import CudaSource, cuda_source
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.sparse_tensor_core.tiles import TILES, Method, TileConfig, padded
+from nmcompile.kernels.sparse_tensor_core.gpus import find_gpu
+from nmcompile.kernels.sparse_tensor_core.tiles import Method, TileConfig, padded, tiles_of
 from nmcompile.kernels.spec import Conv2d, Epilogue
 from nmcompile.sparsity import NM, Dense, Detection, project
 from tests.cuda_emulator.run import run_emulated
@@ -28,7 +30,11 @@ def method_of(kernel: Kernel) -> Method:
     return "sparse" if kernel.sparse else "dense"
 
 
-VARIANTS = [(row, tile) for row in ROWS for tile in TILES[method_of(row)]]
+def tiles_of_row(kernel: Kernel) -> tuple[TileConfig, ...]:
+    return tiles_of(method_of(kernel), find_gpu(kernel.target))
+
+
+VARIANTS = [(row, tile) for row in ROWS for tile in tiles_of_row(row)]
 
 
 def variant_name(value: Kernel | TileConfig) -> str:
@@ -85,8 +91,12 @@ def run_row(
     residual: Array | None,
     config: TileConfig | None = None,
     source: CudaSource | None = None,
+    launch: Callable[[CudaSource, Mapping[str, Array]], None] = run_emulated,
 ) -> npt.NDArray[np.float64]:
-    """The output, NCHW. What nobody should read or leave is NaN or 1e4, not zero."""
+    """The output, NCHW. What nobody should read or leave is NaN or 1e4, not zero.
+
+    `launch` runs the source over buffers, by default in the emulator.
+    """
     lowered = kernel.lower(problem, config)
     out = np.full(output_shape(problem), np.nan, np.float32)
     buffers: dict[str, Array] = {**lowered.arrays, "x": in_memory(x, fill=1e4)}
@@ -96,7 +106,7 @@ def run_row(
         buffers["out"] = in_memory(out, fill=np.nan)
     if lowered.scratch:
         buffers["scratch"] = np.full(lowered.scratch, np.nan, np.float32)
-    run_emulated(source or source_of(kernel, lowered), buffers)
+    launch(source or source_of(kernel, lowered), buffers)
     written = buffers["residual" if problem.epilogue.in_place else "out"]
     assert np.isfinite(written).all(), "the padded channels, too, are finite"
     channels = problem.conv.out_channels

@@ -40,6 +40,7 @@ def onnx_outputs(model: onnx.ModelProto | Path, x: Tensor) -> list[Array]:
 
 def compiled_output(model: Any, folder: Path, x: Tensor, **options: Any) -> Array:
     result = nmcompile.compile(model, output=folder / "m.nmc", **options)
+    output: Array
     (output,) = nmcompile.runtime.load(result.path).run(x).values()
     return output
 

@@ -68,6 +68,41 @@ def test_no_round_begins_that_the_time_does_not_allow() -> None:
     assert clock.seconds == 10.0
 
 
+def passing(clock: Clock, seconds: float) -> Turn:
+    def turn() -> float:
+        clock.seconds += seconds
+        return seconds
+
+    return turn
+
+
+@pytest.mark.parametrize(
+    ("slow", "rounds"),
+    [
+        (1.0, 10),  # all rounds fit: slow or not
+        (3.1, 2),  # the warm-up, and two more of 6 seconds in a third of 77
+        (12.0, 1),  # rests in the second round of the warm-up, has one timed turn
+        (30.0, 0),  # another turn would take all that is left
+    ],
+)
+def test_a_slow_engine_takes_its_share_of_the_time_only(slow: float, rounds: int) -> None:
+    clock = Clock()
+    turns = {"a": passing(clock, 0.1), "slow": passing(clock, slow), "b": passing(clock, 0.1)}
+    timing = interleave(turns, 10, warmup=2, deadline=77.0, now=clock, settle=quietly)
+    assert len(timing.samples["a"]) == len(timing.samples["b"]) == 10
+    assert len(timing.samples["slow"]) == rounds
+    assert timing.spent == (["slow"] if rounds < 10 else [])
+    assert not timing.stopped and clock.seconds <= 77.0
+
+
+def test_engines_that_are_about_as_fast_end_together() -> None:
+    clock = Clock()
+    turns = {"a": passing(clock, 1.0), "b": passing(clock, 1.9)}
+    timing = interleave(turns, 100, warmup=1, deadline=60.0, now=clock, settle=quietly)
+    assert (timing.stopped, timing.spent) == ("time", [])
+    assert len(timing.samples["a"]) == len(timing.samples["b"]) == 9
+
+
 def test_an_interrupt_keeps_whole_rounds() -> None:
     calls: list[str] = []
 

@@ -36,9 +36,10 @@ def test_cases_are_measured_on_devices(
     output = tmp_path / "run.json"
     done = bench(
         *(dense_onnx, "--patterns", "dense,2:4", "--threads", "1,2", "--rounds", 5),
-        *("--tracker", tracker, "--key", "here", "-o", output),
+        *("--tracker", tracker, "--key", "here", "-o", output, "--layers"),
     )
     assert done.exit_code == 0, done.output
+    assert done.output.count("roofs of the machine: FMA") == 4
     run = read_run(output)
     assert run.complete and len(run.cases) == 4
     settings = {(case.pattern, case.threads) for case in run.cases}
@@ -48,8 +49,17 @@ def test_cases_are_measured_on_devices(
         assert case.device in names and case.device in run.devices
         assert len(case.samples_ms) == 5 and case.layers
         assert case.accuracy is not None and case.accuracy.max_error < 1e-4
+        roofs = run.device_roofs[case.device]
+        assert 0 < roofs.load <= 1.2 * roofs.fma
+        rated = [layer for layer in case.layers if layer.nonzero_gflops is not None]
+        assert rated and all(layer.roof_share for layer in rated if layer.roof is not None)
+        assert any(layer.roof is not None for layer in rated)
+    assert run.roofs is None, "this machine was not measured"
     page = render_report([run])
     assert all(device in page for device in run.devices)
+    for roofs in run.device_roofs.values():
+        assert f"multiply-adds: {roofs.fma:.0f} GFLOP/s" in page
+        assert f"{roofs.fma:.0f} GFLOP/s, {roofs.load:.0f} with loads" in page
 
 
 def test_a_device_that_dies_costs_no_case(

@@ -160,6 +160,29 @@ def test_the_time_is_shared_by_the_groups(bench: Bench) -> None:
     assert outcome.run.settings.budget_s == 60.0
 
 
+def test_a_slow_engine_leaves_the_others_their_time(bench: Bench) -> None:
+    times = {"onnxruntime": steady(0.1), "tvm": steady(4.0), "openvino-f32": steady(0.1)}
+    outcome = bench.run(times, budget_s=60.0)
+    found = cases(outcome)
+    assert len(found["onnxruntime"].samples_ms) == len(found["openvino-f32"].samples_ms) == 6
+    assert len(found["tvm"].samples_ms) == 1
+    assert found["tvm"].noise == "noisy"
+    assert "too slow for more than 1 rounds" in found["tvm"].noise_reason
+    assert {found[name].noise for name in ("onnxruntime", "openvino-f32")} == {"quiet"}
+    assert not outcome.run.complete and not outcome.failures
+    assert bench.clock.seconds <= 60.0
+
+
+def test_an_engine_too_slow_for_one_round_is_declined(bench: Bench) -> None:
+    times = {"onnxruntime": steady(0.1), "tvm": steady(25.0)}
+    outcome = bench.run(times, budget_s=200.0)
+    found = cases(outcome)
+    assert bench.clock.seconds <= 200.0
+    assert len(found["onnxruntime"].samples_ms) == 6
+    assert found["tvm"].samples_ms == [] and "raise --budget" in (found["tvm"].error or "")
+    assert [failure.declined for failure in outcome.failures] == [True]
+
+
 def test_groups_that_the_time_does_not_reach_are_left_out(bench: Bench) -> None:
     outcome = bench.run({"onnxruntime": steady(40.0)}, budget_s=30.0, threads=[1, 2])
     assert outcome.run.cases == [] and not outcome.run.complete

@@ -67,6 +67,36 @@ def test_compile_tells_people_about_layers_and_file(dense_onnx: Path, tmp_path: 
     assert str(tmp_path / "m.nmc") in text
 
 
+@pytest.mark.isa("avx512f")
+def test_compile_permutes_as_enforce_does(dense_onnx: Path, inputs: Path, tmp_path: Path) -> None:
+    search = ("--pattern", "2:4", "--permute", "--seed", "3")
+    nmc("enforce", dense_onnx, "-o", tmp_path / "m.onnx", *search)
+    options = (*search, "--enforce")
+    document = nmc_json("compile", dense_onnx, "-o", tmp_path / "m.nmc", *options)
+    assert any("before channels were permuted" in note for note in document["report"]["notes"])
+    nmc("run", tmp_path / "m.nmc", "--input", f"x={inputs}", "--output", tmp_path / "out")
+    found, expected = np.load(tmp_path / "out" / "y.npy"), expected_output(tmp_path / "m.onnx")
+    assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+    late = nmc_json("compile", dense_onnx, "-o", tmp_path / "m.nmc", *options, "--time-limit", "0")
+    assert "ended by the time limit of 0 s" in late["report"]["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--permute",), "--permute needs to know the pattern"),
+        (("--permute", "--pattern", "2:4"), "expected mode 'project'"),
+    ],
+)
+def test_compile_permutes_only_what_it_enforces(
+    options: tuple[str, ...], said: str, dense_onnx: Path, tmp_path: Path
+) -> None:
+    command = ["compile", str(dense_onnx), "-o", str(tmp_path / "m.nmc"), *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1 and said in done.stderr
+    assert not (tmp_path / "m.nmc").exists()
+
+
 def test_compile_fixes_open_shapes(tmp_path: Path) -> None:
     onnx.save(conv_onnx(conv_weight(), batch="N"), tmp_path / "open.onnx")
     nmc("compile", tmp_path / "open.onnx", "-o", tmp_path / "m.nmc", "--shape", "x=3,16,8,8")
@@ -248,7 +278,7 @@ def test_permuting_for_a_pattern_without_groups_is_one_line_of_error(
 def test_targets_lists_features_and_this_machine() -> None:
     row, *gpus = nmc_json("targets")["targets"]
     assert row["name"] == "avx512" and row["missing_gpu"] == ""
-    assert [gpu["name"] for gpu in gpus] == ["sm_80", "sm_90a"]
+    assert [gpu["name"] for gpu in gpus] == ["sm_80", "sm_86", "sm_89", "sm_90a"]
     assert "avx512f" in row["cpu_features"]
     assert set(row["missing_cpu_features"]) == set(row["cpu_features"]) - cpu.host()[1]
     assert "avx512" in nmc("targets").stdout

@@ -9,14 +9,16 @@ import pytest
 
 from nmcompile.kernels.cuda_build import CudaSource
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.sparse_tensor_core.tiles import TILES
+from nmcompile.kernels.sparse_tensor_core.gpus import find_gpu
+from nmcompile.kernels.sparse_tensor_core.tiles import tiles_of
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
 from tests.cuda_emulator.run import Array, EmulationError, run_emulated
 from tests.kernel_runner import reference
 from tests.tensor_core_runner import ROWS, make_problem, run_row, source_of
 
 KERNEL = next(row for row in ROWS if row.sparse)
-TILE = replace(next(tile for tile in TILES["sparse"] if tile.pixels == 32), stages=3)
+A100, H100 = find_gpu("sm_80"), find_gpu("sm_90a")
+TILE = replace(next(tile for tile in tiles_of("sparse", A100) if tile.pixels == 32), stages=3)
 # A tail of pixels; four slices of the depth in three stages, so that the last one lies where the
 # sums will be.
 CONV = Conv2d(1, 64, 7, 7, 64, (2, 2), padding=(1, 0, 0, 1))
@@ -154,7 +156,7 @@ def buffers_of(arrays: object) -> dict[str, Array]:
 # ---- wgmma
 
 GROUP_KERNEL = next(row for row in ROWS if "wgmma" in row.name)
-GROUP_TILE = replace(TILES["wgmma"][-1], stages=3)
+GROUP_TILE = replace(tiles_of("wgmma", H100)[-1], stages=3)
 
 
 def run_group(problem: tuple[Problem, Array, Array | None], edit: Callable[[str], str]) -> bool:

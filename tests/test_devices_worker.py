@@ -21,8 +21,14 @@ pytestmark = pytest.mark.isa("avx512f")
 
 
 def request(**changes: Any) -> dict[str, Any]:
-    asked = {"artifact": "m.nmc", "inputs": "x.npz", "outputs": "y.npz", "threads": 1}
-    return asked | {"rounds": 5, "warmup": 1, "profile": True} | changes
+    asked = {
+        "task": "artifact",
+        "artifact": "m.nmc",
+        "inputs": "x.npz",
+        "outputs": "y.npz",
+        "threads": 1,
+    }
+    return asked | {"rounds": 5, "warmup": 1, "roofs": None} | changes
 
 
 def test_artifact_runs_on_a_device_as_here(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from nmcompile.errors import TargetError, WeightError
 from nmcompile.kernels.catalog import Kernel, choose
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.sparse_tensor_core.tiles import TILES, Gemm, TileConfig
-from nmcompile.kernels.sparse_tensor_core.tiling import GPUS, Gpu, find_gpu, fits, split_counts
+from nmcompile.kernels.sparse_tensor_core.gpus import GPUS, Gpu, find_gpu
+from nmcompile.kernels.sparse_tensor_core.tiles import Gemm, TileConfig, tiles_of
+from nmcompile.kernels.sparse_tensor_core.tiling import fits, split_counts
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, project
 from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error
@@ -23,6 +24,8 @@ from tests.tensor_core_runner import (
     make_problem,
     method_of,
     run_row,
+    source_of,
+    tiles_of_row,
     variant_name,
 )
 
@@ -36,6 +39,8 @@ HALF_ULP = 2.0**-11  # of float16, relative: outputs are rounded once
 ODD = Conv2d(2, 40, 9, 10, 40, (3, 2), (1, 2), (1, 0, 2, 1), (1, 2))
 # One slice of the depth, fewer than there are stages.
 SHORT = Conv2d(1, 24, 6, 5, 24, (1, 1))
+LARGE = Conv2d(64, 128, 28, 28, 128, (3, 3), padding=(1, 1, 1, 1))
+DEEP = Conv2d(1, 512, 7, 7, 512, (3, 3), padding=(1, 1, 1, 1))
 
 
 def assert_exact(kernel: Kernel, conv: Conv2d, epilogue: Epilogue, tile: TileConfig) -> None:
@@ -59,7 +64,7 @@ def test_depth_shorter_than_the_stages(kernel: Kernel, tile: TileConfig) -> None
 def test_split_depth(kernel: Kernel) -> None:
     # 8 slices in 3 parts: the last one has fewer.
     conv = Conv2d(1, 128, 7, 7, 72, (2, 2))
-    for tile in TILES[method_of(kernel)][-2:]:
+    for tile in tiles_of_row(kernel)[-2:]:
         epilogue = Epilogue(True, True, Activation("relu"), in_place=True)
         assert_exact(kernel, conv, epilogue, replace(tile, splits=3))
 
@@ -109,19 +114,45 @@ def test_activations_agree_with_float64(kind: str) -> None:
 
 @pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
 def test_resident_blocks_fit_the_gpu(kernel: Kernel, tile: TileConfig) -> None:
-    assert fits(Gemm(ODD, tile, method_of(kernel)), find_gpu(kernel.target))
+    gpu = find_gpu(kernel.target)
+    gemm = Gemm(ODD, tile, method_of(kernel))
+    assert fits(gemm, gpu) and gemm.shared_bytes <= gpu.block_bytes
 
 
-@given(conv=geometries(), tile=st.sampled_from(TILES["sparse"]), gpu=st.sampled_from(GPUS))
-def test_no_split_is_empty(conv: Conv2d, tile: TileConfig, gpu: Gpu) -> None:
+@pytest.mark.parametrize("conv", [LARGE, DEEP, replace(LARGE, kernel=(1, 1))], ids=str)
+@pytest.mark.parametrize("kernel", ROWS, ids=variant_name)
+def test_what_a_row_proposes_fits_a_thread_block(kernel: Kernel, conv: Conv2d) -> None:
+    problem, _, _ = make_problem(kernel, conv, Epilogue(), 0, whole=True)
+    gpu, candidates = find_gpu(kernel.target), kernel.configs(problem)
+    assert len(candidates) > 5
+    for candidate in candidates:
+        gemm = Gemm(conv, candidate.config, method_of(kernel))
+        assert gemm.shared_bytes <= gpu.block_bytes
+        assert candidate.config.threads * candidate.config.resident <= gpu.threads
+
+
+@pytest.mark.parametrize("method", ["sparse", "dense"])
+def test_ada_runs_the_code_of_ampere(method: str) -> None:
+    """What is exact for sm_86 is so for sm_89, and runs there: see `gpu.KINDS`."""
+    rows = [row for row in ROWS if row.target in ("sm_86", "sm_89") and method_of(row) == method]
+    problem, _, _ = make_problem(rows[0], ODD, Epilogue(), 0, whole=True)
+    first, second = (tiles_of_row(row) for row in rows)
+    assert first == second
+    for tile in first:
+        ampere, ada = (source_of(row, row.lower(problem, tile)) for row in rows)
+        assert ampere == ada
+
+
+@given(conv=geometries(), data=st.data(), gpu=st.sampled_from(GPUS))
+def test_no_split_is_empty(conv: Conv2d, data: st.DataObject, gpu: Gpu) -> None:
+    tile = data.draw(st.sampled_from(tiles_of("sparse", gpu)))
     for splits in split_counts(Gemm(conv, tile, "sparse"), gpu):
         gemm = Gemm(conv, replace(tile, splits=splits), "sparse")
         assert (splits - 1) * gemm.split_slices < gemm.slices <= splits * gemm.split_slices
 
 
 def test_small_batches_split_the_depth() -> None:
-    conv = Conv2d(1, 512, 7, 7, 512, (3, 3), padding=(1, 1, 1, 1))
-    problem, _, _ = make_problem(SPARSE, conv, Epilogue(), 0, whole=True)
+    problem, _, _ = make_problem(SPARSE, DEEP, Epilogue(), 0, whole=True)
     assert SPARSE.configs(problem)[0].config.splits > 1
 
 
@@ -133,9 +164,6 @@ def problem_of(conv: Conv2d, pattern: Pattern) -> Problem:
     shape = (conv.out_channels, conv.group_in, *conv.kernel)
     weight = project(rng.standard_normal(shape, dtype=np.float32), pattern, 0.5)
     return Problem(conv, Epilogue(), weight, None, Detection(pattern, (pattern,), 0.5), "float16")
-
-
-LARGE = Conv2d(64, 128, 28, 28, 128, (3, 3), padding=(1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("target", [gpu.arch for gpu in GPUS])

@@ -1,8 +1,6 @@
 """What loading a GPU artifact asks of the machine, with drivers that are made up."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,43 +9,8 @@ from nmcompile.errors import DeviceError
 from nmcompile.runtime import gpu, load, native, session, write_artifact
 from nmcompile.runtime.native import native_runtime
 from nmcompile.runtime.tensors import from_gpu, from_numpy, to_gpu
+from tests.fake_cuda import Driver, use_driver
 from tests.runtime_models import manifest
-
-
-class Driver:
-    """Answers as the driver does: a status, and values by reference."""
-
-    def __init__(
-        self,
-        capability: tuple[int, int] = (8, 0),
-        memory: int = 40 << 30,
-        count: int = 1,
-        failing: str = "",
-    ) -> None:
-        self.capability, self.memory, self.count, self.failing = capability, memory, count, failing
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        return lambda *arguments: 999 if name == self.failing else self._answer(name, *arguments)
-
-    def _answer(self, name: str, *arguments: Any) -> int:
-        if name == "cuInit":
-            return 0
-        if name == "cuDeviceGetName":
-            arguments[0].value = b"NVIDIA Imaginary"
-            return 0
-        values = {
-            "cuDeviceGetCount": self.count,
-            "cuDeviceGet": 0,
-            "cuDeviceTotalMem_v2": self.memory,
-        }
-        if name == "cuDeviceGetAttribute":
-            values[name] = self.capability[{75: 0, 76: 1}[arguments[1]]]
-        arguments[0]._obj.value = values[name]
-        return 0
-
-
-def install(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr("nmcompile.runtime.gpu.ctypes.CDLL", lambda name: driver)
 
 
 def artifact(folder: Path, kind: str = "sm_80") -> Path:
@@ -61,7 +24,13 @@ def artifact(folder: Path, kind: str = "sm_80") -> Path:
     ("kind", "capability", "runs"),
     [
         ("sm_80", (8, 0), True),
+        ("sm_80", (8, 6), False),  # it would load, and find too little shared memory
         ("sm_80", (8, 9), False),
+        ("sm_86", (8, 6), True),
+        ("sm_86", (8, 9), True),
+        ("sm_86", (8, 0), False),
+        ("sm_89", (8, 9), True),
+        ("sm_89", (8, 6), False),
         ("sm_80", (7, 5), False),
         ("sm_80", (9, 0), False),
         ("sm_90a", (9, 0), True),
@@ -71,7 +40,7 @@ def artifact(folder: Path, kind: str = "sm_80") -> Path:
 def test_compute_capability_decides(
     kind: str, capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, Driver(capability))
+    use_driver(monkeypatch, Driver(capability))
     if runs:
         gpu.require(kind, 1 << 30, "m.nmc")
         return
@@ -99,7 +68,7 @@ def test_unfit_gpu_is_refused_before_the_library_is_touched(
     driver: Driver, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = artifact(tmp_path)
-    install(monkeypatch, driver)
+    use_driver(monkeypatch, driver)
     with pytest.raises(DeviceError, match=reason):
         load(path)
 

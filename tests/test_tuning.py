@@ -14,12 +14,12 @@ import nmcompile
 from nmcompile import runtime
 from nmcompile.cli import app
 from nmcompile.errors import ArtifactError, InputError
-from nmcompile.kernels.catalog import choose, find_row
+from nmcompile.kernels.catalog import Choice, choose, find_row
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue
 from nmcompile.sparsity import Detection, parse_pattern, project
-from nmcompile.tuning import Tuned, Tuner, TuningDatabase
-from nmcompile.tuning.database import plain_config
+from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config
+from nmcompile.tuning.tuner import Layer, LocalMeasurer, tune
 from tests.kernel_runner import reference, relative_error, run_kernel, tolerance_of
 
 CONV = Conv2d(1, 32, 9, 9, 24, (3, 3), padding=(1, 1, 1, 1))
@@ -33,6 +33,11 @@ def make_problem(pattern: str, density: float | None = None, conv: Conv2d = CONV
         weight = project(weight, spec, density)
     kept = float(np.count_nonzero(weight)) / weight.size
     return Problem(conv, Epilogue(), weight, None, Detection(spec, (spec,), kept))
+
+
+def tuned_choice(database: TuningDatabase, problem: Problem) -> Choice:
+    tune([Layer("layer", "conv2d", problem)], "avx512", database, LocalMeasurer())
+    return database.choose("conv2d", "avx512", problem)
 
 
 def sparse_model() -> torch.nn.Module:
@@ -61,12 +66,12 @@ def test_every_config_agrees_with_float64(pattern: str, density: float | None) -
 def test_tuner_measures_once_and_the_file_brings_it_back(tmp_path: Path) -> None:
     path = tmp_path / "tuning.json"
     problem = make_problem("2:4")
-    first = Tuner(TuningDatabase(path)).choose("conv2d", "avx512", problem)
+    first = tuned_choice(TuningDatabase(path), problem)
     entry = TuningDatabase(path).find(problem)
     assert entry is not None and 0 < entry.ms <= entry.default_ms
     assert first.kernel.name == entry.kernel and plain_config(first.config) == entry.config
     before = path.read_bytes()
-    again = Tuner(TuningDatabase(path)).choose("conv2d", "avx512", problem)
+    again = tuned_choice(TuningDatabase(path), problem)
     assert (again.kernel, again.config) == (first.kernel, first.config)
     assert path.read_bytes() == before
 
@@ -146,9 +151,9 @@ def test_damaged_database_is_named(tmp_path: Path, text: str) -> None:
 def test_compile_with_tuning_runs_and_agrees(tmp_path: Path) -> None:
     model, x = sparse_model(), torch.randn(1, 8, 12, 12)
     path = tmp_path / "tuning.json"
-    for tune in (True, False):
+    for tuned in (True, False):
         result = nmcompile.compile(
-            model, output=tmp_path / "m.nmc", example_inputs=(x,), tune=tune, tuning_db=path
+            model, output=tmp_path / "m.nmc", example_inputs=(x,), tune=tuned, tuning_db=path
         )
         assert len(result.tuning) == 2
         assert all(0 < layer.ms <= layer.default_ms for layer in result.tuning)
@@ -177,4 +182,4 @@ def test_cli_shows_the_gain_and_needs_an_existing_database(tmp_path: Path) -> No
 def test_unwritable_database_is_a_clear_error(tmp_path: Path) -> None:
     database = TuningDatabase(tmp_path / "missing" / "tuning.json")
     with pytest.raises(ArtifactError, match=r"cannot write .*tuning\.json"):
-        Tuner(database).choose("conv2d", "avx512", make_problem("2:4"))
+        tuned_choice(database, make_problem("2:4"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nmcompile.bench.matrix import Group, Setting
-from nmcompile.bench.results import Case
+from nmcompile.bench.results import LOCAL, Case
 from nmcompile.bench.variants import Compiled, Variant
 
 
@@ -31,7 +31,7 @@ def new_case(
         dtype=setting.engine.dtype,
         threads=group.threads,
         batch=batch,
-        device="local",
+        device=LOCAL,
         samples_ms=[],
         noise="quiet",
         noise_reason="",

@@ -30,6 +30,7 @@ from nmcompile.bench.variants import Variant
 from nmcompile.errors import DeclinedError, NmcompileError
 
 PROFILED = 10  # runs
+TOO_SLOW = "its share of the time is over before the first round: raise --budget, or leave it out"
 SELF = Path("/proc/self/statm")
 
 
@@ -84,6 +85,7 @@ class Entrant:
     samples: list[float] = field(default_factory=list)
     layers: list[LayerRow] = field(default_factory=list)
     error: CaseError | None = None
+    cut: bool = False  # whether it is so slow that it has fewer rounds than the others
 
     @property
     def title(self) -> str:
@@ -137,6 +139,11 @@ class GroupRun:
                 if entrant.engine is not None:
                     entrant.engine.close()
 
+    @property
+    def late(self) -> bool:
+        """Whether the time was up before all cases had all rounds."""
+        return self.stopped == "time" or any(entrant.cut for entrant in self._entrants)
+
     def errors(self) -> Iterator[tuple[str, CaseError]]:
         """What failed, and why."""
         for entrant in self._entrants:
@@ -145,10 +152,16 @@ class GroupRun:
 
     def cases(self) -> list[Case]:
         """One for every entrant that was measured, or that failed."""
-        made = [self._case(e) for e in self._entrants if e.samples or e.error is not None]
+        entrants = [e for e in self._entrants if e.samples or e.error is not None]
+        made = [self._case(entrant) for entrant in entrants]
         anchor, judged = anchor_of(made), []
-        for case in made:
+        for entrant, case in zip(entrants, made, strict=True):
             verdict, reason = judge(certainty(case, anchor), case.samples_ms, self._load)
+            if entrant.cut and verdict != "busy" and case.samples_ms:
+                reason = (
+                    f"too slow for more than {len(case.samples_ms)} rounds in its share of the "
+                    "time: raise --budget"
+                )
             judged.append(msgspec.structs.replace(case, noise=verdict, noise_reason=reason))
         return judged
 
@@ -218,6 +231,11 @@ class GroupRun:
                 del turns[index]
             for index in turns:
                 runnable[index].samples += timing.samples[index]
+            for index in timing.spent:
+                runnable[index].cut = True
+                del turns[index]
+                if not runnable[index].samples:
+                    runnable[index].fail(DeclinedError(TOO_SLOW))
             self.stopped = timing.stopped
             done, warmup = total, 0
             if self.stopped or done + limits.rounds > limits.most or not self._is_noisy():
@@ -227,9 +245,11 @@ class GroupRun:
 
     def _is_noisy(self) -> bool:
         """Whether more rounds would narrow an interval."""
-        made = [self._case(entrant) for entrant in self._entrants if entrant.samples]
+        entrants = [entrant for entrant in self._entrants if entrant.samples]
+        made = [self._case(entrant) for entrant in entrants]
         anchor = anchor_of(made)
-        found = [certainty(case, anchor) for case in made]
+        pairs = zip(entrants, made, strict=True)
+        found = [certainty(case, anchor) for entrant, case in pairs if not entrant.cut]
         return any(interval is not None and interval.width > WIDE for interval in found)
 
     def _profile(self, runnable: list[Entrant], stage: Stage) -> None:

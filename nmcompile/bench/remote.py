@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +26,47 @@ from nmcompile.bench.noise import Load, judge
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.ratios import median_interval
-from nmcompile.bench.results import Case, Machine, Model, Run
+from nmcompile.bench.results import Case, Machine, Model, Roofs, Run
 from nmcompile.bench.run import Failure, Outcome, Plan, make_run
 from nmcompile.bench.sources import Source
 from nmcompile.bench.variants import Compiled, Variant
-from nmcompile.devices import Address, Job, run_jobs
+from nmcompile.devices import Fleet, Job
 from nmcompile.devices import Outcome as JobOutcome
 from nmcompile.errors import DeviceError, NmcompileError
 from nmcompile.folding import Progress, silent
+from nmcompile.roofs import TARGET as ROOFS_TARGET
+from nmcompile.roofs import RoofLoop, compile_roofs
 from nmcompile.runtime import LayerTime, read_artifact
 
-ARTIFACT, INPUTS, OUTPUTS = "model.nmc", "inputs.npz", "outputs.npz"  # on the device
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The devices to run on.
-
-    tracker, key: where they are registered, and as what.
-    timeout_s: for one case, its files included.
-    attempts: how often a case is tried where devices fail.
-    """
-
-    tracker: Address
-    key: str
-    timeout_s: float = 600.0
-    attempts: int = 3
+# On the device:
+ARTIFACT, INPUTS, OUTPUTS, ROOFS = "model.nmc", "inputs.npz", "outputs.npz", "roofs.so"
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """One case that is ready to be sent."""
+    """One case that is ready to be sent; `known` are the layers of its artifact."""
 
     group: Group
     setting: Setting
     ready: Preparation
     variant: Variant
     compiled: Compiled
+    known: Sequence[Mapping[str, Any]]
     job: Job
+
+
+@dataclass(frozen=True, eq=False)
+class _Answered:
+    """A case, and the times of its layers where it was measured."""
+
+    work: _Work
+    case: Case
+    times: Sequence[LayerTime] = ()
+
+    def rated(self, roofs: Roofs | None) -> Case:
+        """The case with its layers held against the roofs of its device."""
+        rows = layer_rows(self.times, self.work.known, roofs, self.work.group.threads)
+        return msgspec.structs.replace(self.case, layers=rows)
 
 
 def run_remote(
@@ -94,19 +98,22 @@ class _RemoteRun:
         self, plan: Plan, fleet: Fleet, progress: Progress, on_case: Callable[[Run], object]
     ) -> None:
         self.plan, self.fleet, self.progress, self.on_case = plan, fleet, progress, on_case
+        self.folder = Path()
         self.started, self.begin = datetime.datetime.now(datetime.UTC), time.monotonic()
         self.machine = describe_machine()
         self.models: list[Model] = []
-        self.cases: list[Case] = []
+        self.answered: list[_Answered] = []
         self.devices: dict[str, Machine] = {}
+        self.roofs: dict[str, Roofs] = {}
         self.failures: list[Failure] = []
         self.notes: list[str] = []
 
     def run(self) -> Outcome:
         interrupted, late = False, False
         with tempfile.TemporaryDirectory(prefix="nmc-bench-") as folder:
+            self.folder = Path(folder)
             try:
-                work = {item.job: item for item in self._prepare(Path(folder))}
+                work = {item.job: item for item in self._prepare()}
                 late = self._measure(work)
             except KeyboardInterrupt:
                 interrupted = True
@@ -117,15 +124,8 @@ class _RemoteRun:
         """Run the jobs; tells whether the time was up before all were done."""
         if not work:
             return False
-        fleet, budget = self.fleet, self.plan.budget_s
-        outcomes = run_jobs(
-            fleet.tracker,
-            fleet.key,
-            list(work),
-            timeout=fleet.timeout_s,
-            attempts=fleet.attempts,
-        )
-        with contextlib.closing(outcomes):
+        budget = self.plan.budget_s
+        with contextlib.closing(self.fleet.run(work)) as outcomes:
             self.progress("measuring", 0, len(work))
             for done, outcome in enumerate(outcomes, 1):
                 self._add(work[outcome.job], outcome)
@@ -136,13 +136,13 @@ class _RemoteRun:
                     return True
         return False
 
-    def _prepare(self, folder: Path) -> Iterator[_Work]:
+    def _prepare(self) -> Iterator[_Work]:
         """Compile and export everything that is to be sent."""
         plan = self.plan
         for source in plan.sources:
             groups = [group for group in plan.groups if group.model == source.name]
             for batch in dict.fromkeys(group.batch for group in groups):
-                place = Path(tempfile.mkdtemp(dir=folder))
+                place = Path(tempfile.mkdtemp(dir=self.folder))
                 ready = Preparation(source, batch, place, None, 0)
                 for group in (group for group in groups if group.batch == batch):
                     for setting in group.settings:
@@ -160,6 +160,7 @@ class _RemoteRun:
         try:
             variant = ready.variant(setting.pattern)
             compiled = variant.compiled(setting.target, report)
+            known = read_artifact(compiled.path).manifest.layers
             if all(model.name != source.name for model in self.models):
                 self.models.append(source.describe(variant.macs // max(variant.batch, 1)))
         except NmcompileError as error:
@@ -169,19 +170,32 @@ class _RemoteRun:
         if not inputs.exists():
             np.savez(inputs, **ready.inputs)  # type: ignore[arg-type]
         results = Path(tempfile.mkdtemp(dir=place)) / OUTPUTS
+        files = {ARTIFACT: compiled.path, INPUTS: inputs}
+        roofs = None
+        if compiled.target == ROOFS_TARGET:
+            library, loop = self._roof_library
+            files[ROOFS] = library
+            roofs = {"library": ROOFS, "loop": asdict(loop)}
         request = {
+            "task": "artifact",
             "artifact": ARTIFACT,
             "inputs": INPUTS,
             "outputs": OUTPUTS,
             "threads": group.threads,
             "rounds": self.plan.rounds,
             "warmup": self.plan.warmup,
-            "profile": True,
+            "roofs": roofs,
         }
-        name = f"{shown}, {group.threads} threads"
-        files = {ARTIFACT: compiled.path, INPUTS: inputs}
-        job = Job(name, request, files, {OUTPUTS: results})
-        yield _Work(group, setting, ready, variant, compiled, job)
+        job = Job(f"{shown}, {group.threads} threads", request, files, {OUTPUTS: results})
+        yield _Work(group, setting, ready, variant, compiled, known, job)
+
+    @functools.cached_property
+    def _roof_library(self) -> tuple[Path, RoofLoop]:
+        """The loops that reach a device's roofs, compiled."""
+        module, loop = compile_roofs()
+        path = self.folder / ROOFS
+        module.export_library(str(path))
+        return path, loop
 
     def _add(self, work: _Work, outcome: JobOutcome) -> None:
         for failure in outcome.failures:
@@ -195,15 +209,26 @@ class _RemoteRun:
         case = msgspec.structs.replace(
             case, group=group, engine_version=nmcompile.__version__, device=device
         )
+        times: list[LayerTime] = []
         try:
             if response is None:
                 raise DeviceError(outcome.error or "the device did not say why")
             self.devices[device] = msgspec.convert(response["machine"], Machine)
+            if response["roofs"] is not None:
+                self._add_roofs(device, msgspec.convert(response["roofs"], Roofs))
             case = self._measured(work, case, response)
+            times = [LayerTime(**layer) for layer in response["layers"]]
         except NmcompileError as error:
             self.failures.append(Failure(work.job.name, str(error), declined=False))
             case = msgspec.structs.replace(case, error=str(error))
-        self.cases.append(case)
+        self.answered.append(_Answered(work, case, times))
+
+    def _add_roofs(self, device: str, found: Roofs) -> None:
+        """Keep the highest: others on a machine only slow it down."""
+        before = self.roofs.get(device, found)
+        self.roofs[device] = Roofs(
+            fma=max(before.fma, found.fma), load=max(before.load, found.load)
+        )
 
     def _measured(self, work: _Work, case: Case, response: Mapping[str, Any]) -> Case:
         """The case with what the device answered.
@@ -215,8 +240,6 @@ class _RemoteRun:
             outputs = [stored[name] for name in stored.files]
         samples = list(response["samples_ms"])
         noise, reason = judge(median_interval(samples), samples, Load(**response["load"]))
-        times = [LayerTime(**layer) for layer in response["layers"]]
-        known = read_artifact(work.compiled.path).manifest.layers
         facts = msgspec.structs.replace(work.compiled.facts, load_ms=response["load_ms"])
         return msgspec.structs.replace(
             case,
@@ -225,7 +248,6 @@ class _RemoteRun:
             noise_reason=reason,
             accuracy=work.ready.agreement(work.setting.pattern, outputs),
             artifact=facts,
-            layers=layer_rows(times, known, None, work.group.threads),
         )
 
     def _result(self, complete: bool) -> Run:
@@ -236,6 +258,7 @@ class _RemoteRun:
             complete=complete,
             machine=self.machine,
             models=self.models,
-            cases=self.cases,
+            cases=[done.rated(self.roofs.get(done.case.device)) for done in self.answered],
             devices=self.devices,
+            device_roofs=self.roofs,
         )

@@ -16,6 +16,7 @@ from nmcompile.runtime.files import replace_file
 
 FORMAT: Final = "nmcompile-bench"
 VERSION: Final = 1
+LOCAL: Final = "local"  # the device of cases that ran where the file was written
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +111,8 @@ class LayerRow(Struct, frozen=True, kw_only=True):
     """One layer in the profile of a case; rates are None where there is no multiplication.
 
     roof: what bounds the kernel, "fma" or "load"; roof_share: of it, by the non-zero work.
-    lost_ms: time above what the non-zero work takes at the roof.
+    lost_ms: time above what the non-zero work takes at the roof. All three are None on a GPU, whose
+        roofs are not measured.
     """
 
     layer: str
@@ -142,11 +144,11 @@ class Case(Struct, frozen=True, kw_only=True):
     density: share of weights that are kept in the layers that are pruned, 1 for dense.
     target: what was compiled for ("avx512", "sm_80"); "" for engines that do not say.
     dtype: that the engine computes in.
-    device: "local", or the key and address of a remote one ("icelake at 10.0.0.7:9090"), where
+    device: LOCAL, or the key and address of a remote one ("icelake at 10.0.0.7:9090"), where
         cases take no turns.
     samples_ms: every timed run of the whole batch, in order.
     noise: "quiet", "noisy" (the interval is wide: run longer) or "busy" (the machine was not free);
-        noise_reason says why.
+        noise_reason says why, and where a slow engine had fewer rounds than the others.
     error: why there are no samples, else None.
     """
 
@@ -203,6 +205,7 @@ class Run(Struct, frozen=True, kw_only=True):
     started: ISO 8601, UTC; seconds: how long it took.
     complete: False where it was interrupted or its time was spent: what was measured is here.
     roofs: None where the machine has no kernel to measure them, or nothing of ours was measured.
+    devices, device_roofs: of the remote ones, by the name that cases have in `device`.
     """
 
     format: Literal["nmcompile-bench"] = FORMAT
@@ -213,11 +216,16 @@ class Run(Struct, frozen=True, kw_only=True):
     complete: bool
     machine: Machine
     devices: dict[str, Machine] = msgspec.field(default_factory=dict)
+    device_roofs: dict[str, Roofs] = msgspec.field(default_factory=dict)
     versions: dict[str, str]
     settings: Settings
     roofs: Roofs | None
     models: list[Model]
     cases: list[Case]
+
+    def roofs_of(self, device: str) -> Roofs | None:
+        """The roofs of what a case ran on, by its `device`."""
+        return self.roofs if device == LOCAL else self.device_roofs.get(device)
 
 
 def write_run(run: Run, path: Path) -> None:

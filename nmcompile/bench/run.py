@@ -178,7 +178,7 @@ class _Runner:
                 with contextlib.suppress(NmcompileError):
                     self._describe(source, 0)
                 self.cases = [c for c in self.cases if c.model in {m.name for m in self.models}]
-        self.late = self.late or timed.stopped == "time"
+        self.late = self.late or timed.late
         if timed.stopped == "interrupt":
             raise KeyboardInterrupt
         self.on_group(self._result(complete=False))
@@ -243,6 +243,7 @@ def make_run(
     pinned: Sequence[int] = (),
     roofs: Roofs | None = None,
     devices: Mapping[str, Machine] | None = None,
+    device_roofs: Mapping[str, Roofs] | None = None,
 ) -> Run:
     """The file of a run; arguments as its fields."""
     settings = Settings(
@@ -257,6 +258,7 @@ def make_run(
         complete=complete,
         machine=machine,
         devices=dict(devices or {}),
+        device_roofs=dict(device_roofs or {}),
         versions=package_versions(PACKAGES) | others,
         settings=settings,
         roofs=roofs,

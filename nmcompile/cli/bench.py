@@ -13,18 +13,18 @@ from nmcompile.cli.bench_plan import (
     parse_duration,
     parse_size,
     read_engines,
-    read_fleet,
     read_patterns,
     read_sources,
     read_targets,
     refuse_for_artifacts,
+    refuse_for_devices,
 )
 from nmcompile.cli.bench_report import report_runs
 from nmcompile.cli.bench_table import plot_profile, print_document, print_profiles, print_run
 from nmcompile.cli.default_group import DEFAULT, DefaultGroup
 from nmcompile.cli.figures import load_pyplot
 from nmcompile.cli.guard import INTERRUPTED, guarded, working
-from nmcompile.cli.options import JsonOption, ShapeOption
+from nmcompile.cli.options import JsonOption, KeyOption, ShapeOption, read_fleet
 from nmcompile.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def bench_models(
     tracker: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Measure on the devices of this tracker.")
     ] = "",
-    key: Annotated[str, typer.Option(help="Which of its devices: as given to them.")] = "",
+    key: KeyOption = "",
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds that a device may take for one case.")
     ] = 600.0,
@@ -155,7 +155,9 @@ def bench_models(
     if threads:
         most = None if tracker else cores  # a device may have more
         counts = parse_counts(threads, "--threads", most, "the cores that this process may use")
-    fleet = read_fleet(tracker, key, timeout, len(rows) > 1, data)
+    fleet = read_fleet(tracker, key, timeout)
+    if fleet is not None:
+        refuse_for_devices(len(rows) > 1, data)
     from nmcompile.bench.matrix import expand
     from nmcompile.bench.remote import run_remote
     from nmcompile.bench.results import write_run

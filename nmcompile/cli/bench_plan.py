@@ -15,7 +15,6 @@ from nmcompile.errors import InputError, NmcompileError, ShapeError
 if TYPE_CHECKING:
     from nmcompile.bench.engines import EngineRow
     from nmcompile.bench.matrix import PatternSpec
-    from nmcompile.bench.remote import Fleet
     from nmcompile.bench.sources import Source
 
 T = TypeVar("T")
@@ -71,7 +70,7 @@ def read_patterns(text: str) -> list["PatternSpec"]:
 
 
 def read_targets(text: str) -> list[str]:
-    """Read `avx512`."""
+    """Read `avx512,cuda`."""
     from nmcompile.targets import find_target
 
     return _each(text, lambda word: find_target(word).name, "--targets")
@@ -150,21 +149,8 @@ def read_sources(
     return sources
 
 
-def read_fleet(
-    tracker: str, key: str, timeout: float, others: bool, data: Path | None
-) -> "Fleet | None":
-    """The devices to measure on; None for this machine.
-
-    Raises:
-        InputError: the tracker's address is none.
-    """
-    if not tracker and not key:
-        return None
-    if not tracker or not key:
-        raise typer.BadParameter(
-            "devices are found by --tracker HOST:PORT and --key: expected both, found one",
-            param_hint="--tracker" if not tracker else "--key",
-        )
+def refuse_for_devices(others: bool, data: Path | None) -> None:
+    """Refuse what devices cannot do."""
     for given, option in ((others, "--against"), (data is not None, "--data")):
         if given:
             raise typer.BadParameter(
@@ -172,10 +158,6 @@ def read_fleet(
                 "measure that on this machine",
                 param_hint=option,
             )
-    from nmcompile.bench.remote import Fleet
-    from nmcompile.devices import Address
-
-    return Fleet(Address.parse(tracker), key, timeout)
 
 
 def need_extra() -> None:

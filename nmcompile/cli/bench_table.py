@@ -66,6 +66,7 @@ def print_document(run: "Run", path: Path, layers: bool) -> None:
     }
     if layers:
         document["roofs"] = msgspec.to_builtins(run.roofs)
+        document["device_roofs"] = msgspec.to_builtins(run.device_roofs)
         for row, case in zip(document["cases"], _ordered(run), strict=True):
             row["layers"] = msgspec.to_builtins(case.layers)
     print_json(document)
@@ -94,23 +95,25 @@ def print_profiles(run: "Run") -> None:
     """Print the layers of all our cases."""
     for case in _profiled(run):
         typer.echo(f"layers of {case.group}, {_title(case)}")
-        print_layer_times(case.layers, run.roofs, case.threads)
+        print_layer_times(case.layers, run.roofs_of(case.device), case.threads)
 
 
 def plot_profile(run: "Run", path: Path) -> None:
     """Draw the layers of the first of our cases.
 
     Raises:
-        InputError: there is none, or the roofs of this machine are not known.
+        InputError: there is none, or the roofs of its machine are not known.
         ArtifactError: the picture cannot be written.
     """
-    cases = _profiled(run)
-    if not cases or run.roofs is None:
+    cases = [case for case in _profiled(run) if any(layer.roof for layer in case.layers)]
+    case = next(iter(cases), None)
+    roofs = run.roofs_of(case.device) if case is not None else None
+    if case is None or roofs is None:
         raise InputError(
-            "--plot draws a compiled model's layers under this machine's roofs: expected a case of "
-            "nmcompile that was measured, found none"
+            "--plot draws a compiled model's layers under its CPU's roofs: expected a case of "
+            "nmcompile that was measured on one, found none; --layers has the times on a GPU"
         )
-    plot_layers(cases[0].layers, run.roofs, cases[0].threads, cases[0].group, path)
+    plot_layers(case.layers, roofs, case.threads, case.group, path)
 
 
 def _profiled(run: "Run") -> list["Case"]:
@@ -148,7 +151,7 @@ def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
 def _note(row: Mapping[str, Any]) -> str:
     """Why a case is noisy; a busy machine concerns all of them alike."""
     who = f"{row['engine']} {row['pattern']}".strip()
-    return f"{who}: {row['noise_reason']}" if row["noise"] == "noisy" else row["noise_reason"]
+    return f"{who}: {row['noise_reason']}" if row["noise"] != "busy" else row["noise_reason"]
 
 
 def _interval(row: Mapping[str, Any]) -> str:

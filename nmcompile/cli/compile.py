@@ -1,6 +1,7 @@
 """The commands that write models: compile, fold, enforce."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,12 @@ from nmcompile.cli.options import (
     DensityOption,
     ExcludeOption,
     JsonOption,
+    KeyOption,
     ModelArgument,
     ShapeOption,
     TargetOption,
     find_model,
+    read_fleet,
     shapes_of,
 )
 from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
     from nmcompile.passes.enforce_pattern import EnforcedLayer
 
 OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
+PermuteOption = Annotated[
+    bool,
+    typer.Option("--permute", help="First put channels in an order that keeps more: N:M and 1xN."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the search of --permute.")]
+TimeLimitOption = Annotated[
+    float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
+]
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")]
 
 
@@ -46,15 +57,35 @@ def compile_model(
     ] = False,
     density: DensityOption = None,
     exclude: ExcludeOption = None,
+    permute: PermuteOption = False,
+    seed: SeedOption = 0,
+    time_limit: TimeLimitOption = 60.0,
     shape: ShapeOption = None,
     tune: Annotated[
         bool,
-        typer.Option("--tune", help="Measure kernels and tiles on this machine: a few minutes."),
+        typer.Option(
+            "--tune",
+            help="Measure kernels and tiles, on this machine or on devices: a few minutes.",
+        ),
     ] = False,
+    tracker: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Tune on the devices of this tracker.")
+    ] = "",
+    key: KeyOption = "",
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that a device may take for one layer.")
+    ] = 120.0,
     tuning_db: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json", help="Measurements to choose by; --tune adds what it lacks."
+        ),
+    ] = None,
+    tuning_cpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Choose by those of the CPU model with this in its name, not of this machine's.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -62,7 +93,8 @@ def compile_model(
     """Compile a trained model into one artifact file."""
     from nmcompile import compiler
 
-    with working() as progress:
+    fleet = read_fleet(tracker, key, timeout)
+    with working() as progress, _kept(tuning_db if tune else None):
         progress("reading the model")
         result = compiler.compile(
             find_model(model, shape),
@@ -73,8 +105,13 @@ def compile_model(
             enforce=enforce,
             density=density,
             exclude=exclude or (),
+            permute=permute,
+            seed=seed,
+            time_limit=time_limit,
             tune=tune,
+            tune_on=fleet,
             tuning_db=tuning_db,
+            tuning_cpu=tuning_cpu,
             progress=progress,
         )
     report, nbytes = result.report, output.stat().st_size
@@ -84,7 +121,7 @@ def compile_model(
                 "output": str(output),
                 "digest": result.digest,
                 "bytes": nbytes,
-                "target": target,
+                "target": result.target,
                 "seconds": dict(result.seconds),
                 "tuning": [asdict(layer) for layer in result.tuning],
                 "report": report.to_dict(),
@@ -94,7 +131,7 @@ def compile_model(
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers])
     if result.tuning:
-        print_tuning(result.tuning)
+        print_tuning(result.tuning, result.target)
     for note in report.notes:
         typer.echo(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
@@ -102,6 +139,7 @@ def compile_model(
         {
             "output": f"{output} ({size(nbytes)})",
             "digest": result.digest,
+            "target": result.target,
             "layers": f"{len(report.layers)}, {sparse} of them sparse; "
             f"{report.density:.1%} of the dense multiply-accumulates remain",
             "other": spell_operators(report.other_operators or {}),
@@ -110,10 +148,25 @@ def compile_model(
     )
 
 
-def print_tuning(layers: "Sequence[TunedLayer]") -> None:
+@contextlib.contextmanager
+def _kept(database: Path | None) -> Iterator[None]:
+    """Say, where the user interrupts tuning, that this has lost nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if database is not None and database.exists():
+            typer.echo(f"what was measured is in {database}; the same command goes on", err=True)
+        raise
+
+
+def print_tuning(layers: "Sequence[TunedLayer]", target: str) -> None:
     """What measuring gained over the analytical model."""
+    from nmcompile.targets import find_target
+
     print_table(
-        "tuning: means of one thread and all cores",
+        "tuning: times on the GPU"
+        if find_target(target).arch
+        else "tuning: means of one thread and all cores",
         ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
         [
             (
@@ -176,16 +229,9 @@ def enforce_model(
     pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16, unstructured, ...")],
     density: DensityOption = None,
     exclude: ExcludeOption = None,
-    permute: Annotated[
-        bool,
-        typer.Option(
-            "--permute", help="First put channels in an order that keeps more: N:M and 1xN."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search of --permute.")] = 0,
-    time_limit: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
-    ] = 60.0,
+    permute: PermuteOption = False,
+    seed: SeedOption = 0,
+    time_limit: TimeLimitOption = 60.0,
     shape: ShapeOption = None,
     as_json: JsonOption = False,
 ) -> None:

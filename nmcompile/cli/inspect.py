@@ -201,7 +201,7 @@ def verdict(features: list[str], gpu: str) -> str:
 @guarded
 def list_targets(as_json: JsonOption = False) -> None:
     """List what models can be compiled for, and whether this machine can run it."""
-    from nmcompile.targets import TARGETS
+    from nmcompile.targets import CUDA, TARGETS
 
     rows = [
         {
@@ -230,6 +230,7 @@ def list_targets(as_json: JsonOption = False) -> None:
             for target in TARGETS
         ],
     )
+    typer.echo(f"--target {CUDA}: the one of these that is for this machine's GPU")
 
 
 def _spell_tensors(specs: Any) -> str:

@@ -44,11 +44,11 @@ def print_layer_times(rows: Sequence[LayerRow], roofs: Roofs | None, threads: in
         ],
         right=(3, 4, 5, 6, 7),
     )
-    if roofs is None:
-        return
+    if roofs is None or not any(row.roof for row in rows):
+        return  # a GPU's layers are under no roof that was measured
     each = f" x {threads} threads" if threads > 1 else ""
     typer.echo(
-        f"roofs of this machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s"
+        f"roofs of the machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s"
     )
     rated = _slowest(rows)
     if rated:

@@ -6,11 +6,14 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from nmcompile.errors import ModelError, ShapeError
+
+if TYPE_CHECKING:
+    from nmcompile.devices import Fleet
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -76,12 +79,33 @@ ExcludeOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Cores to run on; all by default.", show_default=False)
 ]
+KeyOption = Annotated[
+    str, typer.Option(help="Which of the tracker's devices: the key they were served under.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 
 
 def shapes_of(shapes: Sequence[Shape] | None) -> dict[str, tuple[int, ...]]:
     """The `--shape` options by input name; of two for one input the last counts."""
     return {shape.name: shape.dims for shape in shapes or ()}
+
+
+def read_fleet(tracker: str, key: str, timeout: float) -> "Fleet | None":
+    """The devices of `--tracker` and `--key`; None for this machine.
+
+    Raises:
+        InputError: the tracker's address is none.
+    """
+    if not tracker and not key:
+        return None
+    if not tracker or not key:
+        raise typer.BadParameter(
+            "devices are found by --tracker HOST:PORT and --key: expected both, found one",
+            param_hint="--tracker" if not tracker else "--key",
+        )
+    from nmcompile.devices import Address, Fleet
+
+    return Fleet(Address.parse(tracker), key, timeout)
 
 
 def is_factory(text: str) -> bool:

@@ -1,6 +1,6 @@
 """Machines that run compiled models for others: TVM's RPC, with our runtime at the other end."""
 
-from nmcompile.devices.fleet import Failure, Job, Outcome, run_jobs
+from nmcompile.devices.fleet import Failure, Fleet, Job, Outcome, run_jobs
 from nmcompile.devices.server import DeviceServer, start_tracker
 from nmcompile.devices.tracker import Address, Devices, list_devices
 
@@ -9,6 +9,7 @@ __all__ = [
     "DeviceServer",
     "Devices",
     "Failure",
+    "Fleet",
     "Job",
     "Outcome",
     "list_devices",

@@ -8,13 +8,14 @@ of, and the job tries another one.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import queue
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,31 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """The devices of a key, and how long to bear with them.
+
+    tracker, key: where they are registered, and as what.
+    timeout_s: for one job, its files included.
+    attempts: how often a job is tried where devices fail.
+    """
+
+    tracker: Address
+    key: str
+    timeout_s: float = 600.0
+    attempts: int = 3
+
+    def run(self, jobs: Iterable[Job]) -> Generator[Outcome]:
+        """As `run_jobs`."""
+        return run_jobs(
+            self.tracker, self.key, jobs, timeout=self.timeout_s, attempts=self.attempts
+        )
+
+
 def run_jobs(
     tracker: Address,
     key: str,
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     *,
     timeout: float = 600.0,
     attempts: int = 3,
@@ -90,7 +112,8 @@ def run_jobs(
     Args:
         tracker: where the devices are registered.
         key: the kind of device, as given to `nmc device serve --key`.
-        jobs: any number; the tracker serves them first come, first served.
+        jobs: any number; the tracker serves them first come, first served. They are asked for one
+            by one, so that they can be made while others run.
         timeout: seconds that a device may take for one job, files included.
         attempts: how often a job is tried before it is given up.
         patience: seconds to go on waiting where no device of the key is registered any more.
@@ -99,15 +122,15 @@ def run_jobs(
         DeviceError: there is no such tracker, or no device of the key.
     """
     watch = connect_tracker(tracker)
-    fleet = _Fleet(watch, tracker, key, timeout, attempts, patience)
-    if not fleet.count():
+    run = _Run(watch, tracker, key, timeout, attempts, patience)
+    if not run.count():
         known = ", ".join(d.key for d in summarise(watch.summary()) if d.servers) or "none"
         watch.close()
         raise DeviceError(
             f"the tracker at {tracker} has no device with the key {key!r}, its keys: {known}; "
             "start one with `nmc device serve --tracker --key`"
         )
-    return fleet.run(jobs)
+    return run.outcomes(jobs)
 
 
 @dataclass(eq=False)
@@ -139,7 +162,7 @@ _Result = Outcome | Failure
 
 
 @dataclass
-class _Fleet:
+class _Run:
     """The jobs of one call of `run_jobs`."""
 
     watch: Any
@@ -151,29 +174,39 @@ class _Fleet:
     running: set[_Attempt] = field(default_factory=set)
     done: queue.SimpleQueue[tuple[_Attempt, _Result]] = field(default_factory=queue.SimpleQueue)
 
-    def run(self, jobs: Sequence[Job]) -> Generator[Outcome]:
-        todo = deque(_Attempt(job) for job in jobs)
-        seen = time.monotonic()
+    def outcomes(self, jobs: Iterable[Job]) -> Generator[Outcome]:
+        new = iter(jobs)
+        again, more = deque[_Attempt](), True
+        alone: float | None = None  # since when no device is left
         devices = self.count()
         try:
-            while todo or self.running:
-                while todo and len(self.running) < WAITING * max(devices, 1):
-                    self._start(todo.popleft())
-                for attempt, result in self._ended():
+            while more or again or self.running:
+                room = len(self.running) < WAITING * max(devices, 1)
+                if room and again:
+                    self._start(again.popleft())
+                elif room and more:
+                    job = next(new, None)
+                    more = job is not None
+                    if job is not None:
+                        self._start(_Attempt(job))
+                # Making a job may take long: what came back meanwhile does not wait for the next.
+                for attempt, result in self._ended(wait=not room or not (again or more)):
                     self.running.remove(attempt)
                     if isinstance(result, Outcome):
                         yield result
                         continue
-                    again = _Attempt(attempt.job, (*attempt.failures, result))
-                    if len(again.failures) < self.attempts:
-                        todo.append(again)
+                    retry = _Attempt(attempt.job, (*attempt.failures, result))
+                    if len(retry.failures) < self.attempts:
+                        again.append(retry)
                     else:
-                        yield _given_up(again, f"gave up after {self.attempts} attempts")
+                        yield _given_up(retry, f"gave up after {self.attempts} attempts")
                 devices = self.count()
                 if devices:
-                    seen = time.monotonic()
-                elif time.monotonic() - seen > self.patience:
-                    for attempt in (*self.running, *todo):
+                    alone = None
+                elif alone is None:
+                    alone = time.monotonic()
+                elif time.monotonic() - alone > self.patience:
+                    for attempt in itertools.chain(self.running, again, map(_Attempt, new)):
                         yield _given_up(attempt, f"no device with the key {self.key!r} is left")
                     return
         finally:
@@ -191,10 +224,10 @@ class _Fleet:
             len(devices.servers) for devices in summarise(summary) if devices.key == self.key
         )
 
-    def _ended(self) -> list[tuple[_Attempt, _Result]]:
+    def _ended(self, wait: bool) -> list[tuple[_Attempt, _Result]]:
         """What has come back by the next tick, and attempts that a device should have ended."""
         try:
-            attempt, result = self.done.get(timeout=TICK)
+            attempt, result = self.done.get(timeout=TICK) if wait else self.done.get_nowait()
             # One that was overdue may still answer.
             return [(attempt, result)] if attempt in self.running else []
         except queue.Empty:

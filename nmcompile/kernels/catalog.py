@@ -15,6 +15,7 @@ from nmcompile.kernels.avx512 import rows as avx512
 from nmcompile.kernels.avx512 import verdicts
 from nmcompile.kernels.problem import MADE_FOR, Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
+from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
 
 RoofKind = Literal["fma", "load"]
@@ -33,7 +34,8 @@ class Kernel:
     configs: tile sizes that it can run a problem with, the best by the analytical model first;
         empty where there is nothing to choose.
     emit: packs the weights for the tile sizes of one of `configs`; use `Kernel.lower`.
-    roof: what bounds its rate: multiply-adds, or a load from L1 for each of them.
+    roof: what bounds its rate on a CPU: multiply-adds, or a load from L1 for each of them. GPU rows
+        have none: their roofs are not measured.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Kernel:
     decline: Callable[[Problem], str | None]
     configs: Callable[[Problem], Sequence[Candidate]]
     emit: Callable[[str, Problem, Any], Lowered]
-    roof: RoofKind = "fma"
+    roof: RoofKind | None = "fma"
 
     def lower(self, problem: Problem, config: Any = None) -> Lowered:
         """The function and the packed weights; without `config`, with the model's favourite."""
@@ -57,7 +59,7 @@ class Kernel:
 def _tensor_core(name: str, conv: TensorCoreConv, op: OpKind = "conv2d") -> Kernel:
     return Kernel(
         f"{name}__{conv.arch}", op, conv.arch, "float16", conv.method != "dense",
-        conv.refuse, conv.decline, conv.configs, conv.lower,
+        conv.refuse, conv.decline, conv.configs, conv.lower, None,
     )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
     )
     yield Kernel(
         f"conv2d_f16_depthwise__{arch}", "conv2d", arch, "float16", False,
-        gpu.refuse_depthwise, verdicts.accept, gpu.one_config, gpu.lower_depthwise,
+        gpu.refuse_depthwise, verdicts.accept, gpu.one_config, gpu.lower_depthwise, None,
     )  # fmt: skip
     for name, op, kind in kinds:
         if wgmma and kind is TensorCoreConv:
@@ -80,11 +82,11 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
         yield _tensor_core(f"{name}_dense", kind(arch, "dense"), op)
     yield Kernel(
         f"pool2d_f16__{arch}", "pool2d", arch, "float16", False,
-        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_pool,
+        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_pool, None,
     )  # fmt: skip
     yield Kernel(
         f"global_average_f16__{arch}", "global_average", arch, "float16", False,
-        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_global_average,
+        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_global_average, None,
     )  # fmt: skip
 
 
@@ -128,8 +130,7 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_global_average,
     ),
-    *_tensor_core_rows("sm_80", wgmma=False),
-    *_tensor_core_rows("sm_90a", wgmma=True),
+    *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip
 
 

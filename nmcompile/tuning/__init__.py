@@ -1,6 +1,4 @@
-"""Measuring candidates on the machine at hand, and remembering which were fastest."""
+"""Measuring candidates, here or on other machines, and remembering which were fastest.
 
-from nmcompile.tuning.database import Tuned, TuningDatabase
-from nmcompile.tuning.tuner import Tuner
-
-__all__ = ["Tuned", "Tuner", "TuningDatabase"]
+Nothing is exported: devices import `measure` alone, which needs no compiler.
+"""

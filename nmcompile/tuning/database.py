@@ -1,5 +1,7 @@
 """The tuning database: a JSON file of the fastest kernel and tiles per problem and CPU model.
 
+GPUs stand among the CPUs, by their name and compute capability.
+
     {"version": 1, "cpus": {CPU: {PROBLEM: {"kernel": ..., "config": {...}, "ms": ...,
                                             "default_ms": ...}}}}
 
@@ -11,7 +13,6 @@ edited file cannot make a model wrong.
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from nmcompile.errors import InputError
 from nmcompile.kernels.catalog import Choice, OpKind, choose, rows_for
 from nmcompile.kernels.problem import Problem
+from nmcompile.runtime.cpu import model
 from nmcompile.runtime.files import replace_file
 
 VERSION = 1
@@ -29,9 +31,9 @@ class Tuned:
     """One entry.
 
     kernel: name of the fastest row of the catalogue.
-    config: its `PanelConfig` as a dictionary.
+    config: its tiles as a dictionary.
     ms, default_ms: of it and of the analytical model's choice: the geometric mean of the median
-        milliseconds on one thread and on all cores.
+        milliseconds on one thread and on all cores; on a GPU, the median.
     """
 
     kernel: str
@@ -41,10 +43,17 @@ class Tuned:
 
 
 class TuningDatabase:
-    """What was measured, by CPU model and problem; only this machine's part is consulted."""
+    """What was measured, by CPU model or GPU and problem; only one machine's part is consulted.
 
-    def __init__(self, path: Path | None = None) -> None:
+    machine: which, a CPU model as `runtime.cpu.model` spells it, or a GPU as `tuning.gpu` does.
+    """
+
+    def __init__(self, path: Path | None = None, machine: str | None = None) -> None:
         """Open a database; a missing file is an empty one, without `path` nothing is kept.
+
+        Args:
+            path: the file.
+            machine: the CPU model or GPU to choose for; None for this machine's CPU.
 
         Raises:
             InputError: the file is not a tuning database.
@@ -53,11 +62,33 @@ class TuningDatabase:
         self._cpus: dict[str, dict[str, Tuned]] = {}
         if path is not None and path.exists():
             self._cpus = _read(path)
-        self._here = self._cpus.setdefault(_cpu_model(), {})
+        self.machine = model() if machine is None else machine
+        self._entries = self._cpus.setdefault(self.machine, {})
+
+    @staticmethod
+    def open_for(path: Path, cpu: str) -> TuningDatabase:
+        """Open a database for the one of its CPU models whose name has `cpu` in it.
+
+        Raises:
+            InputError: there is none, or there are several; or as the constructor.
+        """
+        known = sorted(_read(path))
+        found = [name for name in known if cpu.lower() in name.lower()]
+        if len(found) != 1 and cpu not in known:
+            raise InputError(
+                f"the tuning database {path} has {len(found) or 'no'} CPU models with {cpu!r} in "
+                f"their name, expected one: it has {', '.join(map(repr, known)) or 'none at all'}"
+            )
+        return TuningDatabase(path, cpu if cpu in known else found[0])
+
+    @property
+    def machines(self) -> list[str]:
+        """CPU models and GPUs that something was measured on."""
+        return sorted(name for name, entries in self._cpus.items() if entries)
 
     def find(self, problem: Problem) -> Tuned | None:
-        """The entry of a problem, if it was measured on this CPU model."""
-        return self._here.get(problem_key(problem))
+        """The entry of a problem, if it was measured on the machine."""
+        return self._entries.get(problem_key(problem))
 
     def add(self, problem: Problem, tuned: Tuned) -> None:
         """Remember an entry, in the file too.
@@ -65,7 +96,7 @@ class TuningDatabase:
         Raises:
             ArtifactError: the file cannot be written.
         """
-        self._here[problem_key(problem)] = tuned
+        self._entries[problem_key(problem)] = tuned
         if self.path is not None:
             _write(self.path, self._cpus)
 
@@ -83,7 +114,7 @@ class TuningDatabase:
         for kernel in rows_for(op, target, problem.dtype):
             reason = kernel.refuse(problem)
             if reason is None and kernel.name != found.kernel:
-                reason = f"measured slower here than {found.kernel}"
+                reason = f"measured slower than {found.kernel}"
             if reason is not None:
                 refusals[kernel.name] = reason
                 continue
@@ -141,15 +172,3 @@ def _write(path: Path, cpus: dict[str, dict[str, Tuned]]) -> None:
         },
     }
     replace_file(path, [json.dumps(document, indent=1).encode() + b"\n"])
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split("\t:")[:2] for line in lines if line.count("\t:") == 1)
-    name, family, model = (
-        fields.get(key, "?").strip() for key in ("model name", "cpu family\t", "model\t")
-    )
-    return f"{name} {family}/{model}"

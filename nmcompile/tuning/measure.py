@@ -1,19 +1,23 @@
-"""Timing of single kernels as a model meets them: weights out of cache, input in it."""
+"""Timing of single kernels as a model meets them: weights out of cache, input in it.
+
+The half of tuning that runs on the machine that is measured, with numpy and TVM's runtime only.
+`nmcompile.tuning.library` compiles what is measured.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 
-from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
-from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.runtime.native import native_runtime
+from nmcompile.runtime.native import available_threads, native_runtime
+
+Array = npt.NDArray[Any]
 
 ALIGN = 64
 FLUSH_BYTES = 4 << 20  # read before each call: more than an L2 cache holds
@@ -21,63 +25,130 @@ BUDGET = 0.6  # seconds of running per problem
 ROUNDS = (5, 25)  # fewest and most
 
 
-def measure(
-    problem: Problem, candidates: Sequence[Lowered], llvm_cpu: str, threads: Sequence[int]
-) -> tuple[list[list[float]], list[npt.NDArray[np.float32]]]:
-    """Median milliseconds of interleaved calls, and the outputs of the candidates.
+@dataclass(frozen=True)
+class Operand:
+    """A constant that a kernel reads.
 
-    Returns:
-        For each number of `threads` the milliseconds of each candidate; and what each made of the
-        same seeded input, so that the caller can see whether they agree.
+    sources: names of arrays; one is read as it is, unless
+    prepare: a function of the library makes `size` floats of them.
     """
-    conv = problem.conv
-    pool = native_runtime()
-    before = pool.num_threads()
-    random = np.random.default_rng(0)
-    shape = (conv.batch, conv.in_channels, conv.in_height, conv.in_width)
-    x = _aligned(random.standard_normal(shape, dtype=np.float32))
-    out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
-    residual = [_aligned(np.ones(out_shape, np.float32))] if problem.epilogue.residual else []
+
+    sources: tuple[str, ...]
+    prepare: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class TimedKernel:
+    """A function of a library (x, operands, [residual], out)."""
+
+    function: str
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Kernels of one library that compute the same.
+
+    x, out: shapes of input and output; residual: whether another of the output's shape is added.
+    """
+
+    x: tuple[int, ...]
+    out: tuple[int, ...]
+    residual: bool
+    kernels: tuple[TimedKernel, ...]
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Trial:
+        """A trial as `dataclasses.asdict` and JSON leave it."""
+        return Trial(
+            tuple(document["x"]),
+            tuple(document["out"]),
+            document["residual"],
+            tuple(
+                TimedKernel(
+                    kernel["function"],
+                    tuple(
+                        Operand(tuple(o["sources"]), o["prepare"], o["size"])
+                        for o in kernel["operands"]
+                    ),
+                )
+                for kernel in document["kernels"]
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trial showed.
+
+    ms: for each number of threads the median milliseconds of each kernel.
+    differences: of each kernel's output from the first one's, as a share of its largest value.
+    """
+
+    ms: list[list[float]]
+    differences: list[float]
+
+
+def thread_counts() -> list[int]:
+    """Those that count: an artifact runs on one thread or on all.
+
+    What is fastest on one can split badly.
+    """
+    return sorted({1, available_threads()})
+
+
+def measure_trial(
+    module: Any, trial: Trial, arrays: Mapping[str, Array], threads: Sequence[int]
+) -> Measured:
+    """Time interleaved calls of all kernels on seeded input.
+
+    Args:
+        module: the library's functions by name.
+        trial: what to call.
+        arrays: the constants by name.
+        threads: numbers of threads to time on.
+    """
+    native = native_runtime()
+    before = native.num_threads()
+    x = _aligned(np.random.default_rng(0).standard_normal(trial.x, dtype=np.float32))
+    residual = [_aligned(np.ones(trial.out, np.float32))] if trial.residual else []
     calls, outputs = [], []
-    for function, operands in compile_kernels(candidates, llvm_cpu):
-        outputs.append(_aligned(np.zeros(out_shape, np.float32)))
-        first, *last = (tvm.runtime.from_dlpack(a) for a in (x, *residual, outputs[-1]))
+    for function, operands in ready_kernels(module, trial.kernels, arrays):
+        outputs.append(_aligned(np.zeros(trial.out, np.float32)))
+        first, *last = (native.from_dlpack(a) for a in (x, *residual, outputs[-1]))
         calls.append((function, [first, *operands, *last]))
     medians = []
     for count in threads:
-        pool.use_threads(count)
+        native.use_threads(count)
         medians.append(_medians(calls, x))
-    pool.use_threads(before)
-    return medians, outputs
+    native.use_threads(before)
+    scale = float(np.abs(outputs[0]).max()) or 1.0
+    differences = [float(np.abs(output - outputs[0]).max()) / scale for output in outputs]
+    return Measured(medians, differences)
 
 
-def compile_kernels(candidates: Sequence[Lowered], llvm_cpu: str) -> list[tuple[Any, list[Any]]]:
-    """The function of each kernel and its operands as TVM tensors, those prepared that have to be.
+def ready_kernels(
+    module: Any, kernels: Sequence[TimedKernel], arrays: Mapping[str, Array]
+) -> list[tuple[Any, list[Any]]]:
+    """The function of each kernel and its operands as tensors of its own, those prepared that are.
 
     What a preparation leaves unwritten is NaN.
     """
-    prepares = {p for lowered in candidates for p in lowered.prepare.values()}
-    preparing = {p: f"prepare_{i}" for i, p in enumerate(prepares)}
-    functions = {f"kernel_{i}": lowered.emit_func() for i, lowered in enumerate(candidates)}
-    named = functions | {name: p.emit_func() for p, name in preparing.items()}
-    module = tvm.compile(
-        tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()}),
-        target=tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu}),
-        tir_pipeline=TIR_PIPELINE,
-    )
-    compiled = []
-    for name, lowered in zip(functions, candidates, strict=True):
-        tensors = {
-            key: tvm.runtime.from_dlpack(_aligned(array)) for key, array in lowered.arrays.items()
-        }
-        made = {}
-        for key, prepare in lowered.prepare.items():
-            blank = _aligned(np.full(prepare.size, np.nan, np.float32))
-            made[key] = tvm.runtime.from_dlpack(blank)
-            module[preparing[prepare]](*(tensors[s] for s in prepare.sources), made[key])
-        tensors |= made
-        compiled.append((module[name], [tensors[key] for key in lowered.operands]))
-    return compiled
+    native = native_runtime()
+    ready = []
+    for kernel in kernels:
+        tensors = []
+        for operand in kernel.operands:
+            sources = [native.from_dlpack(_aligned(arrays[name])) for name in operand.sources]
+            if operand.prepare:
+                blank = _aligned(np.full(operand.size, np.nan, np.float32))
+                tensors.append(native.from_dlpack(blank))
+                module[operand.prepare](*sources, tensors[-1])
+            else:
+                tensors += sources
+        ready.append((module[kernel.function], tensors))
+    return ready
 
 
 def _medians(calls: Sequence[tuple[Any, Sequence[Any]]], x: npt.NDArray[np.float32]) -> list[float]:
@@ -98,7 +169,7 @@ def _medians(calls: Sequence[tuple[Any, Sequence[Any]]], x: npt.NDArray[np.float
     return [statistics.median(times[1:]) * 1e3 for times in seconds]
 
 
-def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _aligned(array: Array) -> Array:
     """A copy that begins on a cache line, as the runtime's tensors do."""
     raw = np.empty(array.nbytes + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN

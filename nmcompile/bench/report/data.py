@@ -11,9 +11,8 @@ from typing import Final
 from nmcompile.bench.baselines import DENSE, baseline_of
 from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.ratios import ratio_interval
-from nmcompile.bench.results import Case, Machine, Run
+from nmcompile.bench.results import LOCAL, Case, Machine, Roofs, Run
 
-LOCAL: Final = "local"
 ROUNDS: Final = 5  # fewer say nothing about the spread
 
 
@@ -33,6 +32,11 @@ class Site:
     def machine(self) -> Machine:
         """That the cases ran on."""
         return self.run.devices.get(self.device, self.run.machine)
+
+    @property
+    def roofs(self) -> Roofs | None:
+        """Of the machine."""
+        return self.run.roofs_of(self.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ def layer_panels(entries: Sequence[Entry], several: bool) -> list[Panel]:
 
 
 def _panel(entry: Entry, several: bool) -> Panel:
-    case, roofs = entry.case, entry.site.run.roofs
+    case, roofs = entry.case, entry.site.roofs
     total = sum(layer.ms for layer in case.layers) or 1.0
     longest = max(layer.ms for layer in case.layers) or 1.0
     losers = sorted(

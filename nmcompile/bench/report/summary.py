@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.report.data import (
-    LOCAL,
     Entry,
     Site,
     engine_name,
@@ -36,6 +35,7 @@ from nmcompile.bench.report.table import (
     times,
     words,
 )
+from nmcompile.bench.results import LOCAL
 
 
 def finding(entries: Sequence[Entry]) -> str:
@@ -300,7 +300,7 @@ def cards(sites: Sequence[Site]) -> list[Card]:
 
 def _card(site: Site) -> Card:
     run, machine = site.run, site.machine
-    settings, roofs = run.settings, run.roofs
+    settings, roofs = run.settings, site.roofs
     limits = [f"{settings.budget_s:.0f} s"] if settings.budget_s is not None else []
     if settings.memory_bytes is not None:
         limits.append(_size(settings.memory_bytes))

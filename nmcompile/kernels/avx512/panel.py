@@ -24,6 +24,7 @@ from nmcompile.kernels.avx512.panel_config import (
     blocks_of,
     lists_of,
     tile_shapes,
+    work_order,
 )
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d, Epilogue
@@ -72,10 +73,10 @@ class _Emitter:
         return func.result()
 
     def _tiles(self) -> None:
-        """Parallel over (image, group, chunk, tile); the last tile has a body of its own."""
+        """Parallel over (image, group, chunk, tile); the image's last tile has its own body."""
         conv, config = self.conv, self.config
-        shapes = tile_shapes(conv.out_pixels, config.tile, extras=not config.own_lists)
-        body, last = shapes[0], shapes[-1]
+        shapes = work_order(tile_shapes(conv.out_pixels, config.tile, extras=not config.own_lists))
+        last, body = shapes[0], shapes[-1]
         items = conv.batch * conv.groups * config.chunks * len(shapes)
         with T.parallel(0, items) as item:
             tile = T.bind(item % len(shapes))
@@ -83,11 +84,12 @@ class _Emitter:
             chunk = T.bind(outer % config.chunks)
             group = T.bind(outer // config.chunks % conv.groups)
             image = T.bind(outer // (config.chunks * conv.groups))
-            first = T.bind(tile * (config.tile * LANES))
+            place = (tile + (len(shapes) - 1)) % len(shapes)
+            first = T.bind(place * (config.tile * LANES))
             if last == body:
                 self._tile(image, group, chunk, first, body)
                 return
-            with T.If(tile < len(shapes) - 1):
+            with T.If(tile > 0):
                 with T.Then():
                     self._tile(image, group, chunk, first, body)
                 with T.Else():

@@ -167,3 +167,12 @@ def tile_shapes(pixels: int, tile: int, extras: bool) -> list[Panel]:
     if full:
         return [*shapes[:-1], Panel(size + rest, tile, extra)]
     return [padded(rest)]
+
+
+def work_order(shapes: list[Panel]) -> list[Panel]:
+    """The tiles of `tile_shapes` in the order in which threads get them: what was left, then those.
+
+    A thread has a run of consecutive items, the first thread the longest: with the light one in
+    front, seven tiles over 12.25 vectors go to two threads as 6.25 : 6 and not as 8 : 4.25.
+    """
+    return [shapes[-1], *shapes[:-1]]

@@ -2,16 +2,14 @@
 
 The model counts, for one core with two 512-bit FMA pipes and two L1 load ports, the cycles of the
 inner loops over all tiles of a layer, the ragged last tile included, and ranks the configurations
-that fit the registers and caches. Of the machine at hand it knows the number of cores;
+that fit the registers and caches. Of the machine it knows the number of cores;
 `nmc compile --tune` measures the first few of the ranking.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +22,9 @@ from nmcompile.kernels.avx512.panel_config import (
     Panel,
     PanelConfig,
     tile_shapes,
+    work_order,
 )
+from nmcompile.kernels.cores import cached_per_cores, cores
 from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import NM, Pattern
@@ -81,11 +81,6 @@ def chunks_for(
     return max(1, min(wanted, most))
 
 
-def cores() -> int:
-    """Cores that this process may use: the model weighs one thread against all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
 def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
     """The time that counts: the geometric mean of one thread's and of all threads' cycles.
 
@@ -105,7 +100,7 @@ def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
     return math.sqrt(total * max(float(shares.max()), float(rest)))
 
 
-@functools.lru_cache(maxsize=512)
+@cached_per_cores
 def shared_configs(
     conv: Conv2d, list_outputs: int, density: float, dense: bool
 ) -> tuple[Candidate, ...]:
@@ -115,7 +110,7 @@ def shared_configs(
     outputs = list_outputs
     while outputs:
         for tile in range(1, 13):
-            shapes = tile_shapes(conv.out_pixels, tile, extras=True)
+            shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
             if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
                 continue
             if any(s.extra > outputs for s in shapes):
@@ -162,7 +157,7 @@ def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float, chu
     return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
 
 
-@functools.lru_cache(maxsize=512)
+@cached_per_cores
 def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candidate, ...]:
     """Tiles for lists of single output channels, ranked.
 
@@ -218,7 +213,7 @@ def _own_cycles(
     blocks = -(-conv.group_in // channels)
     start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
     tiles = []
-    for shape in tile_shapes(conv.out_pixels, tile, extras=False):
+    for shape in work_order(tile_shapes(conv.out_pixels, tile, extras=False)):
         v = shape.cost
         panel_bytes = channels * conv.taps * shape.stride * 4
         beyond = max(0.0, 1 - L1_PANEL_BYTES / panel_bytes)  # these loads take twice as long

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 from nmcompile.kernels.avx512.emit import LANES
@@ -10,10 +9,10 @@ from nmcompile.kernels.avx512.tiling import (
     L1_PANEL_BYTES,
     LIST_OVERHEAD,
     REGISTERS,
-    cores,
     row_cycles,
 )
 from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig, sides_of
+from nmcompile.kernels.cores import cached_per_cores, cores
 from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Conv2d
 
@@ -31,7 +30,7 @@ WAKE_CYCLES = 4000.0  # to share one step of a block among threads
 IMAGE_TILES = 64  # tiles up to which images of a batch are joined: four vectors
 
 
-@functools.lru_cache(maxsize=512)
+@cached_per_cores
 def winograd_configs(
     conv: Conv2d, list_outputs: int, density: float, dense: bool
 ) -> tuple[Candidate, ...]:

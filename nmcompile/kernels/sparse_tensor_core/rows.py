@@ -18,6 +18,7 @@ from nmcompile.kernels.sparse_tensor_core.channelwise import (
     emit_pool,
 )
 from nmcompile.kernels.sparse_tensor_core.conv import emit_conv
+from nmcompile.kernels.sparse_tensor_core.gpus import find_gpu
 from nmcompile.kernels.sparse_tensor_core.packing import pack_bias, pack_weights
 from nmcompile.kernels.sparse_tensor_core.tiles import (
     MAX_ELEMENTS,
@@ -27,7 +28,7 @@ from nmcompile.kernels.sparse_tensor_core.tiles import (
     TileConfig,
     padded,
 )
-from nmcompile.kernels.sparse_tensor_core.tiling import conv_configs, find_gpu
+from nmcompile.kernels.sparse_tensor_core.tiling import conv_configs
 from nmcompile.kernels.spec import Conv2d, GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import NM, Dense
 from nmcompile.sparsity.tensor_core import GROUP, KEPT, first_broken_group

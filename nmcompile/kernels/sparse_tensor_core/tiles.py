@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nmcompile.kernels.sparse_tensor_core.gpus import KIB, Gpu
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity.tensor_core import COLUMNS, LANES, ROWS
 
@@ -109,11 +110,43 @@ _WGMMA: tuple[TileConfig, ...] = (
     TileConfig(64, 64, (4, 1), stages=4, resident=4),
 )
 
-TILES: dict[Method, tuple[TileConfig, ...]] = {
+# For the 100 KiB of an A10's or L4's SM: fewer stages and fewer blocks, and none of 256 pixels,
+# whose sums alone would take 132 KiB on their way out.
+_SPARSE_SMALL: tuple[TileConfig, ...] = (
+    TileConfig(128, 128, (2, 4), stages=3, resident=1),
+    TileConfig(128, 64, (2, 2), stages=2, resident=2),
+    TileConfig(64, 128, (1, 4), stages=2, resident=2),
+    TileConfig(64, 64, (2, 2), stages=3, resident=2),
+    TileConfig(64, 32, (2, 2), stages=3, resident=3),
+    TileConfig(32, 128, (1, 4), stages=2, resident=2),
+)
+
+_DENSE_SMALL: tuple[TileConfig, ...] = (
+    TileConfig(128, 128, (2, 4), stages=3, resident=1),
+    TileConfig(128, 64, (2, 2), stages=2, resident=2),
+    TileConfig(64, 128, (1, 4), stages=2, resident=2),
+    TileConfig(64, 64, (2, 2), stages=3, resident=2),
+    TileConfig(64, 32, (2, 2), stages=2, resident=4),
+    TileConfig(32, 128, (1, 4), stages=2, resident=2),
+)
+
+_LARGE_SM = 164 * KIB  # of shared memory, from which on the first lists fit
+
+_TILES: dict[Method, tuple[TileConfig, ...]] = {
     "dense": _DENSE,
     "sparse": _SPARSE,
     "wgmma": _WGMMA,
 }
+_SMALL_TILES: dict[Method, tuple[TileConfig, ...]] = {
+    "dense": _DENSE_SMALL,
+    "sparse": _SPARSE_SMALL,
+    "wgmma": (),
+}
+
+
+def tiles_of(method: Method, gpu: Gpu) -> tuple[TileConfig, ...]:
+    """The variants sized for the SMs of an architecture."""
+    return (_TILES if gpu.shared_bytes >= _LARGE_SM else _SMALL_TILES)[method]
 
 
 @dataclass(frozen=True)

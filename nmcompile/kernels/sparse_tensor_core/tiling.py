@@ -7,16 +7,17 @@ measures the first of them where a GPU is at hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nmcompile.kernels.problem import Candidate
+from nmcompile.kernels.sparse_tensor_core.gpus import BLOCK_RESERVED, Gpu
 from nmcompile.kernels.sparse_tensor_core.tiles import (
     DEPTH,
-    TILES,
     WARPGROUP,
     Gemm,
     Method,
     TileConfig,
+    tiles_of,
 )
 from nmcompile.kernels.spec import Conv2d
 
@@ -25,42 +26,6 @@ MAX_SPLITS = 16  # the parts are added one by one
 START_CYCLES = 2500.0  # of a launch: filling the stages from memory, and what the driver takes
 SLICE_CYCLES = 350.0  # of one slice, however small: barrier, ldmatrix and mma one after the other
 SHARED_RATE = 128.0  # bytes per cycle of one SM's shared memory
-BLOCK_RESERVED = 1024  # bytes of shared memory that CUDA takes for itself per block
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What the model knows of a GPU.
-
-    arch: as nvcc calls it.
-    sms: streaming multiprocessors.
-    shared_bytes: shared memory of an SM; a block can have all of it but 1 KiB.
-    dense_rate: multiply-adds of float16 per cycle and SM through `mma.sync`, float32 sums; `mma.sp`
-        counts twice as many, dense equivalent.
-    group_rate: as `dense_rate`, through `wgmma`; 0 where there is none.
-    memory_rate: bytes per cycle and SM from the L2 cache.
-    """
-
-    arch: str
-    sms: int
-    shared_bytes: int
-    dense_rate: float
-    group_rate: float
-    memory_rate: float
-
-
-GPUS: tuple[Gpu, ...] = (
-    # NVIDIA A100 whitepaper (2020): 108 SMs, 4 tensor cores of 256, L2 of 5120 bytes per cycle.
-    Gpu("sm_80", 108, 164 * 1024, 1024.0, 0.0, 47.0),
-    # H100 SXM whitepaper (2022): 132 SMs, 4 tensor cores of 512, of which `mma.sync` reaches about
-    # 62 % (Luo et al., Benchmarking and Dissecting the NVIDIA Hopper GPU Architecture, 2024).
-    Gpu("sm_90a", 132, 228 * 1024, 1270.0, 2048.0, 40.0),
-)
-
-
-def find_gpu(arch: str) -> Gpu:
-    """The row of an architecture."""
-    return next(gpu for gpu in GPUS if gpu.arch == arch)
 
 
 def count_cycles(gemm: Gemm, gpu: Gpu) -> float:
@@ -102,15 +67,16 @@ def split_counts(gemm: Gemm, gpu: Gpu) -> list[int]:
 
 
 def fits(gemm: Gemm, gpu: Gpu) -> bool:
-    """Whether `resident` blocks have room in the shared memory of an SM."""
-    room = gemm.config.resident * (gemm.shared_bytes + BLOCK_RESERVED)
-    return room <= gpu.shared_bytes
+    """Whether an SM has room for `resident` blocks: their shared memory and their threads."""
+    resident = gemm.config.resident
+    room = resident * (gemm.shared_bytes + BLOCK_RESERVED)
+    return room <= gpu.shared_bytes and resident * gemm.config.threads <= gpu.threads
 
 
 def conv_configs(conv: Conv2d, method: Method, gpu: Gpu) -> Sequence[Candidate]:
     """All tile variants and splits, the fastest by the model first."""
     candidates = []
-    for tile in TILES[method]:
+    for tile in tiles_of(method, gpu):
         for splits in split_counts(Gemm(conv, tile, method), gpu):
             config: TileConfig = replace(tile, splits=splits)
             gemm = Gemm(conv, config, method)
