@@ -12,6 +12,7 @@ from typing import Any
 from nmcompile.errors import DeviceError
 
 DRIVER = "libcuda.so.1"  # comes with the driver, not with the CUDA toolkit
+CUDA = 13  # major version of the CUDA runtime that TVM 0.27 is linked with
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -101,6 +102,17 @@ def first_device() -> tuple[Any, Any]:
     return driver, device
 
 
+def driver_version() -> tuple[int, int]:
+    """The newest CUDA, major and minor version, that the driver supports.
+
+    Raises:
+        DeviceError: there is no driver, or it does not answer.
+    """
+    version = ctypes.c_int()
+    ask(_driver(), "cuDriverGetVersion", ctypes.byref(version))
+    return version.value // 1000, version.value % 1000 // 10
+
+
 def kind_of(device: Gpu) -> str | None:
     """The kind that is made for a GPU, None where there is none."""
     for kind, wanted in KINDS.items():
@@ -133,6 +145,12 @@ def require(kind: str, nbytes: int, what: str) -> None:
         raise DeviceError(
             f"{what} needs an NVIDIA GPU of compute capability {wanted}, found {gpu.name} of "
             f"{gpu.major}.{gpu.minor}; compile the model for it, {way_out}"
+        )
+    supported = driver_version()
+    if supported[0] < CUDA:
+        raise DeviceError(
+            f"{what} needs an NVIDIA driver for CUDA {CUDA} or later (version 580), found one for "
+            f"CUDA {supported[0]}.{supported[1]}; install a newer driver"
         )
     if nbytes > gpu.memory:
         raise DeviceError(

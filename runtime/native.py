@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from nmcompile.errors import DeviceError
+from nmcompile.runtime.gpu import CUDA
 
 _CPU, _CUDA = 1, 2  # DLPack's device types, also what vm_initialization expects
-CUDART = "libcudart.so.13"  # what TVM 0.27's CUDA runtime is linked with
+CUDART = f"libcudart.so.{CUDA}"
 _POOLED = 2  # the VM's allocator that keeps freed blocks for the next run
 
 _lock = threading.Lock()

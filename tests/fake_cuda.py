@@ -38,7 +38,9 @@ class Driver:
         memory: int = 40 << 30,
         count: int = 1,
         failing: str = "",
+        cuda: int = 13000,
     ) -> None:
+        self.cuda = cuda
         self.capability, self.memory, self.count, self.failing = capability, memory, count, failing
         self.log: list[tuple[Any, ...]] = []
         self.contexts = 0
@@ -64,6 +66,9 @@ class Driver:
     # ---- Devices
 
     def _cuInit(self, flags: int) -> None: ...
+
+    def _cuDriverGetVersion(self, out: Any) -> None:
+        out._obj.value = self.cuda
 
     def _cuDeviceGetCount(self, out: Any) -> None:
         out._obj.value = self.count

@@ -45,6 +45,7 @@ const char *fake_take_log(void) {
 }
 
 int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
 int cuDeviceGetCount(int *count) { return *count = 1, 0; }
 int cuDeviceGet(int *device, int index) { return *device = index, 0; }
 int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, length, "Imaginary") < 0; }
