@@ -61,7 +61,7 @@ def test_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (Driver(count=0), "reports no GPU.*CUDA_VISIBLE_DEVICES"),
         (Driver(failing="cuInit"), "answers cuInit with error 999"),
         (Driver((9, 0)), r"of compute capability 8\.0 .*found NVIDIA Imaginary of 9\.0"),
-        (Driver(cuda=12080), r"needs an NVIDIA driver for CUDA 13 .*580.*found one for CUDA 12\.8;"),
+        (Driver(cuda=12080), r"needs an NVIDIA driver for CUDA 13 .*found one for CUDA 12\.8;"),
         (Driver(memory=100), r"needs \d+ bytes of GPU memory, NVIDIA Imaginary has 100"),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -39,6 +39,10 @@ OWN_SUMS = 24  # registers for sums over own lists; the others hold weights
 OWN_LOADS = 0.4  # loads per entry of an own list beside those of its row
 OWN_PANELS = (0.5, 1.0, 2.0)  # of L1_PANEL_BYTES: the sparser the lists, the more rows pay
 LIST_OVERHEAD = 12.0  # cycles to start and finish one list
+# Of shared lists: how many more cycles a vector of a row takes from L2, and those of an output
+# channel of a list whatever its rows: bias, addresses, prefetches. Fitted to 1x1 layers of
+# ResNet-50 and MobileNets, dense, 1x4 and 1x16 (6 % off); the scale is as for private lists.
+SHARED_BEYOND, SHARED_OUTPUT, SHARED_SCALE = 0.35, 8.0, 0.91
 # Of private lists: cycles of an entry, of one of its loads from L1 and how many more from L2, of a
 # list, and of carrying a vector of sums from block to block. Fitted to the times of 20 layers with
 # 5 to 20 % density (13 % off) on a core with one 512-bit FMA per cycle; the last one makes them
@@ -63,6 +67,7 @@ class Chunking:
     weight_bytes: int
 
 
+LEAST_OUTPUTS = 64  # per part where more parts are tried, for threads
 SHARED_CHUNKS = Chunking(items=8, outputs=128, weight_bytes=512 << 10)
 # Lists of single channels pack a panel per small block of channels: splitting cost 2:4 a tenth.
 OWN_CHUNKS = Chunking(items=2, outputs=256, weight_bytes=4 << 20)
@@ -116,9 +121,13 @@ def shared_configs(
             if any(s.extra > outputs for s in shapes):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
-            tiles = [_shared_cycles(conv, s, outputs, density, config.chunks) for s in shapes]
-            cost = time_of(tiles, conv.batch * conv.groups * config.chunks, threads)
-            found.append(Candidate(cost, config))
+            for chunks in (config.chunks, 2 * config.chunks):
+                if chunks > config.chunks and conv.group_out < LEAST_OUTPUTS * chunks:
+                    continue
+                split = replace(config, chunks=chunks)
+                tiles = [_shared_cycles(conv, s, split, density) for s in shapes]
+                cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
+                found.append(Candidate(cost, split))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
     # On a tie, the tile that was counted first: the smaller one.
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
@@ -148,13 +157,21 @@ def row_cycles(vectors: float, outputs: int, extra: int = 0) -> float:
     return max(fmas, loads, FMA_LATENCY) + 0.5
 
 
-def _shared_cycles(conv: Conv2d, shape: Panel, outputs: int, density: float, chunks: int) -> float:
+def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: float) -> float:
     """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
-    row = row_cycles(shape.cost, outputs, shape.extra)
-    lists = conv.group_out / outputs / chunks
-    lists_cost = lists * (rows * density * row + LIST_OVERHEAD + outputs * shape.vectors)
-    return lists_cost + rows * shape.stride / LANES * PACK_CYCLES
+    outputs = config.outputs
+    beyond = beyond_l1(config.block_channels * conv.taps, shape)
+    row = row_cycles(shape.cost, outputs, shape.extra) + SHARED_BEYOND * beyond * shape.vectors
+    lists = conv.group_out / outputs / config.chunks
+    finish = LIST_OVERHEAD + outputs * (SHARED_OUTPUT + shape.vectors)
+    packing = rows * shape.stride / LANES * PACK_CYCLES
+    return SHARED_SCALE * (lists * (rows * density * row + finish) + packing)
+
+
+def beyond_l1(rows: int, shape: Panel) -> float:
+    """Share of a panel's loads that L1 does not hold."""
+    return max(0.0, 1 - L1_PANEL_BYTES / (rows * shape.stride * 4))
 
 
 @cached_per_cores
@@ -215,8 +232,7 @@ def _own_cycles(
     tiles = []
     for shape in work_order(tile_shapes(conv.out_pixels, tile, extras=False)):
         v = shape.cost
-        panel_bytes = channels * conv.taps * shape.stride * 4
-        beyond = max(0.0, 1 - L1_PANEL_BYTES / panel_bytes)  # these loads take twice as long
+        beyond = beyond_l1(channels * conv.taps, shape)  # these loads take twice as long
         if grouped is not None:
             entries = channels * conv.taps * grouped.n / grouped.m
             loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
