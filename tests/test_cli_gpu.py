@@ -102,6 +102,7 @@ def test_the_gpu_at_hand_names_the_target(
 ) -> None:
     here = gpu.Gpu("NVIDIA A10", 8, 6, 24 << 30)
     monkeypatch.setattr(gpu, "host", lambda: here)
+    monkeypatch.setattr(gpu, "driver_version", lambda: (13, 0))
     document = json.loads(nmc("inspect", sparse_onnx, "--target", "cuda", "--json").stdout)
     kernels = {layer["kernel"] for layer in document["layers"]}
     assert all(kernel.endswith("__sm_86") for kernel in kernels)
@@ -115,6 +116,7 @@ def test_compiling_for_the_gpu_at_hand_says_which_it_is(
     sparse_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "host", lambda: gpu.Gpu("NVIDIA L4", 8, 9, 24 << 30))
+    monkeypatch.setattr(gpu, "driver_version", lambda: (13, 0))
     path = tmp_path / "m.nmc"
     done = nmc("compile", sparse_onnx, "--target", "cuda", "-o", path, "--json")
     assert json.loads(done.stdout)["target"] == "sm_89"

@@ -180,7 +180,7 @@ def is_gpu(kind: str) -> bool:
 
 
 def missing_gpu(kind: str) -> str:
-    """The GPU that a target kind needs and this machine lacks; "" where it lacks none."""
+    """The GPU and driver that a target kind needs and this machine lacks; "" if it has them."""
     from nmcompile.runtime import gpu
 
     if not is_gpu(kind):
@@ -188,7 +188,10 @@ def missing_gpu(kind: str) -> str:
     try:
         gpu.require(kind, 0, kind)
     except DeviceError:
-        return f"an NVIDIA GPU of compute capability {gpu.KINDS[kind]}"
+        return (
+            f"an NVIDIA GPU of compute capability {gpu.KINDS[kind]}, with a driver for CUDA "
+            f"{gpu.CUDA} or later"
+        )
     return ""
 
 
