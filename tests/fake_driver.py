@@ -1,9 +1,21 @@
-"""NVIDIA's driver library, made up, for what only loads with one."""
+"""NVIDIA's driver library: made up, for what only loads with one, or there and in the way."""
 
+import ctypes
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from nmcompile.runtime.native import library_folders
+
+
+def need_no_driver() -> None:
+    """Skip where there is a real one."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return
+    pytest.skip("there is a driver here")
 
 
 def fake_driver(folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """Bundles: what they run and compute where nothing is installed, and what they hold."""
 
 import ast
-import ctypes
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from nmcompile.runtime import TensorSpec, write_artifact
 from nmcompile.runtime.native import CUDART
 from tests.bare_python import python_with_numpy
 from tests.conftest import missing_tool
-from tests.fake_driver import fake_driver
+from tests.fake_driver import fake_driver, need_no_driver
 from tests.runtime_models import SHAPE, identity_library, manifest
 from tests.tiny_models import example
 
@@ -264,12 +263,7 @@ def test_a_missing_library_is_named(
 def test_a_gpu_bundle_without_a_driver_says_so(
     bare_python: Path, gpu_bundle: nmcompile.Bundle
 ) -> None:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        pass
-    else:
-        pytest.skip("there is a driver here")
+    need_no_driver()
     done = python(bare_python, gpu_bundle.path / "run.py", "--random")
     assert done.returncode == 1
     assert re.fullmatch(

@@ -1,6 +1,5 @@
 """The kit for a machine with a GPU: complete, and run here over an emulated driver."""
 
-import ctypes
 import json
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from nmcompile import runtime
 from nmcompile.errors import ArtifactError, DeviceError, TargetError
 from tests.bare_python import python_with_numpy
 from tests.emulated_gpu.kit import emulated_driver, emulated_kit
+from tests.fake_driver import need_no_driver
 
 # Kernels in order: wgmma, sparse, dense of the 3x3, the same of the 1x1, dense of the stem.
 MODES = {0: "skip", 2: "crash"}
@@ -150,12 +150,7 @@ def test_a_run_out_of_time_keeps_what_it_has(
 
 
 def test_without_a_driver_nothing_runs(bare: Path, kit: Path, tmp_path: Path) -> None:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        pass
-    else:
-        pytest.skip("there is a driver here")
+    need_no_driver()
     done = bench(bare, kit, "--output", tmp_path / "results")
     assert done.returncode == 2
     assert done.stderr.startswith("error: found no NVIDIA driver (libcuda.so.1 cannot be loaded)")

@@ -107,11 +107,8 @@ class Device:
     def __init__(self) -> None:
         found = gpu.host()
         self.name, self.memory = found.name, found.memory
-        capability = (found.major, found.minor)
         self.capability = f"{found.major}.{found.minor}"
-        self.arch = next(
-            (kind for kind, need in gpu.KINDS.items() if (need.major, need.minor) == capability), ""
-        )
+        self.arch = gpu.kind_of(found) or ""
         self._lib = ctypes.CDLL(gpu.DRIVER)
         for name, arguments in _PROTOTYPES.items():
             function = getattr(self._lib, name)
@@ -270,12 +267,7 @@ def is_missing() -> str | None:
         found = gpu.host()
     except DeviceError as error:
         return str(error)
-    kinds = [
-        need
-        for need in gpu.KINDS.values()
-        if (need.major, need.minor) == (found.major, found.minor)
-    ]
-    if not kinds:
+    if gpu.kind_of(found) is None:
         wanted = ", ".join(map(str, gpu.KINDS.values()))
         return (
             f"{found.name} has compute capability {found.major}.{found.minor}; the kit has machine "

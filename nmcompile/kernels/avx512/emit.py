@@ -33,20 +33,20 @@ def first_lanes(active: int) -> Expr:
     return lanes(0) < splat(T.int32(active))
 
 
-def masked_load(buffer: Buffer, index: Expr, mask: Expr) -> Expr:
-    """The floats at a vector of indices; lanes outside the mask are zero and not read.
+def masked_load(
+    buffer: Buffer, index: Expr, mask: Expr, width: int = LANES, fill: float = 0.0
+) -> Expr:
+    """The floats at a vector of `width` indices; lanes outside the mask are `fill`, never read.
 
     TVM leaves masked lanes undefined; LLVM turns the selection into the load's own zeroing.
     """
-    value = tirx.op.masked_load("float32x16", buffer, index, mask)
-    return T.Select(mask, value, splat(0.0))
+    value = tirx.op.masked_load(f"float32x{width}", buffer, index, mask)
+    return T.Select(mask, value, splat(fill, width))
 
 
 def load(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
     """16 consecutive floats from a flat buffer; lanes from `active` on are zero, never read."""
-    if active < LANES:
-        return masked_load(buffer, lanes(start), first_lanes(active))
-    return buffer[lanes(start)]
+    return load_between(buffer, start, 0, active, LANES, 0.0)
 
 
 def load_between(buffer: Buffer, start: Expr, low: int, high: int, width: int, fill: float) -> Expr:
@@ -60,8 +60,7 @@ def load_between(buffer: Buffer, start: Expr, low: int, high: int, width: int, f
     mask = lane < splat(T.int32(high), width)
     if low:
         mask = tirx.all(mask, lane >= splat(T.int32(low), width))
-    value = tirx.op.masked_load(f"float32x{width}", buffer, T.ramp(start, 1, width), mask)
-    return T.Select(mask, value, splat(fill, width))
+    return masked_load(buffer, T.ramp(start, 1, width), mask, width, fill)
 
 
 def store(buffer: Buffer, start: Expr, value: Expr, active: int = LANES) -> None:

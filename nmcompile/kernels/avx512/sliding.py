@@ -20,6 +20,7 @@ from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load_between, splat, store
 from nmcompile.kernels.avx512.staging import copy_row
+from nmcompile.kernels.spec import Conv2d, Pool2d
 
 MOST_ROWS = 8  # output rows whose sums are in registers together
 MOST_STEPS = 128  # of window positions x output rows that are written out
@@ -43,6 +44,15 @@ class Window:
     dilation: tuple[int, int]
     top: int
     left: int
+
+    @classmethod
+    def of(cls, spec: Conv2d | Pool2d) -> Window:
+        """The window of an operator."""
+        top, left, _, _ = spec.padding
+        return cls(
+            spec.in_height, spec.in_width, spec.out_height, spec.out_width,
+            spec.kernel, spec.stride, spec.dilation, top, left,
+        )  # fmt: skip
 
     @property
     def taps(self) -> int:

@@ -86,6 +86,11 @@ def chunks_for(
     return max(1, min(wanted, most))
 
 
+def chunk_choices(conv: Conv2d, few: int, least_outputs: int) -> list[int]:
+    """Numbers of parts worth trying: what `chunks_for` says, and its double if parts stay large."""
+    return [few, 2 * few] if conv.group_out >= least_outputs * 2 * few else [few]
+
+
 def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
     """The time that counts: the geometric mean of one thread's and of all threads' cycles.
 
@@ -121,9 +126,7 @@ def shared_configs(
             if any(s.extra > outputs for s in shapes):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
-            for chunks in (config.chunks, 2 * config.chunks):
-                if chunks > config.chunks and conv.group_out < LEAST_OUTPUTS * chunks:
-                    continue
+            for chunks in chunk_choices(conv, config.chunks, LEAST_OUTPUTS):
                 split = replace(config, chunks=chunks)
                 tiles = [_shared_cycles(conv, s, split, density) for s in shapes]
                 cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
@@ -161,7 +164,7 @@ def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: flo
     """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
     outputs = config.outputs
-    beyond = beyond_l1(config.block_channels * conv.taps, shape)
+    beyond = beyond_l1(config.block_channels * conv.taps * shape.stride * 4)
     row = row_cycles(shape.cost, outputs, shape.extra) + SHARED_BEYOND * beyond * shape.vectors
     lists = conv.group_out / outputs / config.chunks
     finish = LIST_OVERHEAD + outputs * (SHARED_OUTPUT + shape.vectors)
@@ -169,9 +172,9 @@ def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: flo
     return SHARED_SCALE * (lists * (rows * density * row + finish) + packing)
 
 
-def beyond_l1(rows: int, shape: Panel) -> float:
-    """Share of a panel's loads that L1 does not hold."""
-    return max(0.0, 1 - L1_PANEL_BYTES / (rows * shape.stride * 4))
+def beyond_l1(nbytes: float) -> float:
+    """Share of the loads from so large a panel that L1 does not hold."""
+    return max(0.0, 1 - L1_PANEL_BYTES / nbytes)
 
 
 @cached_per_cores
@@ -188,9 +191,7 @@ def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candida
         most = max(1, int(share * L1_PANEL_BYTES) // (tile * LANES * 4 * conv.taps))
         lists, channels, grouped = _own_lists(conv, pattern, most)
         few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
-        for chunks in (few, 2 * few):
-            if chunks > few and conv.group_out < OWN_CHUNKS.outputs * chunks:
-                continue
+        for chunks in chunk_choices(conv, few, OWN_CHUNKS.outputs):
             tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
             config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
             found[config] = time_of(tiles, conv.batch * conv.groups * chunks, threads)
@@ -232,7 +233,8 @@ def _own_cycles(
     tiles = []
     for shape in work_order(tile_shapes(conv.out_pixels, tile, extras=False)):
         v = shape.cost
-        beyond = beyond_l1(channels * conv.taps, shape)  # these loads take twice as long
+        # Loads from beyond L1 take twice as long.
+        beyond = beyond_l1(channels * conv.taps * shape.stride * 4)
         if grouped is not None:
             entries = channels * conv.taps * grouped.n / grouped.m
             loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE

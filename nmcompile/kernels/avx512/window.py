@@ -26,17 +26,7 @@ LOWEST = float(np.finfo(np.float32).min)
 
 def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
     """The TIR function (x, weight, [bias], [residual], out); weight (out_channels, kh * kw)."""
-    window = Window(
-        conv.in_height,
-        conv.in_width,
-        conv.out_height,
-        conv.out_width,
-        conv.kernel,
-        conv.stride,
-        conv.dilation,
-        conv.padding[0],
-        conv.padding[1],
-    )
+    window = Window.of(conv)
     out_shape = (conv.batch, conv.out_channels, conv.out_height, conv.out_width)
     at_once, stored = split_activation(epilogue.activation)
     with PrimFuncBuilder(name) as func:
@@ -90,17 +80,7 @@ def average_scale(pool: Pool2d) -> npt.NDArray[np.float32]:
 
 def emit_pool(name: str, pool: Pool2d) -> object:
     """The TIR function (x, [scale], out); `scale` of `average_scale` for average pooling."""
-    window = Window(
-        pool.in_height,
-        pool.in_width,
-        pool.out_height,
-        pool.out_width,
-        pool.kernel,
-        pool.stride,
-        pool.dilation,
-        pool.padding[0],
-        pool.padding[1],
-    )
+    window = Window.of(pool)
     average = pool.kind == "average"
     planes_in = pool.batch * pool.channels
     pixels = pool.out_height * pool.out_width

@@ -9,6 +9,7 @@ from nmcompile.kernels.avx512.tiling import (
     L1_PANEL_BYTES,
     LIST_OVERHEAD,
     REGISTERS,
+    beyond_l1,
     row_cycles,
 )
 from nmcompile.kernels.avx512.winograd_config import Tiling, WinogradConfig, sides_of
@@ -88,7 +89,7 @@ def _cycles(tiling: Tiling, density: float) -> float:
     )
     entries = conv.in_channels * tiling.phases * density
     matrix_bytes = 4 * conv.in_channels * tiling.phases * tiling.vectors * LANES
-    beyond = max(0.0, 1 - L1_PANEL_BYTES / matrix_bytes)  # lines that every list loads from L2
+    beyond = beyond_l1(matrix_bytes)  # lines that every list loads from L2
     # Weights of one position, which every run of vectors reads again: from L2 if they do not stay
     # in L1 beside the inputs.
     streamed = 4 * entries * tiling.padded_outputs > L1_PANEL_BYTES // 2
