@@ -76,7 +76,7 @@ def test_global_average_agrees_with_numpy(
 ) -> None:
     random = np.random.default_rng(seed)
     # Of one sign per plane: where a sum cancels out, its rounding has no bound relative to it.
-    signs = random.choice(np.float32([-1, 1]), (batch, channels, 1, 1))
+    signs = random.choice(np.array([-1, 1], np.float32), (batch, channels, 1, 1))
     x = signs * (0.5 + random.random((batch, channels, height, width), dtype=np.float32))
     expected = x.mean(axis=(2, 3), keepdims=keep, dtype=np.float64)
     problem = Problem(GlobalAverage(batch, channels, height, width, expected.shape))
