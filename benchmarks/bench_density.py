@@ -25,10 +25,10 @@ from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.report import TITLES
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
-from nmcompile.bench.machine import machine_document
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
+from nmcompile.machine.describe import machine_document
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import measure

@@ -22,11 +22,11 @@ from benchmarks.models import MODELS
 from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
-from nmcompile.bench.machine import machine_document
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
-from nmcompile.roofs import Roofs, measure_roofs
+from nmcompile.machine.describe import machine_document
+from nmcompile.machine.roofs import Roofs, measure_roofs
 from nmcompile.sparsity import Dense, detect, parse_pattern
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import measure

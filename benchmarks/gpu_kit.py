@@ -36,7 +36,7 @@ from benchmarks.gpu_kit_models import make_model
 from benchmarks.shapes import read_shapes
 from nmcompile.bundle import write_bundle
 from nmcompile.errors import NmcompileError, TargetError
-from nmcompile.kernels.cuda_build import find_nvcc
+from nmcompile.kernels.cuda.build import find_nvcc
 
 HERE = Path(__file__).parent
 ARCHITECTURES = ("sm_80", "sm_90a")

@@ -15,7 +15,7 @@ from benchmarks.gpu.contents import Launch, Layer, Variant
 from benchmarks.gpu.data import layer_arrays
 from benchmarks.problems import is_prunable
 from nmcompile.kernels.catalog import choose, rows_for
-from nmcompile.kernels.cuda_build import CudaSource, compile_cubin, cuda_source, find_nvcc
+from nmcompile.kernels.cuda.build import CudaSource, compile_cubin, cuda_source, find_nvcc
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.sparse_tensor_core.conv import emit_conv
 from nmcompile.kernels.sparse_tensor_core.tiles import Method

@@ -22,9 +22,9 @@ from benchmarks.gpu.plan import PATTERNS
 from nmcompile import runtime
 from nmcompile.errors import TargetError
 from nmcompile.frontends import open_model
-from nmcompile.passes.lower_half import HalfLowering
-from nmcompile.passes.lower_kernels import KernelCall, lower_kernels
-from nmcompile.passes.lower_simplify import simplify
+from nmcompile.passes.lowering.half import HalfLowering
+from nmcompile.passes.lowering.kernels import KernelCall, lower_kernels
+from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.passes.pipeline import run_pipeline
 from nmcompile.runtime import manifest as manifests
 

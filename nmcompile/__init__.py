@@ -8,13 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nmcompile.version import VERSION
+
 if TYPE_CHECKING:
     from nmcompile import runtime
     from nmcompile.bundle import Bundle, write_bundle
     from nmcompile.compiler import CompileResult, compile, enforce, fold
     from nmcompile.inspection import InspectionReport, LayerReport, inspect
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Bundle",
     "CompileResult",

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import tvm
 
-from nmcompile.passes.lower_batch import split_batch
-from nmcompile.passes.lower_fallback import build_library, lower_fallback
-from nmcompile.passes.lower_gpu import (
+from nmcompile.passes.lowering.batch import split_batch
+from nmcompile.passes.lowering.fallback import build_library, lower_fallback
+from nmcompile.passes.lowering.gpu import (
     build_gpu_library,
     fuse_for_gpu,
     gpu_target,
     schedule_for_gpu,
 )
-from nmcompile.passes.lower_half import HalfLowering
-from nmcompile.passes.lower_kernels import KernelCall, Lowering
+from nmcompile.passes.lowering.half import HalfLowering
+from nmcompile.passes.lowering.kernels import KernelCall, Lowering
 from nmcompile.targets import Target
 
 Module = Any

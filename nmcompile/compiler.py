@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import (
     PatternError,
     UnsupportedOperatorError,
 )
-from nmcompile.folding import Progress, open_folded, silent
+from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_choice
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
+from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
-from nmcompile.stages import Stages
 from nmcompile.targets import Target, check_toolchain, find_target
+from nmcompile.version import VERSION
 
 if TYPE_CHECKING:
     from nmcompile.devices import Fleet
@@ -291,16 +291,16 @@ def _build(
     """Lower and compile a folded model."""
     from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
-    from nmcompile.passes.lower_fallback import kernel_calls, output_types
-    from nmcompile.passes.lower_kernels import (
+    from nmcompile.passes.lowering.fallback import kernel_calls, output_types
+    from nmcompile.passes.lowering.kernels import (
         PREPARE,
         Chooser,
         detect_group,
         find_problems,
         lower_kernels,
     )
-    from nmcompile.passes.lower_match import Group
-    from nmcompile.passes.lower_simplify import simplify
+    from nmcompile.passes.lowering.match import Group
+    from nmcompile.passes.lowering.simplify import simplify
     from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
@@ -380,7 +380,7 @@ def _manifest(source: SourceModel, target: Target, built: _Built, digest: str) -
     import tvm_ffi
 
     return runtime.Manifest(
-        producer=runtime.Producer(nmcompile.__version__, tvm.__version__, tvm_ffi.__version__),
+        producer=runtime.Producer(VERSION, tvm.__version__, tvm_ffi.__version__),
         target=runtime.TargetInfo(target.name, target.machine, target.cpu_features),
         inputs=tuple(runtime.TensorSpec(*spec) for spec in source.inputs),
         outputs=built.outputs,

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from nmcompile.frontends import SourceModel, open_model
-from nmcompile.passes.check_geometry import check_geometry
-from nmcompile.passes.check_weights import check_weights
-from nmcompile.passes.graph import PassResult
+from nmcompile.passes.checks.geometry import check_geometry
+from nmcompile.passes.checks.weights import check_weights
+from nmcompile.passes.graphs.interface import PassResult
 from nmcompile.passes.pipeline import run_pipeline
-
-
-class Progress(Protocol):
-    """Told what is going on: a stage, and how much of it is done (0 of 0 where unknown)."""
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        """Report."""
-
-
-def silent(stage: str, done: int = 0, total: int = 0) -> None:
-    """Report nothing."""
+from nmcompile.progress import Progress, silent
 
 
 def open_checked(

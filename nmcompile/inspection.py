@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nmcompile.errors import ShapeError, TargetError
-from nmcompile.folding import Progress, open_folded, silent
+from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
-from nmcompile.passes.graph import Layer
+from nmcompile.passes.graphs.interface import Layer
+from nmcompile.progress import Progress, silent
 from nmcompile.sparsity import (
     NM,
     CheckResult,
@@ -129,8 +130,8 @@ def inspect(
 
 def other_operators(source: SourceModel) -> dict[str, int]:
     """Relax operators of a folded model that no kernel of ours computes, with their number."""
-    from nmcompile.passes.lower_match import Matcher
-    from nmcompile.passes.lower_simplify import simplify
+    from nmcompile.passes.lowering.match import Matcher
+    from nmcompile.passes.lowering.simplify import simplify
 
     module = simplify(source.to_relax())
     return dict(Counter(Matcher(module["main"]).leftovers()))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.passes.graph import Layer
+from nmcompile.passes.graphs.interface import Layer
 
 
 class LayerNames:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.folding import Progress, open_checked, silent
+from nmcompile.folding import open_checked
 from nmcompile.passes.pipeline import FOLD_PIPELINE, run_pipeline
+from nmcompile.progress import Progress, silent
 from nmcompile.sparsity import Unstructured, parse_pattern, project
 
 Array = npt.NDArray[np.float64]

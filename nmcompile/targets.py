@@ -123,7 +123,7 @@ def check_toolchain(target: Target) -> None:
         TargetError: there is no C++ compiler, or no nvcc for a GPU.
     """
     if target.arch:
-        from nmcompile.kernels.cuda_build import find_nvcc
+        from nmcompile.kernels.cuda.build import find_nvcc
 
         find_nvcc()
     if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):

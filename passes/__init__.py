@@ -1,7 +1,7 @@
 """Graph passes: from a training-form model to plain convolutions with proven patterns.
 
-Written against `nmcompile.passes.graph`; the adapters for Torch FX and ONNX are modules of their
-own, so that importing this package needs neither framework, nor TVM.
+Written against `nmcompile.passes.graphs.interface`; the adapters for Torch FX and ONNX are modules
+of their own, so that importing this package needs neither framework, nor TVM.
 """
 
 if __name__ == "passes":

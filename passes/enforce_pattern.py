@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from nmcompile.errors import PatternError
-from nmcompile.passes.graph import Array, Graph, Layer, Note, PassResult
+from nmcompile.passes.graphs.interface import Array, Graph, Layer, Note, PassResult
 from nmcompile.passes.permute_channels import OnStep, PermuteChannels, PermuteResult
 from nmcompile.sparsity import (
     NM,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nmcompile.passes.graph import Graph, Note, Op, PassResult, Value
+from nmcompile.passes.graphs.interface import Graph, Note, Op, PassResult, Value
 
 
 class FoldBatchNorm:

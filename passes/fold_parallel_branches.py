@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmcompile.errors import PatternError
-from nmcompile.passes.graph import Array, ConvAttrs, Graph, Note, Op, PassResult, Value
+from nmcompile.passes.graphs.interface import Array, ConvAttrs, Graph, Note, Op, PassResult, Value
 from nmcompile.sparsity import NM, OneByN, Pattern, check, detect
 
 

@@ -1,6 +1,6 @@
 """Turn whatever depends on parameters only into constants."""
 
-from nmcompile.passes.graph import Graph, Note, PassResult, Value
+from nmcompile.passes.graphs.interface import Graph, Note, PassResult, Value
 
 
 class MaterializeWeights:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nmcompile.passes.channel_search import BlockSearch, Effort, GroupSearch, LayerSearch
-from nmcompile.passes.channel_spaces import ChannelSpaces, axis_order, find_channel_spaces
-from nmcompile.passes.graph import Array, Graph, Note, PassResult, Value
+from nmcompile.passes.graphs.interface import Array, Graph, Note, PassResult, Value
+from nmcompile.passes.permutation.search import BlockSearch, Effort, GroupSearch, LayerSearch
+from nmcompile.passes.permutation.spaces import ChannelSpaces, axis_order, find_channel_spaces
 from nmcompile.sparsity import NM, OneByN, Pattern, check, detect
 from nmcompile.sparsity.groups import as_oihw
 from nmcompile.sparsity.permute import Deadline, Found
@@ -84,9 +84,9 @@ class PermuteChannels:
 
     Whatever touches the channels moves with them: weights and biases of the layers that write
     them, batch norms, depthwise convolutions, constants, and the layers that read them
-    (`nmcompile.passes.channel_spaces` says which channels can move). Layers that share channels,
-    as around a residual sum, share the order; together they never keep less than before. Channels
-    stay where they are if a layer that is not asked for would lose a pattern.
+    (`nmcompile.passes.permutation.spaces` says which channels can move). Layers that share
+    channels, as around a residual sum, share the order; together they never keep less than before.
+    Channels stay where they are if a layer that is not asked for would lose a pattern.
 
     Source: Pool and Yu, NeurIPS 2021; Lin et al., TPAMI 2022.
     """

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from nmcompile.errors import ModelError, NmcompileError
 from nmcompile.passes.fold_batchnorm import FoldBatchNorm
 from nmcompile.passes.fold_parallel_branches import FoldParallelBranches
-from nmcompile.passes.graph import Graph, Note, Pass, PassResult
+from nmcompile.passes.graphs.interface import Graph, Note, Pass, PassResult
 from nmcompile.passes.materialize_weights import MaterializeWeights
 
 FOLD_PIPELINE: tuple[Pass, ...] = (MaterializeWeights(), FoldBatchNorm(), FoldParallelBranches())

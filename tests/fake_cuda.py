@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import tvm_ffi
 
-from nmcompile.kernels.cuda_build import Cubin, CudaSource, Launch
+from nmcompile.kernels.cuda.build import Cubin, CudaSource, Launch
 from nmcompile.runtime import gpu, native, session
 from nmcompile.runtime.cuda import Cuda
 from nmcompile.runtime.native import native_runtime

@@ -11,12 +11,12 @@ from torch import nn
 from tvm import relax
 
 from nmcompile.frontends import open_model
-from nmcompile.kernels.cuda_build import cuda_source
-from nmcompile.passes.lower_fallback import is_kernel
-from nmcompile.passes.lower_gpu import fuse_for_gpu, gpu_target
-from nmcompile.passes.lower_half import HalfLowering
-from nmcompile.passes.lower_kernels import LoweredModule, lower_kernels
-from nmcompile.passes.lower_simplify import simplify
+from nmcompile.kernels.cuda.build import cuda_source
+from nmcompile.passes.lowering.fallback import is_kernel
+from nmcompile.passes.lowering.gpu import fuse_for_gpu, gpu_target
+from nmcompile.passes.lowering.half import HalfLowering
+from nmcompile.passes.lowering.kernels import LoweredModule, lower_kernels
+from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.passes.pipeline import run_pipeline
 from tests.cuda_emulator.run import run_emulated
 

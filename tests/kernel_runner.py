@@ -12,9 +12,9 @@ from torch.nn import functional
 from nmcompile.kernels.catalog import Kernel
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Pool2d
+from nmcompile.machine.trial import ready_kernels
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import compile_kernels
-from nmcompile.tuning.measure import ready_kernels
 
 Array = npt.NDArray[Any]
 

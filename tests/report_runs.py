@@ -8,17 +8,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from nmcompile.bench.results import (
-    Accuracy,
-    Artifact,
-    Case,
-    LayerRow,
-    Machine,
-    Model,
-    Roofs,
-    Run,
-    Settings,
-)
+from nmcompile.bench.results import Accuracy, Artifact, Case, LayerRow, Model, Roofs, Run, Settings
+from nmcompile.machine.describe import Machine
 
 T = TypeVar("T", bound=msgspec.Struct)
 

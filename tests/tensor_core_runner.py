@@ -9,7 +9,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from nmcompile.kernels.catalog import CATALOG, Kernel
-from nmcompile.kernels.cuda_build import CudaSource, cuda_source
+from nmcompile.kernels.cuda.build import CudaSource, cuda_source
 from nmcompile.kernels.problem import Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core.gpus import find_gpu
 from nmcompile.kernels.sparse_tensor_core.tiles import Method, TileConfig, padded, tiles_of

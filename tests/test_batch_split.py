@@ -16,7 +16,7 @@ import nmcompile
 from nmcompile import runtime
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.results import Roofs
-from nmcompile.passes import lower_batch_cost
+from nmcompile.passes.lowering import batch_cost as lower_batch_cost
 from nmcompile.runtime.format import read_artifact
 from tests.kernel_runner import relative_error
 from tests.seed_modules import export_onnx

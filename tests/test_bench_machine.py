@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nmcompile.bench import machine
-from nmcompile.bench.machine import describe_machine, machine_document, package_versions
-from nmcompile.bench.results import Gpu
+from nmcompile.machine import describe as machine
+from nmcompile.machine.describe import Gpu, describe_machine, machine_document, package_versions
 
 SMI = '#!/bin/sh\necho "NVIDIA H100, 80GB HBM3, 9.0, 81559, 550.54.15"\n'
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nmcompile.bench.noise import FEW, Load, LoadMeter, judge
+from nmcompile.bench.noise import FEW, judge
 from nmcompile.bench.ratios import Interval, median_interval, ratio_interval
+from nmcompile.machine.load import Load, LoadMeter
 
 TRIALS = 120
 ROUNDS = 30
@@ -80,10 +81,10 @@ def test_without_samples_there_is_nothing_to_judge() -> None:
 def test_our_own_work_is_not_that_of_others(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nmcompile.bench import noise
+    from nmcompile.machine import load as load_meter
 
     stat = tmp_path_factory.mktemp("proc") / "stat"
-    monkeypatch.setattr(noise, "STAT", stat)
+    monkeypatch.setattr(load_meter, "STAT", stat)
     clock = iter([0.0, 10.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     used = iter([0.0, 4.0])

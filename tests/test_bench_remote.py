@@ -78,7 +78,9 @@ def test_a_device_that_dies_costs_no_case(
                         time.sleep(0.01)
                     kill(doomed)
 
-            monkeypatch.setattr("nmcompile.cli.bench.working", lambda: _Progress(kill_at_work))
+            monkeypatch.setattr(
+                "nmcompile.cli.bench.command.working", lambda: _Progress(kill_at_work)
+            )
             done = bench(
                 *(dense_onnx, "--patterns", "dense,2:4,1x16@0.5", "--threads", "1,2"),
                 *("--rounds", 5, "--tracker", tracker, "--key", "dying", "-o", output),

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nmcompile.bench.results import Case, Machine, Model, Run, Settings, read_run, write_run
+from nmcompile.bench.results import Case, Model, Run, Settings, read_run, write_run
 from nmcompile.errors import InputError
+from nmcompile.machine.describe import Machine
 
 
 def make_case(engine: str = "nmcompile", samples: list[float] | None = None) -> Case:

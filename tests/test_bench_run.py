@@ -12,11 +12,11 @@ import pytest
 from nmcompile.bench import group as group_module
 from nmcompile.bench.engines import Array, Engine, Outputs, find_engine
 from nmcompile.bench.matrix import expand, parse_spec
-from nmcompile.bench.noise import Load, LoadMeter
 from nmcompile.bench.results import Case, Run
 from nmcompile.bench.run import Outcome, Plan, run_plan
 from nmcompile.bench.sources import OnnxSource, Source
 from nmcompile.errors import DeclinedError
+from nmcompile.machine.load import Load, LoadMeter
 from tests.tiny_models import conv_onnx, conv_weight
 
 Times = Callable[[int], float]

@@ -8,7 +8,7 @@ from benchmarks import shapes
 from benchmarks.bench_kernels import problem_of, table_of, time_kernel
 from benchmarks.models import MODELS, build
 from nmcompile.kernels.spec import Conv2d
-from nmcompile.roofs import Roofs
+from nmcompile.machine.roofs import Roofs
 
 
 @pytest.mark.parametrize("name", MODELS)

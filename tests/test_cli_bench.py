@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 from nmcompile.bench.engines.ours import Nmcompile
 from nmcompile.bench.results import Run, read_run, write_run
 from nmcompile.cli import app
-from nmcompile.cli.bench_plan import default_output, parse_duration, parse_size
-from nmcompile.cli.bench_plan import parse_counts as counts
+from nmcompile.cli.bench.plan import default_output, parse_duration, parse_size
+from nmcompile.cli.bench.plan import parse_counts as counts
 from tests.test_bench_compare import run as planted
 from tests.tiny_models import SHAPE, conv_onnx, conv_weight, example
 

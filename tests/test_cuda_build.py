@@ -11,9 +11,9 @@ import pytest
 import tvm_ffi
 
 from nmcompile.errors import TargetError
-from nmcompile.kernels import cuda_build
 from nmcompile.kernels.catalog import Kernel
-from nmcompile.kernels.cuda_build import Cubin, CudaSource, compile_cubin
+from nmcompile.kernels.cuda import build as cuda_build
+from nmcompile.kernels.cuda.build import Cubin, CudaSource, compile_cubin
 from nmcompile.kernels.sparse_tensor_core.tiles import TileConfig
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
 from tests.conftest import missing_tool

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nmcompile.kernels.cuda_build import CudaSource
+from nmcompile.kernels.cuda.build import CudaSource
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.sparse_tensor_core.gpus import find_gpu
 from nmcompile.kernels.sparse_tensor_core.tiles import tiles_of

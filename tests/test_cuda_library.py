@@ -11,7 +11,7 @@ import torch
 import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import TargetError
-from nmcompile.kernels.cuda_library import replace_source
+from nmcompile.kernels.cuda.library import replace_source
 from tests.conftest import missing_tool
 from tests.fake_driver import fake_driver
 from tests.tiny_models import tiny_net

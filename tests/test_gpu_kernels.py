@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import CATALOG, Kernel
-from nmcompile.kernels.cuda_build import CudaSource, compile_cubin
-from nmcompile.kernels.cuda_launch import run_on_gpu
+from nmcompile.kernels.cuda.build import CudaSource, compile_cubin
+from nmcompile.kernels.cuda.launch import run_on_gpu
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.sparse_tensor_core.rows import as_pointwise
 from nmcompile.kernels.sparse_tensor_core.tiles import TileConfig

@@ -15,8 +15,8 @@ from torch.nn import functional
 import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import DeviceError, UnsupportedOperatorError
-from nmcompile.passes.lower_fallback import is_others
-from nmcompile.passes.lower_gpu import gpu_target, schedule_for_gpu, takes_memory
+from nmcompile.passes.lowering.fallback import is_others
+from nmcompile.passes.lowering.gpu import gpu_target, schedule_for_gpu, takes_memory
 from nmcompile.runtime import gpu
 from tests.gpu_interpreter import lower_for_gpu, run_model
 from tests.gpu_models import MODELS, Residuals, pruned

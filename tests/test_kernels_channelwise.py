@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import CATALOG, Kernel
-from nmcompile.kernels.cuda_build import compile_cubin
+from nmcompile.kernels.cuda.build import compile_cubin
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Pool2d
 from tests.cuda_emulator.run import run_emulated

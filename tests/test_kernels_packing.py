@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmcompile.kernels.avx512.packing import deal, pack_conv
-from nmcompile.kernels.avx512.panel_config import PanelConfig
+from nmcompile.kernels.avx512.panel.config import PanelConfig
+from nmcompile.kernels.avx512.panel.packing import deal, pack_conv
 from nmcompile.kernels.catalog import CATALOG
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue

@@ -12,10 +12,10 @@ from torch.nn import functional
 import nmcompile
 from nmcompile import runtime
 from nmcompile.frontends import open_model
-from nmcompile.passes.lower_fallback import lower_fallback
-from nmcompile.passes.lower_kernels import lower_kernels
-from nmcompile.passes.lower_match import Group, Matcher
-from nmcompile.passes.lower_simplify import simplify
+from nmcompile.passes.lowering.fallback import lower_fallback
+from nmcompile.passes.lowering.kernels import lower_kernels
+from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.passes.pipeline import run_pipeline
 from tests.seed_modules import export_onnx
 

@@ -16,7 +16,7 @@ from nmcompile.errors import PatternError
 from nmcompile.frontends import SourceModel, open_model
 from nmcompile.passes.fold_batchnorm import FoldBatchNorm
 from nmcompile.passes.fold_parallel_branches import FoldParallelBranches
-from nmcompile.passes.graph import Layer
+from nmcompile.passes.graphs.interface import Layer
 from nmcompile.passes.materialize_weights import MaterializeWeights
 from nmcompile.passes.pipeline import FOLD_PIPELINE, check_graph, run_pipeline
 from nmcompile.sparsity import NM, OneByN, check, detect, project

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nmcompile.frontends import open_model
+from nmcompile.passes.graphs.onnx.constants import evaluate
 from nmcompile.passes.materialize_weights import MaterializeWeights
-from nmcompile.passes.onnx_constants import evaluate
 from nmcompile.passes.pipeline import check_graph
 from nmcompile.sparsity import NM, OneByN, Pattern, check
 from tests.seed_modules import (

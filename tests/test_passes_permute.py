@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from nmcompile.errors import PatternError
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel, open_model
-from nmcompile.passes.channel_spaces import ChannelSpaces, axis_order, find_channel_spaces
 from nmcompile.passes.enforce_pattern import EnforcePattern, enforce
-from nmcompile.passes.graph import Graph
+from nmcompile.passes.graphs.interface import Graph
+from nmcompile.passes.permutation.spaces import ChannelSpaces, axis_order, find_channel_spaces
 from nmcompile.passes.permute_channels import PermuteChannels, PermutedLayer
 from nmcompile.passes.pipeline import check_graph, run_pipeline
 from nmcompile.sparsity import NM, OneByN, check, energy_kept, parse_pattern, project

@@ -10,8 +10,8 @@ from torch import nn
 
 from nmcompile.errors import ModelError, PatternError, WeightError
 from nmcompile.frontends import SourceModel, open_model
-from nmcompile.passes.check_weights import check_weights
-from nmcompile.passes.graph import Graph, PassResult
+from nmcompile.passes.checks.weights import check_weights
+from nmcompile.passes.graphs.interface import Graph, PassResult
 from nmcompile.passes.pipeline import FOLD_PIPELINE, check_graph, run_pipeline
 from tests.seed_modules import SeedNet, assert_close, export_onnx, randomised, run_onnx, run_torch
 

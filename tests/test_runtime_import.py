@@ -61,7 +61,8 @@ def test_loading_and_running_imports_numpy_and_tvms_runtime_only(path: Path) -> 
     assert not COMPILER_ONLY & packages
     ours = {name for name in modules if name.startswith("nmcompile.")}
     assert {name for name in ours if not name.startswith("nmcompile.runtime")} == {
-        "nmcompile.errors"
+        "nmcompile.errors",
+        "nmcompile.version",
     }
     assert packages - sys.stdlib_module_names - {"__main__", "nmcompile"} >= {"numpy", "tvm_ffi"}
     assert "libtvm_runtime.so" in maps

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from nmcompile.cli import app
 from nmcompile.errors import DeviceError, InputError
 from nmcompile.kernels.catalog import choose
-from nmcompile.kernels.cuda_build import Launch
-from nmcompile.kernels.cuda_launch import run_on_gpu
+from nmcompile.kernels.cuda.build import Launch
+from nmcompile.kernels.cuda.launch import run_on_gpu
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.runtime import gpu

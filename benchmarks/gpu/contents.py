@@ -27,7 +27,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class Launch:
-    """As `nmcompile.kernels.cuda_build.Launch`, which imports TVM."""
+    """As `nmcompile.kernels.cuda.build.Launch`, which imports TVM."""
 
     kernel: str
     arguments: tuple[str, ...]

@@ -21,13 +21,14 @@ from nmcompile.bench.engines import Array, Engine, name_inputs, open_engine
 from nmcompile.bench.engines.engine import summary
 from nmcompile.bench.engines.ours import Nmcompile
 from nmcompile.bench.matrix import Group, Setting
-from nmcompile.bench.noise import WIDE, Load, LoadMeter, judge
+from nmcompile.bench.noise import WIDE, judge
 from nmcompile.bench.pinning import chosen_cores, on_cores
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.results import Accuracy, Case, LayerRow, Roofs
 from nmcompile.bench.variants import Variant
 from nmcompile.errors import DeclinedError, NmcompileError
+from nmcompile.machine.load import Load, LoadMeter
 
 PROFILED = 10  # runs
 TOO_SLOW = "its share of the time is over before the first round: raise --budget, or leave it out"

@@ -18,25 +18,26 @@ from typing import Any
 import msgspec
 import numpy as np
 
-import nmcompile
 from nmcompile.bench.cases import new_case
-from nmcompile.bench.machine import describe_machine
 from nmcompile.bench.matrix import Group, Setting
-from nmcompile.bench.noise import Load, judge
+from nmcompile.bench.noise import judge
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.ratios import median_interval
-from nmcompile.bench.results import Case, Machine, Model, Roofs, Run
+from nmcompile.bench.results import Case, Model, Roofs, Run
 from nmcompile.bench.run import Failure, Outcome, Plan, make_run
 from nmcompile.bench.sources import Source
 from nmcompile.bench.variants import Compiled, Variant
 from nmcompile.devices import Fleet, Job
 from nmcompile.devices import Outcome as JobOutcome
 from nmcompile.errors import DeviceError, NmcompileError
-from nmcompile.folding import Progress, silent
-from nmcompile.roofs import TARGET as ROOFS_TARGET
-from nmcompile.roofs import RoofLoop, compile_roofs
+from nmcompile.machine.describe import Machine, describe_machine
+from nmcompile.machine.load import Load
+from nmcompile.machine.roofs import TARGET as ROOFS_TARGET
+from nmcompile.machine.roofs import RoofLoop, compile_roofs
+from nmcompile.progress import Progress, silent
 from nmcompile.runtime import LayerTime, read_artifact
+from nmcompile.version import VERSION
 
 # On the device:
 ARTIFACT, INPUTS, OUTPUTS, ROOFS = "model.nmc", "inputs.npz", "outputs.npz", "roofs.so"
@@ -206,9 +207,7 @@ class _RemoteRun:
         # Cases on devices take no turns: each is a group of its own.
         case = new_case(work.group, work.setting, work.variant, work.compiled)
         group = f"{work.job.name}, batch {case.batch}, {device}"
-        case = msgspec.structs.replace(
-            case, group=group, engine_version=nmcompile.__version__, device=device
-        )
+        case = msgspec.structs.replace(case, group=group, engine_version=VERSION, device=device)
         times: list[LayerTime] = []
         try:
             if response is None:

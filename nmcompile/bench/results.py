@@ -12,53 +12,12 @@ from typing import Any, Final, Literal
 import msgspec
 
 from nmcompile.errors import InputError
+from nmcompile.machine.describe import Machine, Struct
 from nmcompile.runtime.files import replace_file
 
 FORMAT: Final = "nmcompile-bench"
 VERSION: Final = 1
 LOCAL: Final = "local"  # the device of cases that ran where the file was written
-
-
-class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all objects of the file."""
-
-
-class Gpu(Struct, frozen=True, kw_only=True):
-    """A graphics processor.
-
-    name, architecture: as its driver says ("NVIDIA H100 80GB HBM3", "sm_90").
-    memory_bytes: of the card.
-    driver: its version.
-    """
-
-    name: str
-    architecture: str
-    memory_bytes: int
-    driver: str
-
-
-class Machine(Struct, frozen=True, kw_only=True):
-    """What a measurement was taken on.
-
-    cpu, family_model: as the processor names itself ("25/17").
-    cores: that the process may use.
-    features: vector extensions, spelled as in /proc/cpuinfo.
-    caches: size by level ("L1d": "32K"), of the first core.
-    memory_bytes: of the machine.
-    governor: of the first core's clock, None where it cannot be read.
-    system, python: of the process.
-    """
-
-    cpu: str
-    family_model: str
-    cores: int
-    features: list[str]
-    caches: dict[str, str]
-    memory_bytes: int
-    governor: str | None
-    gpus: list[Gpu]
-    system: str
-    python: str
 
 
 class Model(Struct, frozen=True, kw_only=True):

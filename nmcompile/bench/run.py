@@ -14,14 +14,14 @@ from pathlib import Path
 from nmcompile.bench.cores import Cores
 from nmcompile.bench.engines import OURS
 from nmcompile.bench.group import GroupRun, Limits
-from nmcompile.bench.machine import PACKAGES, describe_machine, package_versions
 from nmcompile.bench.matrix import Group
 from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.remaining import TimeLeft
-from nmcompile.bench.results import Case, Machine, Model, Roofs, Run, Settings
+from nmcompile.bench.results import Case, Model, Roofs, Run, Settings
 from nmcompile.bench.sources import Source
 from nmcompile.errors import NmcompileError
-from nmcompile.folding import Progress, silent
+from nmcompile.machine.describe import PACKAGES, Machine, describe_machine, package_versions
+from nmcompile.progress import Progress, silent
 
 LONGER = 3  # times the rounds that were asked for, at most, where the intervals stay wide
 
@@ -210,7 +210,7 @@ class _Runner:
         if not any(s.engine.name == OURS for group in self.plan.groups for s in group.settings):
             return None
         try:
-            from nmcompile.roofs import measure_roofs
+            from nmcompile.machine.roofs import measure_roofs
 
             found = measure_roofs()
         except (NmcompileError, ImportError):

@@ -19,9 +19,9 @@ from nmcompile.bench.onnx_export import export_onnx
 from nmcompile.bench.results import Artifact
 from nmcompile.bench.sources import ArtifactSource, file_digest
 from nmcompile.errors import DeclinedError, InputError
-from nmcompile.folding import Progress, silent
 from nmcompile.passes.enforce_pattern import enforce
-from nmcompile.passes.graph import Graph
+from nmcompile.passes.graphs.interface import Graph
+from nmcompile.progress import Progress, silent
 from nmcompile.sparsity import Dense, detect
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ class FoldedVariant(Variant):
         return self._compiled[target]
 
     def _compile(self, target: str, progress: Progress) -> Compiled:
-        import nmcompile
+        from nmcompile.compiler import compile
 
         path = self._folder / f"{self._stem}-{target}.nmc"
         begin = time.perf_counter()
-        result = nmcompile.compile(
+        result = compile(
             self._native,
             output=path,
             target=target,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import nmcompile
 from nmcompile.bundle.requirements import Requirements
 from nmcompile.runtime import gpu as gpus
 from nmcompile.runtime.format import Artifact
 from nmcompile.runtime.manifest import TensorSpec
+from nmcompile.version import VERSION
 
 _DRIVER = 580  # the oldest for CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/
 
@@ -19,7 +19,7 @@ def readme(models: Sequence[Artifact], needs: Requirements) -> str:
     choose = "" if len(models) == 1 else f" --artifact {first}"
     python = f"python{needs.pythons[0]}"
     lines = [
-        f"Models compiled by nmcompile {nmcompile.__version__}, and its runtime. They need:",
+        f"Models compiled by nmcompile {VERSION}, and its runtime. They need:",
         f"- Linux, {needs.machine}, with glibc {needs.glibc} and libstdc++.so.6 of "
         f"GLIBCXX_{needs.glibcxx}, or later",
         f"- CPython {' or '.join(needs.pythons)} (no other minor version) with "

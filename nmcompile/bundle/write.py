@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import nmcompile
+from nmcompile import version
 from nmcompile.bundle.libraries import binding_files, library_files, licence_files
 from nmcompile.bundle.pythons import compiled_parts
 from nmcompile.bundle.readme import readme
@@ -21,7 +21,7 @@ from nmcompile.errors import ArtifactError
 from nmcompile.runtime.format import Artifact, read_artifact
 
 INFO = "bundle.json"  # what a folder must hold to be a bundle
-_PACKAGE = Path(nmcompile.__file__).parent
+_PACKAGE = Path(version.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def write_bundle(
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
-        info = {"nmcompile": nmcompile.__version__, "artifacts": names, **asdict(needs)}
+        info = {"nmcompile": version.VERSION, "artifacts": names, **asdict(needs)}
         (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         (folder / "README.txt").write_text(readme(models, needs), encoding="utf-8")
         nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from nmcompile.cli.bench import bench_app
+from nmcompile.cli.bench.command import bench_app
 from nmcompile.cli.bundle import bundle_artifacts
 from nmcompile.cli.compile import compile_model, enforce_model, fold_model
 from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
 from nmcompile.cli.inspect import inspect_any, list_targets
 from nmcompile.cli.run import run_artifact
+from nmcompile.version import VERSION
 
 app = typer.Typer(
     help="Compiles trained N:M and 1xN sparse CNNs, and runs them.",
@@ -36,9 +37,7 @@ app.command("devices")(show_devices)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        import nmcompile
-
-        typer.echo(f"nmcompile {nmcompile.__version__}")
+        typer.echo(f"nmcompile {VERSION}")
         raise typer.Exit
 
 

@@ -14,7 +14,7 @@ import typer
 from nmcompile.errors import NmcompileError
 
 if TYPE_CHECKING:
-    from nmcompile.folding import Progress
+    from nmcompile.progress import Progress
 
 _P = ParamSpec("_P")
 

@@ -20,13 +20,13 @@ import msgspec
 import numpy as np
 
 from nmcompile import runtime
-from nmcompile.bench.machine import describe_machine
-from nmcompile.bench.noise import LoadMeter
 from nmcompile.devices.process import die_with_parent
 from nmcompile.errors import InputError, NmcompileError
-from nmcompile.roofs import RoofLoop, time_roofs
+from nmcompile.machine.describe import describe_machine
+from nmcompile.machine.load import LoadMeter
+from nmcompile.machine.roofs import RoofLoop, time_roofs
+from nmcompile.machine.trial import Trial, measure_trial, thread_counts
 from nmcompile.runtime.native import available_threads, native_runtime
-from nmcompile.tuning.measure import Trial, measure_trial, thread_counts
 
 
 def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Request: `artifact` and `inputs`, the .nmc and the .npz file to run; `outputs`, the .npz file to
     leave; `threads` (null: all cores); `rounds`, `warmup`; `roofs`, null or the `library` of the
-    loops of `nmcompile.roofs` and what it says of its `loop`.
+    loops of `nmcompile.machine.roofs` and what it says of its `loop`.
 
     Answer: `samples_ms` of all timed runs; `layers`, a list of {layer, symbol, ms}; `threads`;
     `load_ms`; `machine`, as results of nmc bench describe it; `load`, what else was on its cores;

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nmcompile.errors import ModelError
-from nmcompile.passes.check_dtypes import check_dtypes
-from nmcompile.passes.graph import Graph
+from nmcompile.passes.checks.dtypes import check_dtypes
+from nmcompile.passes.graphs.interface import Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def open_model(
     # Whoever holds an object of a framework has imported that framework already.
     if "torch" in sys.modules:
         from nmcompile.frontends import torch_frontend
-        from nmcompile.passes.fx_graph import FxGraph
+        from nmcompile.passes.graphs.fx.graph import FxGraph
 
         if torch_frontend.is_torch_model(model):
             module = torch_frontend.to_graph(model, example_inputs, shapes)
@@ -97,7 +97,7 @@ def open_model(
 
 def _open_onnx(source: Any, title: str, shapes: Mapping[str, Sequence[int]] | None) -> SourceModel:
     from nmcompile.frontends import onnx_frontend
-    from nmcompile.passes.onnx_graph import OnnxGraph
+    from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 
     loaded = onnx_frontend.load(source, shapes)
     return SourceModel(

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
-from nmcompile.passes.fx_nodes import VIEW
+from nmcompile.passes.graphs.fx.nodes import VIEW
 
 Examples = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nmcompile.errors import TargetError
-from nmcompile.kernels.avx512 import rows as avx512
-from nmcompile.kernels.avx512 import verdicts
-from nmcompile.kernels.problem import MADE_FOR, Candidate, Lowered, Problem
+from nmcompile.kernels.avx512 import contest, linear
+from nmcompile.kernels.avx512.panel import rows as panel
+from nmcompile.kernels.avx512.sliding import rows as sliding
+from nmcompile.kernels.avx512.winograd import rows as winograd
+from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
 from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
+from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
 
 RoofKind = Literal["fma", "load"]
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
@@ -72,7 +75,7 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
     )
     yield Kernel(
         f"conv2d_f16_depthwise__{arch}", "conv2d", arch, "float16", False,
-        gpu.refuse_depthwise, verdicts.accept, gpu.one_config, gpu.lower_depthwise, None,
+        gpu.refuse_depthwise, accept, one_config, gpu.lower_depthwise, None,
     )  # fmt: skip
     for name, op, kind in kinds:
         if wgmma and kind is TensorCoreConv:
@@ -82,53 +85,53 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
         yield _tensor_core(f"{name}_dense", kind(arch, "dense"), op)
     yield Kernel(
         f"pool2d_f16__{arch}", "pool2d", arch, "float16", False,
-        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_pool, None,
+        accept, accept, one_config, gpu.lower_pool, None,
     )  # fmt: skip
     yield Kernel(
         f"global_average_f16__{arch}", "global_average", arch, "float16", False,
-        verdicts.accept, verdicts.accept, gpu.one_config, gpu.lower_global_average, None,
+        accept, accept, one_config, gpu.lower_global_average, None,
     )  # fmt: skip
 
 
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
-        verdicts.refuse_depthwise, verdicts.accept, avx512.one_config, avx512.lower_depthwise,
+        sliding.refuse_depthwise, accept, one_config, sliding.lower_depthwise,
     ),
     Kernel(
         "conv2d_f32_winograd_one_by_n__avx512", "conv2d", "avx512", "float32", True,
-        verdicts.refuse_winograd_one_by_n, verdicts.decline_winograd_one_by_n,
-        avx512.winograd_one_by_n_configs, avx512.lower_winograd,
+        winograd.refuse_winograd_one_by_n, contest.decline_winograd_one_by_n,
+        winograd.winograd_one_by_n_configs, winograd.lower_winograd,
     ),
     Kernel(
         "conv2d_f32_one_by_n__avx512", "conv2d", "avx512", "float32", True,
-        verdicts.refuse_one_by_n, verdicts.decline_one_by_n,
-        avx512.one_by_n_configs, avx512.lower_panel,
+        panel.refuse_one_by_n, contest.decline_one_by_n,
+        panel.one_by_n_configs, panel.lower_panel,
     ),
     Kernel(
         "conv2d_f32_nm__avx512", "conv2d", "avx512", "float32", True,
-        verdicts.refuse_nm, verdicts.decline_nm, avx512.nm_configs, avx512.lower_panel, "load",
+        panel.refuse_nm, contest.decline_nm, panel.nm_configs, panel.lower_panel, "load",
     ),
     Kernel(
         "conv2d_f32_winograd__avx512", "conv2d", "avx512", "float32", False,
-        verdicts.refuse_winograd, verdicts.decline_winograd,
-        avx512.winograd_dense_configs, avx512.lower_winograd,
+        winograd.refuse_winograd, contest.decline_winograd,
+        winograd.winograd_dense_configs, winograd.lower_winograd,
     ),
     Kernel(
         "conv2d_f32_dense__avx512", "conv2d", "avx512", "float32", False,
-        verdicts.accept, verdicts.accept, avx512.dense_configs, avx512.lower_panel,
+        accept, accept, panel.dense_configs, panel.lower_panel,
     ),
     Kernel(
         "linear_f32_dense__avx512", "linear", "avx512", "float32", False,
-        verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_linear,
+        accept, accept, one_config, linear.lower_linear,
     ),
     Kernel(
         "pool2d_f32__avx512", "pool2d", "avx512", "float32", False,
-        verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_pool,
+        accept, accept, one_config, sliding.lower_pool,
     ),
     Kernel(
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
-        verdicts.accept, verdicts.accept, avx512.one_config, avx512.lower_global_average,
+        accept, accept, one_config, sliding.lower_global_average,
     ),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip

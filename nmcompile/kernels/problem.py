@@ -14,8 +14,6 @@ from nmcompile.sparsity import Detection
 
 Array = npt.NDArray[np.generic]
 
-MADE_FOR = "made for "  # opens the refusal of a kernel that is for other problems altogether
-
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -104,3 +102,8 @@ class Lowered:
     def emit_func(self) -> Any:
         """The TIR function, emitted anew."""
         return self.emit(*self.args)
+
+
+def with_bias(values: Array, bias: npt.NDArray[np.float32] | None) -> dict[str, Array]:
+    """The constants of a kernel without a packing of its own, as `Lowered.arrays`."""
+    return {"values": values} if bias is None else {"values": values, "bias": bias}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from nmcompile.errors import NmcompileError, PatternError
 
 if TYPE_CHECKING:
-    from nmcompile.passes.channel_search import LayerSearch
-    from nmcompile.passes.fx_graph import FxGraph
+    from nmcompile.passes.graphs.fx.graph import FxGraph
+    from nmcompile.passes.permutation.search import LayerSearch
 
 IMAGE = 224
 """Height and width of the default example, which every image classifier takes."""
@@ -88,7 +88,7 @@ class Arrangement:
 
     def _traced(self, model: nn.Module, method: str) -> FxGraph:
         from nmcompile.frontends.torch_frontend import to_graph
-        from nmcompile.passes.fx_graph import FxGraph
+        from nmcompile.passes.graphs.fx.graph import FxGraph
 
         examples = self.example_inputs
         if examples is None:

@@ -20,7 +20,7 @@ from nmcompile.train.parametrizations import FixedMask, MaskedWeight
 from nmcompile.train.patterns import block_pattern, nm_pattern
 
 if TYPE_CHECKING:
-    from nmcompile.passes.channel_search import LayerSearch
+    from nmcompile.passes.permutation.search import LayerSearch
     from nmcompile.sparsity.groups import Array
 
 
@@ -91,7 +91,7 @@ class ASP(_OneShot):
             self.arrangement = Arrangement(example_inputs, seed, time_limit)
 
     def _search(self) -> LayerSearch:
-        from nmcompile.passes.channel_search import GroupSearch
+        from nmcompile.passes.permutation.search import GroupSearch
 
         return GroupSearch(self.pattern)
 
@@ -149,7 +149,7 @@ class OneByN(_OneShot):
         return magnitude_mask(norms, self.density)
 
     def _search(self) -> LayerSearch:
-        from nmcompile.passes.channel_search import BlockSearch
+        from nmcompile.passes.permutation.search import BlockSearch
 
         def rule(norms: Array) -> Array:
             return np.asarray(self._kept(torch.from_numpy(norms)).numpy())

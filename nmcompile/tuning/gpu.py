@@ -6,10 +6,10 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from nmcompile.errors import DeviceError, InputError
+from nmcompile.machine.trial import Measured
 from nmcompile.runtime import gpu
 from nmcompile.targets import Target, find_target
 from nmcompile.tuning.database import TuningDatabase
-from nmcompile.tuning.measure import Measured
 from nmcompile.tuning.measure_gpu import measure_on_gpu
 from nmcompile.tuning.tuner import Contest
 

@@ -1,4 +1,4 @@
-"""Kernels compiled to be measured: `nmcompile.tuning.measure` times them, here or elsewhere."""
+"""Kernels compiled to be measured: `nmcompile.machine.trial` times them, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tvm
 
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Array, Lowered, Problem
-from nmcompile.tuning.measure import Measured, Operand, TimedKernel, Trial, measure_trial
+from nmcompile.machine.trial import Measured, Operand, TimedKernel, Trial, measure_trial
 
 
 @dataclass(frozen=True, eq=False)

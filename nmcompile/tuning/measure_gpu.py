@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.kernels.cuda_build import compile_cubin, cuda_source
-from nmcompile.kernels.cuda_launch import LoadedKernels, Memory, gpu_memory
+from nmcompile.kernels.cuda.build import compile_cubin, cuda_source
+from nmcompile.kernels.cuda.launch import LoadedKernels, Memory, gpu_memory
 from nmcompile.kernels.problem import Lowered
 from nmcompile.runtime.cuda import Cuda, open_cuda
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from nmcompile.devices import Fleet, Job, Outcome, list_devices
 from nmcompile.errors import DeviceError
+from nmcompile.machine.trial import Measured
 from nmcompile.targets import Target
 from nmcompile.tuning.library import compile_kernels
-from nmcompile.tuning.measure import Measured
 from nmcompile.tuning.tuner import Contest
 
 LIBRARY, ARRAYS = "kernels.so", "arrays.npz"  # on the device

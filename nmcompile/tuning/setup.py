@@ -19,7 +19,7 @@ from nmcompile.tuning.tuner import tune as tune_layers
 
 if TYPE_CHECKING:
     from nmcompile.devices import Fleet
-    from nmcompile.folding import Progress
+    from nmcompile.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)

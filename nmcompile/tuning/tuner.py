@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from nmcompile.errors import TargetError
 from nmcompile.kernels.catalog import Kernel, OpKind, choose, rows_for
 from nmcompile.kernels.problem import Lowered, Problem
+from nmcompile.machine.trial import Measured, thread_counts
 from nmcompile.targets import find_target
 from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config, problem_key
 from nmcompile.tuning.library import measure
-from nmcompile.tuning.measure import Measured, thread_counts
 
 CANDIDATES = 8  # of the kernel that the model chose
 OTHERS = 3  # of every other that can run the problem

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from nmcompile.kernels.cuda_build import CudaSource, Launch
+from nmcompile.kernels.cuda.build import CudaSource, Launch
 from tests.cuda_emulator.translate import translate
 
 Array = npt.NDArray[Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from nmcompile.kernels.cuda_build import Launch
+from nmcompile.kernels.cuda.build import Launch
 
 Names = Sequence[str]
 

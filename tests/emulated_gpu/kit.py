@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.gpu_kit import write_kit
-from nmcompile.kernels.cuda_build import CudaSource
+from nmcompile.kernels.cuda.build import CudaSource
 from nmcompile.kernels.sparse_tensor_core.tiles import Method
 from nmcompile.kernels.spec import Conv2d
 from tests.cuda_emulator.run import emulated_library

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nmcompile
 from nmcompile import runtime
 from nmcompile.bench.engines.engine import Array, Engine
+from nmcompile.version import VERSION
 
 
 class Nmcompile(Engine):
@@ -15,7 +15,7 @@ class Nmcompile(Engine):
 
     def __init__(self, model: Path, shapes: Mapping[str, Sequence[int]], threads: int) -> None:
         """Load the artifact `model`; its shapes are its own."""
-        self.version = nmcompile.__version__
+        self.version = VERSION
         self.session = runtime.load(model, threads=threads)
         self.inputs = [spec.name for spec in self.session.inputs]
 

@@ -11,7 +11,8 @@ from typing import Final
 from nmcompile.bench.baselines import DENSE, baseline_of
 from nmcompile.bench.engines.table import OURS
 from nmcompile.bench.ratios import ratio_interval
-from nmcompile.bench.results import LOCAL, Case, Machine, Roofs, Run
+from nmcompile.bench.results import LOCAL, Case, Roofs, Run
+from nmcompile.machine.describe import Machine
 
 ROUNDS: Final = 5  # fewer say nothing about the spread
 

@@ -18,6 +18,7 @@ from nmcompile.kernels.avx512.emit import (
     store,
 )
 from nmcompile.kernels.prim_func import PrimFuncBuilder
+from nmcompile.kernels.problem import Lowered, Problem, with_bias
 from nmcompile.kernels.spec import Epilogue, Linear
 
 PANEL = 4  # vectors of output features computed together: four streams of weights
@@ -98,3 +99,15 @@ def emit_linear(name: str, linear: Linear, epilogue: Epilogue) -> object:
             with T.parallel(0, panels) as panel:
                 panel_rows(panel, T.int32(full), rest)
     return func.result()
+
+
+def lower_linear(name: str, problem: Problem, config: None) -> Lowered:
+    """Dense matrix product."""
+    linear = problem.spec
+    assert isinstance(linear, Linear) and problem.weight is not None
+    width = PANEL * LANES
+    bias = problem.bias
+    if bias is not None:
+        bias = np.pad(bias, (0, -len(bias) % width))
+    args = (name, linear, problem.epilogue)
+    return Lowered(emit_linear, args, with_bias(pack_linear(problem.weight), bias))

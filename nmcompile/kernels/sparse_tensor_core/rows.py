@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.kernels.problem import MADE_FOR, Array, Candidate, Lowered, Problem
+from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core.channelwise import (
     emit_depthwise,
     emit_global_average,
@@ -30,6 +30,7 @@ from nmcompile.kernels.sparse_tensor_core.tiles import (
 )
 from nmcompile.kernels.sparse_tensor_core.tiling import conv_configs
 from nmcompile.kernels.spec import Conv2d, GlobalAverage, Linear, Pool2d
+from nmcompile.kernels.verdict import MADE_FOR
 from nmcompile.sparsity import NM, Dense
 from nmcompile.sparsity.tensor_core import GROUP, KEPT, first_broken_group
 
@@ -151,11 +152,6 @@ def ungrouped(problem: Problem) -> Problem:
         whole[out, into] = weight[out]
     # What one group holds says little of the whole: its zeros count, whatever the pattern.
     return replace(problem, spec=replace(conv, groups=1), weight=whole, detection=None)
-
-
-def one_config(problem: Problem) -> Sequence[Candidate]:
-    """Nothing to choose: kernels without tiles."""
-    return ()
 
 
 def refuse_depthwise(problem: Problem) -> str | None:

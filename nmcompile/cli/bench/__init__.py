@@ -1,0 +1,1 @@
+"""`nmc bench` and its commands: run, compare, report."""

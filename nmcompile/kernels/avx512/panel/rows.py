@@ -1,0 +1,64 @@
+"""What stands behind the panel rows of the catalogue: verdicts, tile sizes and lowering.
+
+Every verdict is None or a sentence for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nmcompile.kernels.avx512.panel.config import PanelConfig, lists_of
+from nmcompile.kernels.avx512.panel.conv import emit_panel_conv
+from nmcompile.kernels.avx512.panel.packing import pack_conv
+from nmcompile.kernels.avx512.panel.tiling import dense_outputs, own_configs, shared_configs
+from nmcompile.kernels.problem import Candidate, Lowered, Problem
+from nmcompile.kernels.verdict import refuse_pattern
+from nmcompile.sparsity import NM, OneByN, Unstructured
+
+
+def refuse_one_by_n(problem: Problem) -> str | None:
+    """Weights in 1xN blocks."""
+    return refuse_pattern(problem, (OneByN,), "1xN")
+
+
+def refuse_nm(problem: Problem) -> str | None:
+    """N:M and unstructured weights."""
+    return refuse_pattern(problem, (NM, Unstructured), "N:M or unstructured")
+
+
+def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
+    """Lists shared by the N output channels of a block."""
+    assert problem.detection is not None
+    pattern = problem.detection.pattern
+    assert isinstance(pattern, OneByN)
+    density = problem.detection.density
+    return shared_configs(problem.conv, pattern.n, density, False)
+
+
+def nm_configs(problem: Problem) -> Sequence[Candidate]:
+    """One list per output channel; of fixed length where the groups fit the input channels."""
+    assert problem.detection is not None
+    pattern, density = problem.detection.pattern, problem.detection.density
+    return own_configs(problem.conv, pattern, density)
+
+
+def dense_configs(problem: Problem) -> Sequence[Candidate]:
+    """All rows, no lists."""
+    return shared_configs(problem.conv, dense_outputs(problem.conv), 1.0, True)
+
+
+def lower_panel(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:
+    """Panel convolution with tiles from the `..._configs` function of its row."""
+    assert config is not None
+    conv = problem.conv
+    assert problem.weight is not None
+    packed = pack_conv(problem.weight, conv, config)
+    arrays = dict(packed.arrays)
+    if problem.bias is not None:
+        padded = np.zeros((conv.groups, lists_of(conv, config) * config.lane_outputs), np.float32)
+        padded[:, : conv.group_out] = problem.bias.reshape(conv.groups, -1)
+        arrays["bias"] = padded.reshape(-1)
+    args = (name, conv, problem.epilogue, config, packed.sizes)
+    return Lowered(emit_panel_conv, args, arrays)

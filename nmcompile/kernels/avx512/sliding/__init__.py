@@ -1,0 +1,1 @@
+"""Windows that slide over one channel at a time: depthwise convolution and pooling."""

@@ -1,0 +1,34 @@
+"""Verdicts and tile sizes that rows of the catalogue share, whatever their target.
+
+A verdict is None or a sentence for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nmcompile.kernels.problem import Candidate, Problem
+from nmcompile.sparsity import Dense, Pattern
+
+MADE_FOR = "made for "  # opens the refusal of a kernel that is for other problems altogether
+
+
+def accept(problem: Problem) -> str | None:
+    """Take every problem."""
+    return None
+
+
+def refuse_pattern(problem: Problem, kinds: tuple[type[Pattern], ...], names: str) -> str | None:
+    """Weights that do not hold a pattern of some `kinds`."""
+    assert problem.detection is not None
+    pattern, density = problem.detection.pattern, problem.detection.density
+    if isinstance(pattern, Dense):
+        return f"the weight is dense (density {density:.2f})"
+    if not isinstance(pattern, kinds):
+        return f"{MADE_FOR}{names}, not {pattern}"
+    return None
+
+
+def one_config(problem: Problem) -> Sequence[Candidate]:
+    """Nothing to choose: kernels without tiles."""
+    return ()

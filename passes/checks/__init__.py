@@ -1,0 +1,1 @@
+"""What a model must not have, whatever is to be done with it."""

@@ -1,0 +1,219 @@
+"""The graph interface over a `torch.fx.GraphModule` in functional aten form.
+
+`nmcompile.frontends.torch_frontend.to_graph` makes such modules: parameters are `get_attr` nodes,
+operators are `torch.ops.aten` overloads without in-place forms.
+"""
+
+import copy
+import warnings
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import fx
+
+from nmcompile.passes.graphs.fx.nodes import (
+    CONV,
+    LINEAR,
+    NAME,
+    arguments_of,
+    bias_node,
+    data_node,
+    is_pure,
+    layer_name,
+    weight_node,
+)
+from nmcompile.passes.graphs.fx.reading import FxReader
+from nmcompile.passes.graphs.interface import Array, Op, Value, unique_name
+
+aten = torch.ops.aten
+
+
+class FxGraph(FxReader):
+    """Edits the module it is given; weights that change become new parameters of it."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        """Take over `module`, a functional aten graph, and name its layers."""
+        super().__init__(module)
+        self._name_layers()
+
+    def native(self) -> fx.GraphModule:
+        """The module, recompiled after the edits."""
+        self.module.graph.lint()
+        self.module.recompile()
+        return self.module
+
+    def copy(self) -> "FxGraph":
+        """A deep copy, weights included."""
+        return FxGraph(_deep_copy(self.module))
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Rewire the readers of `old`."""
+        cast(fx.Node, old).replace_all_uses_with(cast(fx.Node, new))
+
+    def drop_operand(self, op: Op, index: int) -> None:
+        """`aten.add` has two operands: its readers now read the one that stays."""
+        self.replace(op.output, op.inputs[1 - index])
+
+    def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
+        """Store new parameters under the layer's module path; matrix products become linear."""
+        node: fx.Node = op.handle
+        arguments, data = arguments_of(node), data_node(node)
+        old = self._tensor(weight_node(node))
+        assert old is not None
+        with self.module.graph.inserting_before(node):
+            arguments["weight"] = self._new_constant(f"{op.name}.weight", weight, old.dtype)
+            arguments["bias"] = (
+                None if bias is None else self._new_constant(f"{op.name}.bias", bias, old.dtype)
+            )
+        if op.kind == "linear":
+            node.target = aten.linear.default
+            node.args = (data, arguments["weight"], arguments["bias"])
+            node.kwargs = {}
+        else:
+            node.args = tuple(arguments.values())
+            node.kwargs = {}
+        self.sweep()
+        self._settle_names({op.name: node})
+
+    def reorder(self, constant: Value, axis: int, order: Array) -> None:
+        """Store a reordered copy under the same path."""
+        node = cast(fx.Node, constant)
+        tensor = self._tensor(node)
+        assert tensor is not None
+        index = torch.from_numpy(np.asarray(order, np.int64)).to(tensor.device)
+        self._delete(str(node.target))
+        self._store(str(node.target), tensor.detach().index_select(axis, index))
+
+    def fold_constants(self) -> list[str]:
+        """Run every node whose inputs are constants; in-place and random operators stay."""
+        values: dict[fx.Node, Any] = {}
+        gone: list[str] = []
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr":
+                tensor = self._tensor(node)
+                if tensor is not None:
+                    values[node] = tensor.detach()
+            elif is_pure(node) and all(source in values for source in node.all_input_nodes):
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                with torch.no_grad():
+                    values[node] = node.target(*args, **kwargs)
+                gone.append(node.name)
+        readers: dict[str, fx.Node] = {}
+        for node, value in values.items():
+            if node.op == "get_attr" or not isinstance(value, torch.Tensor):
+                continue
+            if all(user in values for user in node.users):
+                continue
+            with self.module.graph.inserting_before(node):
+                constant = self._new_constant(node.name, value.contiguous(), value.dtype)
+            node.replace_all_uses_with(constant)
+            readers.update((u.meta[NAME], u) for u in constant.users if NAME in u.meta)
+        self.sweep()
+        self._settle_names(readers)
+        return gone
+
+    def sweep(self) -> int:
+        """Erase nodes without readers, guards and assertions among them, and unused constants."""
+        erased = 0
+        graph = self.module.graph
+        for node in reversed(list(graph.nodes)):
+            if node.op not in ("placeholder", "output") and not node.users:
+                erased += node.op != "get_attr"
+                graph.erase_node(node)
+        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        stored = [
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
+        ]
+        for target, _ in stored:
+            if target not in used:
+                self._delete(target)
+        return erased
+
+    def check(self) -> None:
+        """The graph lints, and its recorded shapes are what its operators compute."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+        try:
+            self.module.graph.lint()
+        except RuntimeError as error:
+            raise AssertionError(f"fx graph does not lint: {error}") from error
+        copied = _deep_copy(self.module)
+        inputs = [n.meta["val"] for n in copied.graph.nodes if n.op == "placeholder"]
+        before = {node.name: self.shape(node) for node in copied.graph.nodes}
+        mode = inputs[0].fake_mode if inputs else FakeTensorMode(allow_non_fake_inputs=True)
+        FakeTensorProp(copied, mode).propagate_dont_convert_inputs(*inputs)
+        for node in copied.graph.nodes:
+            now = FxGraph.shape(self, node)
+            known = before[node.name]
+            assert known is None or known == now, f"{node.name}: recorded {known}, computed {now}"
+
+    def _new_constant(self, wanted: str, value: Any, dtype: torch.dtype) -> fx.Node:
+        """A `get_attr` node on a new parameter (buffer, if integer) under a free name."""
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        tensor = tensor.detach().to(dtype)
+        used = {str(n.target) for n in self.module.graph.nodes if n.op == "get_attr"}
+        used.update(name for name, _ in self.module.named_modules())
+        target = unique_name(wanted, used)
+        self._delete(target)
+        self._store(target, tensor)
+        node = self.module.graph.get_attr(target)
+        node.meta["val"] = tensor.to(device="meta")
+        return node
+
+    def _settle_names(self, layers: dict[str, fx.Node]) -> None:
+        """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
+        for name, node in layers.items():
+            for constant, leaf in ((weight_node(node), "weight"), (bias_node(node), "bias")):
+                if constant is None or constant.op != "get_attr" or len(constant.users) > 1:
+                    continue
+                used = {n.target for n in self.module.graph.nodes if n.op == "get_attr"}
+                wanted, tensor = f"{name}.{leaf}", self._tensor(constant)
+                if wanted not in used and tensor is not None:
+                    self._delete(str(constant.target))
+                    self._store(wanted, tensor)
+                    constant.target = wanted
+
+    def _store(self, target: str, tensor: torch.Tensor) -> None:
+        path, _, leaf = target.rpartition(".")
+        owner: torch.nn.Module = self.module
+        for part in filter(None, path.split(".")):
+            if not isinstance(getattr(owner, part, None), torch.nn.Module):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        if tensor.is_floating_point():
+            owner.register_parameter(leaf, torch.nn.Parameter(tensor.detach(), requires_grad=False))
+        else:
+            owner.register_buffer(leaf, tensor)
+
+    def _delete(self, target: str) -> None:
+        path, _, leaf = target.rpartition(".")
+        try:
+            owner = self.module.get_submodule(path)
+        except AttributeError:
+            return
+        if isinstance(getattr(owner, leaf, None), torch.Tensor):
+            delattr(owner, leaf)
+
+    def _name_layers(self) -> None:
+        computed: set[fx.Node] = set()  # whatever depends on an input: no weight
+        layers = []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder" or not computed.isdisjoint(node.all_input_nodes):
+                computed.add(node)
+            if node.target in CONV or node.target in LINEAR:
+                if weight_node(node) not in computed and data_node(node) in computed:
+                    layers.append(node)
+        taken = {node.meta[NAME] for node in layers if NAME in node.meta}
+        for node in layers:
+            if NAME not in node.meta:
+                node.meta[NAME] = unique_name(layer_name(node), taken)
+
+
+def _deep_copy(module: fx.GraphModule) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        # Copying torch's own tree specs trips over a deprecation inside torch.
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)

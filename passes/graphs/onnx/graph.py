@@ -1,0 +1,250 @@
+"""The graph interface over an `onnx_ir.Model`.
+
+`nmcompile.frontends.onnx_frontend.load` makes such models: weights are initializers (never graph
+inputs or Constant nodes), functions are inlined, shapes are inferred.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from nmcompile.passes.graphs.interface import (
+    Array,
+    Op,
+    Value,
+    unique_name,
+)
+from nmcompile.passes.graphs.onnx.constants import RANDOM, evaluate
+from nmcompile.passes.graphs.onnx.nodes import (
+    GRAPHS,
+    LAYERS,
+    NAME,
+    layer_name,
+)
+from nmcompile.passes.graphs.onnx.reading import OnnxReader
+
+
+class OnnxGraph(OnnxReader):
+    """Edits the model it is given; weights that change become new initializers of it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        """Take over `model` and name its layers."""
+        super().__init__(model)
+        self._name_layers()
+
+    def native(self) -> onnx.ModelProto:
+        """The model as a protobuf, weights included."""
+        return ir.to_proto(self.model)
+
+    def copy(self) -> "OnnxGraph":
+        """A copy that shares the contents of the weights (which are never written to)."""
+        return OnnxGraph(self.model.clone())
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Rewire the readers of `old`; a graph output keeps its name."""
+        source, target = cast(ir.Value, old), cast(ir.Value, new)
+        producer, graph = source.producer(), self.model.graph
+        if source.is_graph_output():
+            # The name of an output is part of the model's interface: `new` takes it over, or is
+            # copied under it where it has a name to keep.
+            assert producer is not None
+            name, result = source.name, target
+            source.name = unique_name(f"{name}_replaced", self._value_names())
+            if target.producer() is None or target.is_graph_output():
+                copied = ir.node("Identity", [target], name=f"{name}_output")
+                result = copied.outputs[0]
+                result.shape, result.type = source.shape, source.type
+                graph.insert_after(producer, copied)
+            result.name = name
+            for index, output in enumerate(graph.outputs):
+                if output is source:
+                    graph.outputs[index] = result
+        source.replace_all_uses_with(target)
+
+    def drop_operand(self, op: Op, index: int) -> None:
+        """Add becomes its other operand; Sum loses one of its inputs."""
+        node: ir.Node = op.handle
+        kept = [value for i, value in enumerate(node.inputs) if i != index]
+        if len(kept) == 1:
+            self.replace(op.output, kept[0])
+            return
+        for i, value in enumerate(kept):
+            node.replace_input_with(i, value)
+        node.resize_inputs(len(kept))
+
+    def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
+        """Store new initializers under the layer's name; matrix products become Gemm."""
+        node: ir.Node = op.handle
+        old = node.inputs[1]
+        assert old is not None and old.const_value is not None
+        dtype = old.const_value.numpy().dtype
+        if node.op_type == "MatMul" and bias is None:
+            weight = weight.T
+        elif op.kind == "linear":
+            rank = self.shape(op.inputs[0])
+            assert rank is not None and len(rank) == 2, "Gemm takes matrices only"
+            node.op_type = "Gemm"
+            node.attributes["transB"] = ir.AttrInt64("transB", 1)
+        node.resize_inputs(2 if bias is None else 3)
+        node.replace_input_with(1, self._new_constant(f"{op.name}.weight", weight.astype(dtype)))
+        if bias is not None:
+            node.replace_input_with(2, self._new_constant(f"{op.name}.bias", bias.astype(dtype)))
+        self.sweep()
+        self._settle_names([node])
+
+    def reorder(self, constant: Value, axis: int, order: Array) -> None:
+        """Give the initializer a reordered tensor; other graphs keep the old one."""
+        value = cast(ir.Value, constant)
+        assert value.const_value is not None
+        moved = np.take(value.const_value.numpy(), order, axis)
+        value.const_value = ir.tensor(moved, dtype=value.const_value.dtype, name=value.name)
+
+    def fold_constants(self) -> list[str]:
+        """Evaluate nodes whose inputs are constants, and shapes that are known."""
+        gone: list[str] = []
+        while found := self._fold_constants_once():
+            gone += found
+            nodes = self.model.graph
+            if all(self.shape(value) is not None for node in nodes for value in node.outputs):
+                break
+            # Paddings and target shapes that were computed are known now, and more behind them.
+            ShapeInferencePass(strict_mode=False)(self.model)
+        return gone
+
+    def _fold_constants_once(self) -> list[str]:
+        graph, gone = self.model.graph, list[str]()
+        constants: dict[ir.Value, Array] = {}
+        foldable = [node for node in graph if self._mark_constant(node, constants)]
+        # Results are dropped after their last reader: the masks of a network would not fit.
+        waiting = Counter(v for node in foldable for v in set(node.inputs) if v is not None)
+        marked, failed = set(foldable), set[ir.Value]()
+        for node in foldable:
+            results = None
+            if failed.isdisjoint(v for v in node.inputs if v is not None):
+                results = self._evaluate(node, constants)
+            for value in set(node.inputs):
+                if value is not None:
+                    waiting[value] -= 1
+            if results is None:
+                failed.update(node.outputs)
+                self._keep_alive(node, constants)
+            else:
+                gone.append(node.name or node.op_type)
+                constants.update(zip(node.outputs, results, strict=True))
+                for value in node.outputs:
+                    if any(user not in marked for user, _ in value.uses()):
+                        self._materialise(value, constants)
+            for value in [*node.inputs, *node.outputs]:
+                if value is not None and not waiting[value]:
+                    constants.pop(value, None)
+        self.sweep()
+        self._settle_names(list(graph))
+        return gone
+
+    def sweep(self) -> int:
+        """Erase nodes without readers and unused initializers."""
+        graph, erased = self.model.graph, 0
+        for node in reversed(list(graph)):
+            if all(not value.uses() and not value.is_graph_output() for value in node.outputs):
+                graph.remove(node, safe=True)
+                erased += 1
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del graph.initializers[name]
+        return erased
+
+    def check(self) -> None:
+        """The checker of the onnx package, with full shape inference, has no complaint."""
+        try:
+            onnx.checker.check_model(self.native(), full_check=True)
+        except Exception as error:
+            raise AssertionError(f"onnx checker: {error}") from error
+
+    def _mark_constant(self, node: ir.Node, constants: dict[ir.Value, Array]) -> bool:
+        """Whether the node can be computed now; its outputs are then keys of `constants`."""
+        if node.domain != "" or node.op_type in RANDOM:
+            return False
+        if any(attr.type in GRAPHS for attr in node.attributes.values()):
+            return False
+        if any(value.is_graph_output() for value in node.outputs):
+            return False
+        data = node.inputs[0] if node.inputs else None
+        static = node.op_type in ("Shape", "Size") and self.shape(cast(ir.Value, data)) is not None
+        known = (v is None or v in constants or self.constant(v) is not None for v in node.inputs)
+        if not static and not all(known):
+            return False
+        constants.update(dict.fromkeys(node.outputs, np.empty(0)))
+        return True
+
+    def _evaluate(self, node: ir.Node, constants: dict[ir.Value, Array]) -> Sequence[Array] | None:
+        proto = ir.serde.serialize_node(node)
+        feeds: dict[str, Array] = {}
+        for value in node.inputs:
+            if value is None:
+                continue
+            array = constants.get(value)
+            if array is None:
+                array = self.constant(value)
+            if array is None:
+                # Only Shape and Size are marked without contents: any array of the shape will do.
+                array = np.broadcast_to(np.zeros((), np.int8), self.shape(value) or ())
+            feeds[str(value.name)] = array
+        return evaluate(proto, feeds, self.model.graph.opset_imports[""])
+
+    def _keep_alive(self, node: ir.Node, constants: dict[ir.Value, Array]) -> None:
+        """The node stays in the graph, so what it reads must be there too."""
+        for value in node.inputs:
+            if value in constants and value.producer() is not None and constants[value].size:
+                self._materialise(value, constants)
+
+    def _materialise(self, value: ir.Value, constants: dict[ir.Value, Array]) -> None:
+        value.replace_all_uses_with(self._new_constant(f"{value.name}", constants[value]))
+
+    def _new_constant(self, wanted: str, array: Array) -> ir.Value:
+        name = unique_name(wanted, self._value_names())
+        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        value.shape = ir.Shape(array.shape)
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        self.model.graph.register_initializer(value)
+        return value
+
+    def _value_names(self) -> set[str]:
+        graph = self.model.graph
+        names = {str(value.name) for node in graph.all_nodes() for value in node.outputs}
+        names.update(str(value.name) for value in graph.inputs)
+        return names | set(graph.initializers)
+
+    def _settle_names(self, nodes: Sequence[ir.Node]) -> None:
+        """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
+        taken = self._value_names()
+        for node in nodes:
+            for value, leaf in zip(node.inputs[1:], ("weight", "bias"), strict=False):
+                if NAME not in node.meta or value is None or self.uses(value) > 1:
+                    continue
+                wanted, tensor = f"{node.meta[NAME]}.{leaf}", value.const_value
+                if value.is_initializer() and tensor is not None and wanted not in taken:
+                    taken.add(wanted)
+                    # Not renamed in place: other graphs and the user's model share the tensor.
+                    renamed = self._new_constant(wanted, tensor.numpy())
+                    value.replace_all_uses_with(renamed)
+                    del self.model.graph.initializers[str(value.name)]
+
+    def _name_layers(self) -> None:
+        computed: set[ir.Value] = set(self.model.graph.inputs)
+        layers = []
+        for node in self.model.graph:
+            if any(value in computed for value in node.inputs):
+                computed.update(node.outputs)
+            # The first input decides: among weight computations there are products of constants.
+            activation = node.op_type in LAYERS and node.inputs[0] in computed
+            if activation and node.inputs[1] not in computed:
+                layers.append(node)
+        taken = {str(node.meta[NAME]) for node in layers if NAME in node.meta}
+        for node in layers:
+            if NAME not in node.meta:
+                node.meta[NAME] = unique_name(layer_name(node), taken)

@@ -1,0 +1,67 @@
+"""Reading single ONNX nodes: attributes with defaults, and the modules that they came from."""
+
+import ast
+import contextlib
+import re
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from nmcompile.passes.graphs.interface import weight_owner
+
+NAME = "nmcompile_name"
+"""The key of node metadata under which a layer keeps its name."""
+LAYERS = ("Conv", "Gemm", "MatMul")
+
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+"""Types of attributes that hold subgraphs."""
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    return int(node.attributes.get_int(name, default))
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute, or its default."""
+    return float(node.attributes.get_float(name, default))
+
+
+def ints_attribute(node: ir.Node, name: str, default: Sequence[int]) -> Sequence[int]:
+    """A list attribute, or its default."""
+    return [int(i) for i in node.attributes.get_ints(name, tuple(default))]
+
+
+def layer_name(node: ir.Node) -> str:
+    """The weight's name through whatever computes it, else the module path in the node's name."""
+    layer, seen = [node.inputs[1]], set[ir.Value | None]()
+    while layer:
+        for value in layer:
+            owner = weight_owner(str(value.name if value else ""))
+            if owner and value is not None and value.is_initializer():
+                return owner
+        seen.update(layer)
+        producers = [value.producer() for value in layer if value is not None]
+        following = [v for p in producers if p is not None for v in p.inputs if v not in seen]
+        layer = list(dict.fromkeys(following))
+    return module_scope(node) or str(node.name or node.outputs[0].name)
+
+
+def module_scope(node: ir.Node) -> str:
+    """The module path that torch's exporters leave in a node, or ""."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    with contextlib.suppress(ValueError, SyntaxError, IndexError, TypeError):
+        # torch's dynamo exporter: ['', 'layer1.0', 'layer1.0.conv1', 'conv2d_3'].
+        scope = ast.literal_eval(scopes)[-2]
+        if isinstance(scope, str) and scope:
+            return scope
+    # torch's legacy exporter: /layer1/layer1.0/conv1/Conv is module layer1.0.conv1.
+    path = re.fullmatch(rf"/(.+)/{node.op_type}(?:_\d+)?", node.name or "")
+    if path is None:
+        return ""
+    parts: list[str] = []
+    for part in path[1].split("/"):
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    return ".".join(parts)

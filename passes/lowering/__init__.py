@@ -1,0 +1,1 @@
+"""From a Relax module to calls of our kernels, and what TVM computes itself."""

@@ -1,0 +1,176 @@
+"""TVM's own lowering for what no kernel of ours computes, fused and run on all threads.
+
+TVM leaves such functions as serial loops on a CPU. The spatial loops of each are fused and run in
+parallel; LLVM vectorises the innermost ones.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, tirx
+
+from nmcompile.kernels.avx512.join import NAME as JOIN
+from nmcompile.kernels.catalog import find_row
+from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.view import is_call_of
+
+# Operators to the end: the VM passes the same memory on.
+VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
+MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it gains
+
+
+def lower_fallback(module: Any) -> Any:
+    """Legalise, fuse and schedule every operator that is still a Relax call."""
+    module = fuse_operators(module)
+    for var, func in module.functions_items():
+        if is_others(var, func):
+            module.update_func(var, _parallelise(func))
+    return module
+
+
+def fuse_operators(module: Any) -> Any:
+    """Turn every operator that is still a Relax call into TIR, with what can be fused behind it."""
+    entries = [
+        var.name_hint for var, func in module.functions_items() if isinstance(func, relax.Function)
+    ]
+    passes = tvm.transform.Sequential(
+        [
+            relax.transform.LegalizeOps(skip_ops=VIEWS),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(entries),
+        ]
+    )
+    return passes(module)
+
+
+def is_others(var: Any, func: Any) -> bool:
+    """Whether a function is TVM's lowering of operators, without a schedule."""
+    ours = is_kernel(var.name_hint) or var.name_hint.startswith(JOIN)
+    return isinstance(func, tirx.PrimFunc) and not ours
+
+
+def is_kernel(symbol: str) -> bool:
+    """Whether a function is one of the catalogue's, and not TVM's lowering."""
+    return find_row(symbol) is not None
+
+
+def _parallelise(func: Any) -> Any:
+    """Inline what is only passed on, then run the outer spatial loops of each block in parallel."""
+    schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        try:
+            schedule.compute_inline(block)
+        except s_tir.ScheduleError:
+            continue  # an output, or a block that does more than pass a value on
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        loops = schedule.get_loops(block)
+        kinds = [int(var.iter_type) for var in schedule.get(block).iter_vars]
+        if len(kinds) != len(loops):
+            continue
+        spatial = []
+        for loop, kind in zip(loops, kinds, strict=True):
+            if kind != tirx.IterVar.DataPar:
+                break
+            spatial.append(loop)
+        # The last loop stays serial inside, so that LLVM vectorises along contiguous memory.
+        outer = spatial[:-1] if len(spatial) == len(loops) else spatial
+        extent = math.prod(int(schedule.get(loop).extent) for loop in loops)
+        if outer and extent >= MIN_PARALLEL:
+            schedule.parallel(schedule.fuse(*outer))
+    return schedule.mod["main"]
+
+
+def kernel_calls(module: Any) -> list[tuple[str, int | None]]:
+    """The calls of `main` in execution order, those of the functions it calls included.
+
+    Returns:
+        For each the function's name and, of a kernel of ours, its number among
+        `LoweredModule.calls`, which lists the early part before the rest.
+    """
+    bodies = {
+        var.name_hint: _calls_in(func)
+        for var, func in module.functions_items()
+        if isinstance(func, relax.Function) and var.name_hint in ("main", EARLY)
+    }
+    early = [symbol for symbol in bodies.get(EARLY, ()) if is_kernel(symbol)]
+    numbers = {EARLY: 0, "main": len(early)}
+
+    def expand(name: str) -> Iterator[tuple[str, int | None]]:
+        number = numbers[name]
+        for symbol in bodies[name]:
+            if symbol in bodies:
+                yield from expand(symbol)
+            elif is_kernel(symbol):
+                yield symbol, number
+                number += 1
+            else:
+                yield symbol, None
+
+    return list(expand("main"))
+
+
+def _calls_in(function: Any) -> list[str]:
+    """What a function calls, in order: TIR functions, and the early part."""
+    found = []
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if not isinstance(value, relax.Call):
+                continue
+            name = str(getattr(value.op, "name", ""))
+            if name in ("relax.call_tir", "relax.call_tir_inplace"):
+                found.append(str(value.args[0].name_hint))
+            elif is_call_of(value, EARLY):
+                found.append(EARLY)
+    return found
+
+
+def output_types(module: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of everything that `main` returns."""
+    ty = module["main"].body.body.ty
+    fields = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
+    return [(tuple(int(extent) for extent in t.shape), str(t.dtype)) for t in fields]
+
+
+def build_library(module: Any, target: Any) -> bytes:
+    """Compile a lowered module for Relax's virtual machine, to the bytes of a shared library.
+
+    TVM's default pipeline looks for reshapes inside every TIR function and stops at functions that
+    are not built of its blocks, as ours are not; reshapes are still operators here, so that pass
+    is left out.
+    """
+    executable = relax.build(
+        module, target, relax_pipeline=machine_pipeline(), tir_pipeline=TIR_PIPELINE
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.so"
+        executable.export_library(str(path))
+        return path.read_bytes()
+
+
+def machine_pipeline(*extra: Any) -> Any:
+    """From calls of TIR functions to the virtual machine; `extra` runs once memory is planned."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            *extra,
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

@@ -1,0 +1,275 @@
+"""Find convolution, linear and pooling operators in a Relax function, with what fuses behind them.
+
+A group starts at an operator with constant weights and grows along its only user:
+
+1. a per-channel constant added: the bias;
+2. a tensor of the same shape added, once: the residual;
+3. an activation, which ends the group: relu, clip (also as minimum and maximum), sigmoid, silu,
+   hard-sigmoid, hard-swish, gelu, in the spellings that torch and ONNX exports use.
+
+Zero padding in front of a convolution becomes part of it. Values with other users are never
+absorbed, so nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+
+from nmcompile.kernels.catalog import OpKind
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.passes.lowering.activations import ActivationMatcher
+from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
+
+FloatArray = npt.NDArray[np.float32]
+
+
+MAX_WINDOW = 256  # taps; the pooling kernel writes all of them out
+
+
+@dataclass(eq=False)
+class Group:
+    """One operator and what is fused into it.
+
+    `members` are the variables whose bindings the group replaces; the last one, `out`, keeps its
+    place in the function.
+    """
+
+    op: OpKind
+    spec: Conv2d | Linear | Pool2d | GlobalAverage
+    x: Expr
+    out: Expr
+    weight: FloatArray | None = None
+    bias: FloatArray | None = None
+    residual: Expr = None
+    activation: Activation = field(default_factory=Activation)
+    members: list[Expr] = field(default_factory=list)
+    overwrites: bool = False  # whether nothing reads the residual's memory any more
+
+    @property
+    def epilogue(self) -> Epilogue:
+        """What the kernel fuses."""
+        return Epilogue(self.bias is not None, self.residual is not None, self.activation)
+
+
+class Matcher:
+    """Definitions and uses of one function, and the groups found in it."""
+
+    def __init__(self, function: Any) -> None:
+        self._view = FunctionView(function)
+        self._activations = ActivationMatcher(self._view)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups, in the order of their first operator."""
+        found = []
+        for var, value in self._view.definitions.items():
+            group = self._root(var, value)
+            if group is not None:
+                self._grow(group)
+                self._view.taken.update(group.members)
+                found.append(group)
+        self._find_overwrites(found)
+        return found
+
+    def leftovers(self) -> list[str]:
+        """Names of the operators that no group takes, in order."""
+        taken = {var for group in self.groups for var in group.members}
+        names = []
+        for var, value in self._view.definitions.items():
+            if isinstance(value, relax.Call) and var not in taken:
+                names.append(operator_name(value))
+        return names
+
+    # Step 1. Operators that start a group.
+
+    def _root(self, var: Expr, value: Expr) -> Group | None:
+        op = self._view.op(var)
+        if not isinstance(value, relax.Call) or shape_of(var) is None:
+            return None
+        if str(var.ty.dtype) != "float32":
+            return None
+        if op == "nn.conv2d":
+            return self._conv(var, value)
+        if op == "matmul":
+            return self._linear(var, value)
+        if op in ("nn.max_pool2d", "nn.avg_pool2d"):
+            return self._pool(var, value, op)
+        if op == "mean":
+            return self._mean(var, value)
+        return None
+
+    def _conv(self, var: Expr, value: Expr) -> Group | None:
+        x, attrs = value.args[0], value.attrs
+        weight, shape, out = constant(value.args[1]), shape_of(x), shape_of(var)
+        if weight is None or shape is None or out is None or weight.dtype != np.float32:
+            return None
+        if (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW"):
+            return None
+        padding = [int(p) for p in attrs.padding]
+        members = [var]
+        padded = self._zero_padding(x)
+        if padded is not None:
+            if self._view.only_user(x) is not None:
+                members = [x, var]
+            x, extra = padded
+            padding = [a + b for a, b in zip(padding, extra, strict=True)]
+            inner = shape_of(x)
+            assert inner is not None
+            shape = inner
+        spec = Conv2d(
+            batch=shape[0],
+            in_channels=shape[1],
+            in_height=shape[2],
+            in_width=shape[3],
+            out_channels=weight.shape[0],
+            kernel=(weight.shape[2], weight.shape[3]),
+            stride=(int(attrs.strides[0]), int(attrs.strides[1])),
+            padding=(padding[0], padding[1], padding[2], padding[3]),
+            dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+            groups=int(attrs.groups),
+        )
+        if out != (spec.batch, spec.out_channels, spec.out_height, spec.out_width):
+            return None
+        return Group("conv2d", spec, x, var, weight, members=members)
+
+    def _zero_padding(self, x: Expr) -> tuple[Expr, list[int]] | None:
+        """(input, (top, left, bottom, right)) of a zero padding of rows and columns only."""
+        if self._view.op(x) != "nn.pad":
+            return None
+        attrs = self._view.definitions[x].attrs
+        width = [int(p) for p in attrs.pad_width]
+        value = getattr(attrs, "pad_value", 0.0)
+        value = getattr(value, "value", value)
+        if attrs.pad_mode != "constant" or float(value) != 0 or len(width) != 8 or any(width[:4]):
+            return None
+        if min(width) < 0 or shape_of(self._view.args(x)[0]) is None:
+            return None
+        return self._view.args(x)[0], [width[4], width[6], width[5], width[7]]
+
+    def _linear(self, var: Expr, value: Expr) -> Group | None:
+        x, weight, shape = value.args[0], constant(value.args[1]), shape_of(value.args[0])
+        if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2:
+            return None
+        spec = Linear(shape[:-1], weight.shape[0], weight.shape[1])
+        return Group("linear", spec, x, var, np.ascontiguousarray(weight.T), members=[var])
+
+    def _pool(self, var: Expr, value: Expr, op: str) -> Group | None:
+        x, attrs = value.args[0], value.attrs
+        shape, out = shape_of(x), shape_of(var)
+        if shape is None or out is None or attrs.layout != "NCHW":
+            return None
+        padding = [int(p) for p in attrs.padding]
+        kernel = [int(k) for k in attrs.pool_size]
+        for axis in (0, 1):
+            # Heads pool with windows far larger than the image; what is outside does not count.
+            if out[2 + axis] == 1 and padding[axis] == 0 and padding[axis + 2] == 0:
+                kernel[axis] = min(kernel[axis], shape[2 + axis])
+        if op == "nn.avg_pool2d" and out[2:] == (1, 1) and tuple(kernel) == shape[2:]:
+            average = GlobalAverage(shape[0], shape[1], shape[2], shape[3], out)
+            return Group("global_average", average, x, var, members=[var])
+        if kernel[0] * kernel[1] > MAX_WINDOW:
+            return None
+        spec = Pool2d(
+            kind="max" if op == "nn.max_pool2d" else "average",
+            batch=shape[0],
+            channels=shape[1],
+            in_height=shape[2],
+            in_width=shape[3],
+            out_height=out[2],
+            out_width=out[3],
+            kernel=(kernel[0], kernel[1]),
+            stride=(int(attrs.strides[0]), int(attrs.strides[1])),
+            padding=(padding[0], padding[1], padding[2], padding[3]),
+            dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+            count_include_pad=bool(attrs.count_include_pad),
+        )
+        return Group("pool2d", spec, x, var, members=[var])
+
+    def _mean(self, var: Expr, value: Expr) -> Group | None:
+        shape, out = shape_of(value.args[0]), shape_of(var)
+        axes = value.attrs.axis
+        if shape is None or out is None or len(shape) != 4 or axes is None:
+            return None
+        if {int(a) % 4 for a in axes} != {2, 3}:
+            return None
+        average = GlobalAverage(shape[0], shape[1], shape[2], shape[3], out)
+        return Group("global_average", average, value.args[0], var, members=[var])
+
+    # Step 2. What follows the operator.
+
+    def _grow(self, group: Group) -> None:
+        if group.op not in ("conv2d", "linear"):
+            return
+        while group.activation.kind == "none":
+            found = self._activations.match(group.out)
+            if found is not None:
+                group.activation, members = found
+                self._extend(group, members)
+                return
+            user = self._view.only_user(group.out)
+            if user is None or self._view.op(user) != "add" or not self._absorb_add(group, user):
+                return
+            self._extend(group, [user])
+
+    def _extend(self, group: Group, members: list[Expr]) -> None:
+        group.members += members
+        group.out = members[-1]
+
+    def _absorb_add(self, group: Group, user: Expr) -> bool:
+        left, right = self._view.args(user)
+        other = right if left.same_as(group.out) else left
+        if other.same_as(group.out) or shape_of(user) != shape_of(group.out):
+            return False
+        value = constant(other)
+        if value is None:
+            if group.residual is not None or shape_of(other) != shape_of(user):
+                return False
+            group.residual = other
+            return True
+        bias = _per_channel(value, group)
+        if bias is None:
+            return False
+        group.bias = bias if group.bias is None else group.bias + bias
+        return True
+
+    # Step 3. Residuals whose memory the output may take.
+
+    def _find_overwrites(self, groups: list[Group]) -> None:
+        """Mark the groups that are the last to read their residual.
+
+        Only residuals that a group has made and only groups read: anything else might be a view of
+        the same memory, or run at another place once TVM has fused it.
+        """
+        owner = {var: group for group in groups for var in group.members}
+        made = {group.out for group in groups}
+        place = {var: index for index, var in enumerate(self._view.definitions)}
+        for group in groups:
+            residual = group.residual
+            if residual not in made or residual in self._view.outputs:
+                continue
+            readers = [owner.get(user) for user in self._view.users[residual]]
+            group.overwrites = not group.x.same_as(residual) and all(
+                reader is not None and place[reader.out] <= place[group.out] for reader in readers
+            )
+
+
+def _per_channel(value: npt.NDArray[Any], group: Group) -> FloatArray | None:
+    """A constant that is added to every pixel of a channel, as (out,); None for other shapes."""
+    channels = group.spec.out_channels if isinstance(group.spec, Conv2d) else 0
+    if isinstance(group.spec, Linear):
+        channels, axis = group.spec.out_features, 1
+    else:
+        axis = 3
+    shape = (1,) * (8 - value.ndim) + value.shape
+    where = len(shape) - axis
+    if value.dtype != np.float32 or any(e != 1 for i, e in enumerate(shape) if i != where):
+        return None
+    if shape[where] not in (1, channels):
+        return None
+    return np.broadcast_to(value.reshape(-1), (channels,)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Which channels share an order, and the search for better ones."""
