@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from nmcompile.bundle import Bundle, write_bundle
     from nmcompile.compiler import CompileResult, compile, enforce, fold
     from nmcompile.inspection import InspectionReport, LayerReport, inspect
+    from nmcompile.sparsity import Pruning
+    from nmcompile.tuning.request import Tuning
 
 __version__ = VERSION
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "CompileResult",
     "InspectionReport",
     "LayerReport",
+    "Pruning",
+    "Tuning",
     "compile",
     "enforce",
     "fold",
@@ -35,6 +39,8 @@ _HOMES = {
     "CompileResult": "nmcompile.compiler",
     "InspectionReport": "nmcompile.inspection",
     "LayerReport": "nmcompile.inspection",
+    "Pruning": "nmcompile.sparsity",
+    "Tuning": "nmcompile.tuning.request",
     "compile": "nmcompile.compiler",
     "enforce": "nmcompile.compiler",
     "fold": "nmcompile.compiler",

@@ -7,8 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +24,15 @@ from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_choice
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
-from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable
-from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
+from nmcompile.sparsity import PROJECT, VERIFY, Dense, Detection, OneByN, Pruning, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
 from nmcompile.version import VERSION
 
 if TYPE_CHECKING:
-    from nmcompile.devices import Fleet
-    from nmcompile.tuning.setup import Tuning
+    from nmcompile.tuning.request import Tuning
+    from nmcompile.tuning.setup import OpenTuning
 
 PERMUTING = "searching orders of channels"
 """The stage of `enforce` that a time limit bounds."""
@@ -79,16 +79,8 @@ def compile(
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     pattern: str = "auto",
-    enforce: bool = False,
-    density: float | None = None,
-    exclude: Sequence[str] = (),
-    permute: bool = False,
-    seed: int = 0,
-    time_limit: float = 60.0,
-    tune: bool = False,
-    tune_on: Fleet | None = None,
-    tuning_db: str | os.PathLike[str] | None = None,
-    tuning_cpu: str | None = None,
+    pruning: Pruning = VERIFY,
+    tuning: Tuning | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -102,31 +94,20 @@ def compile(
         shapes: input shapes by name, where an ONNX model leaves them open.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", ... is verified first;
             "dense" ignores all zeros.
-        enforce: project layers that break `pattern`, instead of refusing the model.
-        density: share of weights kept when 1xN or unstructured is enforced.
-        exclude: layer names (wildcards allowed) that `pattern` does not concern.
-        permute: whether channels are first put in an order that `enforce` drops less of; only
-            with that, see the function of this name.
-        seed: of that search.
-        time_limit: seconds that it may take.
-        tune: measure the candidates of every layer on this machine's CPU or GPU, which must be one
-            of the target's; what `tuning_db` knows already is not measured again.
-        tune_on: an `nmcompile.devices.Fleet` to do that on instead; its devices have one kind of
-            CPU, which the model is then compiled for.
-        tuning_db: a JSON file of measurements to choose kernels by, extended with `tune`.
-        tuning_cpu: a part of the name of the CPU model whose measurements those are, without
-            `tune`; None for this machine's.
+        pruning: what may be done to layers that break `pattern`, and which layers it concerns;
+            by default they are verified.
+        tuning: measurements to choose kernels by; None for the analytical model alone.
         progress: told about every stage.
 
     Raises:
         ModelError: the model cannot be read or imported.
-        PatternError: a layer breaks the pattern, or `permute` does not go with it.
+        PatternError: a layer breaks the pattern, or `pruning` does not go with it.
         TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
         DeviceError: "cuda" on a machine without a GPU; tuning where the target's code cannot run,
-            or on devices that are not there, fail or differ; what was measured before is in
-            `tuning_db`.
-        InputError: `tuning_db` is no tuning database, or missing without `tune`; `tuning_cpu` is
-            not one of its models; `tune_on` without `tune`, or for a GPU target.
+            or on devices that are not there, fail or differ; what was measured before is in the
+            database.
+        InputError: the tuning database is none, or missing without `measure`; its `cpu` is not one
+            of its models; `on` without `measure`, or for a GPU target.
         ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
@@ -137,36 +118,26 @@ def compile(
     from nmcompile.kernels.cores import assuming_cores
     from nmcompile.tuning.setup import open_tuning
 
-    tuning = open_tuning(chosen, tuning_db, cpu_model=tuning_cpu, tune=tune, fleet=tune_on)
+    opened = open_tuning(chosen, tuning)
     stage = Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
+    projects = pruning.mode == "project"
     if pattern not in ("auto", "dense"):
-        stage(PERMUTING if permute else "checking the pattern")
-        mode: Literal["project", "verify"] = "project" if enforce else "verify"
-        done = enforce_graph(
-            source.graph,
-            pattern,
-            mode=mode,
-            density=density,
-            exclude=exclude,
-            permute=permute,
-            seed=seed,
-            time_limit=time_limit,
-            on_step=lambda done, total: stage(PERMUTING, done, total),
-        )
+        stage(PERMUTING if pruning.permute else "checking the pattern")
+        on_step = partial(stage, PERMUTING)
+        done = EnforcePattern(pattern, pruning, on_step).call(source.graph)
         refuse_trivial(done)
-        notes += [f"{note.layer}: {note.text}" for note in done.notes if enforce]
+        notes += [f"{note.layer}: {note.text}" for note in done.notes if projects]
         if not done.finished:
-            notes.append(f"{PERMUTING} ended by the time limit of {time_limit:g} s")
-    elif enforce or permute:
-        option = "--enforce" if enforce else "--permute"
+            notes.append(f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s")
+    elif pruning != VERIFY:
         raise PatternError(
-            f"{option} needs to know the pattern to project to; found {pattern!r}: name one, for "
-            "example 2:4 or 1x16"
+            f"pruning (--enforce, --density, --exclude, --permute) needs to know the pattern; "
+            f"found {pattern!r}: name one with --pattern, for example 2:4 or 1x16"
         )
-    with assuming_cores(tuning.cores if tuning is not None else None):
-        built = _build(source, chosen, pattern == "dense", tuning, stage)
+    with assuming_cores(opened.cores if opened is not None else None):
+        built = _build(source, chosen, pattern == "dense", opened, stage)
     notes += built.notes
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")
@@ -198,11 +169,7 @@ def enforce(
     model: Any,
     pattern: str,
     *,
-    density: float | None = None,
-    exclude: Sequence[str] = (),
-    permute: bool = False,
-    seed: int = 0,
-    time_limit: float = 60.0,
+    pruning: Pruning = PROJECT,
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress = silent,
@@ -213,13 +180,7 @@ def enforce(
     Args:
         model: as in `compile`.
         pattern: what to project onto.
-        density: share of weights to keep, for 1xN and unstructured.
-        exclude: layer names (wildcards allowed) to leave alone.
-        permute: whether channels are first put in an order that keeps more of the weights: input
-            channels for N:M, output channels for 1xN. The function of the folded model stays the
-            same; what projection drops of it does not.
-        seed: of that search, whose result depends on nothing else while there is time.
-        time_limit: seconds that it may take.
+        pruning: which layers, and how.
         example_inputs: as in `compile`.
         shapes: as in `compile`.
         progress: told about every stage.
@@ -233,15 +194,7 @@ def enforce(
         PatternError: the pattern is malformed, needs a density, or cannot be permuted for.
         ModelError: the model cannot be read.
     """
-    step = EnforcePattern(
-        pattern,
-        density=density,
-        exclude=exclude,
-        permute=permute,
-        seed=seed,
-        time_limit=time_limit,
-        on_step=lambda done, total: progress(PERMUTING, done, total),
-    )
+    step = EnforcePattern(pattern, pruning, partial(progress, PERMUTING))
     source, _ = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("projecting the weights")
     result = step.call(source.graph)
@@ -285,7 +238,7 @@ def _build(
     source: SourceModel,
     target: Target,
     dense: bool,
-    tuning: Tuning | None,
+    tuning: OpenTuning | None,
     stage: Stages,
 ) -> _Built:
     """Lower and compile a folded model."""

@@ -1,8 +1,7 @@
 """Verify that layers have a pattern, or project them onto it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -11,9 +10,11 @@ from nmcompile.passes.graphs.interface import Array, Graph, Layer, Note, PassRes
 from nmcompile.passes.permute_channels import OnStep, PermuteChannels, PermuteResult
 from nmcompile.sparsity import (
     NM,
+    PROJECT,
     LayerFacts,
     OneByN,
     Pattern,
+    Pruning,
     check,
     detect,
     energy_kept,
@@ -84,30 +85,15 @@ class EnforcePattern:
     def __init__(
         self,
         pattern: Pattern | str = "auto",
-        *,
-        mode: Literal["verify", "project"] = "project",
-        layers: Sequence[str] | None = None,
-        density: float | None = None,
-        exclude: Sequence[str] = (),
-        permute: bool = False,
-        seed: int = 0,
-        time_limit: float = 60.0,
+        pruning: Pruning = PROJECT,
         on_step: OnStep | None = None,
     ) -> None:
         """Set the pattern and the layers.
 
         Args:
             pattern: a pattern or its spelling, or "auto".
-            mode: "project" changes weights, "verify" never does.
-            layers: names or wildcards (`layer1.*`) of the only layers to look at; None for all
-                eligible ones.
-            density: share of weights to keep, for 1xN and unstructured projection. A layer that
-                has a 1xN pattern, but keeps more than this, is projected too.
-            exclude: names or wildcards of layers to leave alone.
-            permute: whether to search for an order of channels that keeps more: N:M and 1xN only.
-            seed: of that search, whose result depends on nothing else while there is time.
-            time_limit: seconds that it may take.
-            on_step: told how much of it is done.
+            pruning: which layers, and what may be done to them.
+            on_step: told how much of the search for an order of channels is done.
 
         Raises:
             PatternError: the spelling is no pattern, or `permute` does not go with the rest.
@@ -117,9 +103,8 @@ class EnforcePattern:
             self.pattern = pattern
         else:
             self.pattern = None if pattern.strip().lower() == "auto" else parse_pattern(pattern)
-        self.mode, self.layers, self.density, self.exclude = mode, layers, density, exclude
-        self.permute, self.seed, self.time_limit, self.on_step = permute, seed, time_limit, on_step
-        if permute:
+        self.pruning, self.on_step = pruning, on_step
+        if pruning.permute:
             self._check_permute(pattern)
 
     def call(self, graph: Graph) -> EnforceResult:
@@ -129,9 +114,11 @@ class EnforcePattern:
             PatternError: an unknown layer name, a missing density, or (mode "verify") a layer
                 without the pattern; names the layer, the number of violations and the first.
         """
-        skipped = left_out([_facts(layer) for layer in graph.layers()], self.layers, self.exclude)
+        skipped = left_out(
+            [_facts(layer) for layer in graph.layers()], self.pruning.layers, self.pruning.exclude
+        )
         rows: list[EnforcedLayer] = []
-        permuted = self._permute(graph, skipped) if self.permute else None
+        permuted = self._permute(graph, skipped) if self.pruning.permute else None
         modified = permuted is not None and permuted.modified
         orders = {row.layer: row for row in permuted.layers} if permuted is not None else {}
         breaches: list[str] = []
@@ -143,10 +130,10 @@ class EnforcePattern:
             reason, dropped = skipped.get(op.name), 0.0
             if self.pattern is not None and reason is None:
                 breach = self._breach(op.name, weight, self.pattern)
-                if breach is not None and self.mode == "verify":
+                if breach is not None and self.pruning.mode == "verify":
                     breaches.append(breach)
                 elif breach is not None:
-                    projected = project(weight, self.pattern, self.density)
+                    projected = project(weight, self.pattern, self.pruning.density)
                     dropped = 1.0 - energy_kept(weight, projected)
                     graph.set_weight(op, projected, op.bias)
                     weight, modified = projected, True
@@ -172,7 +159,7 @@ class EnforcePattern:
         return EnforceResult(graph, modified, tuple(map(_note, rows)), tuple(rows), finished)
 
     def _check_permute(self, pattern: Pattern | str) -> None:
-        if self.mode == "verify":
+        if self.pruning.mode == "verify":
             raise PatternError(
                 "permute: expected mode 'project', found 'verify', which changes no weight; "
                 "project with permute first and verify the result"
@@ -182,9 +169,10 @@ class EnforcePattern:
                 f"permute: expected an N:M or 1xN pattern, found {pattern}, for which the order of "
                 "channels is of no consequence; name one (2:4, 1x16), or leave permute out"
             )
-        if not self.time_limit >= 0:
+        if not self.pruning.time_limit >= 0:
             raise PatternError(
-                f"permute: expected a time limit of at least 0 seconds, found {self.time_limit}"
+                "permute: expected a time limit of at least 0 seconds, found "
+                f"{self.pruning.time_limit}"
             )
 
     def _permute(self, graph: Graph, skipped: Mapping[str, str]) -> PermuteResult:
@@ -199,15 +187,15 @@ class EnforcePattern:
         return PermuteChannels(
             self.pattern,
             names,
-            density=self.density,
-            seed=self.seed,
-            time_limit=self.time_limit,
+            density=self.pruning.density,
+            seed=self.pruning.seed,
+            time_limit=self.pruning.time_limit,
             on_step=self.on_step,
         ).call(graph)
 
     def _breach(self, name: str, weight: Array, pattern: Pattern) -> str | None:
         """What is wrong with the layer, or None."""
-        if self.density is not None and check(weight, pattern, self.density).ok:
+        if self.pruning.density is not None and check(weight, pattern, self.pruning.density).ok:
             return None
         result = check(weight, pattern)
         if not result.ok:
@@ -219,47 +207,20 @@ class EnforcePattern:
             kept = stored_share(weight, pattern)
         else:
             kept = np.count_nonzero(weight) / weight.size
-        if self.density is not None and kept > self._most(weight, pattern):
+        if self.pruning.density is not None and kept > self._most(weight, pattern):
             return (
                 f"layer {name}: its weight of shape {weight.shape} has {pattern}, but keeps "
-                f"{kept:.3f} of its weights; expected a density of at most {self.density}"
+                f"{kept:.3f} of its weights; expected a density of at most {self.pruning.density}"
             )
         return None
 
     def _most(self, weight: Array, pattern: Pattern) -> float:
         """The density that projection may leave: whole input channels, and at least one."""
-        assert self.density is not None
+        assert self.pruning.density is not None
         channels = weight.shape[1] if isinstance(pattern, OneByN) else weight.size
         if not isinstance(pattern, OneByN) and str(pattern) != "unstructured":
             return 1.0
-        return float(max(np.rint(self.density * channels), 1)) / channels
-
-
-def enforce(
-    graph: Graph,
-    pattern: Pattern | str = "auto",
-    *,
-    mode: Literal["verify", "project"] = "project",
-    layers: Sequence[str] | None = None,
-    density: float | None = None,
-    exclude: Sequence[str] = (),
-    permute: bool = False,
-    seed: int = 0,
-    time_limit: float = 60.0,
-    on_step: OnStep | None = None,
-) -> EnforceResult:
-    """Verify or project in place; arguments and errors as in `EnforcePattern`."""
-    return EnforcePattern(
-        pattern,
-        mode=mode,
-        layers=layers,
-        density=density,
-        exclude=exclude,
-        permute=permute,
-        seed=seed,
-        time_limit=time_limit,
-        on_step=on_step,
-    ).call(graph)
+        return float(max(np.rint(self.pruning.density * channels), 1)) / channels
 
 
 def _facts(layer: Layer) -> LayerFacts:

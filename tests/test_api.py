@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import nmcompile
+from nmcompile.errors import PatternError
 from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.sparsity import check, detect, parse_pattern
 from tests.tiny_models import SHAPE, conv_onnx, conv_weight, example, tiny_net
@@ -82,7 +83,11 @@ def test_compiling_leaves_the_torch_model_alone(tmp_path: Path) -> None:
     model = tiny_net().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     nmcompile.compile(
-        model, output=tmp_path / "m.nmc", example_inputs=example(), pattern="2:4", enforce=True
+        model,
+        output=tmp_path / "m.nmc",
+        example_inputs=example(),
+        pattern="2:4",
+        pruning=nmcompile.Pruning(),
     )
     assert model.training and model.norm1.training
     for name, value in model.state_dict().items():
@@ -191,10 +196,9 @@ def test_the_profile_names_the_layers_of_the_report(
 
 def test_enforcing_while_compiling_runs_the_projected_model(tmp_path: Path) -> None:
     x, model = example(), tiny_net()
-    found = compiled_output(
-        model, tmp_path, x, example_inputs=x, pattern="2:4", enforce=True, exclude=["narrow"]
-    )
-    expected = nmcompile.enforce(model, "2:4", exclude=["narrow"], example_inputs=x)
+    pruning = nmcompile.Pruning(exclude=["narrow"])
+    found = compiled_output(model, tmp_path, x, example_inputs=x, pattern="2:4", pruning=pruning)
+    expected = nmcompile.enforce(model, "2:4", pruning=pruning, example_inputs=x)
     assert_same(found, torch_output(expected, x))
 
 
@@ -244,7 +248,9 @@ def test_folding_an_onnx_model_keeps_its_function() -> None:
 
 
 def test_enforcing_gives_torch_layers_the_pattern() -> None:
-    sparse = nmcompile.enforce(tiny_net(), "1x16", density=0.25, example_inputs=(example(),))
+    sparse = nmcompile.enforce(
+        tiny_net(), "1x16", pruning=nmcompile.Pruning(density=0.25), example_inputs=(example(),)
+    )
     weights = [
         p for p in sparse.state_dict().values() if p.shape in ((16, 16, 3, 3), (16, 16, 1, 1))
     ]
@@ -272,7 +278,8 @@ def test_enforcing_permuted_channels_keeps_more_of_the_weights() -> None:
         stages.append(stage)
 
     sparse = nmcompile.enforce(
-        tiny_net(), "2:4", permute=True, seed=1, time_limit=20.0, example_inputs=(example(),),
+        tiny_net(), "2:4", pruning=nmcompile.Pruning(permute=True, seed=1, time_limit=20.0),
+        example_inputs=(example(),),
         progress=progress, report=results.append,
     )  # fmt: skip
     rows = [row for row in results[0].layers if row.skipped is None]
@@ -291,6 +298,22 @@ def test_enforcing_changes_nothing_that_has_the_pattern(sparse_onnx: Path) -> No
     x = example()
     sparse = nmcompile.enforce(sparse_onnx, "2:4")
     assert_same(onnx_outputs(sparse, x)[0], onnx_outputs(sparse_onnx, x)[0])
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        nmcompile.Pruning(),
+        nmcompile.Pruning("verify", exclude=["narrow"]),
+        nmcompile.Pruning("verify", permute=True),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["auto", "dense"])
+def test_pruning_without_a_pattern_is_refused(
+    pattern: str, pruning: nmcompile.Pruning, dense_onnx: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PatternError, match=f"needs to know the pattern; found '{pattern}'"):
+        nmcompile.compile(dense_onnx, output=tmp_path / "m.nmc", pattern=pattern, pruning=pruning)
 
 
 def test_inspecting_a_torch_model_counts_violations() -> None:

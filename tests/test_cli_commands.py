@@ -84,7 +84,7 @@ def test_compile_permutes_as_enforce_does(dense_onnx: Path, inputs: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--permute",), "--permute needs to know the pattern"),
+        (("--permute",), "needs to know the pattern; found 'auto'"),
         (("--permute", "--pattern", "2:4"), "expected mode 'project'"),
     ],
 )

@@ -110,7 +110,7 @@ def test_profile_names_the_layers(session: Session) -> None:
 
 def test_tuning_measures_here_and_keeps_the_result(tmp_path: Path) -> None:
     database, model = tmp_path / "tuning.json", tiny_net("2:4")
-    options = {"tune": True, "tuning_db": database}
+    options = {"tuning": nmcompile.Tuning(database, measure=True)}
     path = compiled(model, SHAPE, tmp_path, **options)
     before = database.read_bytes()
     (found,) = load(path).run(example()).values()

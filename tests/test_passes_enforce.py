@@ -12,9 +12,9 @@ from torch import nn
 
 from nmcompile.errors import PatternError
 from nmcompile.frontends import SourceModel, open_model
-from nmcompile.passes.enforce_pattern import enforce
+from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.pipeline import check_graph
-from nmcompile.sparsity import NM, OneByN, check, project, stored_share
+from nmcompile.sparsity import NM, OneByN, Pruning, check, project, stored_share
 from tests.seed_modules import assert_close, export_onnx, run_onnx, run_torch
 
 
@@ -53,7 +53,7 @@ def opened() -> SourceModel:
 def test_eligible_layers_are_projected_and_the_others_left() -> None:
     source = opened()
     before = {layer.name: layer.weight.copy() for layer in source.graph.layers()}
-    result = enforce(source.graph, "2:4")
+    result = EnforcePattern("2:4").call(source.graph)
     check_graph(source.graph)
     for layer in source.graph.layers():
         if layer.name in ("plain", "pointwise", "hidden"):
@@ -69,7 +69,7 @@ def test_eligible_layers_are_projected_and_the_others_left() -> None:
 def test_the_dropped_energy_is_that_of_the_removed_weights() -> None:
     source = opened()
     before = next(layer.weight for layer in source.graph.layers() if layer.name == "plain").copy()
-    result = enforce(source.graph, "1:4", layers=["plain"])
+    result = EnforcePattern("1:4", Pruning(layers=["plain"])).call(source.graph)
     after = next(layer.weight for layer in source.graph.layers() if layer.name == "plain")
     (row,) = (row for row in result.layers if row.layer == "plain")
     expected = 1 - np.sum(after.astype(np.float64) ** 2) / np.sum(before.astype(np.float64) ** 2)
@@ -80,21 +80,21 @@ def test_the_dropped_energy_is_that_of_the_removed_weights() -> None:
 
 def test_a_named_layer_is_eligible_whatever_it_is() -> None:
     source = opened()
-    enforce(source.graph, "2:4", layers=["stem", "fc"])
+    EnforcePattern("2:4", Pruning(layers=["stem", "fc"])).call(source.graph)
     held = {la.name for la in source.graph.layers() if check(la.weight, NM(2, 4)).ok}
     assert held == {"stem", "fc"}
 
 
 def test_excluded_layers_are_left_alone() -> None:
     source = opened()
-    enforce(source.graph, "2:4", exclude=["p*"])
+    EnforcePattern("2:4", Pruning(exclude=["p*"])).call(source.graph)
     held = {la.name for la in source.graph.layers() if check(la.weight, NM(2, 4)).ok}
     assert held == {"hidden"}
 
 
 def test_an_unknown_layer_name_is_an_error() -> None:
     with pytest.raises(PatternError, match=r"no layer is called plan: expected one of stem, plain"):
-        enforce(opened().graph, "2:4", exclude=["plan"])
+        EnforcePattern("2:4", Pruning(exclude=["plan"])).call(opened().graph)
 
 
 def test_verify_names_layer_count_and_first_violation() -> None:
@@ -102,7 +102,7 @@ def test_verify_names_layer_count_and_first_violation() -> None:
     weight = next(layer.weight for layer in source.graph.layers() if layer.name == "plain")
     breach = check(weight, NM(2, 4))
     with pytest.raises(PatternError) as caught:
-        enforce(source.graph, "2:4", mode="verify")
+        EnforcePattern("2:4", Pruning(mode="verify")).call(source.graph)
     message = str(caught.value)
     assert "layer plain" in message
     assert f"in {breach.violations} groups" in message and str(breach.first) in message
@@ -111,9 +111,9 @@ def test_verify_names_layer_count_and_first_violation() -> None:
 
 def test_verify_accepts_what_projection_made_and_changes_nothing() -> None:
     source = opened()
-    enforce(source.graph, "2:4")
+    EnforcePattern("2:4").call(source.graph)
     before = [layer.weight.copy() for layer in source.graph.layers()]
-    result = enforce(source.graph, "2:4", mode="verify")
+    result = EnforcePattern("2:4", Pruning(mode="verify")).call(source.graph)
     assert not result.modified
     after = [layer.weight for layer in source.graph.layers()]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
@@ -121,15 +121,15 @@ def test_verify_accepts_what_projection_made_and_changes_nothing() -> None:
 
 def test_1xn_that_keeps_more_than_the_density_is_an_error() -> None:
     with pytest.raises(PatternError, match=r"keeps 1\.000 of its weights"):
-        enforce(opened().graph, "1x16", mode="verify", density=0.5)
+        EnforcePattern("1x16", Pruning(mode="verify", density=0.5)).call(opened().graph)
 
 
 @given(st.sampled_from([4, 8, 16]), st.sampled_from([0.25, 0.5, 0.75]))
 @settings(max_examples=6, deadline=None)
 def test_1xn_projection_passes_verification(n: int, density: float) -> None:
     source = opened()
-    enforce(source.graph, OneByN(n), density=density)
-    result = enforce(source.graph, OneByN(n), mode="verify", density=density)
+    EnforcePattern(OneByN(n), Pruning(density=density)).call(source.graph)
+    result = EnforcePattern(OneByN(n), Pruning(mode="verify", density=density)).call(source.graph)
     kept = {row.layer: row.density for row in result.layers if not row.skipped}
     assert kept == {name: density for name in ("plain", "pointwise", "hidden")}
 
@@ -137,16 +137,17 @@ def test_1xn_projection_passes_verification(n: int, density: float) -> None:
 @pytest.mark.parametrize("density", [None, 0.5])
 def test_1xn_projection_of_unstructured_weights_passes_verification(density: float | None) -> None:
     source = opened()
-    enforce(source.graph, "unstructured", density=0.4)
-    enforce(source.graph, "1x16", density=0.5)
-    result = enforce(source.graph, "1x16", mode="verify", density=density)
+    EnforcePattern("unstructured", Pruning(density=0.4)).call(source.graph)
+    EnforcePattern("1x16", Pruning(density=0.5)).call(source.graph)
+    result = EnforcePattern("1x16", Pruning(mode="verify", density=density)).call(source.graph)
     assert not result.modified
 
 
 def test_zeros_inside_kept_blocks_do_not_count_as_dropped() -> None:
     source = opened()
-    enforce(source.graph, "unstructured", density=0.4)  # of a 3x3 window, hardly all weights
-    result = enforce(source.graph, "1x16", layers=["plain"], density=0.5)
+    # Of a 3x3 window hardly ever all weights are zero.
+    EnforcePattern("unstructured", Pruning(density=0.4)).call(source.graph)
+    result = EnforcePattern("1x16", Pruning(layers=["plain"], density=0.5)).call(source.graph)
     assert result.modified
     weight = next(layer.weight for layer in source.graph.layers() if layer.name == "plain")
     assert stored_share(weight, OneByN(16)) == 0.5
@@ -159,14 +160,14 @@ def test_a_1xn_layer_of_the_right_density_need_not_be_uniform() -> None:
     weight = op.weight.copy()  # 32 x 16: one group keeps 12 channels, the other 4
     weight[:16, 12:], weight[16:, 4:] = 0, 0
     source.graph.set_weight(op, weight, op.bias)
-    result = enforce(source.graph, "1x16", layers=["pointwise"], density=0.5)
+    result = EnforcePattern("1x16", Pruning(layers=["pointwise"], density=0.5)).call(source.graph)
     assert not result.modified
 
 
 def test_auto_changes_nothing() -> None:
     source = opened()
-    enforce(source.graph, "2:4", layers=["plain"])
-    result = enforce(source.graph, "auto")
+    EnforcePattern("2:4", Pruning(layers=["plain"])).call(source.graph)
+    result = EnforcePattern("auto").call(source.graph)
     assert not result.modified
     assert [str(row.pattern) for row in result.layers if row.layer == "plain"] == ["2:4"]
 
@@ -176,7 +177,7 @@ def test_onnx_weights_are_projected_like_torch_weights() -> None:
     model = Net().eval()
     source, twin = opened(), open_model(export_onnx(model, X))
     for graph in (source.graph, twin.graph):
-        enforce(graph, "2:4")
+        EnforcePattern("2:4").call(graph)
         check_graph(graph)
     for one, two in zip(source.graph.layers(), twin.graph.layers(), strict=True):
         assert one.name == two.name

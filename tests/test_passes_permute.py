@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from nmcompile.errors import PatternError
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel, open_model
-from nmcompile.passes.enforce_pattern import EnforcePattern, enforce
+from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.graphs.interface import Graph
 from nmcompile.passes.permutation.spaces import ChannelSpaces, axis_order, find_channel_spaces
 from nmcompile.passes.permute_channels import PermuteChannels, PermutedLayer
 from nmcompile.passes.pipeline import check_graph, run_pipeline
-from nmcompile.sparsity import NM, OneByN, check, energy_kept, parse_pattern, project
+from nmcompile.sparsity import NM, OneByN, Pruning, check, energy_kept, parse_pattern, project
 from tests.permutable_models import NETWORKS, X, conv_bn, network
 from tests.random_networks import Random
 from tests.seed_modules import assert_close, export_onnx, run_onnx, run_torch
@@ -276,11 +276,10 @@ def test_a_layer_with_a_pattern_of_its_own_keeps_its_channels_in_place() -> None
 
 def test_enforce_says_what_permuting_gains() -> None:
     plain, permuted = opened("residual", "folded onnx"), opened("residual", "folded onnx")
-    before = {row.layer: row for row in enforce(plain.graph, "2:4").layers}
+    before = {row.layer: row for row in EnforcePattern("2:4").call(plain.graph).layers}
     shares: list[int] = []
-    result = enforce(
-        permuted.graph, "2:4", permute=True, on_step=lambda done, total: shares.append(done)
-    )
+    step = EnforcePattern("2:4", Pruning(permute=True), lambda done, total: shares.append(done))
+    result = step.call(permuted.graph)
     check_graph(permuted.graph)
     assert result.finished and shares == sorted(shares) and shares[-1] == 1000
     for row in result.layers:
@@ -299,8 +298,8 @@ def test_enforce_says_what_permuting_gains() -> None:
 
 def test_a_layer_that_holds_the_pattern_keeps_it() -> None:
     source = opened("residual", "folded torch")
-    enforce(source.graph, "2:4", layers=["3.layers.1.0"])
-    result = enforce(source.graph, "2:4", permute=True)
+    EnforcePattern("2:4", Pruning(layers=["3.layers.1.0"])).call(source.graph)
+    result = EnforcePattern("2:4", Pruning(permute=True)).call(source.graph)
     rows = {row.layer: row for row in result.layers}
     assert rows["3.layers.1.0"].energy_dropped == 0.0
     assert rows["3.layers.1.0"].energy_dropped_in_order is None
@@ -312,7 +311,7 @@ def test_a_layer_that_holds_the_pattern_keeps_it() -> None:
 def test_a_seed_decides_the_result() -> None:
     def weights(seed: int) -> list[Array]:
         source = opened("residual", "folded torch")
-        enforce(source.graph, "2:4", permute=True, seed=seed)
+        EnforcePattern("2:4", Pruning(permute=True, seed=seed)).call(source.graph)
         return [layer.weight for layer in source.graph.layers()]
 
     one, two, other = weights(1), weights(1), weights(2)
@@ -322,7 +321,7 @@ def test_a_seed_decides_the_result() -> None:
 
 def test_without_time_the_model_is_projected_in_a_valid_order() -> None:
     source = opened("residual", "folded torch")
-    result = enforce(source.graph, "2:4", permute=True, time_limit=0.0)
+    result = EnforcePattern("2:4", Pruning(permute=True, time_limit=0.0)).call(source.graph)
     assert not result.finished
     assert all(row.skipped or check_held(source, row.layer) for row in result.layers)
 
@@ -332,24 +331,26 @@ def check_held(source: SourceModel, name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("pattern", "options", "message"),
     [
-        ({"pattern": "2:4", "mode": "verify"}, "expected mode 'project', found 'verify'"),
-        ({"pattern": "auto"}, "expected an N:M or 1xN pattern, found auto"),
-        ({"pattern": "unstructured", "density": 0.5}, "pattern, found unstructured"),
-        ({"pattern": "dense"}, "leave permute out"),
-        ({"pattern": "2:4", "time_limit": -1.0}, "at least 0 seconds, found -1.0"),
-        ({"pattern": "2:4", "time_limit": float("nan")}, "found nan"),
+        ("2:4", {"mode": "verify"}, "expected mode 'project', found 'verify'"),
+        ("auto", {}, "expected an N:M or 1xN pattern, found auto"),
+        ("unstructured", {"density": 0.5}, "pattern, found unstructured"),
+        ("dense", {}, "leave permute out"),
+        ("2:4", {"time_limit": -1.0}, "at least 0 seconds, found -1.0"),
+        ("2:4", {"time_limit": float("nan")}, "found nan"),
     ],
 )
-def test_permuting_for_nothing_is_an_error(options: dict[str, Any], message: str) -> None:
+def test_permuting_for_nothing_is_an_error(
+    pattern: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(PatternError, match=message):
-        EnforcePattern(permute=True, **options)
+        EnforcePattern(pattern, Pruning(permute=True, **options))
 
 
 def test_permuting_for_1xn_needs_a_density() -> None:
     with pytest.raises(PatternError, match="expected a density between 0 and 1"):
-        enforce(opened("flat", "torch").graph, "1x4", permute=True)
+        EnforcePattern("1x4", Pruning(permute=True)).call(opened("flat", "torch").graph)
 
 
 def test_the_bias_of_addmm_moves_too() -> None:

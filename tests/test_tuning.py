@@ -93,12 +93,9 @@ def test_entry_decides_kernel_and_tiles() -> None:
 
 def test_report_names_the_kernel_that_was_measured_fastest(tmp_path: Path) -> None:
     path, x = tmp_path / "tuning.json", torch.randn(1, 8, 12, 12)
-    options: dict[str, Any] = {
-        "output": tmp_path / "m.nmc",
-        "example_inputs": (x,),
-        "tuning_db": path,
-    }
-    nmcompile.compile(sparse_model(), tune=True, **options)
+    options: dict[str, Any] = {"output": tmp_path / "m.nmc", "example_inputs": (x,)}
+    measured = nmcompile.Tuning(path, measure=True)
+    nmcompile.compile(sparse_model(), tuning=measured, **options)
     text = path.read_text()
     document = json.loads(text)
     (entries,) = document["cpus"].values()
@@ -112,7 +109,7 @@ def test_report_names_the_kernel_that_was_measured_fastest(tmp_path: Path) -> No
         best = row.configs(make_problem("2:4", conv=conv))[0]
         entry |= {"kernel": name, "config": plain_config(best.config)}
     path.write_text(json.dumps(document))
-    report = nmcompile.compile(sparse_model(), **options).report
+    report = nmcompile.compile(sparse_model(), tuning=nmcompile.Tuning(path), **options).report
     assert report.layers[0].kernel == "conv2d_f32_dense__avx512"
     assert [layer.sparse for layer in report.layers] == [False, True]
     assert "measured slower" in report.layers[0].reason
@@ -152,8 +149,9 @@ def test_compile_with_tuning_runs_and_agrees(tmp_path: Path) -> None:
     model, x = sparse_model(), torch.randn(1, 8, 12, 12)
     path = tmp_path / "tuning.json"
     for tuned in (True, False):
+        tuning = nmcompile.Tuning(path, measure=tuned)
         result = nmcompile.compile(
-            model, output=tmp_path / "m.nmc", example_inputs=(x,), tune=tuned, tuning_db=path
+            model, output=tmp_path / "m.nmc", example_inputs=(x,), tuning=tuning
         )
         assert len(result.tuning) == 2
         assert all(0 < layer.ms <= layer.default_ms for layer in result.tuning)

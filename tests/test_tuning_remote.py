@@ -21,6 +21,7 @@ from nmcompile.runtime import cpu
 from nmcompile.runtime.native import available_threads
 from nmcompile.targets import find_target
 from nmcompile.tuning import tuner
+from nmcompile.tuning.request import Tuning
 from nmcompile.tuning.setup import open_tuning
 from tests.device_handlers import kill
 
@@ -93,9 +94,7 @@ def test_a_device_that_dies_costs_no_layer(
             result = nmcompile.compile(
                 sparse_onnx,
                 output=tmp_path / "m.nmc",
-                tune=True,
-                tune_on=Fleet(tracker, "mortal"),
-                tuning_db=path,
+                tuning=nmcompile.Tuning(path, measure=True, on=Fleet(tracker, "mortal")),
                 progress=kill_at_work,
             )
     assert len(entries_of(path)) == len(result.tuning) == LAYERS
@@ -158,7 +157,7 @@ def test_models_are_compiled_for_the_cores_of_the_devices(tracker: Address) -> N
     handler = "tests.device_handlers:of_fewer_cores"
     with DeviceServer("single", port=0, tracker=tracker, handler=handler):
         target, fleet = find_target("avx512"), Fleet(tracker, "single")
-        tuning = open_tuning(target, None, cpu_model=None, tune=True, fleet=fleet)
+        tuning = open_tuning(target, Tuning(measure=True, on=fleet))
     assert tuning is not None
     assert (tuning.database.machine, tuning.cores) == (cpu.model(), 1)
 
@@ -186,7 +185,9 @@ def test_measurements_of_another_cpu_are_chosen_by_its_name(
     sparse_onnx: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "tuning.json"
-    nmcompile.compile(sparse_onnx, output=tmp_path / "m.nmc", tune=True, tuning_db=path)
+    nmcompile.compile(
+        sparse_onnx, output=tmp_path / "m.nmc", tuning=nmcompile.Tuning(path, measure=True)
+    )
     document = json.loads(path.read_text())
     document["cpus"]["Xeon Gold 6/85"] = document["cpus"].pop(cpu.model())
     document["cpus"]["Xeon Silver 6/86"] = {}

@@ -19,10 +19,10 @@ from nmcompile.bench.onnx_export import export_onnx
 from nmcompile.bench.results import Artifact
 from nmcompile.bench.sources import ArtifactSource, file_digest
 from nmcompile.errors import DeclinedError, InputError
-from nmcompile.passes.enforce_pattern import enforce
+from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.graphs.interface import Graph
 from nmcompile.progress import Progress, silent
-from nmcompile.sparsity import Dense, detect
+from nmcompile.sparsity import Dense, Pruning, detect
 
 if TYPE_CHECKING:
     from nmcompile.frontends import SourceModel
@@ -103,7 +103,7 @@ class FoldedVariant(Variant):
         self._graph = source.graph.copy()
         self.macs = sum(layer.macs or 0 for layer in self._graph.layers())
         if spec.changes_weights and spec.pattern is not None:
-            done = enforce(self._graph, spec.pattern, mode="project", density=spec.density)
+            done = EnforcePattern(spec.pattern, Pruning(density=spec.density)).call(self._graph)
             pruned = {row.layer for row in done.layers if row.skipped is None}
             self.density = _density(self._graph, pruned)
         elif spec.pattern is not None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,6 +93,8 @@ def compile_model(
 ) -> None:
     """Compile a trained model into one artifact file."""
     from nmcompile import compiler
+    from nmcompile.sparsity import Pruning
+    from nmcompile.tuning.request import Tuning
 
     fleet = read_fleet(tracker, key, timeout)
     with working() as progress, _kept(tuning_db if tune else None):
@@ -102,16 +105,15 @@ def compile_model(
             target=target,
             shapes=shapes_of(shape),
             pattern=pattern,
-            enforce=enforce,
-            density=density,
-            exclude=exclude or (),
-            permute=permute,
-            seed=seed,
-            time_limit=time_limit,
-            tune=tune,
-            tune_on=fleet,
-            tuning_db=tuning_db,
-            tuning_cpu=tuning_cpu,
+            pruning=Pruning(
+                "project" if enforce else "verify",
+                density=density,
+                exclude=exclude or (),
+                permute=permute,
+                seed=seed,
+                time_limit=time_limit,
+            ),
+            tuning=Tuning(tuning_db, tune, fleet, tuning_cpu),
             progress=progress,
         )
     report, nbytes = result.report, output.stat().st_size
@@ -239,17 +241,17 @@ def enforce_model(
     from nmcompile.compiler import PERMUTING, refuse_trivial
     from nmcompile.folding import open_folded
     from nmcompile.passes.enforce_pattern import EnforcePattern
+    from nmcompile.sparsity import Pruning
 
     with working() as progress:
-        step = EnforcePattern(
-            pattern,
+        pruning = Pruning(
             density=density,
             exclude=exclude or (),
             permute=permute,
             seed=seed,
             time_limit=time_limit,
-            on_step=lambda done, total: progress(PERMUTING, done, total),
         )
+        step = EnforcePattern(pattern, pruning, partial(progress, PERMUTING))
         source, _ = open_folded(model, shapes=shapes_of(shape), progress=progress)
         progress("projecting the weights")
         result = step.call(source.graph)

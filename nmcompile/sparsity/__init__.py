@@ -6,15 +6,19 @@ from nmcompile.sparsity.eligible import LayerFacts, left_out
 from nmcompile.sparsity.pack import RowLists, pack_rows, unpack_rows
 from nmcompile.sparsity.pattern import NM, Dense, OneByN, Pattern, Unstructured, parse_pattern
 from nmcompile.sparsity.project import energy_kept, project
+from nmcompile.sparsity.pruning import PROJECT, VERIFY, Pruning
 
 __all__ = [
     "NM",
+    "PROJECT",
+    "VERIFY",
     "CheckResult",
     "Dense",
     "Detection",
     "LayerFacts",
     "OneByN",
     "Pattern",
+    "Pruning",
     "RowLists",
     "Unstructured",
     "check",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,16 @@ from nmcompile.runtime.files import check_writable
 from nmcompile.targets import Target
 from nmcompile.tuning.database import TuningDatabase
 from nmcompile.tuning.gpu import GpuMeasurer, gpu_database
+from nmcompile.tuning.request import Tuning
 from nmcompile.tuning.tuner import Layer, LocalMeasurer, Measurer
 from nmcompile.tuning.tuner import tune as tune_layers
 
 if TYPE_CHECKING:
-    from nmcompile.devices import Fleet
     from nmcompile.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
-class Tuning:
+class OpenTuning:
     """A database that kernels are chosen by; `measurer` first adds what it lacks, if there is one.
 
     place: where that measures, for the user.
@@ -57,47 +56,35 @@ class Tuning:
         tune_layers(layers, target, self.database, self.measurer, progress)
 
 
-def open_tuning(
-    target: Target,
-    path: str | os.PathLike[str] | None,
-    *,
-    cpu_model: str | None,
-    tune: bool,
-    fleet: Fleet | None,
-) -> Tuning | None:
+def open_tuning(target: Target, tuning: Tuning | None) -> OpenTuning | None:
     """The tuning of one compilation; None for the analytical model alone.
 
-    Args:
-        target: what is compiled for.
-        path: of the database.
-        cpu_model: a part of the name of the model to choose for, without `tune`.
-        tune: whether to measure, on `fleet` or, where that is None, on this machine.
-        fleet: devices of the target.
-
     Raises:
-        InputError: the file is no database, is missing without `tune`, has nothing for a GPU, or
+        InputError: the file is no database, is missing without `measure`, has nothing for a GPU, or
             options contradict.
         ArtifactError: the database cannot be written.
         DeviceError: this machine or a device cannot run the target's code, or there is no device.
     """
-    file = None if path is None else Path(path)
-    if fleet is not None and not tune:
+    if tuning is None:
+        return None
+    file = None if tuning.database is None else Path(tuning.database)
+    if tuning.on is not None and not tuning.measure:
         raise InputError(
-            f"the devices {fleet.key} of the tracker at {fleet.tracker} are there to tune on: "
-            "expected --tune (in Python tune=True) with them, found none"
+            f"the devices {tuning.on.key} of the tracker at {tuning.on.tracker} are there to tune "
+            "on: expected --tune (in Python Tuning(measure=True)) with them, found none"
         )
-    if target.arch and (fleet is not None or cpu_model is not None):
+    if target.arch and (tuning.on is not None or tuning.cpu is not None):
         raise InputError(
             f"target {target.name} is a GPU: it is tuned on the GPU at hand, with --tune alone; "
             "--tracker, --key and --tuning-cpu are for CPUs"
         )
-    if cpu_model is not None and (tune or file is None):
+    if tuning.cpu is not None and (tuning.measure or file is None):
         raise InputError(
-            f"the CPU model {cpu_model!r} says by which measurements of a tuning database to "
+            f"the CPU model {tuning.cpu!r} says by which measurements of a tuning database to "
             "choose: expected --tuning-db with it, and no --tune, which is for the CPU that it "
             "measures on"
         )
-    if not tune:
+    if not tuning.measure:
         if file is None:
             return None
         if not file.exists():
@@ -105,19 +92,21 @@ def open_tuning(
                 f"the tuning database {file} does not exist; make it with --tune, or name another"
             )
         if target.arch:
-            return Tuning(gpu_database(file, target, tune))
-        known = TuningDatabase(file)
-        return Tuning(known if cpu_model is None else TuningDatabase.open_for(file, cpu_model))
+            return OpenTuning(gpu_database(file, target, tuning.measure))
+        if tuning.cpu is None:
+            return OpenTuning(TuningDatabase(file))
+        return OpenTuning(TuningDatabase.open_for(file, tuning.cpu))
     if file is not None:
         check_writable(file)
         TuningDatabase(file)  # not one, it is refused before devices are asked
     if target.arch:
-        return Tuning(gpu_database(file, target, tune), GpuMeasurer(), "this machine's GPU")
-    if fleet is None:
+        database = gpu_database(file, target, tuning.measure)
+        return OpenTuning(database, GpuMeasurer(), "this machine's GPU")
+    if tuning.on is None:
         cpu.require(target.cpu_features, f"tuning for the target {target.name}")
-        return Tuning(TuningDatabase(file), LocalMeasurer(), "this machine")
+        return OpenTuning(TuningDatabase(file), LocalMeasurer(), "this machine")
     from nmcompile.tuning.remote import RemoteMeasurer
 
-    measurer = RemoteMeasurer(fleet, target)
+    measurer = RemoteMeasurer(tuning.on, target)
     database = TuningDatabase(file, measurer.cpu)
-    return Tuning(database, measurer, f"devices {fleet.key}", measurer.cores)
+    return OpenTuning(database, measurer, f"devices {tuning.on.key}", measurer.cores)
