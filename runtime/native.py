@@ -127,7 +127,7 @@ def native_runtime() -> NativeRuntime:
 
 
 def _load() -> NativeRuntime:
-    with _torch_hidden():
+    with torch_hidden():
         import tvm_ffi
     function = tvm_ffi.get_global_func
     if function("runtime.NumThreads", allow_missing=True) is None:
@@ -234,8 +234,8 @@ class _HideTorch(importlib.abc.MetaPathFinder):
 
 
 @contextmanager
-def _torch_hidden() -> Iterator[None]:
-    """Keep tvm_ffi, which imports torch when it finds it, from spending a second on that.
+def torch_hidden() -> Iterator[None]:
+    """Keep TVM, which imports torch when it finds it, from spending seconds on that.
 
     Torch tensors reach TVM through DLPack all the same, and torch can be imported afterwards.
     """

@@ -12,6 +12,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from nmcompile.passes.lowering.constants import fold_views
+
 IRModule = Any
 
 
@@ -26,4 +28,4 @@ def simplify(module: IRModule) -> IRModule:
             relax.transform.DeadCodeElimination(),
         ]
     )
-    return passes(module)
+    return passes(fold_views(module))
