@@ -24,7 +24,9 @@ def kill(server: DeviceServer) -> None:
 
 
 def handle(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Sleep, then do as asked: answer with the length of a file, fail, crash or hang."""
+    """Say who is at work, sleep, then do as asked: copy a file, fail, crash or hang."""
+    if "started" in request:
+        Path(request["started"], str(os.getpid())).touch()
     time.sleep(request.get("sleep", 0.0))
     what = request.get("do", "")
     if what == "fail":

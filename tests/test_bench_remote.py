@@ -1,6 +1,5 @@
 """`nmc bench` on other machines: cases come back with their device, and none is lost."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nmcompile.devices import Address, DeviceServer
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError
 from tests.device_handlers import kill
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.isa("avx512f")
 
@@ -72,10 +72,7 @@ def test_a_device_that_dies_costs_no_case(
 
             def kill_at_work(stage: str, done: int = 0, total: int = 0) -> None:
                 if stage == "measuring" and done == 0:
-                    for _ in range(500):
-                        if victim.children():
-                            break
-                        time.sleep(0.01)
+                    eventually(lambda: bool(victim.children()), "at work")
                     kill(doomed)
 
             monkeypatch.setattr(

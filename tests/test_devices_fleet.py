@@ -4,8 +4,8 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,7 @@ from nmcompile.devices import Address, DeviceServer, Job, run_jobs
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError, InputError
 from tests.device_handlers import kill
+from tests.waiting import eventually
 
 HANDLER = "tests.device_handlers:handle"
 
@@ -72,15 +73,25 @@ def test_error_of_a_job_is_its_answer(tracker: Address, pair: list[DeviceServer]
     assert outcome.failures == ()
 
 
-def test_killed_server_loses_nothing(tracker: Address) -> None:
-    jobs = [Job(f"job {i}", {"sleep": 0.5, "number": i}) for i in range(8)]
+def is_at_work(server: DeviceServer, started: Path, done: set[int]) -> bool:
+    """Whether one of its processes has begun a job whose answer is not known yet."""
+    processes = psutil.Process(server.pid).children(recursive=True)
+    return any(p.pid not in done and (started / str(p.pid)).exists() for p in processes)
+
+
+def test_killed_server_loses_nothing(tracker: Address, tmp_path: Path) -> None:
+    jobs = [
+        Job(f"job {i}", {"sleep": 0.5, "number": i, "started": str(tmp_path)}) for i in range(8)
+    ]
     with devices(tracker, "kill", 2) as servers:
         outcomes = []
         for outcome in run_jobs(tracker, "kill", jobs):
             outcomes.append(outcome)
-            if len(outcomes) == 1:
-                time.sleep(0.3)  # by now it is at its next job
-                kill(next(server for server in servers if name_of(server) == outcome.device))
+            if len(outcomes) == 1 and outcome.response is not None:
+                victim = next(s for s in servers if name_of(s) == outcome.device)
+                done = {int(outcome.response["pid"])}
+                eventually(partial(is_at_work, victim, tmp_path, done), "at its next job")
+                kill(victim)
                 killed = outcome.device
     assert sorted(o.response["number"] for o in outcomes if o.response) == list(range(8))
     failures = [failure for outcome in outcomes for failure in outcome.failures]
@@ -106,11 +117,11 @@ def test_crashed_session_is_retried_and_the_server_replaced(
 def test_stalled_job_is_ended_and_given_up(tracker: Address) -> None:
     jobs = [Job("hangs", {"do": "hang"}), Job("works", {"number": 1})]
     with devices(tracker, "hang", 1):
-        outcomes = {o.job.name: o for o in run_jobs(tracker, "hang", jobs, timeout=1, attempts=2)}
+        outcomes = {o.job.name: o for o in run_jobs(tracker, "hang", jobs, timeout=4, attempts=2)}
     assert outcomes["works"].error is None
     hung = outcomes["hangs"]
     assert hung.response is None and hung.error is not None
-    assert "gave up after 2 attempts" in hung.error and "more than 1 s" in hung.error
+    assert "gave up after 2 attempts" in hung.error and "more than 4 s" in hung.error
     assert len(hung.failures) == 2
 
 
@@ -156,9 +167,13 @@ def test_nothing_is_left_after_a_stop(tracker: Address) -> None:
             target=lambda: list(run_jobs(tracker, "stop", [job], attempts=1))
         )
         waiting.start()
-        time.sleep(1.0)
-        started = set(psutil.Process().children(recursive=True)) - before
-        assert len(started) > 2, "a session has a process of its own"
+        started: set[psutil.Process] = set()
+
+        def has_session() -> bool:
+            started.update(set(psutil.Process().children(recursive=True)) - before)
+            return len(started) > 2
+
+        eventually(has_session, "a session has a process of its own")
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
     waiting.join(timeout=30)
@@ -170,9 +185,8 @@ def test_processes_end_with_a_killed_parent(tracker: Address) -> None:
         process = psutil.Process(server.pid)
         job = Job("long", {"sleep": 60})
         threading.Thread(target=drain, args=(tracker, "orphan", job), daemon=True).start()
-        time.sleep(1.0)
+        eventually(lambda: bool(process.children()), "a session has a process of its own")
         children = process.children(recursive=True)
-        assert children
         os.kill(process.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from benchmarks.gpu import tables
 from benchmarks.gpu.contents import Contents, Layer, Model
@@ -33,6 +33,7 @@ from benchmarks.gpu.timing import Replay, take_turns
 from nmcompile.errors import InputError
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity.tensor_core import first_broken_group
+from tests.examples import examples
 from tests.tensor_core_runner import geometries
 
 # Data and references
@@ -54,7 +55,7 @@ def by_torch(conv: Conv2d, exact: bool) -> Any:
 
 
 @pytest.mark.parametrize("math", [NumpyMath(), TorchMath("cpu")], ids=["numpy", "torch"])
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(conv=geometries())
 def test_the_reference_is_torchs_convolution(math: Any, conv: Conv2d) -> None:
     conv = replace(conv, dilation=(1, 1))

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nmcompile.kernels.catalog import CATALOG, Kernel, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
+from tests.examples import examples
 from tests.kernel_runner import (
     ACTIVATIONS,
     activation,
@@ -124,7 +125,7 @@ def epilogues(draw: st.DrawFn, kinds: list[str]) -> Epilogue:
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(data=st.data())
 def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries(kernel))
@@ -257,7 +258,7 @@ def test_weight_of_zeros_gives_the_bias() -> None:
                 assert relative_error(found, reference(problem, x, None)) < 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     lead=st.sampled_from([(1,), (2,), (7,), (2, 13), (1, 3, 4)]),
     inputs=st.integers(1, 70),

@@ -2,17 +2,18 @@
 
 import numpy as np
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import GlobalAverage, Pool2d
+from tests.examples import examples
 from tests.kernel_runner import relative_error, run_kernel
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     maximum=st.booleans(),
     batch=st.integers(1, 2),
@@ -62,7 +63,7 @@ def test_pooling_agrees_with_torch(
     assert relative_error(found, expected.numpy()) < 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 33),

@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, Pool2d
+from tests.examples import examples
 from tests.kernel_runner import relative_error, run_kernel
 
 SIZES = [5, 8, 14, 27, 33, 56, 65]  # shorter than a block of rows or a vector, up to four of them
@@ -16,7 +17,7 @@ KERNELS = [1, 2, 3, 5, 7]  # 7 x 7 reads a copy
 STRIDES = [1, 1, 2, 3, 6]  # 6 too
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(data=st.data())
 def test_depthwise_of_any_size_agrees_with_float64(data: st.DataObject) -> None:
     draw = data.draw
@@ -47,7 +48,7 @@ def test_depthwise_of_any_size_agrees_with_float64(data: st.DataObject) -> None:
     assert relative_error(found, expected.numpy()) < 1e-6
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(
     maximum=st.booleans(),
     height=st.sampled_from(SIZES),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nmcompile.errors import TargetError, WeightError
@@ -16,6 +16,7 @@ from nmcompile.kernels.sparse_tensor_core.tiles import Gemm, TileConfig, tiles_o
 from nmcompile.kernels.sparse_tensor_core.tiling import fits, split_counts
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, project
+from tests.examples import examples
 from tests.kernel_runner import ACTIVATIONS, activation, reference, relative_error
 from tests.tensor_core_runner import (
     ROWS,
@@ -85,7 +86,7 @@ def test_layers_of_networks(kernel: Kernel, conv: Conv2d) -> None:
 
 
 @pytest.mark.parametrize("kernel", [SPARSE, DENSE, WGMMA], ids=variant_name)
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(data=st.data())
 def test_random_problems_agree_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries())

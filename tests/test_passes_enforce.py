@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,6 +15,7 @@ from nmcompile.frontends import SourceModel, open_model
 from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.pipeline import check_graph
 from nmcompile.sparsity import NM, OneByN, Pruning, check, project, stored_share
+from tests.examples import examples
 from tests.seed_modules import assert_close, export_onnx, run_onnx, run_torch
 
 
@@ -125,7 +126,7 @@ def test_1xn_that_keeps_more_than_the_density_is_an_error() -> None:
 
 
 @given(st.sampled_from([4, 8, 16]), st.sampled_from([0.25, 0.5, 0.75]))
-@settings(max_examples=6, deadline=None)
+@examples(6)
 def test_1xn_projection_passes_verification(n: int, density: float) -> None:
     source = opened()
     EnforcePattern(OneByN(n), Pruning(density=density)).call(source.graph)

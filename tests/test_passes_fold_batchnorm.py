@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -17,6 +17,7 @@ from nmcompile.passes.fold_batchnorm import FoldBatchNorm
 from nmcompile.passes.pipeline import check_graph
 from nmcompile.sparsity import detect, project
 from nmcompile.sparsity.pattern import NM
+from tests.examples import examples
 from tests.seed_modules import assert_close, export_onnx, randomised, run_onnx, run_torch
 
 
@@ -72,7 +73,7 @@ def conv_norm_onnx(
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_onnx_convolution_keeps_its_function(
     groups: int,
     widths: tuple[int, int],
@@ -137,7 +138,7 @@ def test_onnx_auto_padding_is_read_as_the_runtime_does(mode: str, size: int) -> 
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=6, deadline=None)
+@examples(6)
 def test_any_torch_convolution_keeps_its_function(
     ratio: tuple[int, int],
     kernel: int | tuple[int, int],

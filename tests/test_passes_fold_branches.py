@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
@@ -20,6 +20,7 @@ from nmcompile.passes.graphs.interface import Layer
 from nmcompile.passes.materialize_weights import MaterializeWeights
 from nmcompile.passes.pipeline import FOLD_PIPELINE, check_graph, run_pipeline
 from nmcompile.sparsity import NM, OneByN, check, detect, project
+from tests.examples import examples
 from tests.seed_modules import (
     Array,
     RepVggBlock,
@@ -332,7 +333,7 @@ def branches_onnx(
     dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_kernel_inside_another_folds(
     kernel: tuple[int, int],
     pads: tuple[int, int, int, int],
@@ -376,7 +377,7 @@ def addable() -> list[list[tuple[int, int, int, int]]]:
         lambda g: st.lists(st.sampled_from(g), min_size=2, max_size=3)
     )
 )
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_whatever_is_folded_keeps_its_function(specs: list[tuple[int, int, int, int]]) -> None:
     """Many of these pairs must be refused, though their outputs have the same shape."""
     branches = [

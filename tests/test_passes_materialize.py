@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -17,6 +17,7 @@ from nmcompile.passes.graphs.onnx.constants import evaluate
 from nmcompile.passes.materialize_weights import MaterializeWeights
 from nmcompile.passes.pipeline import check_graph
 from nmcompile.sparsity import NM, OneByN, Pattern, check
+from tests.examples import examples
 from tests.seed_modules import (
     LbcConv,
     SeedNet,
@@ -212,7 +213,7 @@ def test_no_trace_of_the_training_methods_is_left_in_onnx() -> None:
     st.booleans(),
     st.integers(1, 24),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_topk_breaks_ties_by_the_lower_index(values: list[int], largest: bool, k: int) -> None:
     data = np.array(values, np.float32)
     k = min(k, len(data))
@@ -225,7 +226,7 @@ def test_topk_breaks_ties_by_the_lower_index(values: list[int], largest: bool, k
 
 
 @given(st.integers(0, 1), st.integers(1, 4), st.integers(1, 4), st.randoms())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_scatter_elements_agrees_with_a_loop(
     axis: int, rows: int, columns: int, random: Random
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from nmcompile.passes.permutation.spaces import ChannelSpaces, axis_order, find_
 from nmcompile.passes.permute_channels import PermuteChannels, PermutedLayer
 from nmcompile.passes.pipeline import check_graph, run_pipeline
 from nmcompile.sparsity import NM, OneByN, Pruning, check, energy_kept, parse_pattern, project
+from tests.examples import examples
 from tests.permutable_models import NETWORKS, X, conv_bn, network
 from tests.random_networks import Random
 from tests.seed_modules import assert_close, export_onnx, run_onnx, run_torch
@@ -108,7 +109,7 @@ def test_any_order_of_free_channels_keeps_the_function(name: str, kind: str) -> 
     assert_close(output(exported(name, kind)), expected)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["torch", "folded torch", "folded onnx"]))
 def test_random_networks_keep_their_function(seed: int, kind: str) -> None:
     model = Random(seed).eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from playwright.sync_api import expect
 
 from benchmarks.browser import find_chromium, open_browser, open_page
 from nmcompile.bench.report import render_report
@@ -53,16 +54,17 @@ def shared(browser: Browser, report: Path) -> Iterator[Page]:
 def test_it_loads_without_errors_or_requests(browser: Browser, report: Path) -> None:
     page, problems = open_page(browser, report)
     assert page.title().startswith("desk, cloud")
-    assert [section for section in SECTIONS if page.locator(f"#{section}").is_visible()] == SECTIONS
+    for section in SECTIONS:
+        expect(page.locator(f"#{section}")).to_be_visible()
     page.wait_for_timeout(100)  # late requests
     assert problems == []
     page.context.close()
 
 
 def test_names_from_files_stay_text(shared: Page) -> None:
-    assert shared.locator("img, iframe, object, b").count() == 0
-    assert shared.locator("script").count() == 1
-    assert shared.get_by_role("rowheader", name=HOSTILE).first.text_content() == HOSTILE
+    expect(shared.locator("img, iframe, object, b")).to_have_count(0)
+    expect(shared.locator("script")).to_have_count(1)
+    expect(shared.get_by_role("rowheader", name=HOSTILE).first).to_have_text(HOSTILE)
     said = shared.locator("figure .plot").evaluate_all("all => all.map(it => it.ariaLabel)")
     assert any(HOSTILE in text for text in said)
 
@@ -130,8 +132,8 @@ def test_tables_sort_by(how: str, section: str, shared: Page) -> None:
     else:
         button.focus()
         shared.keyboard.press("Enter")
-    after = head.get_attribute("aria-sort")
-    assert after == ("descending" if before == "ascending" else "ascending")
+    after = "descending" if before == "ascending" else "ascending"
+    expect(head).to_have_attribute("aria-sort", after)
     keys = table.locator("tbody tr").evaluate_all(
         "rows => rows.map(row => row.lastElementChild.dataset.key ?? null)"
     )
@@ -195,7 +197,7 @@ def test_colours_follow_the_scheme_and_the_button(browser: Browser, report: Path
     page, _ = open_page(browser, report, scheme="dark")
     grounds = []
     for theme in ("system", "light", "dark"):
-        assert page.locator("#theme").text_content() == f"Theme: {theme}"
+        expect(page.locator("#theme")).to_have_text(f"Theme: {theme}")
         grounds.append(
             page.evaluate(
                 f"""[getComputedStyle(document.body).backgroundColor,
@@ -206,13 +208,11 @@ def test_colours_follow_the_scheme_and_the_button(browser: Browser, report: Path
     assert grounds[0] == grounds[2]
     assert all(a != b for a, b in zip(grounds[0], grounds[1], strict=True))
     page.reload()
-    assert page.locator("#theme").text_content() == "Theme: system"  # the third click's
+    expect(page.locator("#theme")).to_have_text("Theme: system")  # the third click's
     page.context.close()
 
 
 def test_every_plot_is_reached_by_keyboard_and_says_what_it_shows(shared: Page) -> None:
-    from playwright.sync_api import expect
-
     for section in SECTIONS:
         plot = shared.locator(f"#{section} figure:visible .plot").first
         plot.focus()
@@ -231,12 +231,26 @@ def test_arrow_keys_lead_through_the_values(shared: Page) -> None:
     for key, place in [("ArrowRight", 0), ("ArrowRight", 1), ("ArrowLeft", 0), ("End", -1)]:
         shared.keyboard.press(key)
         mark = marks.nth(place)
-        assert mark.evaluate("it => it === document.activeElement")
-        assert tip.is_visible()
-        assert tip.text_content() == mark.get_attribute("aria-label")
+        expect(mark).to_be_focused()
+        expect(tip).to_be_visible()
+        expect(tip).to_have_text(mark.get_attribute("aria-label") or "no label")
     shared.keyboard.press("Escape")
-    assert plot.evaluate("it => it === document.activeElement")
-    assert not tip.is_visible()
+    expect(plot).to_be_focused()
+    expect(tip).to_be_hidden()
+
+
+def test_a_value_reached_by_keys_stays_shown_where_the_page_scrolls(shared: Page) -> None:
+    plot, tip = shared.locator("#density .plot").first, shared.locator("#tip")
+    plot.focus()
+    shared.keyboard.press("ArrowRight")
+    expect(tip).to_be_visible()
+    mark, before = plot.locator(MARKS).first, tip.bounding_box()
+    shared.evaluate("scrollBy(0, 40)")
+    expect(tip).not_to_have_css("top", f"{before['y']}px" if before else "")
+    expect(tip).to_have_text(mark.get_attribute("aria-label") or "no label")
+    shared.keyboard.press("Escape")
+    shared.evaluate("scrollTo(0, 0)")
+    expect(tip).to_be_hidden()
 
 
 def test_the_pointer_shows_the_nearest_value(shared: Page) -> None:
@@ -245,9 +259,9 @@ def test_the_pointer_shows_the_nearest_value(shared: Page) -> None:
     box = mark.bounding_box()
     assert box is not None
     shared.mouse.move(box["x"] + 9, box["y"] + 9)
-    assert shared.locator("#tip").text_content() == mark.get_attribute("aria-label")
+    expect(shared.locator("#tip")).to_have_text(mark.get_attribute("aria-label") or "no label")
     shared.mouse.move(0, 0)
-    assert not shared.locator("#tip").is_visible()
+    expect(shared.locator("#tip")).to_be_hidden()
 
 
 def test_filters_narrow_tables_plots_and_choices(browser: Browser, report: Path) -> None:
@@ -255,14 +269,17 @@ def test_filters_narrow_tables_plots_and_choices(browser: Browser, report: Path)
     form = page.get_by_role("form", name="Show only")
     form.get_by_label("model").select_option(HOSTILE)
     form.get_by_label("threads").select_option("2")
-    shown = page.locator("#latency tbody tr:visible th").all_text_contents()
-    assert shown and set(shown) == {HOSTILE}
-    titles = page.locator("#density figcaption:visible").all_text_contents()
-    assert titles and all(HOSTILE in title and "2 threads" in title for title in titles)
+    rows = page.locator("#latency tbody tr:visible th")
+    expect(rows.first).to_be_visible()
+    expect(rows.filter(has_not_text=HOSTILE)).to_have_count(0)
+    titles = page.locator("#density figcaption:visible")
+    expect(titles.first).to_be_visible()
+    for said in (HOSTILE, "2 threads"):
+        expect(titles.filter(has_not_text=said)).to_have_count(0)
     # Only runs on one thread were profiled.
-    assert page.locator("#layers figure:visible").count() == 0
+    expect(page.locator("#layers figure:visible")).to_have_count(0)
     form.get_by_label("threads").select_option("")
-    assert HOSTILE in (page.locator("#layers figcaption:visible").text_content() or "")
+    expect(page.locator("#layers figcaption:visible")).to_contain_text(HOSTILE)
     assert problems == []
     page.context.close()
 
@@ -272,5 +289,5 @@ def test_one_case_of_the_layers_is_shown_at_a_time(browser: Browser, report: Pat
     choice = page.locator("#layers .picker select")
     for label in choice.locator("option").all_text_contents()[:3]:
         choice.select_option(label=label)
-        assert page.locator("#layers figcaption:visible").all_text_contents() == [label]
+        expect(page.locator("#layers figcaption:visible")).to_have_text([label])
     page.context.close()

@@ -13,12 +13,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime import FORMAT_VERSION, read_artifact, write_artifact
+from tests.examples import examples
 from tests.runtime_models import manifest
 
 DTYPES = [np.dtype(n) for n in "f4 f2 i1 u1 i2 u2 i4 i8 ?".split()] + [np.dtype(ml_dtypes.bfloat16)]
@@ -66,7 +67,7 @@ arrays = st.sampled_from(DTYPES).flatmap(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     weights=st.dictionaries(st.text(max_size=20), arrays, max_size=6),
     library=st.binary(max_size=300),
@@ -288,7 +289,7 @@ def test_malformed_json_is_refused(artifact: Path, text: bytes, message: str) ->
         read_artifact(artifact)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(text=st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -20,6 +20,7 @@ from nmcompile.sparsity import (
     project,
     stored_share,
 )
+from tests.examples import examples
 
 Array = NDArray[Any]
 Index = tuple[int, int, int, int]
@@ -89,20 +90,20 @@ def naive_one_by_n(weight: Array, n: int) -> CheckResult:
 
 
 @given(weights(), st.integers(1, 32), st.integers(1, 32), st.sampled_from(["ic", "flat"]))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_nm_agrees_with_naive_loops(weight: Array, a: int, b: int, axis: Any) -> None:
     pattern = NM(min(a, b), max(a, b), axis)
     assert check(weight, pattern) == naive_nm(weight, pattern)
 
 
 @given(weights(), st.integers(1, 33))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_one_by_n_agrees_with_naive_loops(weight: Array, n: int) -> None:
     assert check(weight, OneByN(n)) == naive_one_by_n(weight, n)
 
 
 @given(weights(), st.integers(1, 33))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_stored_share_counts_the_weights_of_blocks_that_are_not_zero(weight: Array, n: int) -> None:
     stored = np.zeros(weight.shape, bool)
     for start in range(0, weight.shape[0], n):
@@ -111,7 +112,7 @@ def test_stored_share_counts_the_weights_of_blocks_that_are_not_zero(weight: Arr
 
 
 @given(weights())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_dense_and_unstructured_hold_for_every_weight(weight: Array) -> None:
     assert check(weight, Dense()).ok
     assert check(weight, Unstructured()).ok
@@ -167,7 +168,7 @@ def test_blocks_kept_from_a_sparse_weight_may_be_sparse(shape: Index, pruned: Pa
 
 
 @given(weights(), st.integers(1, 20), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_with_a_density_each_group_may_keep_that_share(weight: Array, n: int, share: float) -> None:
     outputs, inputs = weight.shape[:2]
     most = max(round(share * inputs), 1) if share else 0

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -20,6 +20,7 @@ from nmcompile.sparsity import (
     detect,
     project,
 )
+from tests.examples import examples
 
 Array = NDArray[Any]
 
@@ -46,7 +47,7 @@ def line_length(shape: tuple[int, ...], pattern: NM) -> int:
 
 
 @given(shapes, seeds, st.sampled_from(NM_CANDIDATES))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_projected_nm_is_among_those_that_hold(
     shape: tuple[int, ...], seed: int, pattern: NM
 ) -> None:
@@ -55,7 +56,7 @@ def test_projected_nm_is_among_those_that_hold(
 
 
 @given(shapes, seeds, st.sampled_from(ONE_BY_N_CANDIDATES), st.floats(0.01, 0.99))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_projected_one_by_n_is_among_those_that_hold(
     shape: tuple[int, ...], seed: int, pattern: OneByN, density: float
 ) -> None:
@@ -64,7 +65,7 @@ def test_projected_one_by_n_is_among_those_that_hold(
 
 
 @given(shapes, seeds, st.floats(0, 1), st.booleans())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_list_is_what_check_confirms(
     shape: tuple[int, ...], seed: int, density: float, blocks: bool
 ) -> None:

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import OneByN, pack_rows, project, unpack_rows
+from tests.examples import examples
 
 Array = NDArray[Any]
 
@@ -28,7 +29,7 @@ def weights(draw: st.DrawFn) -> Array:
 
 
 @given(weights(), st.integers(1, 33), st.booleans())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_pack_then_unpack_is_the_identity(weight: Array, n: int, windows: bool) -> None:
     run = weight.shape[2] * weight.shape[3] if windows else 1
     restored = unpack_rows(pack_rows(weight, n, run))
@@ -37,7 +38,7 @@ def test_pack_then_unpack_is_the_identity(weight: Array, n: int, windows: bool) 
 
 
 @given(weights(), st.integers(1, 33), st.booleans())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_lists_agree_with_naive_loops(weight: Array, n: int, windows: bool) -> None:
     outputs = weight.shape[0]
     run = weight.shape[2] * weight.shape[3] if windows else 1

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nmcompile.sparsity import NM, OneByN, Pattern, project
 from nmcompile.sparsity.permute import Deadline, Window, search_order, window
 from nmcompile.sparsity.project import block_norms, kept_of_norms
 from nmcompile.sparsity.rearrange import Filters, search_filters
+from tests.examples import examples
 
 Array = np.ndarray[Any, Any]
 
@@ -41,7 +42,7 @@ def partitions(items: list[int], size: int) -> Iterator[list[int]]:
             yield [items[0], *rest, *later]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     pattern=st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 4), (2, 8), (4, 4)]),
     before=st.integers(0, 9),
@@ -142,7 +143,7 @@ def filters(weight: Array, n: int, density: float) -> Filters:
     return Filters(np.abs(weight), lambda norms: kept_of_norms(norms, density))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     n=st.sampled_from([1, 2, 4, 8]),
     channels=st.integers(1, 20),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from nmcompile.sparsity import (
     energy_kept,
     project,
 )
+from tests.examples import examples
 
 Array = NDArray[Any]
 
@@ -43,7 +44,7 @@ def nonzero_weight(shape: tuple[int, ...], seed: int) -> Array:
 
 
 @given(shapes, seeds, patterns, st.floats(0, 1))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_projection_passes_the_check(
     shape: tuple[int, ...], seed: int, pattern: Pattern, density: float
 ) -> None:
@@ -51,7 +52,7 @@ def test_projection_passes_the_check(
 
 
 @given(shapes, seeds, patterns, st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_projection_of_a_sparse_weight_passes_the_check_at_its_density(
     shape: tuple[int, ...], seed: int, pattern: Pattern, density: float, before: float
 ) -> None:
@@ -60,7 +61,7 @@ def test_projection_of_a_sparse_weight_passes_the_check_at_its_density(
 
 
 @given(shapes, seeds, patterns, st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_projection_keeps_values_or_zeroes_them(
     shape: tuple[int, ...], seed: int, pattern: Pattern, density: float
 ) -> None:
@@ -75,7 +76,7 @@ def test_projection_keeps_values_or_zeroes_them(
 
 
 @given(shapes, seeds, patterns, st.floats(0.01, 1))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_projecting_twice_changes_nothing(
     shape: tuple[int, ...], seed: int, pattern: Pattern, density: float
 ) -> None:
@@ -90,7 +91,7 @@ def test_projecting_twice_changes_nothing(
     st.sampled_from(["ic", "flat"]),
     st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_nm_keeps_the_largest_of_each_group_and_the_first_of_equals(
     shape: tuple[int, ...], seed: int, nm: tuple[int, int], axis: Any, ties: bool
 ) -> None:
@@ -112,7 +113,7 @@ def test_nm_keeps_the_largest_of_each_group_and_the_first_of_equals(
 
 
 @given(shapes, seeds, st.integers(1, 33), st.floats(0, 1))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_one_by_n_keeps_the_blocks_of_largest_l1_uniformly(
     shape: tuple[int, ...], seed: int, n: int, density: float
 ) -> None:
@@ -139,7 +140,7 @@ def test_one_by_n_keeps_one_channel_at_the_smallest_density() -> None:
 
 
 @given(shapes, seeds, st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_unstructured_keeps_exactly_the_share_asked_for(
     shape: tuple[int, ...], seed: int, density: float
 ) -> None:

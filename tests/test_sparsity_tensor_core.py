@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nmcompile.errors import PatternError
@@ -22,6 +22,7 @@ from nmcompile.sparsity.tensor_core import (
     pack_dense,
     pack_sparse,
 )
+from tests.examples import examples
 
 Array = npt.NDArray[Any]
 LANES = range(32)
@@ -76,7 +77,7 @@ def dense_a(registers: Array) -> Array:
     return a
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     dtype=st.sampled_from(sorted(DTYPES)),
     pattern=st.sampled_from([NM(2, 4), NM(1, 4), NM(2, 8), NM(1, 8), NM(1, 16)]),
@@ -158,7 +159,7 @@ def test_sparse_weights_take_nine_sixteenths_of_dense_ones() -> None:
 # ---- Which weights hold 2:4
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     pattern=st.builds(
         lambda m, n, axis: NM(min(n, m), m, axis),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from nmcompile.train.masks import (
     spread_blocks,
     unlines,
 )
+from tests.examples import examples
 
 
 @st.composite
@@ -27,7 +28,7 @@ def weights(draw: st.DrawFn) -> Tensor:
     return torch.randint(-4, 5, shape, generator=generator).float()
 
 
-@settings(deadline=None)
+@examples(100)
 @given(weight=weights(), m=st.integers(1, 16), data=st.data())
 def test_nm_mask_keeps_what_projection_keeps(weight: Tensor, m: int, data: st.DataObject) -> None:
     pattern = NM(data.draw(st.integers(1, m)), m, data.draw(st.sampled_from(["ic", "flat"])))
@@ -36,7 +37,7 @@ def test_nm_mask_keeps_what_projection_keeps(weight: Tensor, m: int, data: st.Da
     assert torch.equal(unlines(lines_of(weight, pattern), weight, pattern), weight)
 
 
-@settings(deadline=None)
+@examples(100)
 @given(weight=weights(), density=st.floats(0, 1))
 def test_magnitude_mask_keeps_as_many_as_projection(weight: Tensor, density: float) -> None:
     mask = magnitude_mask(weight, density)

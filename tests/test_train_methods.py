@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +22,7 @@ from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, Sp
 from nmcompile.train.masks import as_blocks
 from nmcompile.train.method import dense_weight, masked_weight
 from nmcompile.train.parametrizations import BestCombination
+from tests.examples import examples
 from tests.seed_modules import assert_close, export_onnx
 
 METHODS: dict[str, tuple[Callable[[], Method], str]] = {
@@ -220,7 +221,7 @@ def test_pruned_weights_shrink_under_srste() -> None:
     torch.testing.assert_close(dense_weight(conv).grad, torch.where(pruned, 0.5 * dense, 0.0))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     pattern=st.sampled_from(["2:4", "1:4", "1:8", "4:8@flat"]),
     start=st.integers(0, 4),
@@ -252,7 +253,7 @@ def test_lbc_ends_with_one_combination_on_schedule(
     assert last == 1
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     n=st.sampled_from([2, 4, 8]),
     density=st.floats(0.05, 0.95),
@@ -291,7 +292,7 @@ def test_subp_keeps_equal_counts_and_regrows_nothing_at_the_end(
     method.finalize(model)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     kernel=st.sampled_from([(3, 3), (5, 5), (1, 3), (2, 2)]),
     groups=st.sampled_from([1, 2, 8]),

@@ -115,7 +115,10 @@
       show(mark);
     });
   }
-  addEventListener("scroll", () => show(null), { passive: true });
+  // A value reached by keys stays shown: bringing its plot into view scrolls, and the event is late.
+  addEventListener("scroll", () => show(near === document.activeElement ? near : null), {
+    passive: true,
+  });
 
   // Theme: the system's, or one that is kept where the browser lets a file keep anything.
   const themes = ["system", "light", "dark"];
