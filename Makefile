@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint bench bench-kernels gpu-kit deepsparse clean
+.PHONY: help setup browser demo test test-all lint bench bench-kernels gpu-kit deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +30,7 @@ DEEPSPARSE_VENV := .venv-deepsparse
 DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | browser | demo | test | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
+	@echo "make setup | browser | demo | test | test-all | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -58,8 +58,15 @@ browser:
 	  --no-install-recommends -o DPkg::Lock::Timeout=60 $(CHROMIUM); } >/dev/null 2>&1 \
 	  || echo "no Chromium, tests of the report are skipped: as root, apt-get install $(CHROMIUM)"
 
+# Two workers, but for the tests that want the machine to themselves.
 test: setup browser
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not long and not alone'
+	$(BIN)/pytest -q -m 'alone and not long'
+
+# Before a release: the long sweeps too, and every property on ten times as many examples.
+test-all: setup browser
+	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -n 2 --dist worksteal -m 'not alone'
+	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -m alone
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,10 +4,14 @@ import os
 
 from hypothesis import settings
 
-THOROUGH = "NMCOMPILE_THOROUGH"
 MORE = 10
 
 
+def is_thorough() -> bool:
+    """Whether this is the long run, `make test-all`."""
+    return bool(os.environ.get("NMCOMPILE_THOROUGH"))
+
+
 def examples(few: int) -> settings:
-    """`few` examples in `make test`, ten times as many in `make test-all`, which sets THOROUGH."""
-    return settings(max_examples=few * (MORE if os.environ.get(THOROUGH) else 1), deadline=None)
+    """`few` examples in `make test`, ten times as many in `make test-all`."""
+    return settings(max_examples=few * (MORE if is_thorough() else 1), deadline=None)

@@ -8,6 +8,8 @@ import pytest
 from nmcompile.bench import cores
 from nmcompile.bench.cores import Cores, handover_ns
 
+pytestmark = pytest.mark.alone  # it is about threads and cores
+
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no other")
 def test_a_cache_line_is_handed_over_in_nanoseconds() -> None:

@@ -11,7 +11,7 @@ from nmcompile.kernels.catalog import CATALOG, Kernel, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
-from tests.examples import examples
+from tests.examples import examples, is_thorough
 from tests.kernel_runner import (
     ACTIVATIONS,
     activation,
@@ -163,12 +163,24 @@ def test_winograd_blocks_agree_with_float64(conv: Conv2d, pattern: Pattern) -> N
     problem, x, residual = make_problem(conv, pattern, density, epilogue, 0)
     kernel = winograd_row(pattern)
     configs = [c.config for c in kernel.configs(problem)]
-    ways = {(c.side, c.rows, c.images, c.split_blocks): c for c in reversed(configs)}
+    ways: dict[tuple[Any, ...], Any] = {
+        (c.side, c.rows, c.images, c.split_blocks): c for c in reversed(configs)
+    }
     assert conv.batch == 1 or any(c.images > 1 for c in ways.values())
     expected = reference(problem, x, residual)
-    for config in ways.values():
+    for config in (ways if is_thorough() else covering(ways)).values():
         found = run_kernel(kernel, problem, x, residual, config)
         assert relative_error(found, expected) < tolerance_of(kernel), config
+
+
+def covering(ways: dict[tuple[Any, ...], Any]) -> dict[tuple[Any, ...], Any]:
+    """Some of the ways, so that every value that a field has in one of them is in these too."""
+    chosen, seen = {}, set[tuple[int, Any]]()
+    for way, config in ways.items():
+        if not seen.issuperset(enumerate(way)):
+            chosen[way] = config
+            seen.update(enumerate(way))
+    return chosen
 
 
 @pytest.mark.parametrize("outputs", [4, 8, 16])

@@ -69,13 +69,14 @@ def test_loading_and_running_imports_numpy_and_tvms_runtime_only(path: Path) -> 
     assert "libtvm_compiler.so" not in maps
 
 
-def test_the_runtime_and_tvms_runtime_import_in_half_a_second(path: Path) -> None:
+def test_the_runtime_and_tvms_runtime_import_in_half_a_second_of_a_core(path: Path) -> None:
+    # Of this process alone, whatever else is on the machine.
     code = """
 import json, sys, time
-start = time.perf_counter()
+start = time.process_time()
 import nmcompile.runtime
 nmcompile.runtime.native.native_runtime()
-print(json.dumps(time.perf_counter() - start))
+print(json.dumps(time.process_time() - start))
 assert "torch" not in sys.modules
 """
     assert min(fresh(code, path) for _ in range(5)) < 0.5

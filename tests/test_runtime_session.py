@@ -28,6 +28,8 @@ from tests.runtime_models import (
     two_input_library,
 )
 
+pytestmark = pytest.mark.alone  # it is about threads and cores
+
 CALLS = (Call("multiply", "scale"), Call("add", "shift1"), Call("add", "shift2"))
 RANDOM = np.random.default_rng(0)
 SCALE, SHIFT = (RANDOM.standard_normal(SHAPE, np.float32) for _ in range(2))

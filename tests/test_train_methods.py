@@ -156,7 +156,13 @@ def test_training_goes_on_from_a_state_dict(name: str) -> None:
 
 
 @pytest.mark.isa("avx512f")
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize(
+    "dynamo",
+    [
+        pytest.param(False, id="torchscript"),
+        pytest.param(True, id="dynamo", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_torch_onnx_and_artifact_agree(name: str, dynamo: bool, tmp_path: Path) -> None:
     model, _ = trained(name)

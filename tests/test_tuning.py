@@ -17,7 +17,9 @@ from nmcompile.errors import ArtifactError, InputError
 from nmcompile.kernels.catalog import Choice, choose, find_row
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue
+from nmcompile.machine import trial
 from nmcompile.sparsity import Detection, parse_pattern, project
+from nmcompile.tuning import tuner
 from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config
 from nmcompile.tuning.tuner import Layer, LocalMeasurer, tune
 from tests.kernel_runner import reference, relative_error, run_kernel, tolerance_of
@@ -48,6 +50,13 @@ def sparse_model() -> torch.nn.Module:
             weight = np.asarray(layer.weight.detach())
             layer.weight.copy_(torch.from_numpy(project(weight, parse_pattern("2:4"))))
     return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).eval()
+
+
+@pytest.fixture(autouse=True)
+def little_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "CANDIDATES", 2)
+    monkeypatch.setattr(tuner, "OTHERS", 1)
+    monkeypatch.setattr(trial, "BUDGET", 0.05)
 
 
 @pytest.mark.parametrize(("pattern", "density"), [("2:4", None), ("1x8", 0.5), ("dense", None)])
