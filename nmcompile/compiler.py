@@ -18,6 +18,7 @@ from nmcompile.errors import (
     PatternError,
     UnsupportedOperatorError,
 )
+from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_choice
@@ -25,7 +26,7 @@ from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
 from nmcompile.progress import Progress, Stages, silent
-from nmcompile.runtime.files import check_writable
+from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.sparsity import Dense, Detection, OneByN, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
 from nmcompile.version import VERSION
@@ -71,6 +72,7 @@ class TunedLayer:
     ms: float
 
 
+@explained
 def compile(
     model: Any,
     *,
@@ -134,6 +136,7 @@ def compile(
     chosen = find_target(target)
     check_toolchain(chosen)
     check_writable(Path(output))
+    sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
     from nmcompile.tuning.setup import open_tuning
 
@@ -176,6 +179,7 @@ def compile(
     return CompileResult(Path(output), digest, chosen.name, report, stage.seconds, built.tuning)
 
 
+@explained
 def fold(
     model: Any,
     example_inputs: Any = None,
@@ -194,6 +198,7 @@ def fold(
     return source.native()
 
 
+@explained
 def enforce(
     model: Any,
     pattern: str,

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nmcompile.errors import ArtifactError, DeviceError, NmcompileError
+from nmcompile.runtime.files import scratch_folder
 from nmcompile.runtime.format import Artifact
 from nmcompile.runtime.manifest import Manifest, TensorSpec, numpy_dtype
 from nmcompile.runtime.native import NativeRuntime
@@ -34,8 +34,8 @@ class Library:
         # dlopen wants a file. A private folder, so that nobody can put another in its place; it
         # can go as soon as the library is mapped.
         try:
-            with tempfile.TemporaryDirectory(prefix="nmcompile-") as folder:
-                file = Path(folder, "lib.so")
+            with scratch_folder() as folder:
+                file = folder / "lib.so"
                 file.write_bytes(artifact.library)
                 self._module = native.load_module(str(file))
         except OSError as error:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, ParamSpec, TextIO
 
 import typer
 
+from nmcompile.cli.printing import say
 from nmcompile.errors import NmcompileError
+from nmcompile.explain import machine_reason
 
 if TYPE_CHECKING:
     from nmcompile.progress import Progress
@@ -52,6 +54,8 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except NmcompileError as error:
             _fail(str(error))
         except Exception as error:
+            if (reason := machine_reason(error)) is not None:
+                _fail(str(reason))
             text = str(error).strip().partition("\n")[0] or "no message"
             _fail(
                 f"unexpected {type(error).__name__}: {text}; this is a defect of nmcompile: run "
@@ -65,7 +69,7 @@ def _fail(message: str) -> None:
     if SETTINGS.debug:
         traceback.print_exc()
     typer.secho("error: ", fg=typer.colors.RED, err=True, nl=False)
-    typer.echo(" ".join(message.splitlines()), err=True)
+    say(" ".join(message.splitlines()), err=True)
     raise typer.Exit(FAILED)
 
 
@@ -79,7 +83,7 @@ def _show_warning(
 ) -> None:
     # Those of other libraries concern nmcompile's developers, not its users.
     if SETTINGS.debug or category is RuntimeWarning:
-        typer.echo(f"warning: {message}", err=True)
+        say(f"warning: {message}", err=True)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from nmcompile.cli.options import (
     shapes_of,
 )
 from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.cli.printing import say
 from nmcompile.errors import DeviceError
 
 
@@ -103,7 +104,7 @@ def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_js
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers], checked=pattern != "auto")
     for note in report.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
     print_facts(
         {
@@ -233,7 +234,7 @@ def list_targets(as_json: JsonOption = False) -> None:
             for target in TARGETS
         ],
     )
-    typer.echo(f"--target {CUDA}: the one of these that is for this machine's GPU")
+    say(f"--target {CUDA}: the one of these that is for this machine's GPU")
 
 
 def _spell_tensors(specs: Any) -> str:

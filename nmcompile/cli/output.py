@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from nmcompile.cli.printing import printable, say
+
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 WIDE = 160  # columns where stdout is a file or pipe: nothing there needs wrapping earlier
@@ -27,7 +29,9 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     numbers = set(right)
     for index, column in enumerate(columns):
         table.add_column(
@@ -37,7 +41,7 @@ def print_table(
             table.columns[-1].overflow = "fold"
     for row in rows:
         # As Text, so that brackets in layer names are not read as markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=sys.stdout)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=WIDE)
@@ -48,7 +52,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
     """Print `name  value` lines."""
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
 
 
 def print_layers(layers: Sequence[Mapping[str, Any]], *, checked: bool = False) -> None:

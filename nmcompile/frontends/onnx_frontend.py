@@ -20,6 +20,7 @@ from onnx_ir.passes.common import (
 )
 
 from nmcompile.errors import ModelError, NmcompileError, ShapeError, UnsupportedOperatorError
+from nmcompile.frontends.external_data import check_external_data
 
 OLDEST_OPSET = 11
 """Models of older operator sets are converted to this one."""
@@ -48,18 +49,19 @@ def load(
         UnsupportedOperatorError: an operator that the ONNX standard does not know.
     """
     if isinstance(source, onnx.ModelProto):
-        title, folder, proto = "the ONNX model", Path(), onnx.ModelProto()
+        title, path, proto = "the ONNX model", None, onnx.ModelProto()
         # onnx_ir reads tensors in place, and renaming one would show in the caller's model.
         proto.CopyFrom(source)
     else:
         path = Path(source)
-        title, folder, proto = f"model file {path}", path.parent, _read(path)
+        title, proto = f"model file {path}", _read(path)
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError(
             f"{title} is not an ONNX model: expected a graph with outputs and an operator set, "
             "found none; export the model again, or check that the file is the right one"
         )
-    model = _in_memory(proto, folder, title)
+    check_external_data(proto, path, title)
+    model = _in_memory(proto, Path() if path is None else path.parent, title)
     model = _at_least_oldest_opset(model, title)
     _check_operators(model, title)
     try:
@@ -149,22 +151,6 @@ def _in_memory(proto: onnx.ModelProto, folder: Path, title: str) -> ir.Model:
             f"{title} is damaged: {_first_line(error)}; export or copy it again"
         ) from error
     ir.external_data.set_base_dir(model.graph, folder)
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            path = folder / tensor.location
-            if not path.is_file():
-                raise ModelError(
-                    f"{title} keeps weight {name} in the external file {path}: expected that "
-                    "file, found none; put it next to the model (an ONNX model in memory must "
-                    "have its external data loaded)"
-                )
-            end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-            if path.stat().st_size < end:
-                raise ModelError(
-                    f"external file {path} is truncated: expected at least {end} bytes for "
-                    f"weight {name}, found {path.stat().st_size}; copy it again"
-                )
     try:
         return ir.external_data.load_to_model(model)
     except Exception as error:
