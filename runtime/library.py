@@ -15,6 +15,7 @@ from nmcompile.runtime.manifest import Manifest, TensorSpec, numpy_dtype
 from nmcompile.runtime.native import NativeRuntime
 from nmcompile.runtime.tensors import from_numpy
 
+PREPARE = "prepare"
 # How the VM says that an argument is none of those that a function takes.
 _ARGUMENT = re.compile(r"loc=param\[(\d+)\], param=(.*?), annotation=(.*\))\)\s")
 _SHORT_OF_MEMORY = re.compile(r"bad_alloc|alloc|\(12 vs\. 0\)", re.IGNORECASE)  # 12 is ENOMEM
@@ -76,6 +77,23 @@ class Library:
             )
         return function
 
+    def check_prepared(self, manifest: Manifest) -> None:
+        """Hold that weights are prepared where they have to be.
+
+        Raises:
+            ArtifactError: the library has a function for it that the manifest does not name.
+        """
+        machine = self.machine()
+        try:
+            found = int(machine["get_function_arity"](PREPARE)) > 0
+        except (AttributeError, RuntimeError, ValueError):
+            return
+        if found and manifest.prepare != PREPARE:
+            raise ArtifactError(
+                f"{self._path}: its library has a function {PREPARE!r} for the weights, but the "
+                f"manifest names {manifest.prepare or 'none'!r}; compile the model again"
+            )
+
     def check(self, manifest: Manifest, params: Sequence[Any]) -> None:
         """Hold what the library takes and returns against the manifest, without computing.
 
@@ -85,10 +103,13 @@ class Library:
         Raises:
             ArtifactError: they differ.
         """
-        inputs = [
-            from_numpy(self._native, np.zeros(spec.shape, numpy_dtype(spec.dtype)))
-            for spec in manifest.inputs
-        ]
+        try:
+            inputs = [
+                from_numpy(self._native, np.zeros(spec.shape, numpy_dtype(spec.dtype)))
+                for spec in manifest.inputs
+            ]
+        except MemoryError as error:
+            raise failure(self._path, error) from error
         machine = self.machine()
         # Another VM tells which functions are its own: one that holds itself is never freed.
         machine["set_instrument"](_KernelSkipper(self.machine()["get_function_arity"]))

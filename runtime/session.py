@@ -254,6 +254,7 @@ class Session:
         with inside():
             library = Library(self._native, artifact, gpu=self._cuda is not None)
             # The tensors keep the mapping of the file alive, the artifact itself is not needed.
+            library.check_prepared(manifest)
             params = [self._placement.place(array) for array in artifact.params]
             if manifest.prepare:
                 prepare = library.function(manifest.prepare, 0, len(params))

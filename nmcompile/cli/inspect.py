@@ -18,7 +18,14 @@ from nmcompile.cli.options import (
     find_model,
     shapes_of,
 )
-from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.cli.output import (
+    known_facts,
+    print_facts,
+    print_json,
+    print_layers,
+    print_table,
+    size,
+)
 from nmcompile.cli.printing import say
 from nmcompile.errors import DeviceError
 
@@ -144,7 +151,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
         return
     if manifest.layers:
         print_layers(manifest.layers)
-    dense = sum(4 * math.prod(layer.get("shape", ())) for layer in manifest.layers)
+    layers = [known_facts(layer) for layer in manifest.layers]
+    dense = sum(4 * math.prod(layer.get("shape", ())) for layer in layers)
     print_facts(
         {
             "artifact": f"{path} ({size(nbytes)}: weights {size(sections['weights'])}, as dense "
