@@ -70,14 +70,19 @@ def _model_reason(model: Any) -> NmcompileError | None:
             proto = onnx.load(os.fspath(model), load_external_data=False)
         if not isinstance(proto, onnx.ModelProto):
             return None
+        shaped = onnx.ModelProto()
+        shaped.CopyFrom(proto)
+        for output in shaped.graph.output:
+            # The standard wants shapes here that it infers itself; no model fails for that.
+            output.type.tensor_type.shape.SetInParent()
         for check in (
-            lambda: onnx.checker.check_model(proto),
+            lambda: onnx.checker.check_model(shaped),
             lambda: onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True),
         ):
             try:
                 check()
             except Exception as error:
-                title = model if proto is not model else "the ONNX model"
+                title = "the ONNX model" if isinstance(model, onnx.ModelProto) else model
                 return ModelError(
                     f"{title} is not a valid ONNX model: {_first_line(error)}; export it again"
                 )

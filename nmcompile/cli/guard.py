@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 import traceback
 import warnings
@@ -86,13 +87,21 @@ def _show_warning(
         say(f"warning: {message}", err=True)
 
 
+def _own_stderr() -> TextIO:
+    """Standard error for progress, also while `quiet` keeps others from it."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):  # not a file, as in tests
+        return sys.stderr
+
+
 @contextlib.contextmanager
 def working() -> Iterator["Progress"]:
     """Show progress on stderr, where that is a terminal; keep libraries from writing to stdout."""
     from rich import progress
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(file=_own_stderr())
     columns = (
         progress.SpinnerColumn(),
         progress.TextColumn("{task.description}"),

@@ -1,8 +1,11 @@
 """ONNX models in: files (weights in external files too) and `onnx.ModelProto` objects."""
 
 import contextlib
+import gc
 import io
+import logging
 import re
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +23,14 @@ from onnx_ir.passes.common import (
 )
 
 from nmcompile.errors import ModelError, NmcompileError, ShapeError, UnsupportedOperatorError
-from nmcompile.frontends.external_data import check_external_data
+from nmcompile.frontends.tensor_data import check_tensor_data
 
 OLDEST_OPSET = 11
 """Models of older operator sets are converted to this one."""
+
+# Whoever configures logging sees what they say; standard error is not written to otherwise.
+for _name in ("onnx_ir", "onnxscript"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _NORMALISE = (
     InlinePass(),
@@ -60,7 +67,7 @@ def load(
             f"{title} is not an ONNX model: expected a graph with outputs and an operator set, "
             "found none; export the model again, or check that the file is the right one"
         )
-    check_external_data(proto, path, title)
+    check_tensor_data(proto, path, title)
     model = _in_memory(proto, Path() if path is None else path.parent, title)
     model = _at_least_oldest_opset(model, title)
     _check_operators(model, title)
@@ -110,7 +117,11 @@ def to_relax(proto: onnx.ModelProto) -> Any:
         try:
             return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
         except Exception as error:
-            raise _unsupported(proto, error) from error
+            refusal = _unsupported(proto, error)
+            # What the importer leaves half-built complains when it is freed: now, and not later.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            raise refusal from error
 
 
 def _absorb_padding(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -88,7 +88,8 @@ def _reshape(top: Any, rng: random.Random) -> None:
     """Another shape of as many elements, which only the library can tell."""
     tensor = _tensor(top, rng)
     if tensor is not None:
-        shape = tensor["shape"]
+        shape = [number if type(number) is int else 1 for number in tensor["shape"]]
+        tensor["shape"] = shape
         rng.choice(
             (
                 lambda: rng.shuffle(shape),

@@ -1,5 +1,6 @@
-"""Weights that an ONNX model keeps in files of its own: only inside its own folder."""
+"""What an ONNX model says of its tensors against their data, in files inside its own folder too."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import onnx
 from nmcompile.errors import ModelError
 
 
-def check_external_data(proto: onnx.ModelProto, path: Path | None, title: str) -> None:
-    """Hold every reference to an external file against what is there, before any is opened.
+def check_tensor_data(proto: onnx.ModelProto, path: Path | None, title: str) -> None:
+    """Hold every tensor against its data, and external files against what is there.
+
+    Nothing outside of the model's folder is opened or asked for its size.
 
     Args:
         proto: the model.
@@ -17,7 +20,8 @@ def check_external_data(proto: onnx.ModelProto, path: Path | None, title: str) -
         title: what to call it in messages.
 
     Raises:
-        ModelError: a file is missing, too short, no regular file, or outside of the folder.
+        ModelError: a tensor has other data than its shape and type need; or a file is missing,
+            too short, no regular file, or outside of the folder.
     """
     folder = Path() if path is None else path.parent
     # A model that is a link may have its data beside itself or beside what it points to.
@@ -25,6 +29,8 @@ def check_external_data(proto: onnx.ModelProto, path: Path | None, title: str) -
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check(tensor, folder, roots, title)
+        else:
+            _check_size(tensor, title)
 
 
 def _check(tensor: onnx.TensorProto, folder: Path, roots: Sequence[Path], title: str) -> None:
@@ -64,6 +70,36 @@ def _check(tensor: onnx.TensorProto, folder: Path, roots: Sequence[Path], title:
         )
 
 
+def _check_size(tensor: onnx.TensorProto, title: str) -> None:
+    weight, dims = tensor.name or "of a node", list(tensor.dims)
+    known = tensor.data_type in onnx.TensorProto.DataType.values()
+    if not known or tensor.data_type == onnx.TensorProto.UNDEFINED:
+        raise ModelError(
+            f"{title}: weight {weight} has the data type {tensor.data_type}, which this version of "
+            "ONNX does not know; export it again"
+        )
+    if any(dim < 0 for dim in dims):
+        raise ModelError(
+            f"{title}: weight {weight} has the shape {dims}; expected no negative dimensions"
+        )
+    count = math.prod(dims)
+    kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+    if kind.endswith(("4", "2")) and not kind.endswith(("64", "32")):
+        return  # several to a byte
+    if tensor.HasField("raw_data") and kind != "STRING":
+        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        expected, found, unit = count * size, len(tensor.raw_data), "bytes"
+    else:
+        field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+        each = 2 if kind.startswith("COMPLEX") else 1
+        expected, found, unit = count * each, len(getattr(tensor, field)), f"values of {field}"
+    if expected != found:
+        raise ModelError(
+            f"{title}: weight {weight} of shape {dims} and type {kind} needs {expected} {unit}, "
+            f"found {found}; the model is damaged: export or copy it again"
+        )
+
+
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model, in subgraphs, functions and attributes too."""
     graphs = [proto.graph]
@@ -80,8 +116,10 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+            for sparse in attribute.sparse_tensors:
                 yield from (sparse.values, sparse.indices)
-            graphs += (
-                [attribute.g, *attribute.graphs] if attribute.HasField("g") else (attribute.graphs)
-            )
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+            graphs += attribute.graphs
