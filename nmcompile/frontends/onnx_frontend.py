@@ -119,7 +119,10 @@ def to_relax(proto: onnx.ModelProto) -> Any:
         except Exception as error:
             refusal = _unsupported(proto, error)
             # What the importer leaves half-built complains when it is freed: now, and not later.
-            traceback.clear_frames(error.__traceback__)
+            earlier: BaseException | None = error
+            while earlier is not None:
+                traceback.clear_frames(earlier.__traceback__)
+                earlier = earlier.__context__
             gc.collect()
             raise refusal from error
 
@@ -226,7 +229,7 @@ def _fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], title: str
             )
     changed = False
     for name, value in inputs.items():
-        if value.dtype is None:
+        if value.dtype is None or not isinstance(value.type, ir.TensorType):
             raise ModelError(f"{title}: input {name} is not a tensor; only tensors can be inputs")
         given = tuple(int(dim) for dim in shapes[name]) if name in shapes else None
         declared = None if value.shape is None else list(value.shape)
