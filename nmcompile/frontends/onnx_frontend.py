@@ -5,7 +5,6 @@ import gc
 import io
 import logging
 import re
-import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +120,7 @@ def to_relax(proto: onnx.ModelProto) -> Any:
             # What the importer leaves half-built complains when it is freed: now, and not later.
             earlier: BaseException | None = error
             while earlier is not None:
-                traceback.clear_frames(earlier.__traceback__)
+                earlier.__traceback__ = None
                 earlier = earlier.__context__
             gc.collect()
             raise refusal from error
