@@ -19,13 +19,14 @@ from nmcompile.errors import (
     PatternError,
     UnsupportedOperatorError,
 )
+from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.inspection import InspectionReport, LayerReport, report_choice
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.progress import Progress, Stages, silent
-from nmcompile.runtime.files import check_writable
+from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.sparsity import PROJECT, VERIFY, Dense, Detection, OneByN, Pruning, Unstructured
 from nmcompile.targets import Target, check_toolchain, find_target
 from nmcompile.version import VERSION
@@ -71,6 +72,7 @@ class TunedLayer:
     ms: float
 
 
+@explained
 def compile(
     model: Any,
     *,
@@ -115,6 +117,7 @@ def compile(
     chosen = find_target(target)
     check_toolchain(chosen)
     check_writable(Path(output))
+    sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
     from nmcompile.tuning.setup import open_tuning
 
@@ -147,6 +150,7 @@ def compile(
     return CompileResult(Path(output), digest, chosen.name, report, stage.seconds, built.tuning)
 
 
+@explained
 def fold(
     model: Any,
     example_inputs: Any = None,
@@ -165,6 +169,7 @@ def fold(
     return source.native()
 
 
+@explained
 def enforce(
     model: Any,
     pattern: str,

@@ -7,6 +7,7 @@ from typing import Any
 
 from nmcompile.frontends import SourceModel, open_model
 from nmcompile.passes.checks.geometry import check_geometry
+from nmcompile.passes.checks.sizes import check_inputs
 from nmcompile.passes.checks.weights import check_weights
 from nmcompile.passes.graphs.interface import PassResult
 from nmcompile.passes.pipeline import run_pipeline
@@ -27,6 +28,7 @@ def open_checked(
     """
     progress("reading the model")
     source = open_model(model, example_inputs=example_inputs, shapes=shapes)
+    check_inputs(source.inputs)
     check_weights(source.graph)
     check_geometry(source.graph)
     return source

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nmcompile.errors import ShapeError, TargetError
+from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import Choice, choose
@@ -95,6 +96,7 @@ class InspectionReport:
         }
 
 
+@explained
 def inspect(
     model: Any,
     *,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nmcompile.errors import ArtifactError
+from nmcompile.errors import ArtifactError, DeviceError
 from nmcompile.runtime.files import replace_file
 from nmcompile.runtime.manifest import (
     DTYPES,
@@ -137,14 +137,19 @@ def write_artifact(
     return digest.hexdigest()
 
 
-def read_artifact(path: str | os.PathLike[str]) -> Artifact:
+def read_artifact(path: str | os.PathLike[str], copy: bool = False) -> Artifact:
     """Map the artifact at `path` and check every byte of it before anything is used.
+
+    Args:
+        path: the file.
+        copy: whether to read it into memory instead of mapping it. What was checked is then what
+            is used, even where somebody writes into the file. The library is always a copy.
 
     Raises:
         ArtifactError: the file cannot be read, is no artifact, is damaged, or is too new.
     """
     path = Path(path)
-    data = _map(path)
+    data = _map(path, copy)
     header = _read_header(path, data)
     start, end = header.manifest_offset, header.manifest_offset + header.manifest_length
     text = data[start:end]
@@ -181,6 +186,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     library, weights = (
         view[data_start + section.offset :][: section.length] for section in manifest.sections
     )
+    library = memoryview(bytes(library))
     _check_digests(path, manifest, (library, weights))
     arrays = tuple(
         np.frombuffer(weights[spec.offset :][: spec.nbytes], numpy_dtype(spec.dtype)).reshape(
@@ -239,7 +245,7 @@ def _digests(pieces: Iterable[memoryview]) -> tuple[str, ...]:
     return tuple(result)
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path, copy: bool) -> mmap.mmap:
     try:
         # Checked before opening: opening a pipe would wait for a writer.
         status = os.stat(path)
@@ -251,8 +257,15 @@ def _map(path: Path) -> mmap.mmap:
                 f"found {status.st_size}"
             )
         with open(path, "rb") as file:
+            if copy:
+                data = mmap.mmap(-1, status.st_size)
+                if file.readinto(data) == status.st_size and not file.read(1):
+                    return data
+                raise ArtifactError(f"{path} changes while it is read; load it again")
             # A private mapping: numpy and DLPack see writeable memory, the file stays as it is.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except MemoryError as error:
+        raise DeviceError(f"cannot read {path}: memory is too small for it") from error
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ArtifactError(f"cannot read {path}: {reason}") from error

@@ -6,6 +6,7 @@ Every object is read with its exact set of keys and exact types, so a manifest e
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -32,6 +33,9 @@ MAX_RANK = 16
 MAX_ELEMENTS = 1 << 40
 MAX_INTEGER = (1 << 63) - 1
 MAX_STRING = 4096
+MAX_DEPTH = 18  # of the whole manifest: `layers` is a list of objects
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _T = TypeVar("_T")
 
@@ -168,7 +172,10 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
     """
     try:
         value = json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+            data.decode(),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not valid JSON: {error}") from error
@@ -191,6 +198,7 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
         sections=top.objects("sections", _section),
     )
     top.end()
+    _check_text(value, where)
     _check_unique(where, "inputs", [spec.name for spec in manifest.inputs])
     _check_unique(where, "outputs", [spec.name for spec in manifest.outputs])
     _check_unique(where, "params", [spec.name for spec in manifest.params])
@@ -208,6 +216,43 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Refuse what could be neither printed nor written again, wherever it stands.
+
+    Raises:
+        ArtifactError: a string with half a character, an integer too large, or too deep nesting.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if type(item) is dict:
+                inner += [*item, *item.values()]
+            elif type(item) is list:
+                inner += item
+            elif type(item) is str and _SURROGATE.search(item):
+                raise ArtifactError(
+                    f"{where}: expected Unicode text, found {ascii(item)[:80]}, which has half of "
+                    "a surrogate pair"
+                )
+            elif type(item) is int and not -MAX_INTEGER - 1 <= item <= MAX_INTEGER:
+                raise ArtifactError(
+                    f"{where}: expected integers in {-MAX_INTEGER - 1}..{MAX_INTEGER}, found one "
+                    f"of {item.bit_length()} bits"
+                )
+        if not inner:
+            return
+        level = inner
+    raise ArtifactError(f"{where}: expected objects and lists at most {MAX_DEPTH} deep")
 
 
 def _check_unique(where: str, key: str, names: list[str]) -> None:

@@ -11,12 +11,11 @@ import importlib.util
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nmcompile.errors import DeviceError
 from nmcompile.runtime.gpu import CUDA
@@ -38,9 +37,10 @@ class NativeRuntime:
     create_view: Callable[[Any, Any, Any, int], Any]
     shape: Callable[[tuple[int, ...]], Any]
     dtype: Callable[[str], Any]
-    load_module: Callable[[str], Any]
+    load_library: Callable[[str, str], Any]
     num_threads: Callable[[], int]
     config_threadpool: Callable[[int, int], Any]
+    set_concurrency: Callable[[int], None]
     device: Callable[[str, int], Any]
     allocate: Callable[[Any, Any, Any, str | None], Any]
     copy_from_bytes: Callable[[Any, Any, int], Any]
@@ -51,6 +51,10 @@ class NativeRuntime:
     def reinterpret(self, tensor: Any, dtype: str) -> Any:
         """Return the contiguous `tensor` seen as another dtype of the same size."""
         return self.create_view(tensor, self.shape(tuple(tensor.shape)), self.dtype(dtype), 0)
+
+    def load_module(self, path: str) -> Any:
+        """Load a shared library; it is unloaded with the last reference to it and its functions."""
+        return self.load_library(path, "so")
 
     def virtual_machine(self, module: Any, gpu: bool = False) -> Any:
         """Return a new Relax VM on the CPU or on GPU 0 over a loaded library; one per thread."""
@@ -67,20 +71,12 @@ class NativeRuntime:
         """The stream of GPU 0 that the calling thread launches on."""
         return self.current_stream(self.device("cuda", 0))
 
-    def use_threads(self, count: int) -> None:
-        """Make the calling thread's pool run `count` threads; warn if it cannot."""
+    def use_threads(self, count: int) -> bool:
+        """Make the calling thread's pool run `count` threads; whether it has that many."""
         if self.num_threads() == count:
-            return
+            return True
         self.config_threadpool(1, count)
-        reached = self.num_threads()
-        if reached != count:
-            warnings.warn(
-                f"expected to run on {count} threads, but TVM's pool of this Python thread was "
-                f"created with {reached}: set TVM_NUM_THREADS={count} in the environment, or call "
-                "nmcompile.runtime.configure_environment() before anything runs TVM",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        return self.num_threads() == count
 
 
 def available_threads() -> int:
@@ -99,9 +95,9 @@ def configure_environment() -> None:
     """Set what TVM reads from the environment when it creates a thread pool; keeps what is set.
 
     TVM takes half of the cores as a pool's first and largest size, so it is asked for all of them:
-    sessions then choose any smaller number. Its workers are not pinned to cores, because two pools
-    (one per Python thread) would be pinned to the same ones. Loading an artifact calls this; a
-    program that runs TVM kernels earlier must call it before.
+    what runs in the main thread can then use any smaller number. Its workers are not pinned to
+    cores, because two pools would be pinned to the same ones. Loading an artifact calls this; a
+    program that runs TVM kernels earlier does well to call it before.
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(available_threads()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
@@ -141,9 +137,10 @@ def _load() -> NativeRuntime:
         create_view=function("runtime.TVMTensorCreateView"),
         shape=tvm_ffi.Shape,
         dtype=tvm_ffi.dtype,
-        load_module=tvm_ffi.load_module,
+        load_library=function("ffi.Module.load_from_file.so"),
         num_threads=function("runtime.NumThreads"),
         config_threadpool=function("runtime.config_threadpool"),
+        set_concurrency=_set_concurrency(),
         device=tvm_ffi.device,
         allocate=function("runtime.TVMTensorAllocWithScope"),
         copy_from_bytes=function("runtime.TVMTensorCopyFromBytes"),
@@ -151,6 +148,23 @@ def _load() -> NativeRuntime:
         use_stream=tvm_ffi.use_raw_stream,
         current_stream=tvm_ffi.get_raw_stream,
     )
+
+
+def _set_concurrency() -> Callable[[int], None]:
+    """What tells TVM how many threads a pool of the calling thread has; 0 is the environment's.
+
+    With 1 a library makes no pool at all. It is a function of C++ that nothing else hands out.
+
+    Raises:
+        OSError: this version of TVM has none.
+    """
+    try:
+        # It holds the interpreter's lock: letting go of it takes longer than the function.
+        function = ctypes.PyDLL(None)._ZN3tvm7runtime9threading17SetMaxConcurrencyEi
+    except AttributeError as error:
+        raise OSError("it has no function threading::SetMaxConcurrency") from error
+    function.argtypes, function.restype = [ctypes.c_int], None
+    return cast(Callable[[int], None], function)
 
 
 def load_gpu_runtime() -> None:

@@ -1,22 +1,23 @@
 """Load an artifact and run it."""
 
-import importlib.metadata
 import os
 import string
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from nmcompile.errors import ArtifactError, DeviceError, InputError
+from nmcompile.errors import ArtifactError, DeviceError, InputError, NmcompileError
 from nmcompile.runtime import cpu, gpu
+from nmcompile.runtime.crew import crew_of, inside, run_here
 from nmcompile.runtime.cuda import Cuda, open_cuda
 from nmcompile.runtime.format import Artifact, read_artifact
+from nmcompile.runtime.library import Library, check_outputs, failure
 from nmcompile.runtime.manifest import Manifest, TensorSpec
 from nmcompile.runtime.native import (
     available_threads,
@@ -51,27 +52,42 @@ def load(
             or for TVM_NUM_THREADS if the environment sets that lower. More than there are: a
             RuntimeWarning, and all are used.
         digest: refuse the file unless this is its digest (64 hex digits, from `Artifact.digest`
-            or `write_artifact`).
+            or `write_artifact`). The whole file is then copied into memory and not mapped.
 
     Raises:
-        ArtifactError: the file is unreadable, damaged, too new, or not the pinned one.
+        ArtifactError: the file is unreadable, damaged, too new, not the pinned one, or its library
+            is not what its manifest says.
         DeviceError: this machine cannot run it; its library has then not been touched.
         InputError: `threads` is no positive integer, or `digest` no sha256.
     """
     threads = _checked_threads(threads)
     if digest is not None and (len(digest) != 64 or not set(digest) <= set(string.hexdigits)):
         raise InputError(f"digest: expected 64 hexadecimal digits, found {digest!r}")
-    artifact = read_artifact(path)
-    if digest is not None and digest.lower() != artifact.digest:
-        raise ArtifactError(
-            f"{artifact.path} is not the pinned artifact: expected digest {digest.lower()}, "
-            f"found {artifact.digest}"
-        )
+    # What is pinned is copied before it is looked at: who can change the file changes nothing then.
+    artifact = read_artifact(path, copy=digest is not None)
+    if digest is not None:
+        _check_digest(artifact, digest)
     return Session(artifact, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """What a session lets go of when it is closed; a run that has begun holds on to it.
+
+    idle: entry functions, each of a VM of its own, that no run is in: a VM must not be entered by
+        two threads at once.
+    """
+
+    library: Library
+    params: list[Any]
+    idle: list[Any] = field(default_factory=list)
 
 
 class Session:
     """A loaded model. Any number of Python threads may run it at the same time.
+
+    What is pickled is the path, the digest and the number of threads: unpickling loads that file.
+    In a forked process a session works as before, unless it runs on a GPU.
 
     Attributes:
         manifest: what the artifact says about itself.
@@ -111,12 +127,17 @@ class Session:
             if self._cuda is None
             else GpuPlacement(self._native, self._cuda)
         )
-        self._module: Any = self._load_library(artifact)
-        # The tensors keep the mapping of the file alive, the artifact itself is not needed.
-        self._params = self._prepared([self._placement.place(a) for a in artifact.params])
-        # One VM must not be entered by two threads at once, so each thread gets its own.
-        self._local = threading.local()
-        self._entry()
+        # One run at a time on a GPU, so that what a run lets go of is not freed in between.
+        self._turn = None if self._cuda is None else threading.Lock()
+        self._process = os.getpid()
+        self._crew = crew_of(threads) if threads > 1 and self._cuda is None else None
+        self._leave = None if self._crew is None else self._crew.enlist(self)
+        self._loaded: _Loaded | None = None
+        try:
+            self._loaded = self._load(artifact)
+        finally:
+            if self._loaded is None and self._leave is not None:
+                self._leave()
 
     def run(self, inputs: Any) -> dict[str, Any]:
         """Run the model once.
@@ -136,12 +157,14 @@ class Session:
 
         Raises:
             InputError: a name, shape, dtype or device is wrong, or the session is closed.
-            DeviceError: the GPU fails, or its memory is too small.
+            DeviceError: the GPU fails, memory is too small, or this process was forked and cannot
+                run models.
+            ArtifactError: the library fails, or returns something else than the artifact says.
         """
-        entry = self._entry()
-        with self._transfer(inputs) as transfer:
-            self._native.use_threads(self.threads)
-            return self._results(entry(*transfer.arguments, *self._params), transfer)
+        if self._turn is None:
+            return self._run(inputs)
+        with self._turn:
+            return self._run(inputs)
 
     def bench(self, inputs: Any, repeats: int = 20, warmup: int = 3) -> list[float]:
         """Time `run` and return the seconds of each of `repeats` calls, after `warmup` others.
@@ -169,14 +192,12 @@ class Session:
 
         Raises:
             InputError: as for `run`, or `repeats` is below 1.
-            ArtifactError: the library cannot report its calls.
+            ArtifactError: as for `run`, or the library cannot report its calls.
             DeviceError: as for `run`.
         """
         _check_count("repeats", repeats, 1)
-        entry = self._entry()
-        with self._transfer(inputs) as transfer:
-            self._native.use_threads(self.threads)
-            runs = self._record(entry, transfer, repeats)
+        with self._turn or nullcontext():
+            runs = self._profile(inputs, repeats)
         if not runs[0]:
             raise ArtifactError(
                 f"{self.path} cannot be profiled: its library does not report its calls; compile "
@@ -184,23 +205,19 @@ class Session:
             )
         return name_layers(medians(runs), self.manifest.calls)
 
-    def _record(
-        self, entry: Any, transfer: Transfer, repeats: int
-    ) -> list[list[tuple[str, float]]]:
-        arguments = [*transfer.arguments, *self._params]
-        clock: Clock = HostClock()
-        if self._cuda is not None:
-            here = self._native.stream
-            clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
-        # VMs of its own: an instrumented one would slow down every later run.
-        return list(record_runs(self._machine, self.manifest.entry, arguments, repeats, clock))
-
     def close(self) -> None:
-        """Let go of the weights and of every thread's VM; running afterwards is an error."""
-        with self._placement.freeing():
-            self._module = None
-            self._params = []
-            self._local = threading.local()
+        """Let go of the weights, the library and the threads; running afterwards is an error.
+
+        Runs that have begun in other threads end as if nothing had happened; on a GPU they are
+        waited for.
+        """
+        with self._turn or nullcontext():
+            if self._loaded is None:
+                return
+            with self._placement.freeing():
+                self._loaded = None
+        if self._leave is not None:
+            self._leave()
 
     def __enter__(self) -> Self:
         """Return the session itself."""
@@ -215,75 +232,88 @@ class Session:
         """Close the session."""
         self.close()
 
-    def _check_open(self) -> None:
-        if self._module is None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what `load` needs."""
+        self._open()
+        return reopen, (str(self.path.absolute()), self.threads, self.digest)
+
+    def _open(self) -> _Loaded:
+        loaded = self._loaded
+        if loaded is None:
             raise InputError(f"the session of {self.path} is closed; load the artifact again")
-
-    def _entry(self) -> Any:
-        self._check_open()
-        if not hasattr(self._local, "entry"):
-            self._local.entry = self._function(
-                self.manifest.entry, len(self.inputs), len(self._params)
-            )
-        return self._local.entry
-
-    def _load_library(self, artifact: Artifact) -> Any:
-        manifest = artifact.manifest
-        # dlopen wants a file. A private folder, so that nobody can put another in its place; it
-        # can go as soon as the library is mapped.
-        try:
-            with tempfile.TemporaryDirectory(prefix="nmcompile-") as folder:
-                file = Path(folder, "lib.so")
-                file.write_bytes(artifact.library)
-                module = self._native.load_module(str(file))
-        except OSError as error:
+        if self._cuda is not None and self._process != os.getpid():
             raise DeviceError(
-                f"cannot unpack the library of {artifact.path} into {tempfile.gettempdir()}: "
-                f"{error.strerror}; point TMPDIR at a writeable folder"
-            ) from error
-        except (RuntimeError, ValueError) as error:
-            raise ArtifactError(
-                f"cannot load the library of {artifact.path}, compiled with TVM "
-                f"{manifest.producer.tvm} (here: {_tvm_version()}): {error}; compile the model "
-                "again, or point TMPDIR at a folder that allows executable files"
-            ) from error
-        return module
-
-    def _machine(self) -> Any:
-        return self._native.virtual_machine(self._module, gpu=self._cuda is not None)
-
-    def _function(self, name: str, inputs: int, weights: int) -> Any:
-        """A function of the library in a VM of its own.
-
-        Raises:
-            ArtifactError: there is none of so many inputs and weights.
-        """
-        try:
-            machine = self._machine()
-            found = int(machine["get_function_arity"](name))
-        except (AttributeError, RuntimeError, ValueError) as error:
-            raise ArtifactError(
-                f"the library of {self.path} has no function {name!r} for TVM's VM "
-                f"({error}); compile the model again"
-            ) from error
-        if found != inputs + weights:
-            raise ArtifactError(
-                f"{self.path}: expected the function {name!r} to take {inputs + weights} "
-                f"tensors ({inputs} inputs and {weights} weights), found {found}"
+                f"the session of {self.path} is in the memory of a GPU, which process "
+                f"{os.getpid()} cannot use, as it was forked from {self._process}, where it was "
+                "loaded; load the artifact in a process that was started by the method 'spawn'"
             )
-        return machine[name]
+        return loaded
 
-    def _prepared(self, params: list[Any]) -> list[Any]:
-        """The weights as the entry function takes them."""
-        name = self.manifest.prepare
-        if not name:
-            return params
-        self._native.use_threads(self.threads)
-        result = self._function(name, 0, len(params))(*params)
-        return [result] if isinstance(result, self._native.tensor) else list(result)
+    def _load(self, artifact: Artifact) -> _Loaded:
+        manifest = self.manifest
+        with inside():
+            library = Library(self._native, artifact, gpu=self._cuda is not None)
+            # The tensors keep the mapping of the file alive, the artifact itself is not needed.
+            library.check_prepared(manifest)
+            params = [self._placement.place(array) for array in artifact.params]
+            if manifest.prepare:
+                prepare = library.function(manifest.prepare, 0, len(params))
+        if manifest.prepare:
+            params = library.tensors(self._call(prepare, params))
+        with inside():
+            entry = library.function(manifest.entry, len(self.inputs), len(params))
+        if self._cuda is None:
+            run_here(self._native, library.check, manifest, params)
+        return _Loaded(library, params, [entry])
 
-    def _transfer(self, inputs: Any) -> AbstractContextManager[Transfer]:
-        return self._placement.transfer(self.inputs, self._in_order(inputs), self._params)
+    def _run(self, inputs: Any) -> dict[str, Any]:
+        loaded = self._open()
+        with self._transfer(inputs, loaded) as transfer:
+            entry = self._entry(loaded)
+            result = self._call(entry, [*transfer.arguments, *loaded.params])
+            loaded.idle.append(entry)  # not after an error, which a VM may not have got over
+            return self._results(loaded.library.tensors(result), transfer)
+
+    def _entry(self, loaded: _Loaded) -> Any:
+        try:
+            return loaded.idle.pop()
+        except IndexError:
+            with inside():
+                return loaded.library.function(
+                    self.manifest.entry, len(self.inputs), len(loaded.params)
+                )
+
+    def _profile(self, inputs: Any, repeats: int) -> list[list[tuple[str, float]]]:
+        loaded = self._open()
+        with self._transfer(inputs, loaded) as transfer:
+            arguments = [*transfer.arguments, *loaded.params]
+            clock: Clock = HostClock()
+            if self._cuda is not None:
+                here, entry = self._native.stream, self._entry(loaded)
+                clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
+
+            def record() -> list[list[tuple[str, float]]]:
+                # VMs of its own: an instrumented one would slow down every later run.
+                machine, name = loaded.library.machine, self.manifest.entry
+                return list(record_runs(machine, name, arguments, repeats, clock))
+
+            return cast(list[list[tuple[str, float]]], self._call(record, []))
+
+    def _call(self, function: Any, arguments: Sequence[Any]) -> Any:
+        """Call something that runs the library, on the session's threads."""
+        if self._cuda is not None:
+            return run_here(self._native, function, *arguments)
+        try:
+            if self._crew is None:
+                return run_here(self._native, function, *arguments)
+            return self._crew.run(function, *arguments)
+        except NmcompileError:
+            raise
+        except Exception as error:
+            raise failure(self.path, error) from error
+
+    def _transfer(self, inputs: Any, loaded: _Loaded) -> AbstractContextManager[Transfer]:
+        return self._placement.transfer(self.inputs, self._in_order(inputs), loaded.params)
 
     def _in_order(self, inputs: Any) -> list[Any]:
         """The caller's values, one for each of `self.inputs`."""
@@ -305,19 +335,31 @@ class Session:
     def _names(self) -> str:
         return ", ".join(repr(spec.name) for spec in self.inputs)
 
-    def _results(self, result: Any, transfer: Transfer) -> dict[str, Any]:
-        tensors: list[Any] = [result] if isinstance(result, self._native.tensor) else list(result)
-        expected = [(spec.shape, spec.dtype) for spec in self.outputs]
-        found = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-        if expected != found:
-            raise ArtifactError(
-                f"{self.path}: expected outputs of shape and dtype {expected}, the library "
-                f"returned {found}; compile the model again"
-            )
+    def _results(self, tensors: list[Any], transfer: Transfer) -> dict[str, Any]:
+        check_outputs(self.path, self.outputs, tensors)
         return {
             spec.name: transfer.give_back(tensor)
             for spec, tensor in zip(self.outputs, tensors, strict=True)
         }
+
+
+def reopen(path: str, threads: int, digest: str) -> Session:
+    """Load the artifact of a session that was pickled.
+
+    Raises:
+        ArtifactError: as `load`; or another file is in its place now.
+    """
+    artifact = read_artifact(path)
+    _check_digest(artifact, digest)
+    return Session(artifact, _checked_threads(threads))
+
+
+def _check_digest(artifact: Artifact, digest: str) -> None:
+    if digest.lower() != artifact.digest:
+        raise ArtifactError(
+            f"{artifact.path} is not the pinned artifact: expected digest {digest.lower()}, "
+            f"found {artifact.digest}"
+        )
 
 
 def _checked_threads(threads: int | None) -> int:
@@ -338,10 +380,3 @@ def _checked_threads(threads: int | None) -> int:
 def _check_count(name: str, value: int, least: int) -> None:
     if type(value) is not int or value < least:
         raise InputError(f"{name}: expected an integer of at least {least}, found {value!r}")
-
-
-def _tvm_version() -> str:
-    try:
-        return importlib.metadata.version("apache-tvm")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

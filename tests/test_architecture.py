@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    "errors", "version", "progress", "sparsity", "runtime",
+    "errors", "version", "progress", "explain", "quiet", "sparsity", "runtime",
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
     "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.sparse_tensor_core",
     "kernels.catalog", "targets", "machine",

@@ -110,7 +110,7 @@ def test_external_data_outside_the_models_folder_is_refused(tmp_path: Path) -> N
         if entry.key == "location":
             entry.value = "../m.data"
     assert data.is_file()
-    with pytest.raises(ModelError, match="external data"):
+    with pytest.raises(ModelError, match="external file"):
         open_model(saved(proto, inner / "m.onnx"))
 
 

@@ -188,6 +188,14 @@ def test_version_one_is_read(artifact: Path) -> None:
     assert read_artifact(artifact).manifest.prepare == ""
 
 
+def test_text_beyond_the_basic_plane_is_read(artifact: Path) -> None:
+    top = stored(artifact)
+    top["layers"] = [{"name": "\N{GRINNING FACE}", "density": 0.5, "values": [[-1, 1e300]]}]
+    for ascii_only in (True, False):
+        signed(artifact, json.dumps(top, ensure_ascii=ascii_only).encode())
+        assert read_artifact(artifact).manifest.layers == tuple(top["layers"])
+
+
 def test_version_zero_is_refused(artifact: Path) -> None:
     data = bytearray(artifact.read_bytes())
     struct.pack_into("<I", data, 8, 0)
@@ -243,6 +251,11 @@ def _set(*path: Any, to: Any) -> Edit:
         (_set("inputs", 0, "shape", to=[1] * 17), "at most 16 dimensions"),
         (_set("inputs", 0, "dtype", to="object"), "dtype: expected one of float32"),
         (_set("inputs", 0, "name", to="x" * 5000), "at most 4096 characters"),
+        (_set("inputs", 0, "name", to="\ud800"), "expected Unicode text, found '.ud800'"),
+        (_set("layers", to=[{"a": ["\udfff"]}]), "expected Unicode text"),
+        (_set("layers", to=[{"\udfff": 1}]), "expected Unicode text"),
+        (_set("layers", to=[{"a": json.loads("[" * 20 + "]" * 20)}]), "at most 18 deep"),
+        (_set("layers", to=[{"macs": 10**30}]), "found one of 100 bits"),
         (_set("params", 0, "nbytes", to=4), "nbytes: expected 120"),
         (_set("params", 1, "offset", to=0), "'conv1.bias': expected offset 128, found 0"),
         (
@@ -276,6 +289,7 @@ def test_a_manifest_put_back_unchanged_is_accepted(artifact: Path) -> None:
     [
         (b'{"entry":"a","entry":"b"}', "duplicate key 'entry'"),
         (b'{"workspace_bytes":NaN}', "NaN is not a JSON number"),
+        (b'{"layers":[{"density":1e999}]}', "1e999 is too large for a number"),
         (b"[" * 100_000, "is not valid JSON"),
         (b'{"entry":' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b'"\xff"', "is not valid JSON"),

@@ -155,15 +155,21 @@ def test_a_tensor_of_another_library_waits_for_its_own_work(machine: Machine) ->
 def test_the_kernels_are_launched_on_the_stream(machine: Machine) -> None:
     """As seen by the library: what it asks TVM for while it runs."""
     loaded, seen = machine.affine(), []
-    entry = loaded._entry()
+    (entry,) = entries(loaded)
 
     def watched(*arguments: Any) -> Any:
         seen.append(stream_of_tvm())
         return entry(*arguments)
 
-    loaded._local.entry = watched
+    entries(loaded)[:] = [watched]
     loaded.run(on_gpu())
     assert seen == [STREAM] and stream_of_tvm() == 0
+
+
+def entries(session: Session) -> list[Any]:
+    """The functions that its next runs call."""
+    assert session._loaded is not None
+    return session._loaded.idle
 
 
 def stream_of_tvm() -> Any:
@@ -265,8 +271,8 @@ def test_a_gpu_that_fails_is_one_clear_error(machine: Machine) -> None:
     def fail(*arguments: Any) -> Any:
         raise RuntimeError("CUDA: out of memory")
 
-    loaded._local.entry = fail
     for x in (on_gpu(), np.ones(SHAPE, np.float32)):
+        entries(loaded)[:] = [fail]
         with pytest.raises(
             DeviceError, match=r"cannot run the model: CUDA: out of memory; .*batch"
         ):

@@ -1,10 +1,7 @@
 """Loading artifacts and running them."""
 
-import os
-import threading
+import pickle
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 
 from nmcompile.errors import ArtifactError, DeviceError, InputError
-from nmcompile.runtime import Call, Session, TensorSpec, cpu, load, native, write_artifact
+from nmcompile.runtime import Call, Manifest, Session, TensorSpec, cpu, load, write_artifact
 from tests.runtime_models import (
     SHAPE,
     X,
@@ -215,21 +212,6 @@ def test_several_inputs_need_a_mapping(pair: Session) -> None:
         pair.run(random_input())
 
 
-def test_many_threads_share_a_session(session: Session) -> None:
-    barrier = threading.Barrier(6)
-
-    def work(seed: int) -> bool:
-        random = np.random.default_rng(seed)
-        barrier.wait()
-        return all(
-            np.allclose(session.run(x)["y"], expected(x), rtol=1e-5, atol=1e-5)
-            for x in (random.standard_normal(SHAPE, np.float32) for _ in range(100))
-        )
-
-    with ThreadPoolExecutor(6) as pool:
-        assert all(pool.map(work, range(6)))
-
-
 def test_profile_names_every_call_in_order(session: Session) -> None:
     times = session.profile(random_input(), repeats=3)
     assert [(time.layer, time.symbol) for time in times] == [
@@ -261,76 +243,6 @@ def test_bench_returns_one_time_per_repeat(session: Session) -> None:
     seconds = session.bench(random_input(), repeats=4, warmup=1)
     assert len(seconds) == 4
     assert min(seconds) > 0
-
-
-def test_a_closed_session_does_not_run(path: Path) -> None:
-    with load(path) as session:
-        session.run(random_input())
-    for use in (session.run, session.profile, session.bench):
-        with pytest.raises(InputError, match="closed"):
-            use(random_input())
-
-
-@pytest.fixture
-def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setenv("TVM_NUM_THREADS", "4")
-    return iter(())
-
-
-@pytest.mark.usefixtures("four_cores")
-@pytest.mark.parametrize(("asked", "used"), [(None, 4), (1, 1), (3, 3), (4, 4)])
-def test_a_run_uses_the_threads_asked_for(path: Path, asked: int | None, used: int) -> None:
-    session = load(path, threads=asked)
-
-    def work() -> int:  # in a new thread, whose pool TVM makes with the environment as it is now
-        session.run(random_input())
-        return native.native_runtime().num_threads()
-
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(work).result() == used
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_sessions_of_different_sizes_alternate_in_one_thread(path: Path) -> None:
-    one, three = load(path, threads=1), load(path, threads=3)
-
-    def work() -> list[int]:
-        seen = []
-        for session in (three, one, three):
-            session.run(random_input())
-            seen.append(native.native_runtime().num_threads())
-        return seen
-
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(work).result() == [3, 1, 3]
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_the_environment_can_lower_the_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVM_NUM_THREADS", "2")
-    assert load(path).threads == 2
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_a_pool_that_is_too_small_is_warned_about(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = load(path, threads=3)
-    monkeypatch.setenv("TVM_NUM_THREADS", "2")
-
-    def work() -> Any:
-        with pytest.warns(RuntimeWarning, match="expected to run on 3 threads.*created with 2"):
-            return session.run(random_input())
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(work).result()
-
-
-@pytest.mark.usefixtures("four_cores")
-def test_more_threads_than_cores_are_clamped_with_a_warning(path: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="may use 4 cores, not 5"):
-        assert load(path, threads=5).threads == 4
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2"])
@@ -413,11 +325,88 @@ def test_a_missing_or_wrong_prepare_function_is_refused(library: bytes, tmp_path
         load(tmp_path / "m.nmc")
 
 
-def test_outputs_other_than_promised_are_refused(library: bytes, tmp_path: Path) -> None:
-    promised = manifest(outputs=(TensorSpec("y", (1, 2), "float32"),))
-    write_artifact(tmp_path / "m.nmc", promised, library, WEIGHTS)
-    with pytest.raises(ArtifactError, match="expected outputs of shape"):
-        load(tmp_path / "m.nmc").run(random_input())
+@pytest.mark.parametrize("exec_mode", ["bytecode", "compiled"])
+@pytest.mark.parametrize(
+    ("promised", "message"),
+    [
+        (manifest(outputs=(TensorSpec("y", (1, 2), "float32"),)), "expected outputs of shape"),
+        (manifest(outputs=(X, Y)), "expected outputs of shape"),
+        (
+            manifest(inputs=(TensorSpec("x", (16, 8), "float32"),)),
+            r"takes R.Tensor\(\(8, 16\), dtype=\"float32\"\) as argument 1, x, expected shape",
+        ),
+        (manifest(inputs=(TensorSpec("x", (8, 16, 1), "float32"),)), "as argument 1, x, expected"),
+        (manifest(inputs=(TensorSpec("x", SHAPE, "int32"),)), "and dtype int32 as in its manifest"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_the_library_is_refused_at_load(
+    promised: Manifest, message: str, exec_mode: str, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "m.nmc", promised, affine_library(tmp_path, exec_mode), WEIGHTS)
+    with pytest.raises(ArtifactError, match=message):
+        load(tmp_path / "m.nmc")
+
+
+def test_weights_of_another_shape_than_the_library_takes_are_refused(
+    library: bytes, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "m.nmc", manifest(), library, WEIGHTS | {"shift": SHIFT.T})
+    with pytest.raises(ArtifactError, match=r"argument 3, b, expected shape \(16, 8\)"):
+        load(tmp_path / "m.nmc")
+
+
+def test_loading_computes_nothing(tmp_path: Path) -> None:
+    """The check against the manifest calls no kernel: this one writes into what it reads."""
+    write_artifact(tmp_path / "m.nmc", manifest(), stamping_library(tmp_path), {})
+    assert load(tmp_path / "m.nmc").profile(random_input(), repeats=1)[0].symbol == "stamp"
+
+
+def test_an_error_of_the_library_is_ours(path: Path) -> None:
+    session = load(path)
+    assert session._loaded is not None
+
+    def fail(*arguments: Any) -> Any:
+        raise ValueError("Check failed: a number of TVM's\nand more")
+
+    session._loaded.idle[:] = [fail]
+    with pytest.raises(ArtifactError, match=r"its library fails .Check failed: a number of TVM's"):
+        session.run(random_input())
+    session.run(random_input())
+
+
+def test_a_pinned_artifact_is_what_was_checked(library: bytes, tmp_path: Path) -> None:
+    """Even where somebody writes into the file afterwards."""
+    file = tmp_path / "m.nmc"
+    digest = write_artifact(file, manifest(), library, WEIGHTS)
+    session = load(file, digest=digest)
+    file.write_bytes(bytes(file.stat().st_size))
+    x = random_input()
+    np.testing.assert_allclose(session.run(x)["y"], expected(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_session_is_pickled_as_its_path_digest_and_threads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    x, text = random_input(), pickle.dumps(session := load(path.name, threads=1))
+    assert len(text) < 1000
+    monkeypatch.chdir("/")
+    again = pickle.loads(text)
+    assert (again.digest, again.threads) == (session.digest, 1)
+    np.testing.assert_array_equal(again.run(x)["y"], session.run(x)["y"])
+
+
+def test_a_pickled_session_is_of_one_file(library: bytes, path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.nmc"
+    write_artifact(file, manifest(), library, WEIGHTS)
+    text = pickle.dumps(load(file))
+    write_artifact(file, manifest(), library, WEIGHTS | {"shift": SHIFT * 2})
+    with pytest.raises(ArtifactError, match="not the pinned artifact"):
+        pickle.loads(text)
+    with load(path) as session:
+        pass
+    with pytest.raises(InputError, match="closed"):
+        pickle.dumps(session)
 
 
 def test_nothing_is_left_in_the_temporary_folder(

@@ -1,6 +1,9 @@
 """The tuning database and the tuner, as a user meets them."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +147,50 @@ def test_tiles_that_the_kernel_does_not_propose_are_ignored() -> None:
     assert database.choose("conv2d", "avx512", problem).config is None
 
 
+def entry_text(ms: str = "1.0", config: str = "{}") -> str:
+    entry = f'{{"kernel": "k", "config": {config}, "ms": {ms}, "default_ms": 2.0}}'
+    return f'{{"version": 1, "cpus": {{"cpu": {{"problem": {entry}}}}}}}'
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"version": 2, "cpus": {}}', '{"version": 1, "cpus": {"x": {"y": {}}}}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"version": 2, "cpus": {}}',
+        '{"version": 1, "cpus": {"x": {"y": {}}}}',
+        "[" * 100_000,
+        *(entry_text(ms) for ms in ("NaN", "Infinity", "1e999", "0", "-1.5", "true", '"1"')),
+        entry_text(config="[1]"),
+    ],
 )
 def test_damaged_database_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tuning.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"tuning\.json: expected a tuning database"):
         TuningDatabase(path)
+
+
+def test_a_database_like_the_damaged_ones_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").write_text(entry_text())
+    assert TuningDatabase(tmp_path / "tuning.json", "cpu").machines == ["cpu"]
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    path, barrier = tmp_path / "tuning.json", threading.Barrier(3)
+
+    def work(cpu: str, kernel: str) -> None:
+        database = TuningDatabase(path, cpu)
+        barrier.wait()
+        for batch in range(1, 21):
+            problem = Problem(replace(CONV, batch=batch))
+            database.add(problem, Tuned(kernel, {}, 1.0, 2.0))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, ("one", "two", "two"), "abc"))
+    cpus = json.loads(path.read_text())["cpus"]
+    assert {cpu: len(entries) for cpu, entries in cpus.items()} == {"one": 20, "two": 20}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_compile_with_tuning_runs_and_agrees(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from nmcompile.bundle.pythons import compiled_parts
 from nmcompile.bundle.readme import readme
 from nmcompile.bundle.requirements import find_requirements, needs_gpu
 from nmcompile.errors import ArtifactError
+from nmcompile.runtime.files import scratch_folder
 from nmcompile.runtime.format import Artifact, read_artifact
 
 INFO = "bundle.json"  # what a folder must hold to be a bundle
@@ -81,8 +81,8 @@ def write_bundle(
     if gpu is None:
         gpu = any(map(needs_gpu, models))
     names = tuple(model.path.name for model in models)
-    with tempfile.TemporaryDirectory(prefix="nmcompile-") as scratch, _written(target) as folder:
-        parts = compiled_parts(pythons, Path(scratch))
+    with scratch_folder() as scratch, _written(target) as folder:
+        parts = compiled_parts(pythons, scratch)
         files = [
             *_own_files(),
             *binding_files(parts.values()),

@@ -10,6 +10,7 @@ from nmcompile.cli.compile import compile_model, enforce_model, fold_model
 from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
 from nmcompile.cli.inspect import inspect_any, list_targets
+from nmcompile.cli.printing import say
 from nmcompile.cli.run import run_artifact
 from nmcompile.version import VERSION
 
@@ -37,7 +38,7 @@ app.command("devices")(show_devices)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"nmcompile {VERSION}")
+        say(f"nmcompile {VERSION}")
         raise typer.Exit
 
 

@@ -23,6 +23,7 @@ from nmcompile.cli.options import (
     shapes_of,
 )
 from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.cli.printing import say
 
 if TYPE_CHECKING:
     from nmcompile.compiler import TunedLayer
@@ -135,7 +136,7 @@ def compile_model(
     if result.tuning:
         print_tuning(result.tuning, result.target)
     for note in report.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
     print_facts(
         {
@@ -157,7 +158,7 @@ def _kept(database: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if database is not None and database.exists():
-            typer.echo(f"what was measured is in {database}; the same command goes on", err=True)
+            say(f"what was measured is in {database}; the same command goes on", err=True)
         raise
 
 
@@ -183,7 +184,7 @@ def print_tuning(layers: "Sequence[TunedLayer]", target: str) -> None:
         right=(2, 3, 4),
     )
     before, after = sum(layer.default_ms for layer in layers), sum(layer.ms for layer in layers)
-    typer.echo(f"tuned layers: {before:.2f} ms before, {after:.2f} ms after")
+    say(f"tuned layers: {before:.2f} ms before, {after:.2f} ms after")
 
 
 def spell_operators(operators: Any) -> str:
@@ -214,7 +215,7 @@ def fold_model(
         )
         return
     for note in notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     print_facts(
         {
             "output": f"{output} ({size(output.stat().st_size)})",

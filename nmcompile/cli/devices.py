@@ -13,6 +13,7 @@ import typer
 from nmcompile.cli.guard import guarded
 from nmcompile.cli.options import JsonOption
 from nmcompile.cli.output import print_json, print_table
+from nmcompile.cli.printing import say
 
 device_app = typer.Typer(
     help="Let other machines measure compiled models on this one, by TVM's RPC.",
@@ -50,10 +51,10 @@ def serve_device(
     where = Address.parse(tracker) if tracker else None
     with until_stopped() as stop, DeviceServer(key, host=host, port=port, tracker=where) as server:
         known = f", registered at {where}" if where else ""
-        typer.echo(f"serving as {key} on {host}:{server.port}{known}; ctrl-C ends it")
+        say(f"serving as {key} on {host}:{server.port}{known}; ctrl-C ends it")
         warn_of(host)
         replaced = server.watch(stop)
-    typer.echo(f"stopped; the server was replaced {replaced} times" if replaced else "stopped")
+    say(f"stopped; the server was replaced {replaced} times" if replaced else "stopped")
 
 
 @device_app.command("tracker")
@@ -70,12 +71,12 @@ def track_devices(
     with until_stopped() as stop:
         tracker = start_tracker(host, port)
         try:
-            typer.echo(f"tracking devices on {host}:{tracker.port}; ctrl-C ends it")
+            say(f"tracking devices on {host}:{tracker.port}; ctrl-C ends it")
             warn_of(host)
             stop.wait()
         finally:
             tracker.terminate()
-    typer.echo("stopped")
+    say("stopped")
 
 
 @guarded

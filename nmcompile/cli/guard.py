@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 import traceback
 import warnings
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, ParamSpec, TextIO
 
 import typer
 
+from nmcompile.cli.printing import say
 from nmcompile.errors import NmcompileError
+from nmcompile.explain import machine_reason
 
 if TYPE_CHECKING:
     from nmcompile.progress import Progress
@@ -52,6 +55,8 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except NmcompileError as error:
             _fail(str(error))
         except Exception as error:
+            if (reason := machine_reason(error)) is not None:
+                _fail(str(reason))
             text = str(error).strip().partition("\n")[0] or "no message"
             _fail(
                 f"unexpected {type(error).__name__}: {text}; this is a defect of nmcompile: run "
@@ -65,7 +70,7 @@ def _fail(message: str) -> None:
     if SETTINGS.debug:
         traceback.print_exc()
     typer.secho("error: ", fg=typer.colors.RED, err=True, nl=False)
-    typer.echo(" ".join(message.splitlines()), err=True)
+    say(" ".join(message.splitlines()), err=True)
     raise typer.Exit(FAILED)
 
 
@@ -79,7 +84,15 @@ def _show_warning(
 ) -> None:
     # Those of other libraries concern nmcompile's developers, not its users.
     if SETTINGS.debug or category is RuntimeWarning:
-        typer.echo(f"warning: {message}", err=True)
+        say(f"warning: {message}", err=True)
+
+
+def _own_stderr() -> TextIO:
+    """Standard error for progress, also while `quiet` keeps others from it."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):  # not a file, as in tests
+        return sys.stderr
 
 
 @contextlib.contextmanager
@@ -88,7 +101,7 @@ def working() -> Iterator["Progress"]:
     from rich import progress
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(file=_own_stderr())
     columns = (
         progress.SpinnerColumn(),
         progress.TextColumn("{task.description}"),

@@ -18,7 +18,15 @@ from nmcompile.cli.options import (
     find_model,
     shapes_of,
 )
-from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.cli.output import (
+    known_facts,
+    print_facts,
+    print_json,
+    print_layers,
+    print_table,
+    size,
+)
+from nmcompile.cli.printing import say
 from nmcompile.errors import DeviceError
 
 
@@ -103,7 +111,7 @@ def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_js
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers], checked=pattern != "auto")
     for note in report.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
     print_facts(
         {
@@ -143,7 +151,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
         return
     if manifest.layers:
         print_layers(manifest.layers)
-    dense = sum(4 * math.prod(layer.get("shape", ())) for layer in manifest.layers)
+    layers = [known_facts(layer) for layer in manifest.layers]
+    dense = sum(4 * math.prod(layer.get("shape", ())) for layer in layers)
     print_facts(
         {
             "artifact": f"{path} ({size(nbytes)}: weights {size(sections['weights'])}, as dense "
@@ -233,7 +242,7 @@ def list_targets(as_json: JsonOption = False) -> None:
             for target in TARGETS
         ],
     )
-    typer.echo(f"--target {CUDA}: the one of these that is for this machine's GPU")
+    say(f"--target {CUDA}: the one of these that is for this machine's GPU")
 
 
 def _spell_tensors(specs: Any) -> str:

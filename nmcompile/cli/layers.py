@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from nmcompile.cli.figures import GROUND, INK, load_pyplot, save_figure
 from nmcompile.cli.output import print_table
+from nmcompile.cli.printing import say
 
 if TYPE_CHECKING:
     from nmcompile.bench.results import LayerRow, Roofs
@@ -47,13 +46,11 @@ def print_layer_times(rows: Sequence[LayerRow], roofs: Roofs | None, threads: in
     if roofs is None or not any(row.roof for row in rows):
         return  # a GPU's layers are under no roof that was measured
     each = f" x {threads} threads" if threads > 1 else ""
-    typer.echo(
-        f"roofs of the machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s"
-    )
+    say(f"roofs of the machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s")
     rated = _slowest(rows)
     if rated:
         worst = rated[0]
-        typer.echo(
+        say(
             f"furthest from its roof: {worst.layer}, {worst.lost_ms:.3f} ms of "
             f"{worst.ms:.3f} above the time at the roof"
         )

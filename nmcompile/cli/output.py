@@ -8,6 +8,9 @@ from typing import Any
 
 import typer
 
+from nmcompile.cli.printing import printable, say
+from nmcompile.runtime.manifest import MAX_ELEMENTS, MAX_RANK
+
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 WIDE = 160  # columns where stdout is a file or pipe: nothing there needs wrapping earlier
@@ -27,7 +30,9 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     numbers = set(right)
     for index, column in enumerate(columns):
         table.add_column(
@@ -37,7 +42,7 @@ def print_table(
             table.columns[-1].overflow = "fold"
     for row in rows:
         # As Text, so that brackets in layer names are not read as markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=sys.stdout)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=WIDE)
@@ -48,7 +53,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
     """Print `name  value` lines."""
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
 
 
 def print_layers(layers: Sequence[Mapping[str, Any]], *, checked: bool = False) -> None:
@@ -62,7 +67,7 @@ def print_layers(layers: Sequence[Mapping[str, Any]], *, checked: bool = False) 
     if checked:
         columns.insert(5, "violations")
     rows = []
-    for layer in layers:
+    for layer in map(known_facts, layers):
         sparse = "yes" if layer.get("sparse") else f"no: {layer.get('reason') or 'unknown'}"
         row = [
             str(layer.get("name", "?")),
@@ -79,6 +84,25 @@ def print_layers(layers: Sequence[Mapping[str, Any]], *, checked: bool = False) 
             row.insert(5, f"{layer.get('violations', 0)}{where}")
         rows.append(row)
     print_table("", columns, rows, right=(3, 4))
+
+
+_FACTS: Mapping[str, tuple[type, ...]] = {
+    "name": (str,), "pattern": (str,), "kernel": (str,), "reason": (str,), "sparse": (bool,),
+    "density": (int, float), "macs": (int, float), "violations": (int,),
+    "shape": (list, tuple), "first_violation": (list, tuple),
+}  # fmt: skip
+
+
+def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a free-form description of a layer is of the type that this version writes."""
+    facts = {key: layer[key] for key, types in _FACTS.items() if type(layer.get(key)) in types}
+    for key in ("shape", "first_violation"):
+        numbers = facts.get(key, ())
+        if len(numbers) > MAX_RANK or not all(
+            type(number) is int and 0 <= number <= MAX_ELEMENTS for number in numbers
+        ):
+            del facts[key]
+    return facts
 
 
 def count(number: float) -> str:

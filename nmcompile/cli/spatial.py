@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import typer
 
 from nmcompile.cli.figures import GROUND, INK, load_pyplot, save_figure
 from nmcompile.cli.output import print_json, print_table
+from nmcompile.cli.printing import say
 
 if TYPE_CHECKING:
     from nmcompile.spatial import Array, SpatialLayer
@@ -42,9 +42,9 @@ def show_spatial(layers: Sequence[SpatialLayer], plot: Path | None, as_json: boo
     ]
     print_table("density per kernel position", columns, rows, right=(1,))
     if not layers:
-        typer.echo("no convolution is larger than 1x1")
+        say("no convolution is larger than 1x1")
     if plot is not None:
-        typer.echo(f"drawn in {plot}")
+        say(f"drawn in {plot}")
 
 
 def plot_spatial(layers: Sequence[SpatialLayer], path: Path) -> None:

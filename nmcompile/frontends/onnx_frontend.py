@@ -1,7 +1,9 @@
 """ONNX models in: files (weights in external files too) and `onnx.ModelProto` objects."""
 
 import contextlib
+import gc
 import io
+import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,9 +22,14 @@ from onnx_ir.passes.common import (
 )
 
 from nmcompile.errors import ModelError, NmcompileError, ShapeError, UnsupportedOperatorError
+from nmcompile.frontends.tensor_data import check_tensor_data
 
 OLDEST_OPSET = 11
 """Models of older operator sets are converted to this one."""
+
+# Whoever configures logging sees what they say; standard error is not written to otherwise.
+for _name in ("onnx_ir", "onnxscript"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _NORMALISE = (
     InlinePass(),
@@ -48,18 +55,19 @@ def load(
         UnsupportedOperatorError: an operator that the ONNX standard does not know.
     """
     if isinstance(source, onnx.ModelProto):
-        title, folder, proto = "the ONNX model", Path(), onnx.ModelProto()
+        title, path, proto = "the ONNX model", None, onnx.ModelProto()
         # onnx_ir reads tensors in place, and renaming one would show in the caller's model.
         proto.CopyFrom(source)
     else:
         path = Path(source)
-        title, folder, proto = f"model file {path}", path.parent, _read(path)
+        title, proto = f"model file {path}", _read(path)
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError(
             f"{title} is not an ONNX model: expected a graph with outputs and an operator set, "
             "found none; export the model again, or check that the file is the right one"
         )
-    model = _in_memory(proto, folder, title)
+    check_tensor_data(proto, path, title)
+    model = _in_memory(proto, Path() if path is None else path.parent, title)
     model = _at_least_oldest_opset(model, title)
     _check_operators(model, title)
     try:
@@ -108,7 +116,14 @@ def to_relax(proto: onnx.ModelProto) -> Any:
         try:
             return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
         except Exception as error:
-            raise _unsupported(proto, error) from error
+            refusal = _unsupported(proto, error)
+            # What the importer leaves half-built complains when it is freed: now, and not later.
+            earlier: BaseException | None = error
+            while earlier is not None:
+                earlier.__traceback__ = None
+                earlier = earlier.__context__
+            gc.collect()
+            raise refusal from error
 
 
 def _absorb_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -149,22 +164,6 @@ def _in_memory(proto: onnx.ModelProto, folder: Path, title: str) -> ir.Model:
             f"{title} is damaged: {_first_line(error)}; export or copy it again"
         ) from error
     ir.external_data.set_base_dir(model.graph, folder)
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            path = folder / tensor.location
-            if not path.is_file():
-                raise ModelError(
-                    f"{title} keeps weight {name} in the external file {path}: expected that "
-                    "file, found none; put it next to the model (an ONNX model in memory must "
-                    "have its external data loaded)"
-                )
-            end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-            if path.stat().st_size < end:
-                raise ModelError(
-                    f"external file {path} is truncated: expected at least {end} bytes for "
-                    f"weight {name}, found {path.stat().st_size}; copy it again"
-                )
     try:
         return ir.external_data.load_to_model(model)
     except Exception as error:
@@ -229,7 +228,7 @@ def _fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], title: str
             )
     changed = False
     for name, value in inputs.items():
-        if value.dtype is None:
+        if value.dtype is None or not isinstance(value.type, ir.TensorType):
             raise ModelError(f"{title}: input {name} is not a tensor; only tensors can be inputs")
         given = tuple(int(dim) for dim in shapes[name]) if name in shapes else None
         declared = None if value.shape is None else list(value.shape)

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from nmcompile.errors import ModelError
 from nmcompile.passes.checks.dtypes import check_dtypes
+from nmcompile.passes.checks.sizes import check_module
 from nmcompile.passes.graphs.interface import Graph
+from nmcompile.quiet import quiet
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +40,16 @@ class SourceModel:
 
         Raises:
             ModelError: the model computes in another precision than float32.
+            ShapeError: a tensor is too large to be counted.
             UnsupportedOperatorError: TVM cannot import an operator.
         """
         check_dtypes(self.graph, {name: dtype for name, _, dtype in self.inputs})
+        with quiet():
+            module = self._import()
+        check_module(module)
+        return module
+
+    def _import(self) -> Any:
         if self.kind == "torch":
             from nmcompile.frontends import torch_frontend
 

@@ -12,12 +12,17 @@ edited file cannot make a model wrong.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nmcompile.errors import InputError
+from nmcompile.errors import ArtifactError, InputError
 from nmcompile.kernels.catalog import Choice, OpKind, choose, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.runtime.cpu import model
@@ -91,13 +96,21 @@ class TuningDatabase:
         return self._entries.get(problem_key(problem))
 
     def add(self, problem: Problem, tuned: Tuned) -> None:
-        """Remember an entry, in the file too.
+        """Remember an entry, in the file too, beside what others have written there meanwhile.
 
         Raises:
             ArtifactError: the file cannot be written.
+            InputError: it is no tuning database any more.
         """
         self._entries[problem_key(problem)] = tuned
-        if self.path is not None:
+        if self.path is None:
+            return
+        with _locked(self.path):
+            if self.path.exists():
+                for cpu, entries in _read(self.path).items():
+                    known = self._cpus.setdefault(cpu, {})
+                    known |= entries
+            self._entries[problem_key(problem)] = tuned
             _write(self.path, self._cpus)
 
     def choose(self, op: OpKind, target: str, problem: Problem) -> Choice:
@@ -137,9 +150,29 @@ def plain_config(config: Any) -> Any:
     return json.loads(json.dumps(asdict(config)))
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Be the only one that reads and writes a file; its folder is what is locked.
+
+    (The file is replaced whenever it is written, and a file beside it would stay behind.)
+    """
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror}; choose another file"
+        ) from error
+    try:
+        with suppress(OSError):  # where a file system has no locks, the last writer wins
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 def _read(path: Path) -> dict[str, dict[str, Tuned]]:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(), parse_constant=_no_number)
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']}")
         return {
@@ -147,8 +180,8 @@ def _read(path: Path) -> dict[str, dict[str, Tuned]]:
                 str(key): Tuned(
                     str(entry["kernel"]),
                     dict(entry["config"]),
-                    float(entry["ms"]),
-                    float(entry["default_ms"]),
+                    _milliseconds(entry["ms"]),
+                    _milliseconds(entry["default_ms"]),
                 )
                 for key, entry in entries.items()
             }
@@ -156,11 +189,26 @@ def _read(path: Path) -> dict[str, dict[str, Tuned]]:
         }
     except OSError as error:
         raise InputError(f"cannot read the tuning database {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: expected a tuning database of version {VERSION}, found something else "
             f"({type(error).__name__}: {error}); name another file, or delete this one"
         ) from error
+
+
+def _milliseconds(value: Any) -> float:
+    """A time as it was measured.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"expected a time above 0 ms, found {value!r:.80}")
+    return float(value)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _write(path: Path, cpus: dict[str, dict[str, Tuned]]) -> None:

@@ -7,9 +7,7 @@ parallel; LLVM vectorises the innermost ones.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -19,7 +17,9 @@ from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.room import check_room
 from nmcompile.passes.lowering.view import is_call_of
+from nmcompile.runtime.files import scratch_folder
 
 # Operators to the end: the VM passes the same memory on.
 VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
@@ -148,12 +148,14 @@ def build_library(module: Any, target: Any) -> bytes:
     are not built of its blocks, as ours are not; reshapes are still operators here, so that pass
     is left out.
     """
-    executable = relax.build(
-        module, target, relax_pipeline=machine_pipeline(), tir_pipeline=TIR_PIPELINE
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.so"
-        executable.export_library(str(path))
+    with scratch_folder() as folder:
+        check_room(folder, len(module.get_global_vars()))
+        executable = relax.build(
+            module, target, relax_pipeline=machine_pipeline(), tir_pipeline=TIR_PIPELINE
+        )
+        path = folder / "model.so"
+        # TVM leaves the folder that it makes itself to the end of the process.
+        executable.export_library(str(path), workspace_dir=str(folder))
         return path.read_bytes()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -15,6 +13,8 @@ from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.cuda.library import compiling_for, export
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.fallback import VIEWS, fuse_operators, is_others, machine_pipeline
+from nmcompile.passes.lowering.room import check_room
+from nmcompile.runtime.files import scratch_folder
 
 # Every architecture here has more; TVM's schedules then also suit the smallest.
 LIMITS = {
@@ -30,6 +30,7 @@ RULES = (
     dlight.gpu.GeneralReduction(),
     dlight.gpu.Fallback(),
 )
+
 HOST_CPU = "x86-64"  # whichever it is
 THREADS = 128  # of a block of what TVM has no rule for
 CALLS = ("relax.call_tir", "relax.call_tir_inplace")
@@ -133,8 +134,9 @@ def build_gpu_library(module: Any, target: Any, arch: str) -> bytes:
     pipeline = machine_pipeline(relax.transform.RewriteCUDAGraph())
     with target, tvm.transform.PassContext(opt_level=3, config=options), compiling_for(arch):
         executable = relax.build(module, target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.so"
+    with scratch_folder() as folder:
+        check_room(folder, len(module.get_global_vars()))
+        path = folder / "model.so"
         export(executable, arch, path)
         return path.read_bytes()
 

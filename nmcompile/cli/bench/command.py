@@ -25,6 +25,7 @@ from nmcompile.cli.default_group import DEFAULT, DefaultGroup
 from nmcompile.cli.figures import load_pyplot
 from nmcompile.cli.guard import INTERRUPTED, guarded, working
 from nmcompile.cli.options import JsonOption, KeyOption, ShapeOption, read_fleet
+from nmcompile.cli.printing import say
 from nmcompile.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -198,10 +199,10 @@ def bench_models(
         if layers:
             print_profiles(run)
         if plot is not None:
-            typer.echo(f"layers drawn in {plot}")
-        typer.echo(f"written to {path}")
+            say(f"layers drawn in {plot}")
+        say(f"written to {path}")
     for note in outcome.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     _end(outcome.failures, outcome.interrupted, measured, run.complete, path)
 
 
@@ -211,13 +212,13 @@ def _end(
     """Say what is missing, and exit as that deserves."""
     failures = tuple(dict.fromkeys(failures))  # on several threads alike
     for failure in failures:
-        typer.echo(f"not measured: {failure.what}: {failure.why}", err=True)
+        say(f"not measured: {failure.what}: {failure.why}", err=True)
     if interrupted:
         kept = f"; what was measured is in {path}" if measured else ", before anything was measured"
-        typer.echo(f"interrupted{kept}", err=True)
+        say(f"interrupted{kept}", err=True)
         raise typer.Exit(INTERRUPTED)
     if measured and not complete:
-        typer.echo("note: the time was up before all rounds were measured", err=True)
+        say("note: the time was up before all rounds were measured", err=True)
     failed = [failure for failure in failures if not failure.declined]
     if failed or not measured:
         if not failures:

@@ -9,6 +9,7 @@ from nmcompile.cli.bench.plan import need_extra
 from nmcompile.cli.guard import FAILED, guarded
 from nmcompile.cli.options import JsonOption
 from nmcompile.cli.output import print_json, print_table
+from nmcompile.cli.printing import say
 from nmcompile.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,19 +74,19 @@ def _read(path: Path) -> "Run":
 
 def _print(found: "Comparison", regressions: list["Change"], threshold: float) -> None:
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     real = [change for change in found.changes if change.verdict != "within noise"]
     if real:
         columns = ("case", "A ms", "B ms", "time", "95 % interval", "held against", "verdict")
         cells = [_cells(change, change in regressions) for change in real]
         print_table("changes", columns, cells, right=(1, 2, 3))
     quiet = len(found.changes) - len(real)
-    typer.echo(f"{len(real)} real changes, {quiet} cases within noise")
+    say(f"{len(real)} real changes, {quiet} cases within noise")
     for name, cases in (("A", found.only_before), ("B", found.only_after)):
         if cases:
-            typer.echo(f"only in {name}: {'; '.join(map(_title, cases))}")
+            say(f"only in {name}: {'; '.join(map(_title, cases))}")
     if regressions:
-        typer.echo(f"{len(regressions)} regressions of more than {threshold:.1%}", err=True)
+        say(f"{len(regressions)} regressions of more than {threshold:.1%}", err=True)
 
 
 def _cells(change: "Change", regression: bool) -> list[str]:

@@ -8,6 +8,7 @@ import typer
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import JsonOption
 from nmcompile.cli.output import print_json, size
+from nmcompile.cli.printing import say
 from nmcompile.errors import InputError
 
 
@@ -54,6 +55,4 @@ def report_runs(
     if as_json:
         print_json({"report": str(output), "runs": len(runs), "cases": cases, "bytes": len(page)})
         return
-    typer.echo(
-        f"{output}: {cases} cases of {len(runs)} run{'s' * (len(runs) != 1)}, {size(len(page))}"
-    )
+    say(f"{output}: {cases} cases of {len(runs)} run{'s' * (len(runs) != 1)}, {size(len(page))}")

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from nmcompile.cli.layers import plot_layers, print_layer_times
 from nmcompile.cli.output import print_json, print_table
+from nmcompile.cli.printing import say
 from nmcompile.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,13 +87,13 @@ def print_run(run: "Run") -> None:
         right = (2, 3, 4, 5, 8, 9)
         print_table(name, columns, [_cells(row, labelled) for row in rows], right)
         for note in dict.fromkeys(_note(row) for row in rows if row["noise_reason"]):
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
 
 
 def print_profiles(run: "Run") -> None:
     """Print the layers of all our cases."""
     for case in _profiled(run):
-        typer.echo(f"layers of {case.group}, {_title(case)}")
+        say(f"layers of {case.group}, {_title(case)}")
         print_layer_times(case.layers, run.roofs_of(case.device), case.threads)
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -22,6 +20,7 @@ from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from nmcompile.errors import TargetError
+from nmcompile.runtime.files import scratch_folder
 
 # Fast math: results are rounded to float16, whose error is a thousand times larger.
 NVCC_FLAGS = ("-O3", "-w", "--use_fast_math", "-Xptxas", "-v")
@@ -118,8 +117,8 @@ def compile_cubin(source: str, arch: str) -> Cubin:
         TargetError: nvcc is missing, or does not compile the source for this architecture.
     """
     nvcc = find_nvcc()
-    with tempfile.TemporaryDirectory(prefix="nmcompile-") as folder:
-        path, out = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
+    with scratch_folder() as folder:
+        path, out = folder / "kernel.cu", folder / "kernel.cubin"
         path.write_text(source)
         command = [nvcc, "-cubin", f"-arch={arch}", *NVCC_FLAGS, "-o", str(out), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -8,7 +8,6 @@ module inside the library is rewritten to hold its cubin.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +17,7 @@ import tvm_ffi
 
 from nmcompile.errors import TargetError
 from nmcompile.kernels.cuda.build import compile_cubin, compiling_with
+from nmcompile.runtime.files import scratch_folder
 
 _SYMBOL = "__tvm_ffi__library_bin"  # what TVM's loader looks for
 _SOURCE, _CUBIN = b"cuda", b"cubin"  # formats of TVM's CUDA module
@@ -46,8 +46,10 @@ def export(executable: Any, arch: str, path: Path) -> None:
         return str(assembly)
 
     # TVM leaves the folder that it makes itself to the end of the process.
-    with tempfile.TemporaryDirectory(prefix="nmcompile-") as folder:
-        executable.mod.export_library(os.fspath(path), fpack_imports=pack, workspace_dir=folder)
+    with scratch_folder() as folder:
+        executable.mod.export_library(
+            os.fspath(path), fpack_imports=pack, workspace_dir=str(folder)
+        )
 
 
 _ASSEMBLY = """

@@ -1,0 +1,40 @@
+"""Whether there is room for what LLVM writes: where there is none, it ends the whole process."""
+
+import mmap
+import os
+from pathlib import Path
+
+from nmcompile.errors import DeviceError
+
+_BYTES = 256 << 10  # an object file of few functions, and the library made of it
+_BYTES_EACH = 48 << 10  # and each function more
+_MEMORY = 256 << 20  # that LLVM takes at most for kernels, which are compiled one after the other
+
+
+def check_room(folder: Path, functions: int) -> None:
+    """Find out before LLVM does that a folder or the memory is too small for so many functions.
+
+    Raises:
+        DeviceError: it is.
+    """
+    nbytes = _BYTES + functions * _BYTES_EACH
+    try:
+        descriptor = os.open(folder / "room", os.O_WRONLY | os.O_CREAT)
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        finally:
+            os.close(descriptor)
+            os.unlink(folder / "room")
+    except OSError as error:
+        raise DeviceError(
+            f"compiling needs {nbytes} bytes in the temporary folder {folder.parent}: "
+            f"{error.strerror}; free some space, raise the limit (ulimit -f), or point TMPDIR at a "
+            "larger folder"
+        ) from error
+    try:
+        mmap.mmap(-1, _MEMORY).close()
+    except (OSError, MemoryError, ValueError) as error:
+        raise DeviceError(
+            f"compiling needs {_MEMORY} bytes of memory, which this process cannot have; free "
+            "some, or raise the limit (ulimit -v)"
+        ) from error
