@@ -22,6 +22,7 @@ from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from nmcompile.errors import TargetError
+from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 
 # Fast math: results are rounded to float16, whose error is a thousand times larger.
 NVCC_FLAGS = ("-O3", "-w", "--use_fast_math", "-Xptxas", "-v")
@@ -95,7 +96,7 @@ def cuda_source(func: Any, arch: str) -> CudaSource:
     target = tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     module = tirx.transform.BindTarget(target)(module)
-    lower, _, finish_device = tirx.get_tir_pipeline("s_tir")
+    lower, _, finish_device = tirx.get_tir_pipeline(TIR_PIPELINE)
     with target:
         host, devices = split_host_device_mods(lower(module))
         ((device_target, device),) = devices.items()
