@@ -20,7 +20,7 @@ from nmcompile.errors import (
 )
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import InspectionReport, LayerReport, report_choice
+from nmcompile.inspection import InspectionReport, LayerReport, report_choice, scattered_notes
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.passes.enforce_pattern import enforce as enforce_graph
@@ -369,6 +369,7 @@ def _build(
         outputs,
         tuple(tuned),
         (
+            *scattered_notes(layers),
             *backend.note(zip(owners, lowered.calls, strict=True)),
             *(tuning.notes if tuning is not None else ()),
         ),

@@ -37,6 +37,7 @@ class LayerReport:
     density: share of non-zero weights. macs: multiply-accumulates of the dense layer, whole batch.
     violations, first_violation: of the pattern that was asked for, 0 and None where it holds.
     sparse: whether the kernel skips the zeros. reason: why not, or "".
+    scattered: whether the filters of its 1xN blocks lie all over the layer.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerReport:
     kernel: str
     sparse: bool
     reason: str
+    scattered: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -124,7 +126,7 @@ def inspect(
     wanted = None if pattern == "auto" else parse_pattern(pattern)
     layers = tuple(report_layer(layer, target, wanted) for layer in source.graph.layers())
     progress("importing into TVM")
-    notes = tuple(f"{note.layer}: {note.text}" for note in result.notes)
+    notes = tuple(f"{note.layer}: {note.text}" for note in result.notes) + scattered_notes(layers)
     return InspectionReport(source.title, layers, notes, other_operators(source))
 
 
@@ -178,6 +180,17 @@ def _row(layer: Layer, detection: Detection, checked: CheckResult | None) -> Lay
         kernel="none",
         sparse=False,
         reason="",
+        scattered=detection.order is not None,
+    )
+
+
+def scattered_notes(layers: Sequence[LayerReport]) -> tuple[str, ...]:
+    """What to say about layers whose blocks are not as the pattern's name has them."""
+    return tuple(
+        f"{layer.name}: the filters of its {layer.pattern} blocks are scattered over the layer, as "
+        "rearranging filters before pruning leaves them; they are stored block by block"
+        for layer in layers
+        if layer.scattered
     )
 
 

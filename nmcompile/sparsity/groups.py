@@ -116,3 +116,9 @@ def contested(live: Array, votes: Array) -> Array:
     if pruned and 2 * np.count_nonzero(kept == most) > len(kept):
         return np.zeros(live.shape, dtype=bool)
     return np.asarray((live > 0) & (2 * live <= votes))
+
+
+def stored_weights(live: Array, n: int, outputs: int) -> int:
+    """Windows in 1xN blocks that are not all zero; takes the first counts of `block_votes`."""
+    sizes = np.clip(outputs - n * np.arange(len(live)), 0, n)
+    return int(sizes @ np.count_nonzero(live, axis=1))
