@@ -236,8 +236,8 @@ def test_linear_and_conv1d_weights_count_as_oihw() -> None:
 
 
 def test_weight_with_another_rank_is_refused() -> None:
-    with pytest.raises(PatternError, match="5 dimensions"):
-        check(np.ones((1, 1, 1, 1, 1)), NM(2, 4))
+    with pytest.raises(PatternError, match="6 dimensions"):
+        check(np.ones((1, 1, 1, 1, 1, 1)), NM(2, 4))
 
 
 def test_weight_with_a_zero_sized_dimension_is_refused() -> None:

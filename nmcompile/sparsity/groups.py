@@ -21,15 +21,17 @@ UNIFORM_SHARE = 0.75
 def as_oihw(weight: ArrayLike) -> Array:
     """View a weight as OIHW: linear (O, I) as (O, I, 1, 1), conv1d (O, I, K) as (O, I, 1, K).
 
+    Of a conv3d (O, I, D, H, W) height and width become one: (O, I, D, H * W).
+
     Raises:
         PatternError: if the weight has another number of dimensions.
         WeightError: if a dimension is zero.
     """
     array = np.asarray(weight)
-    if array.ndim not in (2, 3, 4):
+    if array.ndim not in (2, 3, 4, 5):
         raise PatternError(
             f"weight of shape {array.shape} has {array.ndim} dimensions; expected 4 (OIHW), "
-            "3 (OIK, conv1d) or 2 (OI, linear)"
+            "5 (OIDHW, conv3d), 3 (OIK, conv1d) or 2 (OI, linear)"
         )
     if array.size == 0:
         raise WeightError(
@@ -37,6 +39,8 @@ def as_oihw(weight: ArrayLike) -> Array:
         )
     if array.ndim == 3:
         return array[:, :, None, :]
+    if array.ndim == 5:
+        return array.reshape(*array.shape[:3], -1)
     return array.reshape(array.shape + (1,) * (4 - array.ndim))
 
 

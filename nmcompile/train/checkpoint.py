@@ -62,9 +62,10 @@ def load_checkpoint(
     """Load a checkpoint onto a model that a method has prepared, or onto a plain one.
 
     Understood are state dicts of plain modules, on their own or under "state_dict" and the like,
-    with or without "module."; `mask` beside a weight (SUBP, 1xN), also of real numbers that multiply
-    it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); `alpha` and `index_list` beside a
-    weight (LBC); `conv_rep` and `bn_rep` beside a convolution and its batch norm (SpRe); and
+    with or without "module."; `mask` beside a weight (SUBP, 1xN), also of real numbers that
+    multiply it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); `alpha` and
+    `index_list` beside a weight (LBC); `conv_rep` and `bn_rep` beside a convolution and its batch
+    norm (SpRe); and
     what prepared models save themselves.
 
     On a plain model, masks and combinations are multiplied into the weights. Weights of SR-STE are
