@@ -44,10 +44,12 @@ def weights(draw: st.DrawFn) -> Array:
 
 def nm_groups(shape: Index, pattern: NM) -> list[list[Index]]:
     o, i, kh, kw = shape
-    if pattern.axis == "ic":
+    if pattern.axis != "flat":
         lines = [
             [(a, b, c, d) for c in range(kh) for d in range(kw) for b in range(i)] for a in range(o)
         ]
+        if pattern.axis == "ohwi":
+            lines = [[index for line in lines for index in line]]
     else:
         lines = [
             [(a, b, c, d) for a in range(o) for b in range(i) for c in range(kh) for d in range(kw)]
@@ -89,7 +91,7 @@ def naive_one_by_n(weight: Array, n: int) -> CheckResult:
     return CheckResult(not broken, len(broken), broken[0] if broken else None)
 
 
-@given(weights(), st.integers(1, 32), st.integers(1, 32), st.sampled_from(["ic", "flat"]))
+@given(weights(), st.integers(1, 32), st.integers(1, 32), st.sampled_from(["ic", "flat", "ohwi"]))
 @settings(max_examples=150, deadline=None)
 def test_nm_agrees_with_naive_loops(weight: Array, a: int, b: int, axis: Any) -> None:
     pattern = NM(min(a, b), max(a, b), axis)

@@ -53,10 +53,11 @@ class Detection:
 def detect(weight: ArrayLike) -> Detection:
     """Find the patterns of a weight.
 
-    Candidates are 1xN for N in 2, 4, 8, 16, 32 and N:M on both axes for M in 2, 4, 8, 16, 32 and N
-    a power of two below M. They hold in the sense of `check`; 1xN is listed only if it drops a
-    block at all, N:M only if its groups are no longer than a line of the weight (in * kh * kw on
-    axis ic), since otherwise they say nothing that a smaller block or group does not say.
+    Candidates are 1xN for N in 2, 4, 8, 16, 32 and N:M on all axes for M in 2, 4, 8, 16, 32 and N
+    a power of two below M; on axis ohwi only where its groups are not those of axis ic. They hold
+    in the sense of `check`; 1xN is listed only if it drops a block at all, N:M only if its groups
+    are no longer than a line of the weight (in * kh * kw on axis ic), since otherwise they say
+    nothing that a smaller block or group does not say.
 
     The most useful is the 1xN of the largest block whose kept blocks are nearly full, and whose
     filters follow each other if there is one; else the N:M that admits the fewest weights, if the
@@ -74,7 +75,7 @@ def detect(weight: ArrayLike) -> Detection:
     density = int(np.count_nonzero(nonzero)) / nonzero.size
     # Stored or admitted share of the weight per pattern, most useful first.
     blocks = _one_by_n(nonzero)
-    groups = {**_nm(nonzero, "ic"), **_nm(nonzero, "flat")}
+    groups = {**_nm(nonzero, "ic"), **_nm(nonzero, "flat"), **_nm(nonzero, "ohwi")}
     ranked = sorted(groups, key=lambda p: (groups[p], p.n / p.m, p.m, p.axis != "ic"))
 
     def useful(stored: Mapping[OneByN, float]) -> OneByN | None:
@@ -147,7 +148,7 @@ def _nm(nonzero: Array, axis: Axis) -> dict[NM, float]:
         counts = counts[:, 0::2] + counts[:, 1::2]
         most = int(counts.max())
         full, tail = divmod(length, m)
-        n = 1
+        n = 1 if axis != "ohwi" or nonzero[0].size % m else m
         while n < m:
             if most <= n:
                 found[NM(n, m, axis)] = (full * n + min(tail, n)) / length

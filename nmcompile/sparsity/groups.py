@@ -59,11 +59,13 @@ def nm_lines(weight: Array, axis: Axis) -> Array:
 
     Returns:
         Shape (lines, length): one line per output channel in HWI order for ``ic``, one line for
-        the whole tensor for ``flat``. Groups start at the start of a line and never leave it.
+        the whole tensor for ``flat`` and, in OHWI order, for ``ohwi``. Groups start at the start
+        of a line and never leave it.
     """
     if axis == "flat":
         return weight.reshape(1, -1)
-    return weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
+    lines = 1 if axis == "ohwi" else weight.shape[0]
+    return weight.transpose(0, 2, 3, 1).reshape(lines, -1)
 
 
 def nm_unlines(lines: Array, shape: Shape, axis: Axis) -> Array:
@@ -76,12 +78,13 @@ def nm_unlines(lines: Array, shape: Shape, axis: Axis) -> Array:
 
 def nm_index(line: int, position: int, shape: Shape, axis: Axis) -> Shape:
     """Find the OIHW index of a position in a line of `nm_lines`."""
-    _, i, kh, kw = shape
+    o, i, kh, kw = shape
     if axis == "flat":
         found = np.unravel_index(position, shape)
         return int(found[0]), int(found[1]), int(found[2]), int(found[3])
-    row, col, channel = np.unravel_index(position, (kh, kw, i))
-    return line, int(channel), int(row), int(col)
+    position += line * kh * kw * i
+    out, row, col, channel = np.unravel_index(position, (o, kh, kw, i))
+    return int(out), int(channel), int(row), int(col)
 
 
 def block_votes(nonzero: Array, n: int) -> tuple[Array, Array]:
