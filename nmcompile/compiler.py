@@ -22,7 +22,7 @@ from nmcompile.errors import (
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import InspectionReport, LayerReport, report_choice
+from nmcompile.inspection import InspectionReport, LayerReport, report_choice, scattered_notes
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.progress import Progress, Stages, silent
@@ -327,6 +327,7 @@ def _build(
         outputs,
         tuple(tuned),
         (
+            *scattered_notes(layers),
             *backend.note(zip(owners, lowered.calls, strict=True)),
             *(tuning.notes if tuning is not None else ()),
         ),

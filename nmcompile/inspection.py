@@ -14,7 +14,7 @@ from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
-from nmcompile.passes.graphs.interface import Layer
+from nmcompile.passes.graphs.interface import Array, Layer, Weighted
 from nmcompile.progress import Progress, silent
 from nmcompile.sparsity import (
     NM,
@@ -38,6 +38,7 @@ class LayerReport:
     density: share of non-zero weights. macs: multiply-accumulates of the dense layer, whole batch.
     violations, first_violation: of the pattern that was asked for, 0 and None where it holds.
     sparse: whether the kernel skips the zeros. reason: why not, or "".
+    scattered: whether the filters of its 1xN blocks lie all over the layer.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LayerReport:
     kernel: str
     sparse: bool
     reason: str
+    scattered: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -125,8 +127,9 @@ def inspect(
     progress("checking the patterns")
     wanted = None if pattern == "auto" else parse_pattern(pattern)
     layers = tuple(report_layer(layer, target, wanted) for layer in source.graph.layers())
+    layers += tuple(report_other(other, wanted) for other in source.graph.weighted())
     progress("importing into TVM")
-    notes = tuple(f"{note.layer}: {note.text}" for note in result.notes)
+    notes = tuple(f"{note.layer}: {note.text}" for note in result.notes) + scattered_notes(layers)
     return InspectionReport(source.title, layers, notes, other_operators(source))
 
 
@@ -146,8 +149,22 @@ def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> La
     try:
         choice = choose(layer.op, target, _problem(layer, detection, find_target(target).dtype))
     except TargetError as error:  # what it says is the reason, and the other layers are of interest
-        return replace(_row(layer, detection, checked), reason=str(error))
+        return replace(_layer_row(layer, detection, checked), reason=str(error))
     return report_choice(layer, detection, choice, checked)
+
+
+def report_other(other: Weighted, wanted: Pattern | None = None) -> LayerReport:
+    """One row for what has constant weights, but no kernel of ours."""
+    reason = f"{other.op} has no kernel of ours"
+    if other.weight is None:
+        return LayerReport(
+            *(other.name, other.op, (), "unknown", "", (), 1.0, other.macs or 0, 0, None, "none"),
+            sparse=False,
+            reason=f"{reason}; no pattern can be checked: {other.reason}",
+        )
+    checked = check(other.weight, wanted) if wanted is not None else None
+    row = _row(other.name, other.op, other.weight, other.macs, detect(other.weight), checked)
+    return replace(row, reason=reason)
 
 
 def report_choice(
@@ -159,27 +176,49 @@ def report_choice(
         reason = "depthwise: one weight per tap, nothing to skip"
     elif layer.op == "linear" and not (reason or kernel.sparse):
         reason = "matrix products have no sparse kernel yet"
-    row = _row(layer, detection, checked)
+    row = _layer_row(layer, detection, checked)
     return replace(row, kernel=kernel.name, sparse=kernel.sparse, reason=reason)
 
 
-def _row(layer: Layer, detection: Detection, checked: CheckResult | None) -> LayerReport:
+def _layer_row(layer: Layer, detection: Detection, checked: CheckResult | None) -> LayerReport:
+    return _row(layer.name, layer.op, layer.weight, layer.macs, detection, checked)
+
+
+def _row(
+    name: str,
+    op: str,
+    weight: Array,
+    macs: int | None,
+    detection: Detection,
+    checked: CheckResult | None,
+) -> LayerReport:
     """One row of a layer without a kernel."""
     pattern = detection.pattern
     return LayerReport(
-        name=layer.name,
-        op=layer.op,
-        shape=layer.weight.shape,
+        name=name,
+        op=op,
+        shape=weight.shape,
         pattern=str(pattern),
         axis=pattern.axis if isinstance(pattern, NM) else "",
         also=tuple(str(p) for p in detection.holds if p != pattern and not isinstance(p, Dense)),
         density=detection.density,
-        macs=layer.macs or 0,
+        macs=macs or 0,
         violations=checked.violations if checked is not None else 0,
         first_violation=checked.first if checked is not None else None,
         kernel="none",
         sparse=False,
         reason="",
+        scattered=detection.order is not None,
+    )
+
+
+def scattered_notes(layers: Sequence[LayerReport]) -> tuple[str, ...]:
+    """What to say about layers whose blocks are not as the pattern's name has them."""
+    return tuple(
+        f"{layer.name}: the filters of its {layer.pattern} blocks are scattered over the layer, as "
+        "rearranging filters before pruning leaves them; they are stored block by block"
+        for layer in layers
+        if layer.scattered
     )
 
 

@@ -1,16 +1,17 @@
 """Verify that layers have a pattern, or project them onto it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nmcompile.errors import PatternError
-from nmcompile.passes.graphs.interface import Array, Graph, Layer, Note, PassResult
+from nmcompile.passes.graphs.interface import Array, Graph, Layer, Note, PassResult, Weighted
 from nmcompile.passes.permute_channels import OnStep, PermuteChannels, PermuteResult
 from nmcompile.sparsity import (
     NM,
     PROJECT,
+    Dense,
     LayerFacts,
     OneByN,
     Pattern,
@@ -23,6 +24,8 @@ from nmcompile.sparsity import (
     project,
     stored_share,
 )
+
+SHOWN = 4  # layers in a message
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class EnforcePattern:
        (`PermuteChannels`). Layers of case 1 keep their pattern, but may be reordered by what
        their pattern allows, and so may layers that are left alone otherwise.
 
+    6. What has constant weights but is no layer (`Graph.weighted`) is checked as any other, and
+       left as it is. Where a pattern concerns nothing that could be checked, it is an error.
+
     Eligible are the convolutions and matrix products that `nmcompile.sparsity.left_out` does not
     leave alone.
     """
@@ -114,9 +120,10 @@ class EnforcePattern:
             PatternError: an unknown layer name, a missing density, or (mode "verify") a layer
                 without the pattern; names the layer, the number of violations and the first.
         """
-        skipped = left_out(
-            [_facts(layer) for layer in graph.layers()], self.pruning.layers, self.pruning.exclude
-        )
+        others = graph.weighted()
+        facts = [_facts(layer) for layer in graph.layers()]
+        facts += [LayerFacts(other.name, "other", 0) for other in others]
+        skipped = left_out(facts, self.pruning.layers, self.pruning.exclude)
         rows: list[EnforcedLayer] = []
         permuted = self._permute(graph, skipped) if self.pruning.permute else None
         modified = permuted is not None and permuted.modified
@@ -152,11 +159,46 @@ class EnforcePattern:
                     None if order is None else order.left,
                 )
             )
+        for other in others:
+            row, breach = self._other(other, skipped.get(other.name))
+            rows.append(row)
+            if breach is not None and self.pruning.mode == "verify":
+                breaches.append(breach)
+        if self.pattern is not None and not breaches:
+            self._refuse_unchecked(rows)
         if breaches:
             more = f" ({len(breaches) - 1} more layers break it too)" if breaches[1:] else ""
             raise PatternError(f"{breaches[0]}{more}; project the weights with --enforce")
         finished = permuted is None or permuted.finished
         return EnforceResult(graph, modified, tuple(map(_note, rows)), tuple(rows), finished)
+
+    def _other(self, other: Weighted, reason: str | None) -> tuple[EnforcedLayer, str | None]:
+        """The row of what is no layer, and what is wrong with it; no pass edits its weight."""
+        if other.weight is None:
+            reason = reason or f"no pattern can be checked: {other.reason}"
+            return EnforcedLayer(other.name, Dense(), 1.0, 0.0, reason), None
+        kept = float(np.count_nonzero(other.weight)) / max(other.weight.size, 1)
+        breach = None
+        if self.pattern is not None and reason is None:
+            breach = self._breach(other.name, other.weight, self.pattern)
+        if breach is not None:
+            reason = f"{other.op} is not projected: {breach}"
+        if self.pattern is None or reason is not None:
+            found = detect(other.weight).pattern
+            return EnforcedLayer(other.name, found, kept, 0.0, reason), breach
+        return EnforcedLayer(other.name, self.pattern, kept, 0.0), None
+
+    def _refuse_unchecked(self, rows: Sequence[EnforcedLayer]) -> None:
+        """Refuse a claim that no layer was held against."""
+        if any(row.skipped is None for row in rows):
+            return
+        shown = "; ".join(f"{row.layer}: {row.skipped}" for row in rows[:SHOWN])
+        more = f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        raise PatternError(
+            f"pattern {self.pattern}: expected at least one layer that it concerns, found none "
+            f"({shown or 'the model has no layer with constant weights'}{more}); compile the model "
+            "with --pattern auto, or name its layers"
+        )
 
     def _check_permute(self, pattern: Pattern | str) -> None:
         if self.pruning.mode == "verify":

@@ -260,12 +260,14 @@ def _breach(before: Array, after: Array, pattern: Pattern) -> _Breach | None:
         # A dense weight passes `check` with every block kept; here no dropped block may come back.
         channels = before.shape[0]
         starts = np.arange(0, channels, pattern.n)
-        live = [np.add.reduceat((w != 0).any(axis=(2, 3)), starts) > 0 for w in (before, after)]
+        order = np.asarray(detect(before).order or range(channels))
+        kept = [(w != 0).any(axis=(2, 3))[order] for w in (before, after)]
+        live = [np.add.reduceat(filters, starts) > 0 for filters in kept]
         back = live[1] & ~live[0]
         violations = int(np.count_nonzero(back))
         if not violations:
             return None
         group, channel = divmod(int(back.argmax()), back.shape[1])
-        return _Breach(violations, (group * pattern.n, channel, 0, 0))
+        return _Breach(violations, (int(order[group * pattern.n]), channel, 0, 0))
     result = check(after, pattern)
     return None if result.ok else _Breach(result.violations, result.first)

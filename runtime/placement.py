@@ -14,7 +14,15 @@ from nmcompile.runtime.cuda import Cuda
 from nmcompile.runtime.format import ALIGNMENT
 from nmcompile.runtime.manifest import DTYPES, TensorSpec
 from nmcompile.runtime.native import NativeRuntime
-from nmcompile.runtime.tensors import check, convert, from_gpu, from_numpy, to_gpu, to_numpy
+from nmcompile.runtime.tensors import (
+    check,
+    convert,
+    from_gpu,
+    from_numpy,
+    plain,
+    to_gpu,
+    to_numpy,
+)
 
 _CUDA = 2  # DLPack's device type
 _DEFAULT_STREAM = 0  # CUDA's legacy one
@@ -220,6 +228,11 @@ def _check_sharable(spec: TensorSpec, value: Any) -> None:
         raise InputError(
             f"input {spec.name!r}: this tensor requires gradients, and a compiled model has none; "
             "pass x.detach()"
+        )
+    if plain(value) is not value:
+        raise InputError(
+            f"input {spec.name!r}: this tensor is a negative or conjugate view of what its memory "
+            "holds; pass x.resolve_conj().resolve_neg()"
         )
 
 

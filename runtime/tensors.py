@@ -102,14 +102,28 @@ def check(spec: TensorSpec, shape: Sequence[int], dtype: str) -> None:
         )
 
 
+def plain(value: Any) -> Any:
+    """A tensor whose memory holds what it says.
+
+    torch exports tensors with a gradient only when they are detached, and negative or conjugate
+    views, which are a bit beside the memory, as what lies there.
+    """
+    if getattr(value, "requires_grad", False):
+        value = value.detach()
+    for bit in ("conj", "neg"):
+        marked = getattr(value, f"is_{bit}", None)
+        if marked is not None and marked():
+            value = getattr(value, f"resolve_{bit}")()
+    return value
+
+
 def _from_dlpack(native: NativeRuntime, spec: TensorSpec, value: Any) -> Any:
     if not hasattr(value, "__dlpack__"):
         raise InputError(
             f"input {spec.name!r}: expected a numpy array or a tensor with __dlpack__, found "
             f"{type(value).__name__}; pass numpy.asarray(x, {spec.dtype!r})"
         )
-    if getattr(value, "requires_grad", False):  # torch exports such tensors only when detached
-        value = value.detach()
+    value = plain(value)
     try:
         if hasattr(value, "__dlpack_device__"):
             device = tuple(value.__dlpack_device__())

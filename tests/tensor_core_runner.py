@@ -108,7 +108,9 @@ def run_row(
         buffers["scratch"] = np.full(lowered.scratch, np.nan, np.float32)
     launch(source or source_of(kernel, lowered), buffers)
     written = buffers["residual" if problem.epilogue.in_place else "out"]
-    assert np.isfinite(written).all(), "the padded channels, too, are finite"
+    assert np.isfinite(written[..., output_shape(problem)[1] :]).all(), (
+        "the padded channels, too, are finite"
+    )
     channels = problem.conv.out_channels
     result: npt.NDArray[np.float64] = written[..., :channels].transpose(0, 3, 1, 2).astype(float)
     return result

@@ -14,7 +14,7 @@ from nmcompile.kernels.cuda.build import compile_cubin
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Pool2d
 from tests.cuda_emulator.run import run_emulated
-from tests.kernel_runner import output_shape, reference, relative_error
+from tests.kernel_runner import activation, output_shape, reference, relative_error
 from tests.tensor_core_runner import in_memory, run_row, source_of, variant_name
 
 HALF_ULP = 2.0**-11  # of float16, relative: outputs are rounded once
@@ -67,6 +67,30 @@ def run_reader(kernel: Kernel, problem: Problem, x: Any) -> npt.NDArray[Any]:
     run_emulated(source_of(kernel, lowered), {"x": in_memory(x), "out": out})
     assert np.isfinite(out).all()
     return out[..., : shape[1]].transpose(0, 3, 1, 2).astype(float).reshape(shape)
+
+
+def test_maximum_hands_nan_and_infinities_on() -> None:
+    x = halves((2, 19, 9, 8), 0)
+    drawn = np.random.default_rng(1).random(x.shape)
+    x[drawn < 0.1], x[drawn > 0.5], x[1, 3] = np.nan, -np.inf, -np.inf
+    problem = Problem(POOLS[0], dtype="float16")
+    out = in_memory(np.zeros(output_shape(problem), np.float32))
+    run_emulated(source_of(POOL, POOL.lower(problem)), {"x": in_memory(x), "out": out})
+    expected = functional.max_pool2d(torch.from_numpy(x), 3, 2, 1).numpy()
+    assert np.array_equal(out[..., :19].transpose(0, 3, 1, 2), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["relu", "clip", "hard_swish", "silu"])
+def test_activations_hand_nan_and_infinities_on(kind: str) -> None:
+    conv, epilogue = CONVS[0], Epilogue(False, True, activation(kind))
+    problem = Problem(conv, epilogue, halves((19, 1, 3, 3), 0), None, None, "float16")
+    x, residual = halves((2, 19, 9, 8), 1), halves(output_shape(problem), 2)
+    residual.reshape(-1)[:3000:4] = np.nan
+    residual.reshape(-1)[1:3000:4] = np.inf
+    residual.reshape(-1)[2:3000:4] = -np.inf
+    expected = reference(problem, x, residual)
+    found = run_row(DEPTHWISE, problem, x, residual)
+    assert np.allclose(found, expected, rtol=2 * HALF_ULP, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -76,8 +76,12 @@ def test_list_is_what_check_confirms(
     else:
         weight[rng.random(shape) >= density] = 0
     found = detect(weight)
+    # What runs on into the next filter is listed where that makes a difference.
+    running = {NM(p.n, p.m, "ohwi") for p in NM_CANDIDATES if math.prod(shape[1:]) % p.m}
     confirmed: set[Pattern] = {
-        p for p in NM_CANDIDATES if check(weight, p).ok and p.m <= line_length(shape, p)
+        p
+        for p in [*NM_CANDIDATES, *running]
+        if check(weight, p).ok and p.m <= line_length(shape, p)
     }
     listed_blocks = {p for p in found.holds if isinstance(p, OneByN)}
     assert {p for p in found.holds if isinstance(p, NM)} == confirmed
@@ -175,7 +179,8 @@ def test_blocks_that_are_sparse_inside_are_not_the_most_useful() -> None:
 
 def test_nm_that_holds_by_accident_is_not_the_most_useful() -> None:
     weight = np.zeros((64, 64, 1, 1), np.float32)
-    weight[::2, :2] = 1  # two in the first group of 32, none in any other
+    for i in range(32):  # two in the first group of 32, none in any other
+        weight[2 * i, [i, (i + 1 + i % 7) % 32]] = 1
     found = detect(weight)
     assert NM(2, 32) in found.holds
     assert found.pattern == Unstructured()
@@ -196,3 +201,16 @@ def test_single_output_channel_is_no_block() -> None:
 def test_weight_with_another_rank_is_refused() -> None:
     with pytest.raises(PatternError, match="1 dimensions"):
         detect(np.ones(4))
+
+
+def test_groups_of_a_stem_that_run_on_into_the_next_filter_have_a_name() -> None:
+    stem = nonzero_weight((64, 3, 7, 7))  # 147 weights per filter
+    found = detect(project(stem, NM(2, 4, "ohwi")))
+    assert found.pattern == NM(2, 4, "ohwi")
+    assert NM(2, 4) not in found.holds and NM(2, 4, "flat") not in found.holds
+
+
+def test_groups_that_end_with_each_filter_are_called_by_one_name() -> None:
+    found = detect(project(nonzero_weight((64, 16, 3, 3)), NM(2, 4, "ohwi")))
+    assert found.pattern == NM(2, 4)
+    assert NM(2, 4, "ohwi") not in found.holds

@@ -10,7 +10,7 @@ from nmcompile.errors import PatternError
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured, parse_pattern
 
 nm_patterns = st.integers(1, 32).flatmap(
-    lambda m: st.builds(NM, st.integers(1, m), st.just(m), st.sampled_from(["ic", "flat"]))
+    lambda m: st.builds(NM, st.integers(1, m), st.just(m), st.sampled_from(["ic", "flat", "ohwi"]))
 )
 patterns: st.SearchStrategy[Pattern] = st.one_of(
     st.just(Dense()), st.just(Unstructured()), nm_patterns, st.builds(OneByN, st.integers(1, 64))
@@ -29,6 +29,7 @@ def test_parse_is_the_inverse_of_str(pattern: Pattern) -> None:
         ("unstructured", Unstructured()),
         ("2:4", NM(2, 4)),
         ("2:4@flat", NM(2, 4, "flat")),
+        ("2:4@ohwi", NM(2, 4, "ohwi")),
         ("1x16", OneByN(16)),
         (" 2:4@IC ", NM(2, 4)),
     ],

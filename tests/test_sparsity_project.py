@@ -29,7 +29,9 @@ shapes = st.tuples(
 seeds = st.integers(0, 2**32 - 1)
 patterns: st.SearchStrategy[Pattern] = st.one_of(
     st.integers(1, 32).flatmap(
-        lambda m: st.builds(NM, st.integers(1, m), st.just(m), st.sampled_from(["ic", "flat"]))
+        lambda m: st.builds(
+            NM, st.integers(1, m), st.just(m), st.sampled_from(["ic", "flat", "ohwi"])
+        )
     ),
     st.builds(OneByN, st.integers(1, 64)),
     st.just(Unstructured()),
@@ -88,7 +90,7 @@ def test_projecting_twice_changes_nothing(
     shapes,
     seeds,
     st.integers(2, 16).flatmap(lambda m: st.tuples(st.integers(1, m), st.just(m))),
-    st.sampled_from(["ic", "flat"]),
+    st.sampled_from(["ic", "flat", "ohwi"]),
     st.booleans(),
 )
 @examples(80)
@@ -99,7 +101,7 @@ def test_nm_keeps_the_largest_of_each_group_and_the_first_of_equals(
     weight = nonzero_weight(shape, seed)
     if ties:
         weight = np.ceil(weight * 3).astype(np.float32)
-    order = weight.transpose(0, 2, 3, 1) if axis == "ic" else weight
+    order = weight if axis == "flat" else weight.transpose(0, 2, 3, 1)
     lines = order.reshape(shape[0] if axis == "ic" else 1, -1).copy()
     for line in lines:
         for start in range(0, len(line), m):
@@ -107,7 +109,7 @@ def test_nm_keeps_the_largest_of_each_group_and_the_first_of_equals(
             ranked = sorted(range(len(group)), key=lambda k: (-abs(group[k]), k))
             group[ranked[n:]] = 0
     expected = lines.reshape(order.shape)
-    if axis == "ic":
+    if axis != "flat":
         expected = expected.transpose(0, 3, 1, 2)
     assert np.array_equal(project(weight, NM(n, m, axis)), expected)
 

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nmcompile.errors import ModelError
+from nmcompile.sparsity import NM
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Method, OneByN, SpRe, load_checkpoint
+from nmcompile.train.masks import nm_mask
 from tests.seed_modules import LbcConv, SrSteConv, SubpConv, assert_close, randomised, run_torch
 
 Layer = Callable[..., nn.Conv2d]
@@ -293,3 +296,60 @@ def test_loading_keeps_the_order_of_the_checkpoint() -> None:
     loaded = model.state_dict()
     assert torch.equal(loaded.pop("conv2.bias"), bias)
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+class RealMask(nn.Conv2d):
+    """MaxQ: the mask is the product of a local one and factors of filters and positions."""
+
+    mask: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        local = nm_mask(self.weight.detach(), NM(2, 4)).float()
+        shape = self.weight.shape
+        factors = 1 + torch.rand(shape[0], 1, 1, 1) + torch.rand(1, 1, *shape[2:])
+        self.register_buffer("mask", local * factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self._conv_forward(x, self.weight * self.mask, self.bias)
+        return y
+
+
+@pytest.mark.parametrize("method", [None, lambda: ASP("2:4")])
+def test_masks_of_real_numbers_multiply_the_weight(method: Callable[[], Method] | None) -> None:
+    trained = public(RealMask)
+    model = Net().eval()
+    load_checkpoint(model, trained.state_dict(), method and method())
+    assert_close(run_torch(model, images()), run_torch(trained, images()))
+
+
+def test_masks_that_are_no_numbers_are_refused() -> None:
+    state = public(RealMask).state_dict()
+    state["conv1.mask"] = state["conv1.mask"] / 0
+    with pytest.raises(ModelError, match=r"conv1\.mask: it holds NaN or infinite"):
+        load_checkpoint(Net(), state)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_masks_alone_apply_to_the_weights_of_the_model(packed: bool, tmp_path: Path) -> None:
+    model = public(nn.Conv2d)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    masks = {
+        f"{name}.weight.mask": nm_mask(weights[f"{name}.weight"], NM(2, 4)).numpy()
+        for name in ("conv1", "conv2", "fc")
+    }
+    stored = {key: np.packbits(mask) if packed else mask for key, mask in masks.items()}
+    np.savez_compressed(tmp_path / "masks.npz", **stored)  # type: ignore[arg-type]
+    report = load_checkpoint(model, tmp_path / "masks.npz")
+    assert report.method == "MaskLLM" and set(report.loaded) == set(masks)
+    for name, tensor in model.state_dict().items():
+        mask = torch.from_numpy(masks[f"{name}.mask"]) if f"{name}.mask" in masks else 1
+        assert torch.equal(tensor, weights[name] * mask)
+
+
+def test_broken_mask_files_are_model_errors(tmp_path: Path) -> None:
+    path = tmp_path / "masks.npz"
+    for content in (b"", b"no zip", b"PK\x03\x04" + bytes(40)):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"masks\.npz"):
+            load_checkpoint(Net(), path)

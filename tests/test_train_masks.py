@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nmcompile.sparsity import NM, OneByN, Unstructured, project
+from nmcompile.sparsity.pattern import Axis
 from nmcompile.train.masks import (
     as_blocks,
     lines_of,
@@ -31,7 +32,8 @@ def weights(draw: st.DrawFn) -> Tensor:
 @examples(100)
 @given(weight=weights(), m=st.integers(1, 16), data=st.data())
 def test_nm_mask_keeps_what_projection_keeps(weight: Tensor, m: int, data: st.DataObject) -> None:
-    pattern = NM(data.draw(st.integers(1, m)), m, data.draw(st.sampled_from(["ic", "flat"])))
+    axis: Axis = data.draw(st.sampled_from(["ic", "flat", "ohwi"]))
+    pattern = NM(data.draw(st.integers(1, m)), m, axis)
     expected = project(weight.numpy(), pattern)
     np.testing.assert_array_equal((weight * nm_mask(weight, pattern)).numpy(), expected)
     assert torch.equal(unlines(lines_of(weight, pattern), weight, pattern), weight)

@@ -1,9 +1,10 @@
-"""TVM's TIR pipeline, changed so that accumulators become registers.
+"""TVM's TIR pipeline, changed in two places: accumulators become registers, and NaN is kept.
 
 TVM lowers every allocation inside a CPU function to a call of its heap allocator, however small.
 LLVM keeps such memory in step with the registers in each iteration of the inner loop, as soon as
 something in the loop (a prefetch, say) might look at it. Buffers of scope "local" are therefore
-marked to stay allocations, which become stack slots and then registers.
+marked to stay allocations, which become stack slots and then registers. What maximum and minimum
+do with NaN is decided here for all functions, ours and TVM's (`nan`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
+
+from nmcompile.kernels.nan import keep_nan_on_cpu, keep_nan_on_gpu
 
 NAME = "nmcompile"
 
@@ -33,8 +36,9 @@ def keep_local_allocations(func: Any, module: Any, context: Any) -> Any:
 
 def _pipeline() -> tuple[Any, Any, Any]:
     device_independent, finalize_host, finalize_device = get_tir_pipeline("s_tir")
-    host = tvm.ir.transform.Sequential([keep_local_allocations, finalize_host()])
-    return device_independent, lambda: host, finalize_device
+    host = tvm.ir.transform.Sequential([keep_local_allocations, keep_nan_on_cpu, finalize_host()])
+    device = tvm.ir.transform.Sequential([keep_nan_on_gpu, finalize_device()])
+    return device_independent, lambda: host, lambda: device
 
 
 register_tir_pipeline(NAME, _pipeline)

@@ -32,6 +32,11 @@ class Problem:
     dtype: str = "float32"
 
     @property
+    def scattered(self) -> tuple[int, ...] | None:
+        """The order of output channels in which a 1xN pattern holds; None where they lie in it."""
+        return None if self.detection is None else self.detection.order
+
+    @property
     def conv(self) -> Conv2d:
         """The geometry of a convolution."""
         assert isinstance(self.spec, Conv2d)

@@ -14,9 +14,11 @@ from nmcompile.sparsity.groups import (
     nm_index,
     nm_lines,
     pad_axis,
+    stored_weights,
 )
 from nmcompile.sparsity.pattern import NM, OneByN, Pattern, Unstructured
 from nmcompile.sparsity.project import checked_density, kept_blocks, kept_weights
+from nmcompile.sparsity.scattered import scattered_order
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def check(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> 
     zero. So a stray zero in a kept block, which millions of float32 weights hold by chance, breaks
     nothing; a stray weight in a dropped block does, where there is another group to compare with;
     and so do the blocks of N:M and unstructured weights, which hold many zeros but are hardly ever
-    dropped. An output channel whose complete filter is zero has no vote: it was removed by channel
-    pruning or added as padding, and says nothing about single input channels. Blocks are counted by
-    group of output channels, then by input channel.
+    dropped. Where blocks break, the pattern still holds if it does in another order of the output
+    channels (`nmcompile.sparsity.scattered`). An output channel whose complete filter is zero has
+    no vote: it was removed by channel pruning or added as padding, and says nothing about single
+    input channels. Blocks are counted by group of output channels, then by input channel.
 
     With a density, 1xN and unstructured are checked against `project` instead: a block or weight
     breaks the pattern when it is not zero although `project` would drop it.
@@ -80,15 +83,17 @@ def check(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> 
 def stored_share(weight: ArrayLike, pattern: OneByN) -> float:
     """Share of the weights that lie in blocks which are not all zero, 0 to 1.
 
+    Of scattered blocks, if that is less.
+
     Raises:
         PatternError: if the weight has another number of dimensions.
         WeightError: if a dimension is zero.
     """
-    array = as_oihw(weight)
-    outputs, channels = array.shape[:2]
-    live, _ = block_votes(array != 0, pattern.n)
-    sizes = np.clip(outputs - pattern.n * np.arange(len(live)), 0, pattern.n)
-    return float(sizes @ np.count_nonzero(live, axis=1)) / float(outputs * channels)
+    array = as_oihw(weight) != 0
+    order = scattered_order(array, pattern.n)
+    orders = [array] if order is None else [array, array[order]]
+    stored = (stored_weights(block_votes(a, pattern.n)[0], pattern.n, len(a)) for a in orders)
+    return min(stored) / float(len(array) * array.shape[1])
 
 
 def _check_nm(nonzero: Array, pattern: NM, shape: Shape) -> CheckResult:
@@ -104,6 +109,8 @@ def _check_one_by_n(array: Array, pattern: OneByN, density: float | None) -> Che
     live, votes = block_votes(array != 0, pattern.n)
     if density is None:
         broken = contested(live, votes)
+        if broken.any() and scattered_order(array != 0, pattern.n) is not None:
+            return _result(0, None)
     else:
         kept = kept_blocks(array, pattern.n, checked_density(pattern, density))
         broken = (live > 0) & ~kept

@@ -21,15 +21,17 @@ UNIFORM_SHARE = 0.75
 def as_oihw(weight: ArrayLike) -> Array:
     """View a weight as OIHW: linear (O, I) as (O, I, 1, 1), conv1d (O, I, K) as (O, I, 1, K).
 
+    Of a conv3d (O, I, D, H, W) height and width become one: (O, I, D, H * W).
+
     Raises:
         PatternError: if the weight has another number of dimensions.
         WeightError: if a dimension is zero.
     """
     array = np.asarray(weight)
-    if array.ndim not in (2, 3, 4):
+    if array.ndim not in (2, 3, 4, 5):
         raise PatternError(
             f"weight of shape {array.shape} has {array.ndim} dimensions; expected 4 (OIHW), "
-            "3 (OIK, conv1d) or 2 (OI, linear)"
+            "5 (OIDHW, conv3d), 3 (OIK, conv1d) or 2 (OI, linear)"
         )
     if array.size == 0:
         raise WeightError(
@@ -37,6 +39,8 @@ def as_oihw(weight: ArrayLike) -> Array:
         )
     if array.ndim == 3:
         return array[:, :, None, :]
+    if array.ndim == 5:
+        return array.reshape(*array.shape[:3], -1)
     return array.reshape(array.shape + (1,) * (4 - array.ndim))
 
 
@@ -55,11 +59,13 @@ def nm_lines(weight: Array, axis: Axis) -> Array:
 
     Returns:
         Shape (lines, length): one line per output channel in HWI order for ``ic``, one line for
-        the whole tensor for ``flat``. Groups start at the start of a line and never leave it.
+        the whole tensor for ``flat`` and, in OHWI order, for ``ohwi``. Groups start at the start
+        of a line and never leave it.
     """
     if axis == "flat":
         return weight.reshape(1, -1)
-    return weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
+    lines = 1 if axis == "ohwi" else weight.shape[0]
+    return weight.transpose(0, 2, 3, 1).reshape(lines, -1)
 
 
 def nm_unlines(lines: Array, shape: Shape, axis: Axis) -> Array:
@@ -72,12 +78,13 @@ def nm_unlines(lines: Array, shape: Shape, axis: Axis) -> Array:
 
 def nm_index(line: int, position: int, shape: Shape, axis: Axis) -> Shape:
     """Find the OIHW index of a position in a line of `nm_lines`."""
-    _, i, kh, kw = shape
+    o, i, kh, kw = shape
     if axis == "flat":
         found = np.unravel_index(position, shape)
         return int(found[0]), int(found[1]), int(found[2]), int(found[3])
-    row, col, channel = np.unravel_index(position, (kh, kw, i))
-    return line, int(channel), int(row), int(col)
+    position += line * kh * kw * i
+    out, row, col, channel = np.unravel_index(position, (o, kh, kw, i))
+    return int(out), int(channel), int(row), int(col)
 
 
 def block_votes(nonzero: Array, n: int) -> tuple[Array, Array]:
@@ -116,3 +123,9 @@ def contested(live: Array, votes: Array) -> Array:
     if pruned and 2 * np.count_nonzero(kept == most) > len(kept):
         return np.zeros(live.shape, dtype=bool)
     return np.asarray((live > 0) & (2 * live <= votes))
+
+
+def stored_weights(live: Array, n: int, outputs: int) -> int:
+    """Windows in 1xN blocks that are not all zero; takes the first counts of `block_votes`."""
+    sizes = np.clip(outputs - n * np.arange(len(live)), 0, n)
+    return int(sizes @ np.count_nonzero(live, axis=1))

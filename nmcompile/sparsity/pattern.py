@@ -1,10 +1,11 @@
-"""The four sparsity patterns and their spelling.
+"""The sparsity patterns and their spelling.
 
 ================  ==============================================================================
 ``dense``         no promise about zeros
 ``unstructured``  zeros anywhere
 ``2:4``           at most 2 non-zeros in every 4 weights along the input channel (OHWI order)
 ``2:4@flat``      the same along the flattened OIHW weight
+``2:4@ohwi``      the same along the flattened OHWI weight
 ``1x16``          16 consecutive output channels keep or drop an input channel together
 ================  ==============================================================================
 """
@@ -15,7 +16,7 @@ from typing import Literal, get_args
 
 from nmcompile.errors import PatternError
 
-Axis = Literal["ic", "flat"]
+Axis = Literal["ic", "flat", "ohwi"]
 
 MAX_M = 32
 """Longest N:M group; the longest that published models use."""
@@ -23,7 +24,7 @@ MAX_M = 32
 MAX_BLOCK = 64
 """Most output channels in a 1xN block: four AVX-512 vectors of fp32."""
 
-_SPELLINGS = "'dense', 'unstructured', 'N:M' or 'N:M@flat' (as 2:4), '1xN' (as 1x16)"
+_SPELLINGS = "'dense', 'unstructured', 'N:M', 'N:M@flat' or 'N:M@ohwi' (as 2:4), '1xN' (as 1x16)"
 _NM = re.compile(r"(\d+):(\d+)(?:@(\w+))?")
 _ONE_BY_N = re.compile(r"1x(\d+)")
 
@@ -56,7 +57,9 @@ class NM:
     short where kh * kw * in is not a multiple of `m`; only there do the groups differ from those
     of training code that cuts the whole flattened OHWI weight into runs of `m`. On axis ``flat``
     the OIHW weight is read as it lies in memory, across output channels; only the last group of the
-    tensor may be short. A short group, too, holds at most `n` non-zeros.
+    tensor may be short. Axis ``ohwi`` is what that training code leaves of a 3-channel stem, say:
+    axis ``ic`` with groups that run on into the next output channel. A short group, too, holds at
+    most `n` non-zeros.
 
     Source: SR-STE (Zhou et al., ICLR 2021), whose public models use both axes.
 
@@ -78,11 +81,11 @@ class NM:
         if self.axis not in get_args(Axis):
             raise PatternError(
                 f"pattern {self.n}:{self.m}: unknown axis {self.axis!r}; expected 'ic' (along the "
-                "input channel) or 'flat' (along the flattened weight)"
+                "input channel), 'flat' or 'ohwi' (along the flattened OIHW or OHWI weight)"
             )
 
     def __str__(self) -> str:
-        """Return ``2:4`` on axis ic, ``2:4@flat`` on axis flat."""
+        """Return ``2:4`` on axis ic, ``2:4@flat`` on axis flat, ``2:4@ohwi`` on axis ohwi."""
         return f"{self.n}:{self.m}" + ("" if self.axis == "ic" else f"@{self.axis}")
 
 
@@ -137,7 +140,10 @@ def parse_pattern(text: str) -> Pattern:
         n, m, axis = int(found[1]), int(found[2]), found[3] or "ic"
         if axis == "ic":
             return NM(n, m)
-        if axis == "flat":
-            return NM(n, m, "flat")
-        raise PatternError(f"pattern {text!r}: unknown axis {axis!r}; expected 'ic' or 'flat'")
+        for known in get_args(Axis):
+            if axis == known:
+                return NM(n, m, known)
+        raise PatternError(
+            f"pattern {text!r}: unknown axis {axis!r}; expected 'ic', 'flat' or 'ohwi'"
+        )
     raise PatternError(f"pattern {text!r} is not understood; expected {_SPELLINGS}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +29,7 @@ NESTED = ("state_dict", "model_state_dict", "model", "net")  # what holds the te
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 COUNTER = ".num_batches_tracked"  # of batch norms: absent from older files, of no consequence
 SHOWN = 6  # names in a message
+BITS = 8  # of a mask in one byte
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class CheckpointReport:
     """What `load_checkpoint` found.
 
     method: the recognised one: "SpRe over LBC", "SpRe over SR-STE or ASP", "LBC", "SUBP or 1xN"
-        (masks), or "SR-STE or dense" (weights only, which do not say).
+        (masks), "MaskLLM" (masks without weights), or "SR-STE or dense" (weights only, which do
+        not say).
     loaded: keys of the checkpoint that went into the model.
     missing: keys of the model that the checkpoint has nothing for.
     unexpected: keys of the checkpoint that the model has no place for.
@@ -57,16 +62,20 @@ def load_checkpoint(
     """Load a checkpoint onto a model that a method has prepared, or onto a plain one.
 
     Understood are state dicts of plain modules, on their own or under "state_dict" and the like,
-    with or without "module."; `mask` beside a weight (SUBP, 1xN); `alpha` and `index_list` beside
-    a weight (LBC); `conv_rep` and `bn_rep` beside a convolution and its batch norm (SpRe); and
+    with or without "module."; `mask` beside a weight (SUBP, 1xN), also of real numbers that
+    multiply it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); `alpha` and
+    `index_list` beside a weight (LBC); `conv_rep` and `bn_rep` beside a convolution and its batch
+    norm (SpRe); and
     what prepared models save themselves.
 
     On a plain model, masks and combinations are multiplied into the weights. Weights of SR-STE are
-    dense in its checkpoints, and SpRe adds modules: give the method.
+    dense in its checkpoints, and SpRe adds modules: give the method. Masks alone leave the
+    model the weights that it has.
 
     Args:
         model: loaded in place; its names are those of the checkpoint.
-        source: a file that `torch.load(weights_only=True)` can read, or what it holds.
+        source: a file that `torch.load(weights_only=True)` can read, an `.npz` file of arrays, or
+            what they hold.
         method: prepares the model first.
         strict: whether keys that are missing, unexpected or do not fit are an error.
 
@@ -104,10 +113,13 @@ def _tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> State:
     found: Any = source
     if not isinstance(source, Mapping):
         try:
-            found = torch.load(Path(source), map_location="cpu", weights_only=True)
+            found = _read(Path(source))
         except OSError as error:
             raise ModelError(f"cannot read {source}: {error.strerror or error}") from error
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        except (
+            *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError),
+            *(zipfile.BadZipFile, zlib.error),
+        ) as error:
             raise ModelError(
                 f"{source}: expected a checkpoint of tensors, found something else "
                 f"({str(error).splitlines()[0]}); in the environment that wrote it, save "
@@ -127,7 +139,21 @@ def _tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> State:
     return state
 
 
+def _read(path: Path) -> Any:
+    """What a file holds."""
+    if path.suffix != ".npz":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _only_masks(state: State) -> bool:
+    return all(key.endswith(".mask") for key in state)
+
+
 def _recognise(state: State) -> str:
+    if _only_masks(state):
+        return "MaskLLM"
     scores = any(key.endswith((".alpha", ".scores")) for key in state)
     if any("conv_rep" in key for key in state):
         return "SpRe over LBC" if scores else "SpRe over SR-STE or ASP"
@@ -164,6 +190,18 @@ def _match(model: nn.Module, state: State) -> _Loader:
     loader = _Loader(model, state)
     loader.run()
     return loader
+
+
+def _mask_of(found: Tensor, weight: Tensor) -> Tensor:
+    """A mask of the weight's shape; MaskLLM keeps one as the bits of its flattened form."""
+    bits = -(-weight.numel() // BITS)
+    if found.dtype is torch.uint8 and found.shape == (bits,) != weight.shape:
+        flat = np.unpackbits(found.numpy(force=True), count=weight.numel())
+        found = torch.from_numpy(flat).reshape(weight.shape)
+    _check_shape(found, weight)
+    if not torch.isfinite(found).all():
+        raise _Misfit("it holds NaN or infinite numbers")
+    return found
 
 
 def _check_shape(found: Tensor, place: Tensor) -> None:
@@ -214,6 +252,10 @@ class _Loader:
                 # A module that has a mask of its own takes it as it is.
                 own = self._plain_masks(name, module)
                 special.update((key, use) for key, use in own if key not in self.open)
+        for key in [key for key in special if key.endswith(".mask")]:
+            special.setdefault(f"{key.removesuffix('.mask')}.weight.mask", special[key])
+        if _only_masks(self.state):
+            self.open.clear()  # the weights stay as they are
         # Weights first: masks of plain models are multiplied into them.
         for key in sorted(self.state, key=lambda key: key in special):
             try:
@@ -278,7 +320,7 @@ class _Loader:
             n = masked.pattern.n
 
             def keep(mask: Tensor) -> None:
-                _check_shape(mask, weight)
+                mask = self._scaled(mask, weight)
                 blocks = as_blocks(mask != 0, n).any(2)
                 if not torch.equal(spread_blocks(blocks, mask), mask != 0):
                     raise _Misfit(f"it does not consist of whole 1x{n} blocks")
@@ -286,7 +328,19 @@ class _Loader:
 
             yield f"{plain}.mask", keep
         elif isinstance(masked, FixedMask):
-            yield f"{plain}.mask", lambda mask: self._fill(f"{place}.mask", mask != 0)
+
+            def fix(mask: Tensor) -> None:
+                self._fill(f"{place}.mask", self._scaled(mask, weight) != 0)
+
+            yield f"{plain}.mask", fix
+
+    def _scaled(self, found: Tensor, weight: Tensor) -> Tensor:
+        """A mask for a prepared layer, whose own are 0 and 1: other factors go into the weight."""
+        mask = _mask_of(found, weight)
+        if not ((mask == 0) | (mask == 1)).all():
+            factors = torch.where(mask != 0, mask, torch.ones_like(mask))
+            self.writes.append(partial(weight.mul_, factors.to(weight.dtype)))
+        return mask
 
     def _plain_masks(
         self, name: str, module: Weighted
@@ -295,8 +349,7 @@ class _Loader:
         weight = module.weight
 
         def multiply(mask: Tensor) -> None:
-            _check_shape(mask, weight)
-            self.writes.append(partial(weight.mul_, mask != 0))
+            self.writes.append(partial(weight.mul_, _mask_of(mask, weight).to(weight.dtype)))
 
         def choose(alpha: Tensor) -> None:
             table = self.state.get(f"{name}.index_list")

@@ -15,11 +15,12 @@ def lines_of(weight: Tensor, pattern: NM) -> Tensor:
     """The weight in the order of its N:M groups, which start at the start of a line.
 
     Returns:
-        (out, in x window) with the input channel innermost for axis "ic", (1, size) for "flat".
+        (out, in x window) with the input channel innermost for axis "ic", (1, size) for "flat"
+        and, with the input channel innermost, for "ohwi".
     """
     if pattern.axis == "flat":
         return weight.reshape(1, -1)
-    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
+    return weight.movedim(1, -1).reshape(1 if pattern.axis == "ohwi" else weight.shape[0], -1)
 
 
 def unlines(lines: Tensor, like: Tensor, pattern: NM) -> Tensor:

@@ -216,8 +216,8 @@ def _misfit(module: Weighted, pattern: Pattern) -> str | None:
         return "its weight is parametrized already"
     weight = module.weight
     if isinstance(pattern, NM):
-        length = weight.numel() if pattern.axis == "flat" else weight[0].numel()
-        whose = "in all" if pattern.axis == "flat" else "per output channel"
+        length = weight[0].numel() if pattern.axis == "ic" else weight.numel()
+        whose = "per output channel" if pattern.axis == "ic" else "in all"
         if length % pattern.m:
             return f"its {length} weights {whose} are no multiple of {pattern.m}"
     if isinstance(pattern, OneByN) and len(weight) % pattern.n:

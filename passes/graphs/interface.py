@@ -120,6 +120,22 @@ class Layer:
     macs: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """An operator with constant weights, but no `Layer`: no pass edits it, no kernel is for it.
+
+    `weight` is (O, I, ...) as for layers, integers less their zero point; None where it cannot be
+    read, and `reason` says why. `op` is "conv1d", "conv3d", "conv_transpose2d", ...
+    """
+
+    name: str
+    op: str
+    weight: Array | None
+    reason: str
+    groups: int = 1
+    macs: int | None = None
+
+
 @dataclass(frozen=True)
 class Note:
     """What a pass has to tell the user about one layer.
@@ -218,6 +234,10 @@ class Graph(ABC):
     def check(self) -> None:
         """Raise AssertionError with a reason when an invariant of the framework is broken."""
 
+    @abstractmethod
+    def weighted(self) -> list[Weighted]:
+        """What has constant weights beside the layers, in topological order."""
+
     def stored_weights(self) -> dict[str, Array]:
         """What is stored as the weight of each module, by its path: unmasked before folding."""
         named = ((weight_owner(name), array) for name, array in self.named_constants())
@@ -269,6 +289,13 @@ def _layer(graph: Graph, op: Op) -> Layer:
         output_shape=output_shape,
         macs=macs,
     )
+
+
+def outputs_first(weight: Array, groups: int) -> Array:
+    """The weight of a transposed convolution, (I, O / groups, ...), as (O, I / groups, ...)."""
+    inputs, outputs, *kernel = weight.shape
+    split = weight.reshape(groups, inputs // groups, outputs, *kernel)
+    return split.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
 
 
 def weight_owner(parameter: str) -> str:

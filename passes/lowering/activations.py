@@ -128,7 +128,7 @@ class ActivationMatcher:
             return 0.0, math.inf
         if op in ("maximum", "minimum"):
             limit = self._other_scalar(user, var)
-            if limit is not None and shape_of(user) == shape_of(var):
+            if limit is not None and not math.isnan(limit) and shape_of(user) == shape_of(var):
                 return (limit, math.inf) if op == "maximum" else (-math.inf, limit)
         return None
 

@@ -101,7 +101,7 @@ class GroupSearch(LayerSearch):
             return "it reads the same channels twice"
         if self.pattern.axis == "flat" and taps > 1:
             return f"groups of {self.pattern} run over the kernel"
-        if channels % m and (taps > 1 or self.pattern.axis == "flat"):
+        if channels % m and (taps > 1 or self.pattern.axis != "ic"):
             return f"its {channels} input channels are no multiple of {m}"
         return None
 

@@ -38,6 +38,10 @@ namespace emulator {
 
 constexpr int kShared = 227 * 1024, kThreads = 1024, kStack = 64 * 1024;
 
+// max.NaN.f32 and min.NaN.f32 (PTX ISA 9.0, 9.7.3): NaN where either is.
+static float max_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
+static float min_nan(float a, float b) { return a != a || b != b ? NAN : fminf(a, b); }
+
 struct Buffer { const char* name; const char* begin; const char* end; };
 struct Copy { uint32_t target; const void* source; uint32_t bytes; };
 

@@ -6,6 +6,7 @@ Every function either returns a TIR expression or emits statements into the open
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -91,13 +92,43 @@ def prefetch(buffer: Buffer, start: Expr, floats: int, *, write: bool = False) -
         T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *hint))
 
 
+def largest(vectors: Sequence[Expr]) -> Expr:
+    """The maximum of vectors of 16 or 8 floats, NaN in the lanes where one of them is NaN.
+
+    vmaxps gives its second operand where either is NaN. So the last vector's NaN comes through by
+    itself, and one comparison looks for NaN in two others.
+    """
+    *others, best = vectors
+    if not others:
+        return best
+    width = int(best.ty.dtype.lanes)
+    for other in others:
+        best = T.bind(_extreme("max", other, best, width))
+    lost = tirx.any(*(T.isnan(other) for other in others))
+    return T.Select(lost, splat(math.nan, width), best)
+
+
+def _extreme(kind: str, a: Expr, b: Expr, width: int = LANES) -> Expr:
+    """The instruction vmaxps or vminps: b where either is NaN.
+
+    T.max and T.min keep NaN of both (`nmcompile.kernels.nan`), which takes more than one
+    instruction where both are computed, and LLVM may take a comparison and a masked operation
+    instead.
+    """
+    if width == LANES:
+        current_rounding = T.int32(4)
+        name = f"llvm.x86.avx512.{kind}.ps.512"
+        return T.call_llvm_intrin("float32x16", name, a, b, current_rounding)
+    return T.call_llvm_intrin(f"float32x{width}", f"llvm.x86.avx.{kind}.ps.256", a, b)
+
+
 def exp(x: Expr) -> Expr:
-    """e^x of a float32 vector, about 1e-7 relative.
+    """e^x of a float32 vector, about 1e-7 relative; infinite from 88.4 on.
 
     x = k ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 6, 2^k by writing
     k into the exponent bits. LLVM would call the scalar libm function for every lane.
     """
-    x = T.bind(T.max(T.min(x, splat(88.0)), splat(-87.0)))
+    x = T.bind(T.max(T.min(x, splat(89.0)), splat(-87.0)))
     k = T.bind(tirx.op.floor(x * splat(1.0 / math.log(2.0)) + splat(0.5)))
     # ln 2 in two parts, so that k * high is exact.
     r = T.bind(x - k * splat(0.693359375) + k * splat(2.12194440e-4))
@@ -113,7 +144,7 @@ def erf(x: Expr) -> Expr:
 
     1 - 1 / (1 + a1 x + ... + a6 x^6)^16 for x >= 0, odd in x.
     """
-    magnitude = T.bind(T.max(x, splat(0.0) - x))
+    magnitude = T.bind(T.abs(x))
     p: Expr = splat(0.0000430638)
     for coefficient in (0.0002765672, 0.0001520143, 0.0092705272, 0.0422820123, 0.0705230784, 1.0):
         p = T.bind(p * magnitude + splat(coefficient))
@@ -161,7 +192,8 @@ def activate(value: Expr, activation: Activation) -> Expr:
     if kind == "clip":
         return T.min(T.max(x, splat(activation.low)), splat(activation.high))
     if kind in ("hard_sigmoid", "hard_swish"):
-        gate = T.min(T.max(x * splat(1.0 / 6.0) + splat(0.5), splat(0.0)), splat(1.0))
+        gate = _extreme("max", splat(0.0), x * splat(1.0 / 6.0) + splat(0.5))
+        gate = _extreme("min", splat(1.0), gate)
         return gate if kind == "hard_sigmoid" else x * gate
     if kind == "gelu":
         return x * splat(0.5) * (splat(1.0) + erf(x * splat(math.sqrt(0.5))))

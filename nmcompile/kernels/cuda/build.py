@@ -20,6 +20,7 @@ from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from nmcompile.errors import TargetError
+from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.runtime.files import scratch_folder
 
 # Fast math: results are rounded to float16, whose error is a thousand times larger.
@@ -94,7 +95,7 @@ def cuda_source(func: Any, arch: str) -> CudaSource:
     target = tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     module = tirx.transform.BindTarget(target)(module)
-    lower, _, finish_device = tirx.get_tir_pipeline("s_tir")
+    lower, _, finish_device = tirx.get_tir_pipeline(TIR_PIPELINE)
     with target:
         host, devices = split_host_device_mods(lower(module))
         ((device_target, device),) = devices.items()

@@ -230,7 +230,7 @@ def _refuse_weight(problem: Problem) -> str | None:
         f"({row}, {column})"
     )
     hint = ""
-    if isinstance(pattern, NM) and pattern.axis == "flat":
+    if isinstance(pattern, NM) and pattern.axis != "ic":
         hint = ": its groups do not run along the input channels"
     return (
         f"{pattern} is not 2:4 along the input channels{hint} (over {KEPT} non-zeros in {where}); "

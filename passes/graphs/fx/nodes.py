@@ -28,7 +28,8 @@ DROPOUT = {aten.dropout.default, aten.dropout_.default}
 
 def as_numpy(tensor: torch.Tensor) -> Array:
     """A view where numpy has the dtype; bfloat16 is widened to float32."""
-    tensor = tensor.detach().cpu()
+    # A negative or conjugate view is a bit beside the memory.
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 

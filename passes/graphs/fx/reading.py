@@ -6,6 +6,7 @@ operators are `torch.ops.aten` overloads without in-place forms.
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +30,17 @@ from nmcompile.passes.graphs.fx.nodes import (
     module_path,
     weight_node,
 )
-from nmcompile.passes.graphs.interface import Affine, Array, Graph, Op, OpKind, Value
+from nmcompile.passes.graphs.fx.weights import weighted_node
+from nmcompile.passes.graphs.interface import (
+    Affine,
+    Array,
+    Graph,
+    Op,
+    OpKind,
+    Value,
+    Weighted,
+    unique_name,
+)
 
 aten = torch.ops.aten
 
@@ -94,6 +105,20 @@ class FxReader(Graph):
         for user in node.users:
             fx.map_arg((user.args, user.kwargs), visit)
         return count
+
+    def weighted(self) -> list[Weighted]:
+        """See `nmcompile.passes.graphs.fx.weights`."""
+        layers = {op.handle for op in self.ops() if op.kind in ("conv", "linear")}
+        taken = {str(node.meta[NAME]) for node in self.module.graph.nodes if NAME in node.meta}
+        found = []
+        for node in self.module.graph.nodes:
+            if node in layers:
+                continue
+            other = weighted_node(node, self.constant, self.shape)
+            if other is not None and NAME not in node.meta:
+                other = replace(other, name=unique_name(other.name, taken))
+            found += [other] if other is not None else []
+        return found
 
     def stored_name(self, constant: Value) -> str:
         """The path of the parameter or buffer."""

@@ -5,6 +5,7 @@ inputs or Constant nodes), functions are inlined, shapes are inferred.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -18,6 +19,8 @@ from nmcompile.passes.graphs.interface import (
     Op,
     OpKind,
     Value,
+    Weighted,
+    unique_name,
 )
 from nmcompile.passes.graphs.onnx.flow import channel_flow, channel_parameters
 from nmcompile.passes.graphs.onnx.nodes import (
@@ -28,6 +31,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     ints_attribute,
     module_scope,
 )
+from nmcompile.passes.graphs.onnx.weights import weighted_node
 
 
 class OnnxReader(Graph):
@@ -74,6 +78,21 @@ class OnnxReader(Graph):
         """Node inputs, those in subgraphs too, and graph outputs."""
         found = cast(ir.Value, value)
         return len(found.uses()) + sum(output is found for output in self.model.graph.outputs)
+
+    def weighted(self) -> list[Weighted]:
+        """See `nmcompile.passes.graphs.onnx.weights`."""
+        layers = {id(op.handle) for op in self.ops() if op.kind in ("conv", "linear")}
+        taken = {str(node.meta[NAME]) for node in self.model.graph if NAME in node.meta}
+        found = []
+        for node in self.model.graph:
+            if id(node) in layers:
+                continue
+            named = node.meta.get(NAME)
+            other = weighted_node(node, named and str(named), self.constant, self.shape)
+            if other is not None and named is None:
+                other = replace(other, name=unique_name(other.name, taken))
+            found += [other] if other is not None else []
+        return found
 
     def stored_name(self, constant: Value) -> str:
         """The name of the initializer."""

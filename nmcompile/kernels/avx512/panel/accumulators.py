@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -69,7 +69,7 @@ class Accumulators:
             for t, width in enumerate(self.widths):
                 self.set(j, t, T.broadcast(value, width))
         for e in range(self.extra):
-            # Only lists of consecutive channels have extra pixels.
+            # Only lists whose biases lie side by side have extra pixels.
             column = splat(0.0) if bias is None else load(bias, channels[0], self.outputs)
             self.set_extra(e, column)
 
@@ -100,6 +100,7 @@ class Destination:
     planes: of each output, counted over all images and channels.
     channels: of each output within its group.
     limit: on the channels, where the last list is padded, else None.
+    channel_at: channel of an output whose number is computed; None where lists are of single ones.
     consecutive: whether the channels follow each other.
     first: pixel at which the tile begins.
     pixels: of one channel.
@@ -111,6 +112,7 @@ class Destination:
     planes: Sequence[Expr]
     channels: Sequence[Expr]
     limit: int | None
+    channel_at: Callable[[Expr], Expr] | None
     consecutive: bool
     first: Expr
     pixels: int
@@ -138,14 +140,7 @@ class Destination:
     def _activate(self, panel: Panel, activation: Activation) -> None:
         """Apply an activation that is too long to be written out for every vector."""
         if not self.consecutive:
-            for j, channel in enumerate(self.channels):
-                begin = T.bind(self.start(j))
-                if self.limit is None:
-                    activate_in_place(self.out, begin, panel.pixels, activation)
-                    continue
-                with T.If(channel < self.limit):
-                    with T.Then():
-                        activate_in_place(self.out, begin, panel.pixels, activation)
+            self._activate_each(panel, activation)
             return
         count: Expr = len(self.channels)
         if self.limit is not None:
@@ -153,6 +148,26 @@ class Destination:
         begin = T.bind(self.start(0))
         with T.serial(0, count) as j:
             activate_in_place(self.out, begin + j * self.pixels, panel.pixels, activation)
+
+    def _activate_each(self, panel: Panel, activation: Activation) -> None:
+        """The same, one output after the other."""
+
+        def one(channel: Expr, begin: Expr) -> None:
+            if self.limit is None:
+                activate_in_place(self.out, begin, panel.pixels, activation)
+                return
+            with T.If(channel < self.limit):
+                with T.Then():
+                    activate_in_place(self.out, begin, panel.pixels, activation)
+
+        if self.channel_at is None:
+            for j, channel in enumerate(self.channels):
+                one(channel, T.bind(self.start(j)))
+            return
+        with T.serial(0, len(self.channels)) as j:
+            channel = T.bind(self.channel_at(j))
+            plane = self.planes[0] - self.channels[0] + channel
+            one(channel, T.bind(plane * self.pixels + self.first))
 
     def _write_channel(
         self,

@@ -81,12 +81,16 @@ class PanelConfig:
 
 @dataclass(frozen=True)
 class PackedSizes:
-    """Lengths of the packed arrays, which are part of the compiled function's type."""
+    """Lengths of the packed arrays, which are part of the compiled function's type.
+
+    scattered: whether `order` is of single output channels, where it would be of shared lists.
+    """
 
     values: int
     indices: int
     starts: int
     order: int = 0
+    scattered: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ channels by L1 loads; `inner_loops` has both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -120,9 +121,12 @@ class _Emitter:
                     if config.lists != "private":
                         row = T.bind(index * config.lane_outputs + part * config.outputs)
                         rows = [row + j for j in range(config.outputs)]
-                    target = self._destination(image, group, channels, first)
+                    scattered = self._scattered(place, part)
+                    target = self._destination(image, group, channels, first, scattered)
                     self._prefetch(target, shape, block)
                     biases = [group * self.padded_out + channel for channel in channels]
+                    if scattered is not None:  # biases lie as the weights do
+                        biases = [self._first(place, part) + j for j in range(config.outputs)]
                     self._begin(sums, partial, block, biases, rows)
                     multiply(self.weights, sums, panel, which, part, count)
                     self._end(sums, partial, block, target, shape, rows)
@@ -133,10 +137,25 @@ class _Emitter:
         if self.config.lists == "private":
             assert self.order is not None
             return [T.bind(self.order[which * self.config.outputs + j]) for j in outputs]
+        scattered = self._scattered(place, part)
+        if scattered is not None:
+            return [T.bind(scattered(j)) for j in outputs]
         if self.order is not None:
             place = T.bind(self.order[group * self.lists + place])
-        first = T.bind(place * self.config.lane_outputs + part * self.config.outputs)
+        first = self._first(place, part)
         return [first + j for j in outputs]
+
+    def _first(self, place: Expr, part: Expr) -> Expr:
+        """The first place of one list step among those of all output channels."""
+        return T.bind(place * self.config.lane_outputs + part * self.config.outputs)
+
+    def _scattered(self, place: Expr, part: Expr) -> Callable[[Expr], Expr] | None:
+        """The output channel at each place of one list step, where they are scattered."""
+        order = self.order
+        if order is None or not self.sizes.scattered:
+            return None
+        first = self._first(place, part)
+        return lambda j: order[first + j]
 
     def _which(self, group: Expr, block: Expr, index: Expr, count: Expr) -> Expr:
         """Number of a stored list over everything; for dense weights, the channels before it."""
@@ -146,7 +165,12 @@ class _Emitter:
         return T.bind(channel * self.lists + index * count)
 
     def _destination(
-        self, image: Expr, group: Expr, channels: list[Expr], first: Expr
+        self,
+        image: Expr,
+        group: Expr,
+        channels: list[Expr],
+        first: Expr,
+        scattered: Callable[[Expr], Expr] | None,
     ) -> Destination:
         conv = self.conv
         plane = T.bind(image * conv.out_channels + group * conv.group_out)
@@ -157,7 +181,8 @@ class _Emitter:
             planes=[T.bind(plane + channel) for channel in channels],
             channels=channels,
             limit=None if self.padded_out == conv.group_out else conv.group_out,
-            consecutive=self.config.lists != "private",
+            channel_at=scattered,
+            consecutive=self.config.lists != "private" and scattered is None,
             first=first,
             pixels=conv.out_pixels,
         )

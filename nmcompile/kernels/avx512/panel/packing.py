@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +39,16 @@ class PackedWeights:
         have equal work. Shared: for each place of each group the list that is stored there.
         Private: for each place of each (group, block) the channel, counted within its group, by
         length within a chunk, so that lists which are interleaved are equally long, and the
-        processor can predict where each ends.
+        processor can predict where each ends. Scattered: the output channel of each place; behind
+        the last one, places are numbered on.
+    scattered: whether the output channels of a shared list do not follow each other.
     """
 
     values: npt.NDArray[np.float32]
     indices: Array | None
     starts: npt.NDArray[np.int32] | None
     order: npt.NDArray[np.int32] | None = None
+    scattered: bool = False
 
     @property
     def sizes(self) -> PackedSizes:
@@ -54,6 +58,7 @@ class PackedWeights:
             0 if self.indices is None else self.indices.size,
             0 if self.starts is None else self.starts.size,
             0 if self.order is None else self.order.size,
+            self.scattered,
         )
 
     @property
@@ -68,9 +73,28 @@ class PackedWeights:
         return {name: array for name, array in named.items() if array is not None}
 
 
-def pack_conv(weight: npt.NDArray[np.float32], conv: Conv2d, config: PanelConfig) -> PackedWeights:
-    """Pack an OIHW weight of shape (out, in / groups, kh, kw)."""
+def pack_conv(
+    weight: npt.NDArray[np.float32],
+    conv: Conv2d,
+    config: PanelConfig,
+    channels: Sequence[int] | None = None,
+) -> PackedWeights:
+    """Pack an OIHW weight of shape (out, in / groups, kh, kw).
+
+    Args:
+        weight: of `conv`.
+        conv: its geometry; of one group where there are `channels`.
+        config: tile sizes.
+        channels: the output channels in the order in which shared lists take them; None as they
+            lie.
+    """
     padded_out = lists_of(conv, config) * config.lane_outputs
+    if channels is not None:
+        packed = pack_conv(weight[list(channels)], conv, config)
+        places = np.concatenate([channels, np.arange(len(channels), padded_out)])
+        if packed.order is not None:
+            places = places.reshape(-1, config.list_outputs)[packed.order]
+        return replace(packed, order=places.reshape(-1).astype(np.int32), scattered=True)
     shape = (conv.groups, padded_out, conv.group_in, *conv.kernel)
     padded = np.zeros(shape, np.float32)
     padded[:, : conv.group_out] = weight.reshape(conv.groups, conv.group_out, *weight.shape[1:])

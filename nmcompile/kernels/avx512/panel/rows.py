@@ -20,6 +20,8 @@ from nmcompile.sparsity import NM, OneByN, Unstructured
 
 def refuse_one_by_n(problem: Problem) -> str | None:
     """Weights in 1xN blocks."""
+    if problem.scattered is not None and problem.conv.groups > 1:
+        return "the filters of its blocks are scattered over several groups"
     return refuse_pattern(problem, (OneByN,), "1xN")
 
 
@@ -54,11 +56,13 @@ def lower_panel(name: str, problem: Problem, config: PanelConfig | None) -> Lowe
     assert config is not None
     conv = problem.conv
     assert problem.weight is not None
-    packed = pack_conv(problem.weight, conv, config)
+    scattered = problem.scattered if config.lists == "shared" else None
+    packed = pack_conv(problem.weight, conv, config, scattered)
     arrays = dict(packed.arrays)
     if problem.bias is not None:
         padded = np.zeros((conv.groups, lists_of(conv, config) * config.lane_outputs), np.float32)
         padded[:, : conv.group_out] = problem.bias.reshape(conv.groups, -1)
-        arrays["bias"] = padded.reshape(-1)
+        bias = padded.reshape(-1)
+        arrays["bias"] = bias if scattered is None or packed.order is None else bias[packed.order]
     args = (name, conv, problem.epilogue, config, packed.sizes)
     return Lowered(emit_panel_conv, args, arrays)

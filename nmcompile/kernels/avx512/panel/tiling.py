@@ -203,7 +203,8 @@ def _own_lists(
     conv: Conv2d, pattern: Pattern, most: int
 ) -> tuple[Literal["private", "grouped"], int, Grouped | None]:
     """Kind of list and channels per block, for at most `most` channels."""
-    if isinstance(pattern, NM) and pattern.n < pattern.m:
+    # Groups of axis ohwi run on into the next output channel, where axis ic does not say the same.
+    if isinstance(pattern, NM) and pattern.n < pattern.m and pattern.axis != "ohwi":
         unit = pattern.m if pattern.axis == "ic" else pattern.m // math.gcd(pattern.m, conv.taps)
         fits = [c for c in range(unit, most + 1, unit) if conv.group_in % c == 0]
         if conv.group_in % unit == 0:

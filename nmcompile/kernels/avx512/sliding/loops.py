@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -23,11 +23,12 @@ from nmcompile.kernels.avx512.staging import copy_row
 from nmcompile.kernels.spec import Conv2d, Pool2d
 
 MOST_ROWS = 8  # output rows whose sums are in registers together
-MOST_STEPS = 128  # of window positions x output rows that are written out
+MOST_STEPS = 128  # vectors added or joined in one block, which are written out
 MOST_TAPS = 25  # of a window that reads the input itself: its borders are written out too
 MOST_STRIDE = 4
 
 Step = Callable[[Expr, Expr, int, int], Expr]
+Join = Callable[[Sequence[Expr]], Expr]
 Finish = Callable[[Expr, Expr, Expr, int], None]
 
 
@@ -76,9 +77,35 @@ class Source(ABC):
         `finish(acc, row, column, active)` gets the first `active` lanes for the output pixels of
         `row` from `column` on.
         """
-        for first, count in self._blocks():
+        for first, count in self._blocks(self.window.taps):
             for column, active in self._columns():
-                self._body(first, count, column, active, start, step, finish)
+                sums = [splat(start, self.lanes)] * count
+                for line, readers, done in self._lines(count):
+                    for kw, vector in self._line(first, line, column).items():
+                        for row, kh in readers:
+                            sums[row] = T.bind(step(sums[row], vector, kh, kw))
+                    for row in done:
+                        finish(sums[row], first + row, column, active)
+
+    def join(self, empty: float, join: Join, finish: Finish) -> None:
+        """For every output vector: join what joining each line under the window gives, then finish.
+
+        `join` takes at least one vector and does not mind their order; a window that lies outside
+        the image altogether gives `empty`. A line is joined once for all the windows that read it.
+        """
+        height, width = self.window.kernel
+        for first, count in self._blocks(height + width * self.window.stride[0]):
+            for column, active in self._columns():
+                lines: list[list[Expr]] = [[] for _ in range(count)]
+                for line, readers, done in self._lines(count):
+                    vectors = list(self._line(first, line, column).values())
+                    if vectors:
+                        joined = T.bind(join(vectors))
+                        for row, _ in readers:
+                            lines[row].append(joined)
+                    for row in done:
+                        found = join(lines[row]) if lines[row] else splat(empty, self.lanes)
+                        finish(T.bind(found), first + row, column, active)
 
     @abstractmethod
     def _inside(self, first: int, count: int) -> bool:
@@ -92,9 +119,9 @@ class Source(ABC):
     def _line(self, first: Expr, line: int, column: Expr) -> dict[int, Expr]:
         """Vectors by kernel column: `line` counts from the first of the block; {} if outside."""
 
-    def _blocks(self) -> Iterator[tuple[Expr, int]]:
-        """Blocks of output rows, first row and count; those inside as one loop."""
-        height, rows = self.window.out_height, self._rows()
+    def _blocks(self, steps: int) -> Iterator[tuple[Expr, int]]:
+        """Blocks of output rows of so many steps, first row and count; those inside as one loop."""
+        height, rows = self.window.out_height, self._rows(steps)
         blocks = [(first, min(rows, height - first)) for first in range(0, height, rows)]
 
         def alike(block: tuple[int, int]) -> bool:
@@ -123,25 +150,19 @@ class Source(ABC):
             else:
                 yield from ((column, min(lanes, width - column)) for column in run)
 
-    def _rows(self) -> int:
+    def _rows(self, steps: int) -> int:
         """Output rows of a block, such that few are left over."""
         height = self.window.out_height
-        most = min(MOST_ROWS, max(1, MOST_STEPS // self.window.taps), height)
+        most = min(MOST_ROWS, max(1, MOST_STEPS // steps), height)
         return max((n for n in range(most // 2 + 1, most + 1) if height % n == 0), default=most)
 
-    def _body(
-        self,
-        first: Expr,
-        count: int,
-        column: Expr,
-        active: int,
-        start: float | Expr,
-        step: Step,
-        finish: Finish,
-    ) -> None:
+    def _lines(self, count: int) -> Iterator[tuple[int, list[tuple[int, int]], list[int]]]:
+        """The lines under a block of output rows: which rows read each, at which row of the window.
+
+        The third field lists the output rows that read no line behind it.
+        """
         window = self.window
         height, stride, dilation = window.kernel[0], window.stride[0], window.dilation[0]
-        sums = [splat(start, self.lanes)] * count
         for line in range((count - 1) * stride + (height - 1) * dilation + 1):
             tops = [(line - kh * dilation, kh) for kh in range(height)]
             readers = [
@@ -149,13 +170,8 @@ class Source(ABC):
                 for top, kh in tops
                 if top % stride == 0 and 0 <= top < count * stride
             ]
-            vectors = self._line(first, line, column) if readers else {}
-            for kw, vector in vectors.items():
-                for row, kh in readers:
-                    sums[row] = T.bind(step(sums[row], vector, kh, kw))
-            for row, kh in readers:
-                if kh == height - 1:
-                    finish(sums[row], first + row, column, active)
+            if readers:
+                yield line, readers, [row for row, kh in readers if kh == height - 1]
 
 
 class _Input(Source):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from tvm.tirx.script import builder as T
@@ -11,6 +13,7 @@ from nmcompile.kernels.avx512.emit import (
     Expr,
     activate,
     activate_in_place,
+    largest,
     load,
     splat,
     split_activation,
@@ -20,8 +23,6 @@ from nmcompile.kernels.avx512.emit import (
 from nmcompile.kernels.avx512.sliding.loops import Window, source_of
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Pool2d
-
-LOWEST = float(np.finfo(np.float32).min)
 
 
 def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
@@ -90,11 +91,8 @@ def emit_pool(name: str, pool: Pool2d) -> object:
         out = func.tensor("out", (pool.batch, pool.channels, pool.out_height, pool.out_width))
         x, out = func.flat(x), func.flat(out)
         with T.parallel(0, planes_in) as nc:
-            fill = 0.0 if average else LOWEST
+            fill = 0.0 if average else -math.inf
             source = source_of(window, x, nc * (pool.in_height * pool.in_width), fill)
-
-            def step(acc: Expr, value: Expr, kh: int, kw: int) -> Expr:
-                return acc + value if average else T.max(acc, value)
 
             def finish(value: Expr, row: Expr, column: Expr, active: int) -> None:
                 value = widen(value, source.lanes)
@@ -103,7 +101,10 @@ def emit_pool(name: str, pool: Pool2d) -> object:
                     value = value * load(scale, at, active)
                 store(out, nc * pixels + at, value, active)
 
-            source.slide(fill, step, finish)
+            if average:
+                source.slide(fill, lambda acc, value, kh, kw: acc + value, finish)
+            else:
+                source.join(fill, largest, finish)
     return func.result()
 
 

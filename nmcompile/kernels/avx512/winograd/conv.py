@@ -40,7 +40,7 @@ GAP = LANES  # between the matrices: the same row of all must not fall into one 
 
 
 def emit_winograd(name: str, epilogue: Epilogue, tiling: Tiling, sizes: PackedSizes) -> Any:
-    """The TIR function (x, values, [indices, starts], [bias], [residual], out).
+    """The TIR function (x, values, [indices, starts], [order], [bias], [residual], out).
 
     `values` are transformed ones; `sizes` those of the windows that they are made of.
     """
@@ -69,6 +69,7 @@ class _Emitter:
                 self.indices = func.tensor("indices", (sizes.indices,), "uint16")
             if sizes.starts:
                 self.starts = func.tensor("starts", (sizes.starts,), "int32")
+            self.order = func.tensor("order", (sizes.order,), "int32") if sizes.order else None
             if self.epilogue.bias:
                 self.bias = func.tensor("bias", (conv.out_channels,))
             self.residual, self.out = func.output(out_shape, self.epilogue)
@@ -103,8 +104,8 @@ class _Emitter:
             self._transform_inputs(inputs, image, channel, first_row)
         with self._shared(tiling.positions * tiling.lists) as item:
             self._multiply(inputs, sums, T.bind(item // tiling.lists), T.bind(item % tiling.lists))
-        with self._shared(self.conv.out_channels) as channel:
-            self._transform_sums(sums, image, channel, first_row)
+        with self._shared(self.conv.out_channels) as place:
+            self._transform_sums(sums, image, place, first_row)
 
     def _images(self, first: Expr) -> AbstractContextManager[Expr]:
         """The images of a block; the last block may have fewer."""
@@ -205,11 +206,12 @@ class _Emitter:
 
     # Step 3. out = activation(A' sums A + bias + residual)
 
-    def _transform_sums(self, sums: Buffer, image: Expr, channel: Expr, first_row: Expr) -> None:
+    def _transform_sums(self, sums: Buffer, image: Expr, place: Expr, first_row: Expr) -> None:
         tiling, side, span = self.tiling, self.config.side, self.tiling.span
         pitch = (tiling.image_vectors + 1) * LANES
         pixels = T.alloc_buffer((side * side * pitch,), align=64)
-        row = T.bind(channel * self.stride)
+        row = T.bind(place * self.stride)
+        channel = place if self.order is None else T.bind(self.order[place])
         with self._images(image) as i:
             plane = T.bind((image + i) * self.conv.out_channels + channel)
             self._prefetch(plane, first_row)

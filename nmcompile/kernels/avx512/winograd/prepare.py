@@ -35,15 +35,20 @@ BYTE = 8
 
 
 def keep_windows(
-    name: str, weight: npt.NDArray[np.float32], tiling: Tiling
+    name: str,
+    weight: npt.NDArray[np.float32],
+    tiling: Tiling,
+    channels: Sequence[int] | None = None,
 ) -> tuple[dict[str, Array], Prepare, PackedSizes]:
     """What the artifact keeps of an OIHW weight, and how it becomes what the kernel reads.
+
+    `channels` as in `pack_conv`.
 
     Returns:
         The arrays, "values" and those that the kernel takes as they are; the preparation of
         "values"; and the lengths of the packed windows and their lists.
     """
-    packed = pack_conv(weight, tiling.conv, tiling.windows)
+    packed = pack_conv(weight, tiling.conv, tiling.windows, channels)
     size = packed.values.size
     transformed = tiling.transformed(size)
     density = np.count_nonzero(weight) / weight.size

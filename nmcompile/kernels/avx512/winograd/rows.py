@@ -54,7 +54,8 @@ def lower_winograd(name: str, problem: Problem, config: WinogradConfig) -> Lower
     """Winograd convolution whose weights are transformed when an artifact is loaded."""
     assert problem.weight is not None
     tiling = Tiling(problem.conv, config)
-    arrays, prepare, sizes = keep_windows(f"{name}_prepare", problem.weight, tiling)
+    channels = None if config.dense else problem.scattered
+    arrays, prepare, sizes = keep_windows(f"{name}_prepare", problem.weight, tiling, channels)
     if problem.bias is not None:
         arrays["bias"] = problem.bias
     args = (name, problem.epilogue, tiling, sizes)
