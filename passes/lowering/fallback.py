@@ -19,6 +19,7 @@ from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.infinities import begin_at_infinity
 from nmcompile.passes.lowering.view import is_call_of
 
 # Operators to the end: the VM passes the same memory on.
@@ -42,14 +43,13 @@ def fuse_operators(module: Any) -> Any:
     ]
     passes = tvm.transform.Sequential(
         [
-            relax.transform.LegalizeOps(skip_ops=VIEWS),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(entries),
         ]
     )
-    return passes(module)
+    return passes(begin_at_infinity(relax.transform.LegalizeOps(skip_ops=VIEWS)(module)))
 
 
 def is_others(var: Any, func: Any) -> bool:
@@ -66,7 +66,11 @@ def is_kernel(symbol: str) -> bool:
 def _parallelise(func: Any) -> Any:
     """Inline what is only passed on, then run the outer spatial loops of each block in parallel."""
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+    try:
+        root = schedule.get_sblock("root")
+    except s_tir.ScheduleError:
+        return func  # written as plain loops, as scattering is
+    for block in schedule.get_child_blocks(root):
         try:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:
