@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint bench bench-kernels gpu-kit deepsparse clean
+.PHONY: help setup browser demo test test-all lint bench bench-kernels gpu-kit deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +30,7 @@ DEEPSPARSE_VENV := .venv-deepsparse
 DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | browser | demo | test | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
+	@echo "make setup | browser | demo | test | test-all | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -59,6 +59,9 @@ browser:
 	  || echo "no Chromium, tests of the report are skipped: as root, apt-get install $(CHROMIUM)"
 
 test: setup browser
+	$(BIN)/pytest -q -m 'not long'
+
+test-all: setup browser
 	$(BIN)/pytest -q
 
 lint: setup

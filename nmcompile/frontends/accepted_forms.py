@@ -7,7 +7,8 @@
    are, although later versions read them along the last axis.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -80,8 +81,8 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _densify_constants(nodes: "Iterator[onnx.NodeProto] | object", title: str) -> None:
-    for node in nodes:  # type: ignore[attr-defined]
+def _densify_constants(nodes: Iterable[onnx.NodeProto], title: str) -> None:
+    for node in nodes:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
                 where = f"{title}: constant {node.output[0] if node.output else ''}"
@@ -89,7 +90,7 @@ def _densify_constants(nodes: "Iterator[onnx.NodeProto] | object", title: str) -
                 attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
 
 
-def _densified(sparse: onnx.SparseTensorProto, where: str) -> np.ndarray[tuple[int, ...], np.dtype]:
+def _densified(sparse: onnx.SparseTensorProto, where: str) -> np.ndarray[Any, Any]:
     """Zeros of shape `dims` with the values at their places: linear, or one row of indices each."""
     shape = tuple(sparse.dims)
     try:

@@ -67,4 +67,3 @@ def _concat(call: Expr) -> Expr:  # case 2
     if len(kept) == len(call.args[0].fields) or not kept:
         return call
     return kept[0] if len(kept) == 1 else relax.op.concat(relax.Tuple(kept), call.attrs.axis)
-

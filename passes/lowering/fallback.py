@@ -15,6 +15,7 @@ from typing import Any
 import tvm
 from tvm import relax, s_tir, tirx
 
+from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
@@ -24,6 +25,7 @@ from nmcompile.passes.lowering.view import is_call_of
 
 # Operators to the end: the VM passes the same memory on.
 VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
+RUNNABLE = {*VIEWS, "relax.call_tir", "relax.call_tir_inplace", "relax.call_pure_packed"}
 MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it gains
 
 
@@ -49,7 +51,26 @@ def fuse_operators(module: Any) -> Any:
             relax.transform.DeadCodeElimination(entries),
         ]
     )
-    return passes(begin_at_infinity(relax.transform.LegalizeOps(skip_ops=VIEWS)(module)))
+    legal = relax.transform.LegalizeOps(skip_ops=VIEWS)(module)
+    _refuse_operators(legal)
+    return passes(begin_at_infinity(legal))
+
+
+def _refuse_operators(module: Any) -> None:
+    """Refuse operators that TVM has code for on other targets only: building would fail on them."""
+    for _, func in module.functions_items():
+        if not isinstance(func, relax.Function):
+            continue
+        for block in func.body.blocks:
+            for binding in block.bindings:
+                operator = getattr(binding.value, "op", None)
+                name = str(getattr(operator, "name", ""))
+                if name.startswith("relax.") and name not in RUNNABLE:
+                    raise UnsupportedOperatorError(
+                        f"the model cannot be compiled: TVM imports one of its operators as {name} "
+                        f"({binding.var.name}), which it has no code for on this target; express "
+                        "it with other operators, or leave that part out of the exported model"
+                    )
 
 
 def is_others(var: Any, func: Any) -> bool:

@@ -11,9 +11,7 @@ import numpy as np
 import tvm_ffi
 from tvm import tirx
 
-LARGEST = {
-    name: float(np.finfo(name).max) for name in ("float32", "float16")
-}
+LARGEST = {name: float(np.finfo(name).max) for name in ("float32", "float16")}
 
 
 def begin_at_infinity(module: Any) -> Any:

@@ -299,9 +299,7 @@ class Lowering:
                 params.append(self.param(names[operand], lowered.arrays[operand]))
                 continue
             sources = tuple(names[key] for key in prepare.sources)
-            params.append(
-                self._var(names[operand], (prepare.size,), "float32", sources, prepare)
-            )
+            params.append(self._var(names[operand], (prepare.size,), "float32", sources, prepare))
         return params
 
     def substitute(self, value: Expr) -> Expr:
@@ -333,7 +331,7 @@ class Lowering:
     def _stored(self, name: str, array: Array) -> str:
         """The name under which the result has the array: layers that share a weight share it."""
         if array.nbytes > INLINE_BYTES and name not in self._result.params:
-            digest = hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).digest()
+            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
             name = self._contents.setdefault((array.shape, str(array.dtype), digest), name)
         self._result.params.setdefault(name, array)
         return name

@@ -63,9 +63,7 @@ def _of_kind(kind: str) -> Iterator[Case]:
         values = (*model.graph.input, *model.graph.output)
         if not all(value.type.tensor_type.elem_type in PLAIN for value in values):
             continue
-        pairs = [
-            (_arrays(inputs), _arrays(outputs)) for inputs, outputs in data or ()
-        ]
+        pairs = [(_arrays(inputs), _arrays(outputs)) for inputs, outputs in data or ()]
         yield Case(test.name, model, pairs, test.rtol, test.atol)
 
 

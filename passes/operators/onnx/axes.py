@@ -1,4 +1,4 @@
-"""Axes that ONNX's own function bodies write as single numbers, as the lists that they should be."""
+"""Axes that ONNX's own function bodies write as single numbers, as lists."""
 
 import onnx_ir as ir
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from nmcompile.passes.graphs.interface import unique_name
+from nmcompile.passes.graphs.onnx.nodes import GRAPHS
 
 DOMAIN = "nmcompile.expanded"
 
@@ -17,6 +18,8 @@ def expand(model: ir.Model, node: ir.Node) -> bool:
     The body is taken for the model's own version of the operator set, with the types that this
     node has, and the operators in it are then part of the graph like any others.
     """
+    if any(attribute.type in GRAPHS for attribute in node.attributes.values()):
+        return False
     version = model.graph.opset_imports.get(node.domain)
     function = _body(node, version, model) if version is not None else None
     if function is None:
@@ -24,6 +27,9 @@ def expand(model: ir.Model, node: ir.Node) -> bool:
     name = unique_name(node.op_type, {identifier[1] for identifier in model.functions})
     function.domain, function.name = DOMAIN, name
     _make_outputs(function, len(node.outputs))
+    title = node.name or node.outputs[0].name
+    for inner in function.node:  # messages about them name the node that they stand for
+        inner.name = f"{title}/{inner.op_type}"
     body = ir.serde.deserialize_function(function)
     for domain, needed in body.opset_imports.items():
         model.graph.opset_imports.setdefault(domain, needed)
@@ -38,7 +44,7 @@ def expand(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _make_outputs(function: onnx.FunctionProto, count: int) -> None:
-    """Let a body have as many outputs as the node: it leaves out optional ones that nobody reads."""
+    """Let a body have as many outputs as the node: it leaves out some that nobody reads."""
     made = {name for inner in function.node for name in inner.output}
     del function.output[count:]
     for name in function.output:
@@ -65,7 +71,8 @@ def _body(node: ir.Node, version: int, model: ir.Model) -> onnx.FunctionProto | 
             )
     if not text:
         return None
-    found = onnx.FunctionProto.FromString(text)
+    found = onnx.FunctionProto()
+    found.ParseFromString(text)
     uses = {entry.domain: entry.version for entry in found.opset_import}
     # A body that is written in older operators must mean the same in the model's.
     ours = model.graph.opset_imports.get("", version)
@@ -82,12 +89,11 @@ def _alike(operator: str, written: int, version: int) -> bool:
 
 
 def _type(value: ir.Value | None) -> bytes:
-    if value is None or value.type is None:
-        return onnx.TypeProto().SerializeToString()
     proto = onnx.TypeProto()
-    proto.tensor_type.elem_type = int(value.dtype or 0)
-    if value.shape is not None and value.shape.is_static():
+    if value is not None and value.type is not None:
+        proto.tensor_type.elem_type = int(value.dtype or 0)
+    if value is not None and value.shape is not None and value.shape.is_static():
         proto.tensor_type.shape.SetInParent()
         for extent in value.shape.numpy():
             proto.tensor_type.shape.dim.add().dim_value = extent
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())

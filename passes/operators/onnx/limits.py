@@ -214,16 +214,19 @@ def list_of(index: int, name: str) -> Limit:
     def check(graph: OnnxReader, node: ir.Node) -> str | None:
         value = operand(node, index)
         shape = None if value is None else graph.shape(value)
-        return f"shape {shape}" if value is not None and shape is not None and len(shape) != 1 else None
+        return (
+            f"shape {shape}"
+            if value is not None and shape is not None and len(shape) != 1
+            else None
+        )
 
     return Limit(f"its {name} to be a list", check)
 
 
 def _slope(graph: OnnxReader, node: ir.Node) -> str | None:
-    shapes = [graph.shape(value) for value in node.inputs[:2] if value is not None]
-    if len(shapes) != 2 or shapes[0] is None or shapes[1] is None:
+    data, slope = (None if v is None else graph.shape(v) for v in node.inputs[:2])
+    if data is None or slope is None:
         return "unknown shapes"
-    data, slope = shapes
     fits = len(slope) <= len(data) and all(
         s in (1, n) for s, n in zip(slope[::-1], data[::-1], strict=False)
     )

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
-from nmcompile.errors import UnsupportedOperatorError
+from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.axes import list_axes
 from nmcompile.passes.operators.onnx.expand import expand
@@ -35,6 +35,7 @@ def settle(graph: OnnxGraph) -> None:
     Raises:
         UnsupportedOperatorError: an operator is neither believed in nor can be expressed in
             others; names the node, the operator, what was expected and what was found.
+        ShapeError: an output has no elements.
     """
     graph.fold_constants()
     while (found := _first_doubtful(graph)) is not None:
@@ -47,6 +48,13 @@ def settle(graph: OnnxGraph) -> None:
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.model)
         ShapeInferencePass(strict_mode=False)(graph.model)
         graph.fold_constants()
+    for value in graph.model.graph.outputs:
+        shape = graph.shape(value)
+        if shape is not None and 0 in shape:
+            raise ShapeError(
+                f"output {value.name} has the shape {shape}; expected dimensions of at least 1: "
+                "leave it out of the model"
+            )
 
 
 def doubt(graph: OnnxGraph, node: ir.Node) -> str | None:
@@ -80,4 +88,6 @@ def _first_doubtful(graph: OnnxGraph) -> tuple[ir.Node, str] | None:
 
 
 def _title(graph: OnnxGraph, node: ir.Node) -> str:
-    return f"the model cannot be compiled: {node.op_type} (node {node.name or node.outputs[0].name})"
+    return (
+        f"the model cannot be compiled: {node.op_type} (node {node.name or node.outputs[0].name})"
+    )

@@ -101,7 +101,6 @@ ROWS: tuple[Operator, ...] = (
     *_rows("ReduceLogSum ReduceLogSumExp", 28, FLOAT, *_AXES, must.known_shape),
     *_rows("ReduceSum", 13, FLOAT | {"int32", "int64"}, *_AXES, must.known_shape),
     *_rows("ArgMax ArgMin", 13, FLOAT, oldest=11),
-    *_rows("TopK", 24, FLOAT, *must.constants((1, "k")), oldest=10),
     # Elements moved.
     *_rows("Concat", 13, MOVED),
     *_rows("Expand", 13, MOVED, *must.constants((1, "shape")), must.known_shape),

@@ -29,7 +29,7 @@ def rewrite_attention(graph: FxGraph, node: fx.Node) -> str | None:
     assert shapes[0] is not None and shapes[1] is not None
     new = Replacement(graph, node)
     factor = given["scale"] if given["scale"] is not None else 1 / math.sqrt(shapes[0][-1])
-    scaled = new.add(aten.mul.Tensor, query, new.constant(np.float32(factor)))
+    scaled = new.add(aten.mul.Tensor, query, new.constant(float(factor)))
     scores = new.add(aten.matmul.default, scaled, new.add(aten.transpose.int, key, -2, -1))
     masked = mask is not None
     if given["is_causal"]:
@@ -38,7 +38,7 @@ def rewrite_attention(graph: FxGraph, node: fx.Node) -> str | None:
         scores = new.add(aten.add.Tensor, scores, new.constant(causal))
     if mask is not None and graph.dtype(mask) == "bool":
         # Where a key may not be seen, its score is -inf whatever it was.
-        lowest = new.constant(np.float32(-np.inf))
+        lowest = new.constant(-math.inf)
         scores = new.add(aten.where.self, mask, scores, lowest)
     elif mask is not None:
         scores = new.add(aten.add.Tensor, scores, mask)
@@ -46,6 +46,6 @@ def rewrite_attention(graph: FxGraph, node: fx.Node) -> str | None:
     if masked:
         highest = new.add(aten.amax.default, scores, [-1], True)
         nothing = new.add(aten.eq.Scalar, highest, -math.inf)
-        weights = new.add(aten.where.self, nothing, new.constant(np.float32(0)), weights)
+        weights = new.add(aten.where.self, nothing, new.constant(0.0), weights)
     new.finish(new.add(aten.matmul.default, weights, value))
     return None

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -15,10 +16,12 @@ class Replacement:
     def __init__(self, graph: FxGraph, node: fx.Node) -> None:
         self._graph, self._node = graph, node
 
-    def constant(self, array: Array) -> fx.Node:
-        """A new parameter or buffer."""
+    def constant(self, value: Array | float) -> fx.Node:
+        """A new parameter or buffer, float32 for a number."""
+        array = np.asarray(value, np.float32 if isinstance(value, float) else None)
+        dtype = torch.from_numpy(array).dtype
         with self._graph.module.graph.inserting_before(self._node):
-            return self._graph.new_constant(f"{self._node.name}_constant", array, None)
+            return self._graph.new_constant(f"{self._node.name}_constant", array, dtype)
 
     def add(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A node whose value is known from those of its arguments."""

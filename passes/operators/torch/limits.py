@@ -36,7 +36,7 @@ def only_outputs(*read: int) -> Limit:
 
     def check(graph: FxReader, node: fx.Node) -> str | None:
         for user in node.users:
-            if user.op == "output" or user.args[1:2] and user.args[1] not in read:
+            if user.op == "output" or (user.args[1:2] and user.args[1] not in read):
                 return f"output {user.args[1] if user.args[1:2] else 'all'} used"
         return None
 

@@ -30,7 +30,7 @@ def rewrite_average(graph: FxGraph, node: fx.Node) -> str | None:
     # All elements of a window count, those of the padding too, so that the factor is one number.
     plain = [*list(arguments.values())[:4], False, True, None]
     average = new.add(node.target, *plain)
-    new.finish(new.add(aten.mul.Tensor, average, new.constant(np.float32(count / divisor))))
+    new.finish(new.add(aten.mul.Tensor, average, new.constant(count / divisor)))
     return None
 
 

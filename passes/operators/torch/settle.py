@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from nmcompile.errors import UnsupportedOperatorError
+from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.operators.torch.attention import rewrite_attention
 from nmcompile.passes.operators.torch.pooling import (
@@ -49,6 +49,7 @@ def settle(graph: FxGraph) -> None:
     Raises:
         UnsupportedOperatorError: an operator is neither believed in nor can be expressed in
             others; names the node, the operator, what was expected and what was found.
+        ShapeError: an output has no elements.
     """
     while (found := _first_doubtful(graph)) is not None:
         node, doubtful = found
@@ -59,6 +60,13 @@ def settle(graph: FxGraph) -> None:
             raise UnsupportedOperatorError(
                 f"the model cannot be compiled: {node.target} (node {node.name}): "
                 f"{doubtful}{also}; {ADVICE}"
+            )
+    for index, value in enumerate(graph.outputs()):
+        shape = graph.shape(value)
+        if shape is not None and 0 in shape:
+            raise ShapeError(
+                f"output {index} has the shape {shape}; expected dimensions of at least 1: leave "
+                "it out of the model"
             )
 
 

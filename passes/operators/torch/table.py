@@ -83,8 +83,6 @@ ROWS: tuple[Operator, ...] = (
     *_rows("max.dim", FLOAT),
     *_rows("argmax argmin", FLOAT),
     *_rows("var.correction std.correction linalg_vector_norm norm.ScalarOpt_dim", FLOAT),
-    *_rows("topk", FLOAT),
-    *_rows("cumsum", FLOAT),
     # Elements moved.
     *_rows("alias clone contiguous detach detach_ lift_fresh_copy", ANY),
     *_rows("_to_copy to.dtype to.dtype_layout type_as", ANY),
@@ -93,7 +91,7 @@ ROWS: tuple[Operator, ...] = (
     *_rows("expand expand_as broadcast_to repeat tile", ANY),
     *_rows("flatten.using_ints permute reshape transpose.int t unflatten.int view", ANY),
     *_rows("squeeze squeeze.dim squeeze.dims unsqueeze", ANY),
-    *_rows("flip roll movedim.int adaptive_pad", ANY),
+    *_rows("flip roll movedim.int", ANY),
     *_rows("gather index_select", NUMBERS),
     *_rows("index.Tensor", ANY),
     *_rows("pad constant_pad_nd", FLOAT),
