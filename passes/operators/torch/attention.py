@@ -44,8 +44,10 @@ def rewrite_attention(graph: FxGraph, node: fx.Node) -> str | None:
         scores = new.add(aten.add.Tensor, scores, mask)
     weights = new.add(aten.softmax.int, scores, -1)
     if masked:
-        highest = new.add(aten.amax.default, scores, [-1], True)
-        nothing = new.add(aten.eq.Scalar, highest, -math.inf)
+        # TVM has no code for amax, so what is left to be seen is counted.
+        hidden = new.add(aten.eq.Scalar, scores, -math.inf)
+        seen = new.add(aten.where.self, hidden, new.constant(0.0), new.constant(1.0))
+        nothing = new.add(aten.eq.Scalar, new.add(aten.sum.dim_IntList, seen, [-1], True), 0)
         weights = new.add(aten.where.self, nothing, new.constant(0.0), weights)
     new.finish(new.add(aten.matmul.default, weights, value))
     return None

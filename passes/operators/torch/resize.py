@@ -29,7 +29,7 @@ def rewrite_upsample(graph: FxGraph, node: fx.Node) -> str | None:
     new, value = Replacement(graph, node), data
     for axis in range(2, len(shape)):
         matrix = _matrix(node, len(shape), axis, shape[axis], result[axis])
-        if torch.equal(matrix, torch.eye(*matrix.shape)):
+        if shape[axis] == result[axis] and torch.equal(matrix, torch.eye(shape[axis])):
             continue
         total: fx.Node | None = None
         for tap in taps_of(matrix.numpy()):
