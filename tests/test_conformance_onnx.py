@@ -8,7 +8,8 @@ import pytest
 
 from tests.conformance import verdicts
 from tests.conformance.cases import Case, load_cases
-from tests.conformance.judge import REFUSED, Verdict
+from tests.conformance.judge import FOREIGN, REFUSED, WRONG, Verdict
+from tests.conformance.older import older
 from tests.conformance.workers import judge_all
 
 SHARE = 16
@@ -50,6 +51,16 @@ def test_a_share_of_the_backend_tests_comes_to_what_is_committed(cases: list[Cas
 @pytest.mark.long
 def test_all_backend_tests_come_to_what_is_committed(cases: list[Case]) -> None:
     check(cases)
+
+
+@pytest.mark.long
+def test_older_versions_of_the_operators_are_right_or_refused(cases: list[Case]) -> None:
+    committed = verdicts.read()
+    aged = [old for case in cases if committed[case.name] != REFUSED for old in older(case)]
+    assert len(aged) > 1000
+    found = {case.name: verdict for case, verdict in judge_all(aged)}
+    faults = {n: v.text for n, v in found.items() if v.outcome in (WRONG, FOREIGN)}
+    assert not faults
 
 
 def test_no_backend_test_is_committed_as_wrong(cases: list[Case]) -> None:

@@ -90,7 +90,8 @@ def test_open_dimensions_written_as_minus_one(tmp_path: Path) -> None:
 
 def sparse(array: Array, name: str, *, linear: bool) -> onnx.SparseTensorProto:
     places = np.argwhere(array)
-    indices = np.ravel_multi_index(tuple(places.T), array.shape) if linear else places
+    joined = np.asarray(np.ravel_multi_index(tuple(places.T), array.shape))
+    indices = joined if linear else places
     return helper.make_sparse_tensor(
         numpy_helper.from_array(array[tuple(places.T)], name),
         numpy_helper.from_array(indices.astype(np.int64), f"{name}.indices"),
@@ -144,7 +145,7 @@ def branch(name: str, factor: float) -> onnx.GraphProto:
         name,
         [],
         [helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.float32(factor), "k")],
+        [numpy_helper.from_array(np.asarray(factor, np.float32), "k")],
     )
 
 

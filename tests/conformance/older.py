@@ -13,7 +13,7 @@ OLDEST = 11
 """Models of older operator sets are converted to this one before anything is looked at."""
 
 FLATTENING = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
-"""Before version 13 these join all axes behind theirs, which onnx's reference evaluator does not."""
+"""Before version 13 these join all axes behind theirs; onnx's reference evaluator does not."""
 
 
 def older(case: Case) -> Iterator[Case]:
