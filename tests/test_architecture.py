@@ -15,7 +15,7 @@ FLOORS = (
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
     "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.sparse_tensor_core",
     "kernels.catalog", "targets", "machine",
-    "passes.graphs", "passes.permutation", "passes", "passes.lowering",
+    "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
     "frontends", "folding", "layer_names", "train", "devices", "tuning", "backends",
     "inspection", "spatial", "compiler", "bundle", "bench", "cli", "",
 )  # fmt: skip

@@ -22,7 +22,10 @@ from onnx_ir.passes.common import (
 )
 
 from nmcompile.errors import ModelError, NmcompileError, ShapeError, UnsupportedOperatorError
+from nmcompile.frontends.accepted_forms import make_plain
 from nmcompile.frontends.tensor_data import check_tensor_data
+from nmcompile.passes.graphs.onnx.graph import OnnxGraph
+from nmcompile.passes.operators.onnx.settle import settle
 
 OLDEST_OPSET = 11
 """Models of older operator sets are converted to this one."""
@@ -66,6 +69,7 @@ def load(
             f"{title} is not an ONNX model: expected a graph with outputs and an operator set, "
             "found none; export the model again, or check that the file is the right one"
         )
+    make_plain(proto, title)
     check_tensor_data(proto, path, title)
     model = _in_memory(proto, Path() if path is None else path.parent, title)
     model = _at_least_oldest_opset(model, title)
@@ -105,7 +109,7 @@ def to_relax(proto: onnx.ModelProto) -> Any:
     """
     from tvm.relax.frontend.onnx import from_onnx
 
-    proto = _absorb_padding(proto)
+    proto = _settled(proto)
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in proto.graph.input
@@ -126,17 +130,18 @@ def to_relax(proto: onnx.ModelProto) -> Any:
             raise refusal from error
 
 
-def _absorb_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Make constant zero padding in front of convolutions part of them.
+def _settled(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in operators that are believed in.
 
-    TVM imports Pad as a function of its own, which the lowering could not look into.
+    Constant zero padding in front of convolutions becomes part of them: TVM imports Pad as a
+    function of its own, which the lowering could not look into.
     """
     from onnxscript.rewriter import RewriteRuleSet
     from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
     model = ir.from_proto(proto)
-    if RewriteRuleSet([fuse_pad_into_conv_rule]).apply_to_model(model) == 0:
-        return proto
+    RewriteRuleSet([fuse_pad_into_conv_rule]).apply_to_model(model)
+    settle(OnnxGraph(model))
     return ir.to_proto(model)
 
 

@@ -14,8 +14,11 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
-from nmcompile.passes.graphs.fx.nodes import VIEW
+from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError
+from nmcompile.frontends.torch_parameters import check_parameters
+from nmcompile.passes.graphs.fx.graph import FxGraph
+from nmcompile.passes.graphs.fx.nodes import CONV, VIEW
+from nmcompile.passes.operators.torch.settle import settle
 
 Examples = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -51,17 +54,11 @@ def to_graph(
 
     Raises:
         ShapeError: there is nothing to take the input shapes from.
-        WeightError: a parameter has a dimension of size zero.
+        WeightError: a parameter holds no plain array of numbers.
         ModelError: export fails, or the model was exported in training mode.
     """
     args, kwargs = _examples(model, example_inputs, shapes)
-    if isinstance(model, torch.nn.Module):
-        for name, parameter in model.named_parameters():
-            if parameter.numel() == 0:
-                raise WeightError(
-                    f"{_title(model)}: parameter {name} has the shape {tuple(parameter.shape)}; "
-                    "expected dimensions of at least 1: remove its layer from the model"
-                )
+    check_parameters(model, _title(model))
     try:
         with _inference(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,6 +84,8 @@ def to_graph(
     for node in list(graph_module.graph.nodes):
         if node.target is torch.ops.aten.copy_.default and not node.users:
             graph_module.graph.erase_node(node)
+        elif node.target in CONV and _is_unbatched(node):
+            _add_batch(graph_module.graph, node)
         elif node.target in VIEW:
             # A view needs the strides it was traced with; new weights may change them.
             node.target = torch.ops.aten.reshape.default
@@ -106,13 +105,19 @@ def input_specs(module: fx.GraphModule) -> list[tuple[str, tuple[int, ...], str]
 
 
 def output_names(module: fx.GraphModule) -> list[str]:
-    """A name for every returned tensor: the keys of what forward returns, else output, output_1."""
-    count = len(_returned(module))
+    """A name for every returned tensor: the keys of what forward returns, else output, output_1.
+
+    What is None has none: artifacts return tensors.
+    """
+    returned = _returned(module)
+    count = sum(value is not None for value in returned)
     spec = getattr(module.graph._codegen, "pytree_info", None)
     if spec is not None and spec.out_spec is not None:
         keys = _keys(spec.out_spec)
-        if len(keys) == count and all(keys) and len(set(keys)) == count:
-            return keys
+        if len(keys) == len(returned):
+            keys = [key for key, value in zip(keys, returned, strict=True) if value is not None]
+            if all(keys) and len(set(keys)) == count:
+                return keys
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
@@ -127,18 +132,17 @@ def to_relax(module: fx.GraphModule) -> Any:
     """
     from tvm.relax.frontend.torch import from_exported_program
 
+    module = _of_tensors(module)
+    settle(FxGraph(module))
+    module.recompile()
     inputs = tuple(
         torch.zeros(tuple(node.meta["val"].shape), dtype=node.meta["val"].dtype)
         for node in module.graph.find_nodes(op="placeholder")
     )
-    spec = getattr(module.graph._codegen, "pytree_info", None)
-    args, kwargs = inputs, {}
-    if spec is not None:
-        args, kwargs = pytree.tree_unflatten(inputs, spec.in_spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, args, kwargs, strict=False)
+            program = torch.export.export(module, inputs, strict=False)
         except Exception as error:
             raise ModelError(
                 f"the folded model cannot be exported: torch.export says {_first_line(error)}; "
@@ -149,6 +153,47 @@ def to_relax(module: fx.GraphModule) -> Any:
             return from_exported_program(program, keep_params_as_input=False)
         except Exception as error:
             raise _unsupported(module, error) from error
+
+
+def _of_tensors(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph over tensors alone, in a flat list, which it shares the parameters with.
+
+    Arguments that are None or numbers have been taken for constants by torch.export.
+
+    Raises:
+        ModelError: the model returns something else than tensors and None.
+    """
+    graph = fx.Graph()
+    returned = pytree.tree_leaves(graph.graph_copy(module.graph, {}))
+    for index, value in enumerate(returned):
+        if value is not None and not isinstance(value, fx.Node):
+            raise ModelError(
+                f"output {index} of the model is {value!r}; expected a tensor: return only tensors"
+            )
+    graph.output(tuple(value for value in returned if value is not None))
+    for node in graph.find_nodes(op="placeholder"):
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            graph.erase_node(node)
+    return fx.GraphModule(module, graph)
+
+
+def _is_unbatched(conv: fx.Node) -> bool:
+    plain = conv.target in (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+    return plain and conv.meta["val"].ndim == 3
+
+
+def _add_batch(graph: fx.Graph, conv: fx.Node) -> None:
+    """Torch takes single images; what reads convolutions counts on a batch."""
+    data, single = conv.args[0], conv.meta["val"]
+    assert isinstance(data, fx.Node)
+    with graph.inserting_before(conv):
+        batch = graph.call_function(torch.ops.aten.unsqueeze.default, (data, 0))
+    batch.meta["val"] = data.meta["val"].unsqueeze(0)
+    with graph.inserting_after(conv):
+        first = graph.call_function(torch.ops.aten.squeeze.dim, (conv, 0))
+    conv.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
+    conv.replace_input_with(data, batch)
+    first.meta["val"], conv.meta["val"] = single, single.unsqueeze(0)
 
 
 def _unsupported(module: fx.GraphModule, error: Exception) -> UnsupportedOperatorError:

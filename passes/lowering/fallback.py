@@ -13,16 +13,19 @@ from typing import Any
 import tvm
 from tvm import relax, s_tir, tirx
 
+from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.infinities import begin_at_infinity
 from nmcompile.passes.lowering.room import check_room
 from nmcompile.passes.lowering.view import is_call_of
 from nmcompile.runtime.files import scratch_folder
 
 # Operators to the end: the VM passes the same memory on.
 VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
+RUNNABLE = {*VIEWS, "relax.call_tir", "relax.call_tir_inplace", "relax.call_pure_packed"}
 MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it gains
 
 
@@ -42,14 +45,32 @@ def fuse_operators(module: Any) -> Any:
     ]
     passes = tvm.transform.Sequential(
         [
-            relax.transform.LegalizeOps(skip_ops=VIEWS),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(entries),
         ]
     )
-    return passes(module)
+    legal = relax.transform.LegalizeOps(skip_ops=VIEWS)(module)
+    _refuse_operators(legal)
+    return passes(begin_at_infinity(legal))
+
+
+def _refuse_operators(module: Any) -> None:
+    """Refuse operators that TVM has code for on other targets only: building would fail on them."""
+    for _, func in module.functions_items():
+        if not isinstance(func, relax.Function):
+            continue
+        for block in func.body.blocks:
+            for binding in block.bindings:
+                operator = getattr(binding.value, "op", None)
+                name = str(getattr(operator, "name", ""))
+                if name.startswith("relax.") and name not in RUNNABLE:
+                    raise UnsupportedOperatorError(
+                        f"the model cannot be compiled: TVM imports one of its operators as {name} "
+                        f"({binding.var.name}), which it has no code for on this target; express "
+                        "it with other operators, or leave that part out of the exported model"
+                    )
 
 
 def is_others(var: Any, func: Any) -> bool:
@@ -66,7 +87,11 @@ def is_kernel(symbol: str) -> bool:
 def _parallelise(func: Any) -> Any:
     """Inline what is only passed on, then run the outer spatial loops of each block in parallel."""
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+    try:
+        root = schedule.get_sblock("root")
+    except s_tir.ScheduleError:
+        return func  # written as plain loops, as scattering is
+    for block in schedule.get_child_blocks(root):
         try:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:

@@ -8,6 +8,7 @@ arguments of the entry function out of the artifact's, once per load.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -141,6 +142,8 @@ class Lowering:
         self._vars: list[Expr] = []  # of the entry, behind its inputs
         # What each of them is made of: names of the result's params, and how, if not passed on.
         self._sources: list[tuple[tuple[str, ...], Prepare | None]] = []
+        self._places: dict[Hashable, int] = {}  # in `_vars`, by what each is made of
+        self._contents: dict[Hashable, str] = {}  # names of arrays, by what they hold
         self._early: Expr = None  # the function of `lower_batch`
         self._passed_on: list[Expr] = []  # those of `_vars` that it takes
         self._total = 0
@@ -286,16 +289,17 @@ class Lowering:
 
     def _kernel_params(self, index: int, lowered: Lowered) -> list[Expr]:
         """The constant arrays of one kernel, as it reads them."""
-        names = {name: f"{index}.{name}" for name in lowered.arrays}
-        self._result.params.update({names[key]: array for key, array in lowered.arrays.items()})
+        names = {
+            name: self._stored(f"{index}.{name}", array) for name, array in lowered.arrays.items()
+        }
         params = []
         for operand in lowered.operands:
             prepare = lowered.prepare.get(operand)
             if prepare is None:
                 params.append(self.param(names[operand], lowered.arrays[operand]))
                 continue
-            self._sources.append((tuple(names[key] for key in prepare.sources), prepare))
-            params.append(self._var(names[operand], (prepare.size,), "float32"))
+            sources = tuple(names[key] for key in prepare.sources)
+            params.append(self._var(names[operand], (prepare.size,), "float32", sources, prepare))
         return params
 
     def substitute(self, value: Expr) -> Expr:
@@ -321,11 +325,29 @@ class Lowering:
 
     def param(self, name: str, array: Array) -> Expr:
         """A parameter of the entry for an array that is passed on as it is."""
-        self._result.params[name] = array
-        self._sources.append(((name,), None))
-        return self._var(name, array.shape, str(array.dtype))
+        name = self._stored(name, array)
+        return self._var(name, array.shape, str(array.dtype), (name,), None)
 
-    def _var(self, name: str, shape: tuple[int, ...], dtype: str) -> Expr:
-        var = relax.Var(name, relax.TensorType(shape, dtype))
-        self._vars.append(var)
-        return var
+    def _stored(self, name: str, array: Array) -> str:
+        """The name under which the result has the array: layers that share a weight share it."""
+        if array.nbytes > INLINE_BYTES and name not in self._result.params:
+            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+            name = self._contents.setdefault((array.shape, str(array.dtype), digest), name)
+        self._result.params.setdefault(name, array)
+        return name
+
+    def _var(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        sources: tuple[str, ...],
+        prepare: Prepare | None,
+    ) -> Expr:
+        """The parameter of the entry that is made so of these arrays of the result."""
+        # The entry has variables of its own, in the order of the early part's.
+        place = self._places.setdefault((sources, prepare), len(self._vars))
+        if place == len(self._vars):
+            self._sources.append((sources, prepare))
+            self._vars.append(relax.Var(name, relax.TensorType(shape, dtype)))
+        return self._vars[place]

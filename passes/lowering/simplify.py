@@ -1,8 +1,9 @@
 """Bring an imported Relax module into the few forms that the kernel matcher knows.
 
-1. batch norms that no pass folded become arithmetic;
-2. what depends on constants only is computed;
-3. bindings to tuples and aliases are looked through, dead ones dropped.
+1. gathers and constants without elements are made safe, see `bounds.py`;
+2. batch norms that no pass folded become arithmetic;
+3. what depends on constants only is computed;
+4. bindings to tuples and aliases are looked through, dead ones dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from nmcompile.passes.lowering.bounds import make_safe
 from nmcompile.passes.lowering.constants import fold_views
 
 IRModule = Any
@@ -28,4 +30,5 @@ def simplify(module: IRModule) -> IRModule:
             relax.transform.DeadCodeElimination(),
         ]
     )
-    return passes(fold_views(module))
+    # Once more for the indices and shapes that folding has made known.
+    return make_safe(passes(fold_views(make_safe(module))))

@@ -62,9 +62,9 @@ class FxGraph(FxReader):
         old = self._tensor(weight_node(node))
         assert old is not None
         with self.module.graph.inserting_before(node):
-            arguments["weight"] = self._new_constant(f"{op.name}.weight", weight, old.dtype)
+            arguments["weight"] = self.new_constant(f"{op.name}.weight", weight, old.dtype)
             arguments["bias"] = (
-                None if bias is None else self._new_constant(f"{op.name}.bias", bias, old.dtype)
+                None if bias is None else self.new_constant(f"{op.name}.bias", bias, old.dtype)
             )
         if op.kind == "linear":
             node.target = aten.linear.default
@@ -106,7 +106,7 @@ class FxGraph(FxReader):
             if all(user in values for user in node.users):
                 continue
             with self.module.graph.inserting_before(node):
-                constant = self._new_constant(node.name, value.contiguous(), value.dtype)
+                constant = self.new_constant(node.name, value.contiguous(), value.dtype)
             node.replace_all_uses_with(constant)
             readers.update((u.meta[NAME], u) for u in constant.users if NAME in u.meta)
         self.sweep()
@@ -150,7 +150,7 @@ class FxGraph(FxReader):
             known = before[node.name]
             assert known is None or known == now, f"{node.name}: recorded {known}, computed {now}"
 
-    def _new_constant(self, wanted: str, value: Any, dtype: torch.dtype) -> fx.Node:
+    def new_constant(self, wanted: str, value: Any, dtype: torch.dtype) -> fx.Node:
         """A `get_attr` node on a new parameter (buffer, if integer) under a free name."""
         tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
         tensor = tensor.detach().to(dtype)

@@ -19,6 +19,7 @@ from nmcompile.passes.graphs.interface import (
     Value,
     unique_name,
 )
+from nmcompile.passes.graphs.onnx.branches import inline_branch
 from nmcompile.passes.graphs.onnx.constants import RANDOM, evaluate
 from nmcompile.passes.graphs.onnx.nodes import (
     GRAPHS,
@@ -54,7 +55,7 @@ class OnnxGraph(OnnxReader):
             # copied under it where it has a name to keep.
             assert producer is not None
             name, result = source.name, target
-            source.name = unique_name(f"{name}_replaced", self._value_names())
+            source.name = unique_name(f"{name}_replaced", self.value_names())
             if target.producer() is None or target.is_graph_output():
                 copied = ir.node("Identity", [target], name=f"{name}_output")
                 result = copied.outputs[0]
@@ -91,9 +92,9 @@ class OnnxGraph(OnnxReader):
             node.op_type = "Gemm"
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
         node.resize_inputs(2 if bias is None else 3)
-        node.replace_input_with(1, self._new_constant(f"{op.name}.weight", weight.astype(dtype)))
+        node.replace_input_with(1, self.new_constant(f"{op.name}.weight", weight.astype(dtype)))
         if bias is not None:
-            node.replace_input_with(2, self._new_constant(f"{op.name}.bias", bias.astype(dtype)))
+            node.replace_input_with(2, self.new_constant(f"{op.name}.bias", bias.astype(dtype)))
         self.sweep()
         self._settle_names([node])
 
@@ -107,7 +108,7 @@ class OnnxGraph(OnnxReader):
     def fold_constants(self) -> list[str]:
         """Evaluate nodes whose inputs are constants, and shapes that are known."""
         gone: list[str] = []
-        while found := self._fold_constants_once():
+        while found := self._fold_constants_once() + self._take_branches():
             gone += found
             nodes = self.model.graph
             if all(self.shape(value) is not None for node in nodes for value in node.outputs):
@@ -115,6 +116,25 @@ class OnnxGraph(OnnxReader):
             # Paddings and target shapes that were computed are known now, and more behind them.
             ShapeInferencePass(strict_mode=False)(self.model)
         return gone
+
+    def _take_branches(self) -> list[str]:
+        """Replace every If whose condition is constant; returns their names."""
+        taken = []
+        for node in list(self.model.graph):
+            condition = node.inputs[0] if node.domain == "" and node.op_type == "If" else None
+            known = None if condition is None else self.constant(condition)
+            if known is None:
+                continue
+            results = inline_branch(
+                self.model.graph, node, bool(known.all()), self.value_names(), self.new_constant
+            )
+            for old, new in zip(list(node.outputs), results, strict=True):
+                self.replace(old, new)
+            self.model.graph.remove(node, safe=True)
+            taken.append(str(node.name or node.op_type))
+        if taken:
+            self._name_layers()
+        return taken
 
     def _fold_constants_once(self) -> list[str]:
         graph, gone = self.model.graph, list[str]()
@@ -137,7 +157,10 @@ class OnnxGraph(OnnxReader):
                 gone.append(node.name or node.op_type)
                 constants.update(zip(node.outputs, results, strict=True))
                 for value in node.outputs:
-                    if any(user not in marked for user, _ in value.uses()):
+                    if value.is_graph_output():
+                        kept = self.new_constant(f"{value.name}", constants[value])
+                        self.replace(value, kept)
+                    elif any(user not in marked for user, _ in value.uses()):
                         self._materialise(value, constants)
             for value in [*node.inputs, *node.outputs]:
                 if value is not None and not waiting[value]:
@@ -171,8 +194,8 @@ class OnnxGraph(OnnxReader):
             return False
         if any(attr.type in GRAPHS for attr in node.attributes.values()):
             return False
-        if any(value.is_graph_output() for value in node.outputs):
-            return False
+        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+            return False  # what makes a constant an output
         data = node.inputs[0] if node.inputs else None
         static = node.op_type in ("Shape", "Size") and self.shape(cast(ir.Value, data)) is not None
         known = (v is None or v in constants or self.constant(v) is not None for v in node.inputs)
@@ -203,17 +226,19 @@ class OnnxGraph(OnnxReader):
                 self._materialise(value, constants)
 
     def _materialise(self, value: ir.Value, constants: dict[ir.Value, Array]) -> None:
-        value.replace_all_uses_with(self._new_constant(f"{value.name}", constants[value]))
+        value.replace_all_uses_with(self.new_constant(f"{value.name}", constants[value]))
 
-    def _new_constant(self, wanted: str, array: Array) -> ir.Value:
-        name = unique_name(wanted, self._value_names())
-        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    def new_constant(self, wanted: str, array: Array) -> ir.Value:
+        """A new initializer, under this name or one like it."""
+        name = unique_name(wanted, self.value_names())
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         self.model.graph.register_initializer(value)
         return value
 
-    def _value_names(self) -> set[str]:
+    def value_names(self) -> set[str]:
+        """Names that nodes, inputs and initializers have taken."""
         graph = self.model.graph
         names = {str(value.name) for node in graph.all_nodes() for value in node.outputs}
         names.update(str(value.name) for value in graph.inputs)
@@ -221,7 +246,7 @@ class OnnxGraph(OnnxReader):
 
     def _settle_names(self, nodes: Sequence[ir.Node]) -> None:
         """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
-        taken = self._value_names()
+        taken = self.value_names()
         for node in nodes:
             for value, leaf in zip(node.inputs[1:], ("weight", "bias"), strict=False):
                 if NAME not in node.meta or value is None or self.uses(value) > 1:
@@ -230,7 +255,7 @@ class OnnxGraph(OnnxReader):
                 if value.is_initializer() and tensor is not None and wanted not in taken:
                     taken.add(wanted)
                     # Not renamed in place: other graphs and the user's model share the tensor.
-                    renamed = self._new_constant(wanted, tensor.numpy())
+                    renamed = self.new_constant(wanted, tensor.numpy())
                     value.replace_all_uses_with(renamed)
                     del self.model.graph.initializers[str(value.name)]
 

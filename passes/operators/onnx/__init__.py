@@ -1,0 +1,1 @@
+"""ONNX operators: `table.py` says which are believed in, `settle.py` holds graphs to it."""

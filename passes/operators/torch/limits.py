@@ -1,0 +1,71 @@
+"""Conditions on aten nodes, for the table."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile.passes.graphs.fx.nodes import arguments_of
+from nmcompile.passes.graphs.fx.reading import FxReader
+from nmcompile.passes.operators.table import Limit
+
+
+def one_of(name: str, *allowed: Any) -> Limit:
+    """An argument has one of these values."""
+
+    def check(graph: FxReader, node: fx.Node) -> str | None:
+        found = arguments_of(node).get(name, allowed[0])
+        plain = list(found) if isinstance(found, (list, tuple)) else found
+        return None if plain in allowed else f"{plain}"
+
+    return Limit(f"its {name} to be {' or '.join(str(value) for value in allowed)}", check)
+
+
+def ranks(*allowed: int) -> Limit:
+    """The first operand has one of these ranks."""
+
+    def check(graph: FxReader, node: fx.Node) -> str | None:
+        shape = graph.shape(node.all_input_nodes[0])
+        return None if shape is not None and len(shape) in allowed else f"{len(shape or ())}"
+
+    return Limit(f"an input of rank {' or '.join(map(str, allowed))}", check)
+
+
+def only_outputs(*read: int) -> Limit:
+    """Of what the operator returns, only these are used."""
+
+    def check(graph: FxReader, node: fx.Node) -> str | None:
+        for user in node.users:
+            if user.op == "output" or (user.args[1:2] and user.args[1] not in read):
+                return f"output {user.args[1] if user.args[1:2] else 'all'} used"
+        return None
+
+    return Limit(f"only output {' and '.join(map(str, read))} to be used", check)
+
+
+def number(name: str) -> Limit:
+    """An argument is a number or left out, no tensor."""
+
+    def check(graph: FxReader, node: fx.Node) -> str | None:
+        found = arguments_of(node).get(name)
+        return f"the tensor {found.name}" if isinstance(found, fx.Node) else None
+
+    return Limit(f"its {name} to be a number", check)
+
+
+def _same_dtype(graph: FxReader, node: fx.Node) -> str | None:
+    found = {graph.dtype(source) for source in node.all_input_nodes}
+    return None if len(found) <= 1 else " and ".join(sorted(map(str, found)))
+
+
+same_dtype = Limit("operands of one dtype", _same_dtype)
+
+
+def _static(graph: FxReader, node: fx.Node) -> str | None:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and graph.shape(node) is None:
+        return f"{tuple(value.shape)}, which depends on values that the model computes"
+    return None
+
+
+known_shape = Limit("an output of known shape", _static)

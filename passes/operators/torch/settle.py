@@ -1,0 +1,105 @@
+"""Bring a graph to operators that are believed in, or say what stands in the way."""
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from nmcompile.errors import ShapeError, UnsupportedOperatorError
+from nmcompile.passes.graphs.fx.graph import FxGraph
+from nmcompile.passes.operators.torch.attention import rewrite_attention
+from nmcompile.passes.operators.torch.pooling import (
+    rewrite_adaptive_max,
+    rewrite_average,
+    rewrite_indexed_max,
+)
+from nmcompile.passes.operators.torch.resize import rewrite_upsample
+from nmcompile.passes.operators.torch.table import TABLE
+
+REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
+    "aten.adaptive_max_pool1d.default": rewrite_adaptive_max,
+    "aten.adaptive_max_pool2d.default": rewrite_adaptive_max,
+    "aten.avg_pool2d.default": rewrite_average,
+    "aten.max_pool2d_with_indices.default": rewrite_indexed_max,
+    "aten.scaled_dot_product_attention.default": rewrite_attention,
+    "aten.upsample_bicubic2d.vec": rewrite_upsample,
+    "aten.upsample_bilinear2d.vec": rewrite_upsample,
+    "aten.upsample_linear1d.vec": rewrite_upsample,
+    "aten.upsample_nearest1d.vec": rewrite_upsample,
+    "aten.upsample_nearest2d.vec": rewrite_upsample,
+    "aten.upsample_nearest3d.vec": rewrite_upsample,
+    "aten.upsample_trilinear3d.vec": rewrite_upsample,
+    "aten._upsample_bicubic2d_aa.vec": rewrite_upsample,
+    "aten._upsample_bilinear2d_aa.vec": rewrite_upsample,
+    "aten._upsample_nearest_exact1d.vec": rewrite_upsample,
+    "aten._upsample_nearest_exact2d.vec": rewrite_upsample,
+    "aten._upsample_nearest_exact3d.vec": rewrite_upsample,
+}
+"""By operator, what expresses it in others where it is not believed in as it is."""
+
+ADVICE = (
+    "express it with operators of docs/operators.md, or leave that part out of the exported model"
+)
+
+
+def settle(graph: FxGraph) -> None:
+    """Rewrite what is not believed in, in place, until all of the graph is.
+
+    Raises:
+        UnsupportedOperatorError: an operator is neither believed in nor can be expressed in
+            others; names the node, the operator, what was expected and what was found.
+        ShapeError: an output has no elements.
+    """
+    while (found := _first_doubtful(graph)) is not None:
+        node, doubtful = found
+        rewrite = REWRITES.get(str(node.target))
+        reason = rewrite(graph, node) if rewrite is not None else None
+        if rewrite is None or reason is not None:
+            also = "" if reason is None else f" ({reason})"
+            raise UnsupportedOperatorError(
+                f"the model cannot be compiled: {node.target} (node {node.name}): "
+                f"{doubtful}{also}; {ADVICE}"
+            )
+    for index, value in enumerate(graph.outputs()):
+        shape = graph.shape(value)
+        if shape is not None and 0 in shape:
+            raise ShapeError(
+                f"output {index} has the shape {shape}; expected dimensions of at least 1: leave "
+                "it out of the model"
+            )
+
+
+def doubt(graph: FxGraph, node: fx.Node) -> str | None:
+    """Why a node is not believed in, as "expected ..., found ...", or None."""
+    row = TABLE.get(str(node.target))
+    if row is None:
+        return "expected an operator of docs/operators.md, found one that is not there"
+    sources = node.all_input_nodes or [node]
+    dtype = graph.dtype(sources[0])
+    if dtype is not None and dtype not in row.dtypes:
+        return f"expected {' or '.join(sorted(row.dtypes))}, found {dtype}"
+    for limit in row.limits:
+        found = limit.check(graph, node)
+        if found is not None:
+            return f"expected {limit.text}, found {found}"
+    return None
+
+
+def _first_doubtful(graph: FxGraph) -> tuple[fx.Node, str] | None:
+    for node in graph.module.graph.find_nodes(op="call_module"):
+        return node, "expected an operator, found a module"
+    for node in graph.module.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if _checks(node):
+            continue
+        if (reason := doubt(graph, node)) is not None:
+            return node, reason
+    return None
+
+
+def _checks(node: fx.Node) -> bool:
+    """Whether the node asserts something: nothing is computed from it."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.returns
