@@ -9,18 +9,31 @@ from typing import Any
 
 import numpy as np
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 
 LARGEST = {name: float(np.finfo(name).max) for name in ("float32", "float16")}
 
 
 def begin_at_infinity(module: Any) -> Any:
-    """The module with these constants replaced where a TIR function stores them."""
+    """The module with these constants replaced where a reduction begins with them.
+
+    A mask may be filled with the same numbers: there they mean themselves.
+    """
     for var, func in module.functions_items():
         if isinstance(func, tirx.PrimFunc):
-            body = tvm_ffi.structural_map(func.body, (tirx.BufferStore, _store))
+            body = tvm_ffi.structural_map(func.body, (s_tir.SBlock, _begin))
             module.update_func(var, func.with_body(body))
     return module
+
+
+def _begin(block: Any) -> Any:
+    if block.init is None:
+        return block
+    init = tvm_ffi.structural_map(block.init, (tirx.BufferStore, _store))
+    return s_tir.SBlock(
+        block.iter_vars, block.reads, block.writes, block.name_hint, block.body, init,
+        block.alloc_buffers, block.match_buffers, block.annotations, block.span,
+    )  # fmt: skip
 
 
 def _store(store: Any) -> Any:
