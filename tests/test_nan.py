@@ -1,6 +1,7 @@
 """NaN and the infinities come through every kernel and operator as they do through torch."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -185,3 +186,35 @@ def test_inputs_with_the_negative_bit_are_read_as_they_are(tmp_path: object) -> 
     with runtime.load(f"{tmp_path}/m.nmc", threads=1) as session:
         (found,) = session.run(x).values()
     assert np.array_equal(found, (x + x).numpy(force=True))
+
+
+def test_maxima_begin_at_infinity_and_masks_keep_the_largest_number(tmp_path: Path) -> None:
+    lowest = np.float32(np.finfo(np.float32).min)
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["highest"], axes=[1], keepdims=0),
+        helper.make_node("Where", ["keep", "x", "lowest"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["y"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "masks",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 8]),
+            helper.make_tensor_value_info("keep", TensorProto.BOOL, [3, 8]),
+        ],
+        [
+            helper.make_tensor_value_info("highest", TensorProto.FLOAT, [3]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 8]),
+        ],
+        [numpy_helper.from_array(np.full((3, 8), lowest), "lowest")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path = compile(model, output=tmp_path / "masks.nmc").path
+    x = np.zeros((3, 8), np.float32)
+    x[0] = -np.inf
+    keep = np.ones((3, 8), bool)
+    keep[1] = False  # all of a row is masked: each has the same share
+    found = runtime.load(path, threads=1).run({"x": x, "keep": keep})
+    np.testing.assert_array_equal(found["highest"], x.max(1))
+    expected = torch.from_numpy(np.where(keep, x, lowest)).softmax(1).numpy()
+    np.testing.assert_allclose(found["y"], expected, rtol=1e-6)
