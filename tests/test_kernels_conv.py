@@ -25,8 +25,8 @@ PATTERNS: dict[str, list[tuple[Pattern, float | None]]] = {
     "one_by_n": [(OneByN(n), d) for n in (2, 4, 8, 16, 32) for d in (0.25, 0.5)],
     "winograd_one_by_n": [(OneByN(n), d) for n in (4, 16) for d in (0.25, 0.5)],
     "winograd": [(Dense(), None), (NM(2, 4), None)],
-    "nm": [(NM(2, 4), None), (NM(1, 4), None), (NM(1, 16), None), (NM(2, 8, "flat"), None), (NM(2, 4, "ohwi"), None),
-           (Unstructured(), 0.1), (Unstructured(), 0.02)],
+    "nm": [(NM(2, 4), None), (NM(1, 4), None), (NM(1, 16), None), (NM(2, 8, "flat"), None),
+           (NM(2, 4, "ohwi"), None), (Unstructured(), 0.1), (Unstructured(), 0.02)],
     "dense": [(Dense(), None)],
     "depthwise": [(Dense(), None)],
 }  # fmt: skip
