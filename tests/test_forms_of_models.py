@@ -289,6 +289,16 @@ def test_an_output_that_is_a_number_is_refused() -> None:
         compiled(lambda x: (x + 1, 3), image(2, 3))
 
 
+def test_the_factor_of_a_sum_counts() -> None:
+    agrees(lambda x, y: torch.sub(torch.add(x, y, alpha=-3), y, alpha=2), image(2, 3), image(3))
+
+
+def test_indices_along_two_axes_are_refused() -> None:
+    places = torch.tensor([0, 1])
+    with pytest.raises(UnsupportedOperatorError, match=r"aten\.index\.Tensor .*found 2 of them"):
+        compiled(lambda x: x[:, places, :, places], image(2, 3, 4, 5))
+
+
 def test_a_convolution_of_a_single_image() -> None:
     layer = nn.Conv2d(16, 16, 3)
     agrees(lambda x: layer(x), image(16, 9, 9))

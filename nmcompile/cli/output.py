@@ -9,7 +9,6 @@ from typing import Any
 import typer
 
 from nmcompile.cli.printing import printable, say
-from nmcompile.runtime.manifest import MAX_ELEMENTS, MAX_RANK
 
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -95,6 +94,8 @@ _FACTS: Mapping[str, tuple[type, ...]] = {
 
 def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:
     """What of a free-form description of a layer is of the type that this version writes."""
+    from nmcompile.runtime.manifest import MAX_ELEMENTS, MAX_RANK
+
     facts = {key: layer[key] for key, types in _FACTS.items() if type(layer.get(key)) in types}
     for key in ("shape", "first_violation"):
         numbers = facts.get(key, ())

@@ -61,6 +61,14 @@ def _same_dtype(graph: FxReader, node: fx.Node) -> str | None:
 same_dtype = Limit("operands of one dtype", _same_dtype)
 
 
+def _one_index(graph: FxReader, node: fx.Node) -> str | None:
+    given = [index for index in arguments_of(node)["indices"] if index is not None]
+    return None if len(given) == 1 else f"{len(given)} of them"
+
+
+one_index = Limit("indices along one axis", _one_index)
+
+
 def _static(graph: FxReader, node: fx.Node) -> str | None:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and graph.shape(node) is None:

@@ -8,6 +8,7 @@ from torch import fx
 
 from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.fx.graph import FxGraph
+from nmcompile.passes.operators.torch.arithmetic import rewrite_scaled
 from nmcompile.passes.operators.torch.attention import rewrite_attention
 from nmcompile.passes.operators.torch.pooling import (
     rewrite_adaptive_max,
@@ -18,6 +19,8 @@ from nmcompile.passes.operators.torch.resize import rewrite_upsample
 from nmcompile.passes.operators.torch.table import TABLE
 
 REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
+    "aten.add.Tensor": rewrite_scaled,
+    "aten.sub.Tensor": rewrite_scaled,
     "aten.adaptive_max_pool1d.default": rewrite_adaptive_max,
     "aten.adaptive_max_pool2d.default": rewrite_adaptive_max,
     "aten.avg_pool2d.default": rewrite_average,

@@ -20,22 +20,25 @@ def _rows(names: str, dtypes: frozenset[str], *limits: Limit) -> tuple[Operator,
     return tuple(Operator(f"aten.{name}", dtypes, limits) for name in full)
 
 
+_ONCE = (must.one_of("alpha", 1),)
+
 ROWS: tuple[Operator, ...] = (
     # Element by element.
     *_rows("abs neg sign square", NUMBERS),
     *_rows(
-        "acos acosh asin asinh atan atanh ceil celu cos cosh elu erf exp expm1 floor hardsigmoid "
+        "acos acosh asin asinh atan atanh ceil celu cos cosh erf exp expm1 floor hardsigmoid "
         "hardswish hardtanh leaky_relu log log10 log1p log2 prelu reciprocal relu relu6 round "
-        "rsqrt selu sigmoid silu sin sinh softplus softshrink softsign sqrt tan tanh trunc mish "
+        "rsqrt sigmoid silu sin sinh softplus softshrink softsign sqrt tan tanh trunc mish "
         "hardshrink log_sigmoid threshold",
         FLOAT,
     ),
     *_rows("gelu", FLOAT),
+    *_rows("elu", FLOAT, must.one_of("scale", 1), must.one_of("input_scale", 1)),
     *_rows("clamp clamp_min clamp_max", NUMBERS, must.number("min"), must.number("max")),
     *_rows("isfinite isinf isnan", FLOAT),
     *_rows("bitwise_not logical_not", BOOL | WHOLE),
     # Element by element, of two or more.
-    *_rows("add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar", NUMBERS),
+    *_rows("add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar", NUMBERS, *_ONCE),
     *_rows("mul.Tensor mul.Scalar", NUMBERS | BOOL),
     *_rows("div.Tensor div.Scalar", FLOAT),
     *_rows("floor_divide remainder.Scalar remainder.Tensor", NUMBERS),
@@ -55,7 +58,8 @@ ROWS: tuple[Operator, ...] = (
     *_rows("convolution", FLOAT, must.ranks(3, 4, 5)),
     *_rows("conv_transpose1d", FLOAT, must.ranks(3)),
     *_rows("conv_transpose2d.input", FLOAT, must.ranks(4)),
-    *_rows("linear matmul mm bmm addmm baddbmm", FLOAT),
+    *_rows("linear matmul mm bmm", FLOAT),
+    *_rows("addmm baddbmm", FLOAT, *_ONCE, must.one_of("beta", 1)),
     *_rows("einsum", FLOAT),
     *_rows("avg_pool1d", FLOAT, must.ranks(3)),
     *_rows("avg_pool2d", FLOAT, must.ranks(4), must.one_of("divisor_override", None)),
@@ -84,7 +88,7 @@ ROWS: tuple[Operator, ...] = (
     # Reductions.
     *_rows("mean mean.dim sum sum.dim_IntList", FLOAT),
     *_rows("max.default min.default prod.default", FLOAT),
-    *_rows("argmax argmin", FLOAT),
+    *_rows("argmax argmin", FLOAT, must.ranks(1, 2, 3, 4, 5)),
     *_rows("var.correction std.correction linalg_vector_norm norm.ScalarOpt_dim", FLOAT),
     # Elements moved.
     *_rows("alias clone contiguous detach detach_ lift_fresh_copy", ANY),
@@ -96,7 +100,7 @@ ROWS: tuple[Operator, ...] = (
     *_rows("squeeze squeeze.dim squeeze.dims unsqueeze", ANY),
     *_rows("flip roll movedim.int", ANY),
     *_rows("gather index_select", NUMBERS),
-    *_rows("index.Tensor", ANY),
+    *_rows("index.Tensor", ANY, must.one_index),
     *_rows("pad constant_pad_nd", FLOAT),
     *_rows("tril triu", FLOAT),
     *_rows("arange arange.start arange.start_step full full_like ones zeros ones_like", ANY),
