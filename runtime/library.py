@@ -175,7 +175,7 @@ def failure(path: Path, error: Exception) -> NmcompileError:
 
 
 class _KernelSkipper:
-    """Tells an instrumented VM to go on (0) with functions of the VM and not (1) with kernels."""
+    """Tells an instrumented VM to go on (0) with its own and the runtime's functions, not kernels (1)."""
 
     def __init__(self, arity_of: Any) -> None:
         self._arity_of = arity_of
@@ -188,8 +188,9 @@ class _KernelSkipper:
         return self._answers[symbol]
 
     def _of_vm(self, symbol: str) -> bool:
-        # As the VM lists them, kernels have no parameters.
-        return symbol.startswith("vm.builtin.") or int(self._arity_of(symbol)) > 0
+        # A kernel is a C function, whose name has no dots; what has is a function of TVM's runtime
+        # and returns what the VM reads. As the VM lists its own, kernels have no parameters.
+        return "." in symbol or int(self._arity_of(symbol)) > 0
 
 
 def _spell(arguments: Sequence[Any], index: int) -> str:
