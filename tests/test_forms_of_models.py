@@ -289,6 +289,15 @@ def test_an_output_that_is_a_number_is_refused() -> None:
         compiled(lambda x: (x + 1, 3), image(2, 3))
 
 
+def test_antialiasing_changes_rows_and_columns() -> None:
+    resize = nn.functional.interpolate
+    agrees(lambda x: resize(x, (11, 4), mode="bilinear", antialias=True), image(1, 2, 7, 9))
+
+
+def test_nearest_keeps_the_first_of_four_elements() -> None:
+    agrees(lambda x: nn.functional.interpolate(x, size=3, mode="nearest"), image(2, 3, 4))
+
+
 def test_the_factor_of_a_sum_counts() -> None:
     agrees(lambda x, y: torch.sub(torch.add(x, y, alpha=-3), y, alpha=2), image(2, 3), image(3))
 

@@ -54,8 +54,10 @@ def _matrix(node: fx.Node, rank: int, axis: int, extent: int, wanted: int) -> to
             strict=True,
         )
     }
-    # One channel per input element, every other axis of extent 1.
-    image = torch.eye(extent).reshape(1, extent, *_at(axis - 2, rank - 2, extent))
+    # One channel per input element. Other axes keep their extent, which is 2: torch 2.13 does not
+    # antialias rows of one element.
+    image = torch.eye(extent).reshape(1, extent, *_at(axis - 2, rank - 2, extent, 1))
+    image = image.expand(1, extent, *_at(axis - 2, rank - 2, extent)).contiguous()
     arguments[next(iter(arguments))] = image
     if arguments.get("output_size") is not None:
         arguments["output_size"] = _at(axis - 2, rank - 2, wanted)
@@ -67,8 +69,9 @@ def _matrix(node: fx.Node, rank: int, axis: int, extent: int, wanted: int) -> to
             arguments[name] = None
     with torch.no_grad():
         done: torch.Tensor = node.target(**arguments)  # type: ignore[operator]
-    return done.reshape(extent, wanted).T.contiguous()
+    first = done[0][(slice(None), *_at(axis - 2, rank - 2, slice(None), 0))]
+    return first.T.contiguous()
 
 
-def _at(place: int, count: int, value: Any, other: Any = 1) -> list[Any]:
+def _at(place: int, count: int, value: Any, other: Any = 2) -> list[Any]:
     return [value if index == place else other for index in range(count)]
