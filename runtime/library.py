@@ -175,7 +175,7 @@ def failure(path: Path, error: Exception) -> NmcompileError:
 
 
 class _KernelSkipper:
-    """Tells an instrumented VM to go on (0) with its own and the runtime's functions, not kernels (1)."""
+    """Tells an instrumented VM to go on (0) with what is no kernel, and to skip (1) kernels."""
 
     def __init__(self, arity_of: Any) -> None:
         self._arity_of = arity_of
