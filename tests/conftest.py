@@ -14,8 +14,8 @@ from nmcompile.devices import Address, start_tracker
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError
 from nmcompile.runtime import cpu, gpu
-from tests.seed_modules import export_onnx
-from tests.tiny_models import example, tiny_net
+from tests.support.seed_modules import export_onnx
+from tests.support.tiny_models import example, tiny_net
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

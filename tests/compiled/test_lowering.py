@@ -1,0 +1,194 @@
+"""What the Relax lowering fuses into our kernels, from torch and from ONNX."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import nmcompile
+from nmcompile import runtime
+from nmcompile.frontends import open_model
+from nmcompile.passes.lowering.fallback import lower_fallback
+from nmcompile.passes.lowering.kernels import lower_kernels
+from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.simplify import simplify
+from nmcompile.passes.pipeline import run_pipeline
+from tests.support.seed_modules import export_onnx
+
+ACTIVATIONS: dict[str, tuple[nn.Module, str]] = {
+    "relu": (nn.ReLU(), "relu"),
+    "relu6": (nn.ReLU6(), "clip(0,6)"),
+    "hardtanh": (nn.Hardtanh(-2.0, 3.0), "clip(-2,3)"),
+    "sigmoid": (nn.Sigmoid(), "sigmoid"),
+    "silu": (nn.SiLU(), "silu"),
+    "hardswish": (nn.Hardswish(), "hard_swish"),
+    "hardsigmoid": (nn.Hardsigmoid(), "hard_sigmoid"),
+    "gelu": (nn.GELU(), "gelu"),
+}
+
+
+class ResidualBlock(nn.Module):
+    """relu(conv(conv(x)) + x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.second(self.first(x)) + x)
+
+
+class Sums(nn.Module):
+    """conv(y) + y for y = make(conv(x)), then what else reads y."""
+
+    def __init__(
+        self,
+        make: Callable[[Tensor], Tensor] = functional.relu,
+        after: Callable[[Tensor, Tensor], Any] = lambda y, out: out,
+        before: Callable[[Tensor], Tensor] = lambda y: y,
+    ) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.make, self.after, self.before = make, after, before
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.make(self.stem(x))
+        return self.after(y, functional.relu(self.outer(self.inner(self.before(y))) + y))
+
+
+SUMS: dict[str, tuple[nn.Module, bool]] = {
+    "nothing else": (Sums(), True),
+    "one more user before": (Sums(before=lambda y: functional.max_pool2d(y, 1)), True),
+    "no kernel makes it": (Sums(make=torch.tanh), False),
+    "no kernel reads it": (Sums(before=torch.tanh), False),
+    "a view of it": (Sums(before=lambda y: y.reshape(1, 8, 16, 9)
+                          .mean((2, 3), keepdim=True).expand(1, 8, 12, 12)), False),
+    "read afterwards": (Sums(after=lambda y, out: functional.max_pool2d(y, 2)
+                             + functional.max_pool2d(out, 2)), False),
+    "returned": (Sums(after=lambda y, out: (y, out)), False),
+    "a model input": (ResidualBlock(), False),
+}  # fmt: skip
+
+
+class SharedValue(nn.Module):
+    """The convolution's output is read twice, so nothing may be fused behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return functional.relu(y) * functional.tanh(y)
+
+
+class PaddedConv(nn.Module):
+    """An explicit, asymmetric zero padding in front of a convolution without its own."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.value = nn.Conv2d(8, 8, 3, stride=2), value
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = functional.pad(x, (0, 1, 2, 1), value=self.value)
+        out: Tensor = self.conv(padded)
+        return out
+
+
+def match(model: nn.Module, kind: str) -> tuple[list[Group], list[str]]:
+    """The groups that the matcher finds in a model, and the operators it leaves."""
+    x = torch.randn(1, 8, 12, 12)
+    source: Any = model.eval() if kind == "torch" else export_onnx(model.eval(), x)
+    opened = open_model(source, example_inputs=(x,) if kind == "torch" else None)
+    run_pipeline(opened.graph)
+    function = simplify(opened.to_relax())["main"]
+    matcher = Matcher(function)
+    return matcher.groups, matcher.leftovers()
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_fused_however_it_is_spelled(name: str, kind: str) -> None:
+    module, expected = ACTIVATIONS[name]
+    groups, leftovers = match(nn.Sequential(nn.Conv2d(8, 8, 3), module), kind)
+    assert [str(group.activation) for group in groups] == [expected]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_residual_and_activation_are_fused(kind: str) -> None:
+    groups, leftovers = match(ResidualBlock(), kind)
+    assert [group.residual is not None for group in groups] == [False, True]
+    assert groups[1].activation.kind == "relu"
+    assert leftovers == []
+
+
+@pytest.mark.isa("avx512f")
+@pytest.mark.parametrize("case", SUMS)
+def test_output_takes_the_memory_of_a_residual_that_nothing_reads_again(
+    case: str, tmp_path: Path
+) -> None:
+    model, overwritten = SUMS[case]
+    groups, _ = match(model, "torch")
+    assert [g.overwrites for g in groups if g.residual is not None] == [overwritten]
+    x = torch.randn(1, 8, 12, 12)
+    path = nmcompile.compile(model, output=tmp_path / "sum.nmc", example_inputs=(x,)).path
+    with torch.no_grad():
+        expected = model(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    with runtime.load(path) as session:
+        for _ in range(3):  # memory of earlier runs is used again
+            for found, y in zip(session.run(x.numpy()).values(), expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(found), y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_value_with_two_users_is_not_absorbed(kind: str) -> None:
+    groups, leftovers = match(SharedValue(), kind)
+    assert groups[0].activation.kind == "none"
+    assert len(leftovers) == 3
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_zero_padding_becomes_part_of_the_convolution(kind: str) -> None:
+    groups, leftovers = match(PaddedConv(), kind)
+    assert [group.spec.padding for group in groups] == [(2, 0, 1, 1)]  # type: ignore[union-attr]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_padding_with_another_value_stays(kind: str) -> None:
+    groups, leftovers = match(PaddedConv(1.0), kind)
+    assert [group.spec.padding for group in groups] == [(0, 0, 0, 0)]  # type: ignore[union-attr]
+    assert len(leftovers) == 1
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_classifier_takes_its_bias(kind: str) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    groups, leftovers = match(model, kind)
+    assert [group.op for group in groups] == ["global_average", "linear"]
+    assert groups[1].bias is not None
+    assert leftovers == ["reshape"]
+
+
+class Leftover(nn.Module):
+    """Nothing that a kernel of ours computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.softmax(torch.tanh(x) * x, dim=1)
+
+
+def test_what_is_left_runs_on_all_threads() -> None:
+    x = torch.randn(1, 16, 32, 32)
+    opened = open_model(Leftover().eval(), example_inputs=(x,))
+    lowered = lower_kernels(simplify(opened.to_relax()), "avx512")
+    assert lowered.calls == []
+    assert set(lowered.leftovers) == {"tanh", "multiply", "nn.softmax"}
+    script = lower_fallback(lowered.module).script(show_meta=False)
+    functions = script.split("@T.prim_func")[1:]
+    assert functions and all("T.parallel" in function for function in functions)

@@ -1,0 +1,60 @@
+"""Changed artifacts and models, in worker processes: never a crash, a hang or a foreign error."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from nmcompile.runtime import write_artifact
+from tests.fuzz.run import check_all
+from tests.support.runtime_models import SHAPE, manifest, preparing_library
+from tests.support.tiny_models import conv_onnx, conv_weight
+
+
+@pytest.fixture(scope="module")
+def preparing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose weights are prepared."""
+    folder = tmp_path_factory.mktemp("preparing")
+    random = np.random.default_rng(0)
+    weights = {name: random.standard_normal(SHAPE, np.float32) for name in "wb"}
+    library = preparing_library(folder)
+    write_artifact(folder / "m.nmc", manifest(prepare="prepare"), library, weights)
+    return folder / "m.nmc"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "base.onnx"
+    onnx.save(conv_onnx(conv_weight(), batch_norm=True), path)
+    return path
+
+
+def test_some_changed_artifacts(sparse_artifact: Path, preparing: Path) -> None:
+    for base in (sparse_artifact, preparing):
+        counts, wrong = check_all("artifacts", base, range(1, 400), seconds=8)
+        assert wrong == []
+        assert counts["refused"] and counts["same"]
+
+
+def test_some_changed_models(model: Path) -> None:
+    counts, wrong = check_all("models", model, range(1, 200), seconds=10)
+    assert wrong == []
+    assert counts["refused"]
+
+
+@pytest.mark.long
+def test_ten_thousand_changed_artifacts(sparse_artifact: Path, preparing: Path) -> None:
+    for base in (sparse_artifact, preparing):
+        counts, wrong = check_all("artifacts", base, range(1000, 6000))
+        assert wrong == []
+        assert counts.total() == 5000
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("share", range(4))
+def test_two_thousand_changed_models(model: Path, share: int) -> None:
+    seeds = range(1000 + 500 * share, 1500 + 500 * share)
+    counts, wrong = check_all("models", model, seeds)
+    assert wrong == []
+    assert counts.total() == 500

@@ -1,0 +1,125 @@
+"""README.md's table and pictures, from a made-up result."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import density, report, zoo
+from benchmarks.models import MODELS
+from benchmarks.report import markdown, update_readme
+from nmcompile.bench.results import Artifact, Case, Run, write_run
+from tests.plain.test_bench_results import make_case, make_run
+from tests.support.report_runs import change
+
+
+def case(engine: str, pattern: str, ms: float, density: float = 1.0, size: int = 0) -> Case:
+    facts = Artifact(digest="", nbytes=size, dense_nbytes=100, compile_s=1.0, load_ms=1.0)
+    return change(
+        make_case(engine, [ms] * 8),
+        pattern=pattern,
+        density=density,
+        artifact=facts if size else None,
+        model="resnet50",
+    )
+
+
+@pytest.fixture
+def run() -> Run:
+    made = make_run(
+        case("onnxruntime", "dense", 50),
+        case("openvino-f32", "dense", 40),
+        case("nmcompile", "dense", 41, size=101),
+        case("nmcompile", "1x16@0.25", 16, 0.25, size=32),
+    )
+    models = [change(made.models[0], name="resnet50")]
+    versions = {"onnxruntime": "1.32", "openvino-f32": "2026.4", "deepsparse": "1.8.0"}
+    return change(made, models=models, versions=versions)
+
+
+@pytest.fixture
+def with_deepsparse(run: Run) -> Run:
+    more = [case("deepsparse", "dense", 42), case("deepsparse", "1x16@0.25", 14.25, 0.25)]
+    return change(run, cases=[*run.cases, *more])
+
+
+@pytest.fixture
+def densities() -> density.Result:
+    layer = density.Layer("a", 1, "dense", 1.0, {"1x16": [1.5, 0.5]})
+    return density.Result({"cpu": "a CPU"}, "resnet50", 0.9, 1, [1.0, 0.5], ["1x16"], [layer])
+
+
+def cells(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_table_without_deepsparse_has_no_column_for_it(run: Run) -> None:
+    text = markdown(run)
+    assert "DeepSparse" not in text
+    assert cells(text)[2:] == [
+        ["ResNet-50", "1", "50.0 ms", "40.0 ms", "dense", "41.0 ms", "**0.98x**", "101%"],
+        ["", "", "", "", "1x16, 25% kept", "16.0 ms", "**2.50x**", "32%"],
+    ]
+
+
+def test_deepsparse_stands_beside_the_pattern_it_ran(with_deepsparse: Run) -> None:
+    text = markdown(with_deepsparse)
+    head, _, dense, sparse = cells(text)
+    assert "DeepSparse 1.8.0 (discontinued)" in text
+    assert (head[5], dense[5], sparse[5]) == ("DeepSparse", "42.0 ms", "14.2 ms")
+    # Still over the faster dense peer.
+    assert sparse[7] == "**2.50x**"
+    assert len({len(line) for line in cells(text)}) == 1
+
+
+def test_a_busy_machine_is_marked(run: Run) -> None:
+    busy = change(run.cases[3], noise="busy")
+    text = markdown(change(run, cases=[*run.cases[:3], busy]))
+    assert "16.0 ms†" in text and "† The machine was busy" in text
+    assert "†" not in markdown(run)
+
+
+def test_break_evens_follow_the_table(run: Run, densities: density.Result) -> None:
+    text = markdown(run, densities)
+    assert "(benchmarks/results/density.png)" in text
+    assert "Break-even density: 1x16: 0.75." in text
+    assert "Measured on" not in text
+    densities = density.Result(**{**vars(densities), "machine": {"cpu": "another CPU"}})
+    assert markdown(run, densities).endswith("Measured on another CPU.")
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_readme_is_rewritten_between_the_marks(
+    measured: bool,
+    run: Run,
+    densities: density.Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(density, "RESULTS", tmp_path / "density.json")
+    write_run(run, tmp_path / "models.json")
+    if measured:
+        density.write_result(densities, tmp_path / "density.json")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    update_readme(tmp_path / "models.json", readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert ("Break-even density" in text) == measured
+    assert (tmp_path / "speedup.png").exists()
+    assert (tmp_path / "density.png").exists() == measured
+
+
+def test_missing_marks_are_reported(run: Run, tmp_path: Path) -> None:
+    write_run(run, tmp_path / "models.json")
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(ValueError, match="expected the marks"):
+        update_readme(tmp_path / "models.json", tmp_path / "README.md")
+
+
+def test_every_bench_model_has_a_factory() -> None:
+    for name in MODELS:
+        assert getattr(zoo, name)().training is False
