@@ -1,5 +1,7 @@
 """What several test files share; tests for CPUs and tools that are not here."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Iterator

@@ -15,7 +15,8 @@ from nmcompile.cli import app
 from nmcompile.runtime import Call, gpu, write_artifact
 from nmcompile.sparsity import parse_pattern, project
 from tests.support.fake_cuda import Driver, pretend_gpu
-from tests.support.runtime_models import SHAPE, affine_library, manifest
+from tests.support.manifests import SHAPE, manifest
+from tests.support.runtime_models import affine_library
 from tests.support.seed_modules import export_onnx
 from tests.support.tiny_models import example
 

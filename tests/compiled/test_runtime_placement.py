@@ -15,14 +15,10 @@ from nmcompile.runtime import Call, Session, load, write_artifact
 from nmcompile.runtime.cuda import Cuda
 from nmcompile.runtime.profile import GpuClock, Recorder
 from tests.support.fake_cuda import Driver, pretend_gpu, use_driver
+from tests.support.manifests import SHAPE, X, Y, aligned, manifest
 from tests.support.runtime_models import (
-    SHAPE,
-    X,
-    Y,
     affine_library,
-    aligned,
     identity_library,
-    manifest,
     stamping_library,
     two_input_library,
 )

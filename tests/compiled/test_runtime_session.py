@@ -12,14 +12,10 @@ import torch
 
 from nmcompile.errors import ArtifactError, DeviceError, InputError
 from nmcompile.runtime import Call, Manifest, Session, TensorSpec, cpu, load, write_artifact
+from tests.support.manifests import SHAPE, X, Y, aligned, manifest
 from tests.support.runtime_models import (
-    SHAPE,
-    X,
-    Y,
     affine_library,
-    aligned,
     identity_library,
-    manifest,
     preparing_library,
     stamping_library,
     two_input_library,

@@ -15,7 +15,8 @@ import pytest
 
 from nmcompile.errors import InputError
 from nmcompile.runtime import Session, crew, load, native, write_artifact
-from tests.support.runtime_models import SHAPE, affine_library, manifest
+from tests.support.manifests import SHAPE, manifest
+from tests.support.runtime_models import affine_library
 
 ROOT = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)

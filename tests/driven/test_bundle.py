@@ -21,7 +21,8 @@ from nmcompile.runtime.native import CUDART
 from tests.conftest import missing_tool
 from tests.support.bare_python import python_with_numpy
 from tests.support.fake_driver import fake_driver, need_no_driver
-from tests.support.runtime_models import SHAPE, identity_library, manifest
+from tests.support.manifests import SHAPE, manifest
+from tests.support.runtime_models import identity_library
 from tests.support.tiny_models import example
 
 OTHER_PYTHON = "3.12" if sys.version_info[:2] != (3, 12) else "3.13"

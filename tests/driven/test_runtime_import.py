@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from nmcompile.runtime import write_artifact
-from tests.support.runtime_models import SHAPE, affine_library, manifest
+from tests.support.manifests import SHAPE, manifest
+from tests.support.runtime_models import affine_library
 
 ROOT = Path(__file__).parents[2]
 COMPILER_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript", "tvm"}

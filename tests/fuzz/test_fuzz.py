@@ -8,7 +8,8 @@ import pytest
 
 from nmcompile.runtime import write_artifact
 from tests.fuzz.run import check_all
-from tests.support.runtime_models import SHAPE, manifest, preparing_library
+from tests.support.manifests import SHAPE, manifest
+from tests.support.runtime_models import preparing_library
 from tests.support.tiny_models import conv_onnx, conv_weight
 
 

@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -98,3 +100,12 @@ def test_contributing_quotes_the_floors() -> None:
     assert quoted is not None
     rooms = [room.strip() for room in re.split(r"<-|,", quoted[1].replace("\n", " "))]
     assert rooms == [room or "nmcompile" for room in FLOORS]
+
+
+def test_plain_tests_need_no_compiler() -> None:
+    code = (
+        "import sys, pytest; sys.modules['tvm'] = None; "
+        "sys.exit(pytest.main(['tests/plain', '--collect-only', '-q', '-p', 'no:cacheprovider']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime import FORMAT_VERSION, read_artifact, write_artifact
 from tests.support.examples import examples
-from tests.support.runtime_models import manifest
+from tests.support.manifests import manifest
 
 DTYPES = [np.dtype(n) for n in "f4 f2 i1 u1 i2 u2 i4 i8 ?".split()] + [np.dtype(ml_dtypes.bfloat16)]
 LIBRARY = bytes(range(1, 101))

@@ -1,4 +1,4 @@
-"""Small libraries and manifests that the runtime's tests write into artifacts."""
+"""Small libraries that the runtime's tests write into artifacts."""
 
 # TVMScript is not Python to a type checker: T.Buffer(...) is a value where a type should stand.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, valid-type"
@@ -6,17 +6,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
-from nmcompile.runtime import Call, Manifest, ModelInfo, Producer, TargetInfo, TensorSpec
-
-ROWS, COLUMNS = 8, 16
-SHAPE = (ROWS, COLUMNS)
-X = TensorSpec("x", SHAPE, "float32")
-Y = TensorSpec("y", SHAPE, "float32")
+from tests.support.manifests import SHAPE
 
 
 @T.prim_func(private=True)
@@ -123,34 +117,3 @@ def identity_library(folder: Path, shape: tuple[int, ...], dtype: str) -> bytes:
     with builder.function("main", [x]):
         builder.emit_func_output(x)
     return _export(builder.get(), folder)
-
-
-def manifest(
-    inputs: tuple[TensorSpec, ...] = (X,),
-    outputs: tuple[TensorSpec, ...] = (Y,),
-    calls: tuple[Call, ...] = (),
-    cpu_features: tuple[str, ...] = ("avx512f",),
-    kind: str = "avx512",
-    entry: str = "main",
-    prepare: str = "",
-) -> Manifest:
-    return Manifest(
-        producer=Producer("0.1.0", "0.27.0", "0.1.14"),
-        target=TargetInfo(kind, "x86-64-v4", cpu_features),
-        inputs=inputs,
-        outputs=outputs,
-        model=ModelInfo("tiny", "ab" * 32),
-        layers=({"name": "conv1", "sparse": True, "density": 0.5, "reason": None},),
-        calls=calls,
-        workspace_bytes=4096,
-        entry=entry,
-        prepare=prepare,
-    )
-
-
-def aligned(shape: tuple[int, ...], shift: int = 0) -> np.ndarray[Any, Any]:
-    """Uninitialised float32 array that begins `shift` bytes after a 64-byte boundary."""
-    nbytes = int(np.prod(shape)) * 4
-    memory = np.empty(nbytes + 128, np.uint8)
-    start = -memory.ctypes.data % 64 + shift
-    return memory[start : start + nbytes].view(np.float32).reshape(shape)

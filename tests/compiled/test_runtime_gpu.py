@@ -10,7 +10,7 @@ from nmcompile.runtime import gpu, load, native, session, write_artifact
 from nmcompile.runtime.native import native_runtime
 from nmcompile.runtime.tensors import from_gpu, from_numpy, to_gpu
 from tests.support.fake_cuda import Driver, use_driver
-from tests.support.runtime_models import manifest
+from tests.support.manifests import manifest
 
 
 def artifact(folder: Path, kind: str = "sm_80") -> Path:
