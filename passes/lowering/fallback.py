@@ -31,7 +31,7 @@ MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it ga
 
 def lower_fallback(module: Any) -> Any:
     """Legalise, fuse and schedule every operator that is still a Relax call."""
-    module = fuse_operators(module)
+    module = begin_at_infinity(fuse_operators(module))
     for var, func in module.functions_items():
         if is_others(var, func):
             module.update_func(var, _parallelise(func))
@@ -53,7 +53,7 @@ def fuse_operators(module: Any) -> Any:
     )
     legal = relax.transform.LegalizeOps(skip_ops=VIEWS)(module)
     _refuse_operators(legal)
-    return passes(begin_at_infinity(legal))
+    return passes(legal)
 
 
 def _refuse_operators(module: Any) -> None:

@@ -1,6 +1,7 @@
 """Maxima begin at -inf, minima at inf: TVM begins at the largest finite numbers.
 
-Else the maximum over a row of a mask that is all -inf would be a finite number.
+Else the maximum over a row of a mask that is all -inf would be a finite number. On CPUs only: TVM
+divides a reduction among the threads of a GPU by rules that know the finite numbers alone.
 """
 
 from __future__ import annotations

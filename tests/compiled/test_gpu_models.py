@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
+from tvm import relax
 
 import nmcompile
 from nmcompile import runtime
 from nmcompile.errors import DeviceError, UnsupportedOperatorError
 from nmcompile.passes.lowering.fallback import is_others
-from nmcompile.passes.lowering.gpu import gpu_target, schedule_for_gpu, takes_memory
+from nmcompile.passes.lowering.gpu import (
+    fuse_for_gpu,
+    gpu_target,
+    schedule_for_gpu,
+    takes_memory,
+)
 from nmcompile.runtime import gpu
 from tests.support.gpu_interpreter import lower_for_gpu, run_model
 from tests.support.gpu_models import MODELS, Residuals, pruned
@@ -69,41 +74,34 @@ def test_residual_is_added_in_place_by_the_kernel() -> None:
     assert "add" not in lowered.leftovers
 
 
-class Ends(nn.Module):
-    """A convolution, and any function behind it."""
-
-    def __init__(self, behind: Callable[[Tensor], Tensor], kernel: tuple[int, int]) -> None:
-        super().__init__()
-        self.conv, self.behind = nn.Conv2d(3, 8, kernel), behind
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.behind(self.conv(x))
-
-
-@pytest.mark.parametrize(
-    ("behind", "kernel", "reason"),
-    [
-        (lambda y: torch.topk(y.flatten(1), 3)[0], (3, 3), "no lowering for GPUs of topk"),
-        (lambda y: torch.cumsum(y, 2), (3, 3), "no lowering for GPUs of cumsum"),
-        (torch.relu, (18, 1), r"no kernel for conv2d on float16: window of 18x1"),
-    ],
-)
-def test_what_cannot_be_lowered_is_named(
-    behind: Callable[[Tensor], Tensor], kernel: tuple[int, int], reason: str, tmp_path: Path
-) -> None:
-    example = (torch.randn(1, 3, 20, 20),)
+def test_a_window_that_no_kernel_takes_is_named(tmp_path: Path) -> None:
+    reason = r"no kernel for conv2d on float16: window of 18x1"
     with pytest.raises(UnsupportedOperatorError, match=reason):
         nmcompile.compile(
-            Ends(behind, kernel),
+            nn.Conv2d(3, 8, (18, 1)),
             output=tmp_path / "m.nmc",
             target="sm_80",
-            example_inputs=example,
+            example_inputs=(torch.randn(1, 3, 20, 20),),
         )
+
+
+@pytest.mark.parametrize("operator", [relax.op.topk, relax.op.cumsum])
+def test_operators_that_tvm_has_for_cpus_alone_are_named(operator: Callable[..., Any]) -> None:
+    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType((4, 64), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(operator(x, axis=1))
+        builder.emit_func_output(result)
+    name = operator.__name__
+    with pytest.raises(
+        UnsupportedOperatorError, match=rf"relax\.{name} .* no code for on this target"
+    ):
+        fuse_for_gpu(builder.get(), gpu_target("sm_80"))
 
 
 def test_windows_of_changing_size_get_threads_but_no_cuda_graph() -> None:
     """TVM has no rule for them, and keeps their sums in memory that no capture may take."""
-    model = Ends(lambda y: functional.adaptive_avg_pool2d(y, (3, 2)), (3, 3))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d((3, 2)))
     module, _ = lower_for_gpu(model, torch.randn(1, 3, 10, 10), "sm_80")
     scheduled = schedule_for_gpu(module, gpu_target("sm_80"))
     names = [var.name_hint for var, func in scheduled.functions_items() if is_others(var, func)]

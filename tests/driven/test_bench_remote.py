@@ -1,5 +1,6 @@
 """`nmc bench` on other machines: cases come back with their device, and none is lost."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,10 +71,15 @@ def test_a_device_that_dies_costs_no_case(
         with DeviceServer("dying", port=0, tracker=tracker):
             victim = psutil.Process(doomed.pid)
 
+            def wait_and_kill() -> None:
+                eventually(lambda: bool(victim.children()), "at work")
+                kill(doomed)
+
+            killer = threading.Thread(target=wait_and_kill)
+
             def kill_at_work(stage: str, done: int = 0, total: int = 0) -> None:
-                if stage == "measuring" and done == 0:
-                    eventually(lambda: bool(victim.children()), "at work")
-                    kill(doomed)
+                if stage == "measuring" and done == 0 and killer.ident is None:
+                    killer.start()  # the jobs begin when this returns
 
             monkeypatch.setattr(
                 "nmcompile.cli.bench.command.working", lambda: _Progress(kill_at_work)
@@ -82,6 +88,7 @@ def test_a_device_that_dies_costs_no_case(
                 *(dense_onnx, "--patterns", "dense,2:4,1x16@0.5", "--threads", "1,2"),
                 *("--rounds", 5, "--tracker", tracker, "--key", "dying", "-o", output),
             )
+            killer.join()
     assert done.exit_code == 0, done.output
     run = read_run(output)
     assert run.complete and len(run.cases) == 6

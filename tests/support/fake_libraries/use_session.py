@@ -65,7 +65,7 @@ errors: list[str] = []
 
 
 def work() -> None:
-    """Each thread captures a graph of its own."""
+    """The first thread to come captures the graph of the session."""
     try:
         for _ in range(5):
             session.run(x)
