@@ -154,8 +154,18 @@ def check(
     return Counter(timed)
 
 
-@pytest.mark.parametrize("batch", [2, 7, 8, 64])
-@pytest.mark.parametrize("size", [18, 19])
+@pytest.mark.parametrize(
+    ("size", "batch"),
+    [
+        (18, 2),
+        (18, 64),
+        (19, 7),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in ((18, 7), (18, 8), (19, 2), (19, 8), (19, 64))
+        ),
+    ],
+)
 def test_residual_network(tmp_path: Path, batch: int, size: int) -> None:
     # 18 x 18 images of a group begin on the boundary that kernels want for some batches only.
     calls = check(tmp_path, seeded(Residual), [images(batch, 3, size, size)])

@@ -36,6 +36,7 @@ def test_every_method_is_measured_at_every_sparsity() -> None:
     assert len(made) == len(set(made)) == 1 + 6 * 4 + 2 * 3
 
 
+@pytest.mark.long
 def test_benchmark_writes_table_page_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ class _Here:
         self.pool.shutdown()
 
 
+@pytest.mark.long
 def test_tutorial_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
