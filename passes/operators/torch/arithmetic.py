@@ -1,4 +1,4 @@
-"""Sums whose second operand has a factor, which TVM's importer passes over."""
+"""Arithmetic whose details TVM's importer passes over, written out."""
 
 import torch
 from torch import fx
@@ -22,4 +22,44 @@ def rewrite_scaled(graph: FxGraph, node: fx.Node) -> str | None:
         return "its second operand is a number"
     new = Replacement(graph, node)
     new.finish(new.add(node.target, first, new.add(aten.mul.Scalar, second, factor)))
+    return None
+
+
+def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
+    """X != y of floats as x > y or x < y or one of them being NaN.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    first, second = given["self"], given["other"]
+    new = Replacement(graph, node)
+    tensors = [operand for operand in (first, second) if isinstance(operand, fx.Node)]
+    if any(graph.dtype(operand) != "float32" for operand in tensors):
+        return "its operands are not of one dtype"
+    scalar = len(tensors) == 1
+    more, less = (aten.gt.Scalar, aten.lt.Scalar) if scalar else (aten.gt.Tensor, aten.lt.Tensor)
+    found = new.add(
+        aten.logical_or.default, new.add(more, first, second), new.add(less, first, second)
+    )
+    for operand in tensors:
+        found = new.add(aten.logical_or.default, found, new.add(aten.isnan.default, operand))
+    new.finish(found)
+    return None
+
+
+def rewrite_elu(graph: FxGraph, node: fx.Node) -> str | None:
+    """Elu with a factor, and selu, as a plain elu and the factor.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    if given.get("input_scale", 1) != 1:
+        return "its input has a factor"
+    if node.target is aten.selu.default:
+        given |= {"alpha": 1.6732632423543772, "scale": 1.0507009873554805}
+    new = Replacement(graph, node)
+    plain = new.add(aten.elu.default, given["self"], given["alpha"])
+    new.finish(new.add(aten.mul.Tensor, plain, new.constant(float(given["scale"]))))
     return None
