@@ -316,7 +316,7 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
         lambda z, d=d: aten._to_copy(z, dtype=d) for d in (torch.float32, torch.int32)
     ),
     "aten.type_as.default": (lambda z, x: z.type_as(x), lambda z, j: z.type_as(j)),
-    "aten.cat.default": (lambda z: torch.cat([z, z + z], 1), lambda z: torch.cat([z, z, z], -1)),
+    "aten.cat.default": (lambda z: torch.cat([z, z.flip(0)], 1), lambda z: torch.cat([z, z, z], -1)),
     "aten.concat.default": (lambda z: torch.concat([z, z], -2),),
     "aten.stack.default": (lambda z: torch.stack([z, z], 1), lambda z: torch.stack([z, z], -1)),
     "aten.split.Tensor": (lambda z: torch.split(z, 2, 1), lambda z: torch.split(z, 3, -1)),
@@ -373,14 +373,14 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
     "aten.zeros_like.default": (lambda z: torch.zeros_like(z),),
     "aten.new_ones.default": (lambda z: z.new_ones((2, 3)),),
     "aten.new_zeros.default": (lambda z: z.new_zeros((2, 3)),),
-    "aten.scalar_tensor.default": (lambda z: aten.scalar_tensor(2, dtype=z.dtype) + z,),
+    "aten.scalar_tensor.default": (lambda z: aten.scalar_tensor(2, dtype=z.dtype),),
 }  # fmt: skip
 
 REWRITTEN: dict[str, Function] = {
     "aten.select.int": lambda s: s[..., -2],
     "aten.index.Tensor": lambda z, j: (z[:, fixed_indices - 2], z[:, j - 1], z[..., j]),
-    "aten.ne.Tensor": lambda s: (s != s, s != s.flip(0)),
-    "aten.ne.Scalar": lambda s: s != 2.5,
+    "aten.ne.Tensor": lambda s, t: (s != s, s != s.flip(0), t != t.flip(0)),
+    "aten.ne.Scalar": lambda s, t: (s != 2.5, t != True, t != 0),  # noqa: E712
     "aten.group_norm.default": lambda i: F.group_norm(i, 2),
     "aten.elu.default": lambda s: aten.elu(s, 0.7, 1.5),
     "aten.selu.default": lambda s: F.selu(s),

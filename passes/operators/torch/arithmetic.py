@@ -1,5 +1,6 @@
 """Arithmetic whose details TVM's importer passes over, written out."""
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -26,7 +27,7 @@ def rewrite_scaled(graph: FxGraph, node: fx.Node) -> str | None:
 
 
 def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
-    """X != y of floats as x > y or x < y or one of them being NaN.
+    """X != y of floats as x > y or x < y or one of them being NaN; of truth values as xor.
 
     Returns:
         None, or the reason why that cannot be done.
@@ -35,6 +36,13 @@ def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
     first, second = given["self"], given["other"]
     new = Replacement(graph, node)
     tensors = [operand for operand in (first, second) if isinstance(operand, fx.Node)]
+    if all(graph.dtype(operand) == "bool" for operand in tensors):
+        if len(tensors) == 1:
+            if second not in (0, 1):
+                return "its number is no truth value"
+            second = new.constant(np.array(bool(second)))
+        new.finish(new.add(aten.logical_xor.default, first, second))
+        return None
     if any(graph.dtype(operand) != "float32" for operand in tensors):
         return "its operands are not of one dtype"
     scalar = len(tensors) == 1
