@@ -127,11 +127,11 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
     ),
     "aten.threshold.default": (lambda s: F.threshold(s, 0.1, 20.0),),
     "aten.clamp.default": (
-        lambda z: torch.clamp(z, 1, 3), lambda z: torch.clamp(z, min=2),
-        lambda z: torch.clamp(z, max=2),
+        lambda x: torch.clamp(x, 1, 3), lambda x: torch.clamp(x, min=2),
+        lambda x: torch.clamp(x, max=2),
     ),
-    "aten.clamp_min.default": (lambda z: torch.clamp_min(z, 2),),
-    "aten.clamp_max.default": (lambda z: torch.clamp_max(z, 2),),
+    "aten.clamp_min.default": (lambda x: torch.clamp_min(x, 2),),
+    "aten.clamp_max.default": (lambda x: torch.clamp_max(x, 2),),
     **_binary("""add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar mul.Tensor mul.Scalar
         div.Tensor div.Scalar floor_divide remainder.Scalar remainder.Tensor maximum minimum
         eq.Scalar eq.Tensor ne.Scalar ne.Tensor ge.Scalar ge.Tensor gt.Scalar gt.Tensor le.Scalar
@@ -316,9 +316,14 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
         lambda z, d=d: aten._to_copy(z, dtype=d) for d in (torch.float32, torch.int32)
     ),
     "aten.type_as.default": (lambda z, x: z.type_as(x), lambda z, j: z.type_as(j)),
-    "aten.cat.default": (lambda z: torch.cat([z, z.flip(0)], 1), lambda z: torch.cat([z, z, z], -1)),
+    "aten.cat.default": (
+        lambda z: torch.cat([z, z.flip(0)], 1),
+        lambda z: torch.cat([z, z, z], -1)),
     "aten.concat.default": (lambda z: torch.concat([z, z], -2),),
-    "aten.stack.default": (lambda z: torch.stack([z, z], 1), lambda z: torch.stack([z, z], -1)),
+    "aten.stack.default": (
+        lambda z: torch.stack([z, z], 1),
+        lambda z: torch.stack([z, z], -1),
+    ),
     "aten.split.Tensor": (lambda z: torch.split(z, 2, 1), lambda z: torch.split(z, 3, -1)),
     "aten.split_with_sizes.default": (lambda z: torch.split(z, [1, 3], -1),),
     "aten.unbind.int": (lambda z: torch.unbind(z, 1), lambda z: torch.unbind(z, -1)),
@@ -379,6 +384,10 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
 REWRITTEN: dict[str, Function] = {
     "aten.select.int": lambda s: s[..., -2],
     "aten.index.Tensor": lambda z, j: (z[:, fixed_indices - 2], z[:, j - 1], z[..., j]),
+    "aten.clamp.default": lambda j: (torch.clamp(j, min=1), torch.clamp(j, 1, 1)),
+    "aten.clamp_max.default": lambda j: torch.clamp_max(j, 1),
+    "aten.clamp_min.default": lambda j: torch.clamp_min(j, 1),
+    "aten.mul.Tensor": lambda t, x: (t * x, t * t.flip(0)),
     "aten.ne.Tensor": lambda s, t: (s != s, s != s.flip(0), t != t.flip(0)),
     "aten.ne.Scalar": lambda s, t: (s != 2.5, t != True, t != 0),  # noqa: E712
     "aten.group_norm.default": lambda i: F.group_norm(i, 2),

@@ -71,3 +71,51 @@ def rewrite_elu(graph: FxGraph, node: fx.Node) -> str | None:
     plain = new.add(aten.elu.default, given["self"], given["alpha"])
     new.finish(new.add(aten.mul.Tensor, plain, new.constant(float(given["scale"]))))
     return None
+
+
+def rewrite_clamp(graph: FxGraph, node: fx.Node) -> str | None:
+    """Whole numbers between bounds, as a maximum and a minimum.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    value, dtype = given["self"], graph.dtype(node)
+    bounds = {name: given.get(name) for name in ("min", "max")}
+    if dtype not in ("int8", "uint8", "int16", "int32", "int64"):
+        return "its input holds no whole numbers"
+    if dtype != graph.dtype(value) or any(
+        bound is not None and not isinstance(bound, int) for bound in bounds.values()
+    ):
+        return "its bounds are no whole numbers"
+    new = Replacement(graph, node)
+    for name, target in (("min", aten.maximum.default), ("max", aten.minimum.default)):
+        bound = bounds[name]
+        if bound is None:
+            continue
+        limits = np.iinfo(np.dtype(dtype))
+        if not limits.min <= bound <= limits.max:
+            return f"its {name} is outside of {dtype}"
+        value = new.add(target, value, new.constant(np.array(bound, dtype)))
+    new.finish(value)
+    return None
+
+
+def rewrite_product(graph: FxGraph, node: fx.Node) -> str | None:
+    """Products with truth values: of two an and, of others with the values as numbers.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    if graph.dtype(given["self"]) != "bool":
+        return "its first operand is none that products are known of"
+    new, dtype = Replacement(graph, node), node.meta["val"].dtype
+    if dtype is torch.bool and isinstance(given["other"], fx.Node):
+        new.finish(new.add(aten.logical_and.default, given["self"], given["other"]))
+        return None
+    if dtype is torch.bool:
+        return "its number is a truth value"
+    number = new.add(aten._to_copy.default, given["self"], dtype=dtype)
+    new.finish(new.add(node.target, number, given["other"]))
+    return None

@@ -9,7 +9,9 @@ from torch import fx
 from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.operators.torch.arithmetic import (
+    rewrite_clamp,
     rewrite_elu,
+    rewrite_product,
     rewrite_scaled,
     rewrite_unequal,
 )
@@ -31,12 +33,17 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.adaptive_max_pool1d.default": rewrite_adaptive_max,
     "aten.adaptive_max_pool2d.default": rewrite_adaptive_max,
     "aten.avg_pool2d.default": rewrite_average,
+    "aten.clamp.default": rewrite_clamp,
+    "aten.clamp_max.default": rewrite_clamp,
+    "aten.clamp_min.default": rewrite_clamp,
     "aten.elu.default": rewrite_elu,
     "aten.group_norm.default": rewrite_group_norm,
     "aten.index.Tensor": rewrite_index,
     "aten.max.dim": rewrite_extreme,
     "aten.max_pool2d_with_indices.default": rewrite_indexed_max,
     "aten.min.dim": rewrite_extreme,
+    "aten.mul.Scalar": rewrite_product,
+    "aten.mul.Tensor": rewrite_product,
     "aten.ne.Scalar": rewrite_unequal,
     "aten.ne.Tensor": rewrite_unequal,
     "aten.scaled_dot_product_attention.default": rewrite_attention,

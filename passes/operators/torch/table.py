@@ -24,7 +24,8 @@ _ONCE = (must.one_of("alpha", 1),)
 
 ROWS: tuple[Operator, ...] = (
     # Element by element.
-    *_rows("abs neg sign square", NUMBERS),
+    *_rows("abs square", NUMBERS),
+    *_rows("neg sign", NUMBERS - {"uint8"}),
     *_rows(
         "acos acosh asin asinh atan atanh ceil celu cos cosh erf exp expm1 floor hardsigmoid "
         "hardswish hardtanh leaky_relu log log10 log1p log2 prelu reciprocal relu relu6 round "
@@ -34,12 +35,12 @@ ROWS: tuple[Operator, ...] = (
     ),
     *_rows("gelu", FLOAT),
     *_rows("elu", FLOAT, must.one_of("scale", 1), must.one_of("input_scale", 1)),
-    *_rows("clamp clamp_min clamp_max", NUMBERS, must.number("min"), must.number("max")),
+    *_rows("clamp clamp_min clamp_max", FLOAT, must.number("min"), must.number("max")),
     *_rows("isfinite isinf isnan", FLOAT),
     *_rows("bitwise_not logical_not", BOOL | WHOLE),
     # Element by element, of two or more.
     *_rows("add.Tensor sub.Tensor rsub.Scalar add.Scalar sub.Scalar", NUMBERS, *_ONCE),
-    *_rows("mul.Tensor mul.Scalar", NUMBERS | BOOL),
+    *_rows("mul.Tensor mul.Scalar", NUMBERS),
     *_rows("div.Tensor div.Scalar", FLOAT),
     *_rows("floor_divide", WHOLE),
     *_rows("remainder.Scalar remainder.Tensor", NUMBERS),
