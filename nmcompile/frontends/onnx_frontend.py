@@ -23,6 +23,7 @@ from onnx_ir.passes.common import (
 
 from nmcompile.errors import ModelError, NmcompileError, ShapeError, UnsupportedOperatorError
 from nmcompile.frontends.accepted_forms import make_plain
+from nmcompile.frontends.onnx_rules import check_nodes
 from nmcompile.frontends.tensor_data import check_tensor_data
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.settle import settle
@@ -81,6 +82,7 @@ def load(
         raise _invalid(title, error) from error
     _fix_shapes(model, shapes or {}, title)
     _check(model, title)
+    check_nodes(model, title)
     return model
 
 

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError
+from nmcompile.frontends.torch_conversions import conversions
 from nmcompile.frontends.torch_parameters import check_parameters
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.graphs.fx.nodes import CONV, VIEW
@@ -150,7 +151,9 @@ def to_relax(module: fx.GraphModule) -> Any:
                 "and report it if the original model runs"
             ) from error
         try:
-            return from_exported_program(program, keep_params_as_input=False)
+            return from_exported_program(
+                program, keep_params_as_input=False, custom_convert_map=conversions()
+            )
         except Exception as error:
             raise _unsupported(module, error) from error
 

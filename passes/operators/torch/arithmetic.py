@@ -1,5 +1,6 @@
-"""Sums whose second operand has a factor, which TVM's importer passes over."""
+"""Arithmetic whose details TVM's importer passes over, written out."""
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -22,4 +23,99 @@ def rewrite_scaled(graph: FxGraph, node: fx.Node) -> str | None:
         return "its second operand is a number"
     new = Replacement(graph, node)
     new.finish(new.add(node.target, first, new.add(aten.mul.Scalar, second, factor)))
+    return None
+
+
+def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
+    """X != y of floats as x > y or x < y or one of them being NaN; of truth values as xor.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    first, second = given["self"], given["other"]
+    new = Replacement(graph, node)
+    tensors = [operand for operand in (first, second) if isinstance(operand, fx.Node)]
+    if all(graph.dtype(operand) == "bool" for operand in tensors):
+        if len(tensors) == 1:
+            if second not in (0, 1):
+                return "its number is no truth value"
+            second = new.constant(np.array(bool(second)))
+        new.finish(new.add(aten.logical_xor.default, first, second))
+        return None
+    if any(graph.dtype(operand) != "float32" for operand in tensors):
+        return "its operands are not of one dtype"
+    scalar = len(tensors) == 1
+    more, less = (aten.gt.Scalar, aten.lt.Scalar) if scalar else (aten.gt.Tensor, aten.lt.Tensor)
+    found = new.add(
+        aten.logical_or.default, new.add(more, first, second), new.add(less, first, second)
+    )
+    for operand in tensors:
+        found = new.add(aten.logical_or.default, found, new.add(aten.isnan.default, operand))
+    new.finish(found)
+    return None
+
+
+def rewrite_elu(graph: FxGraph, node: fx.Node) -> str | None:
+    """Elu with a factor, and selu, as a plain elu and the factor.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    if given.get("input_scale", 1) != 1:
+        return "its input has a factor"
+    if node.target is aten.selu.default:
+        given |= {"alpha": 1.6732632423543772, "scale": 1.0507009873554805}
+    new = Replacement(graph, node)
+    plain = new.add(aten.elu.default, given["self"], given["alpha"])
+    new.finish(new.add(aten.mul.Tensor, plain, new.constant(float(given["scale"]))))
+    return None
+
+
+def rewrite_clamp(graph: FxGraph, node: fx.Node) -> str | None:
+    """Whole numbers between bounds, as a maximum and a minimum.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    value, dtype = given["self"], graph.dtype(node)
+    bounds = {name: given.get(name) for name in ("min", "max")}
+    if dtype not in ("int8", "uint8", "int16", "int32", "int64"):
+        return "its input holds no whole numbers"
+    if dtype != graph.dtype(value) or any(
+        bound is not None and not isinstance(bound, int) for bound in bounds.values()
+    ):
+        return "its bounds are no whole numbers"
+    new = Replacement(graph, node)
+    for name, target in (("min", aten.maximum.default), ("max", aten.minimum.default)):
+        bound = bounds[name]
+        if bound is None:
+            continue
+        limits = np.iinfo(np.dtype(dtype))
+        if not limits.min <= bound <= limits.max:
+            return f"its {name} is outside of {dtype}"
+        value = new.add(target, value, new.constant(np.array(bound, dtype)))
+    new.finish(value)
+    return None
+
+
+def rewrite_product(graph: FxGraph, node: fx.Node) -> str | None:
+    """Products with truth values: of two an and, of others with the values as numbers.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    if graph.dtype(given["self"]) != "bool":
+        return "its first operand is none that products are known of"
+    new, dtype = Replacement(graph, node), node.meta["val"].dtype
+    if dtype is torch.bool and isinstance(given["other"], fx.Node):
+        new.finish(new.add(aten.logical_and.default, given["self"], given["other"]))
+        return None
+    if dtype is torch.bool:
+        return "its number is a truth value"
+    number = new.add(aten._to_copy.default, given["self"], dtype=dtype)
+    new.finish(new.add(node.target, number, given["other"]))
     return None

@@ -43,6 +43,25 @@ def only_outputs(*read: int) -> Limit:
     return Limit(f"only output {' and '.join(map(str, read))} to be used", check)
 
 
+def given(name: str) -> Limit:
+    """An argument is not left out."""
+
+    def check(graph: FxReader, node: fx.Node) -> str | None:
+        return "none" if arguments_of(node).get(name) is None else None
+
+    return Limit(f"a {name}", check)
+
+
+def at_least(name: str, least: int) -> Limit:
+    """An argument is a number from this one on."""
+
+    def check(graph: FxReader, node: fx.Node) -> str | None:
+        found = arguments_of(node)[name]
+        return None if isinstance(found, int) and found >= least else f"{found}"
+
+    return Limit(f"its {name} to be at least {least}", check)
+
+
 def number(name: str) -> Limit:
     """An argument is a number or left out, no tensor."""
 
@@ -77,3 +96,14 @@ def _static(graph: FxReader, node: fx.Node) -> str | None:
 
 
 known_shape = Limit("an output of known shape", _static)
+
+
+def _from_front(graph: FxReader, node: fx.Node) -> str | None:
+    for index in arguments_of(node)["indices"]:
+        values = None if index is None else graph.constant(index)
+        if index is not None and (values is None or (values.size and values.min() < 0)):
+            return "computed ones" if values is None else f"{values.min()}"
+    return None
+
+
+from_front = Limit("constant indices of at least 0", _from_front)

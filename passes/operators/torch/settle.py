@@ -8,13 +8,22 @@ from torch import fx
 
 from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.fx.graph import FxGraph
-from nmcompile.passes.operators.torch.arithmetic import rewrite_scaled
+from nmcompile.passes.operators.torch.arithmetic import (
+    rewrite_clamp,
+    rewrite_elu,
+    rewrite_product,
+    rewrite_scaled,
+    rewrite_unequal,
+)
 from nmcompile.passes.operators.torch.attention import rewrite_attention
+from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm
 from nmcompile.passes.operators.torch.pooling import (
     rewrite_adaptive_max,
     rewrite_average,
     rewrite_indexed_max,
 )
+from nmcompile.passes.operators.torch.positions import rewrite_index, rewrite_select
+from nmcompile.passes.operators.torch.reductions import rewrite_extreme, rewrite_unbiased
 from nmcompile.passes.operators.torch.resize import rewrite_upsample
 from nmcompile.passes.operators.torch.table import TABLE
 
@@ -24,8 +33,24 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.adaptive_max_pool1d.default": rewrite_adaptive_max,
     "aten.adaptive_max_pool2d.default": rewrite_adaptive_max,
     "aten.avg_pool2d.default": rewrite_average,
+    "aten.clamp.default": rewrite_clamp,
+    "aten.clamp_max.default": rewrite_clamp,
+    "aten.clamp_min.default": rewrite_clamp,
+    "aten.elu.default": rewrite_elu,
+    "aten.group_norm.default": rewrite_group_norm,
+    "aten.index.Tensor": rewrite_index,
+    "aten.max.dim": rewrite_extreme,
     "aten.max_pool2d_with_indices.default": rewrite_indexed_max,
+    "aten.min.dim": rewrite_extreme,
+    "aten.mul.Scalar": rewrite_product,
+    "aten.mul.Tensor": rewrite_product,
+    "aten.ne.Scalar": rewrite_unequal,
+    "aten.ne.Tensor": rewrite_unequal,
     "aten.scaled_dot_product_attention.default": rewrite_attention,
+    "aten.select.int": rewrite_select,
+    "aten.selu.default": rewrite_elu,
+    "aten.std.dim": rewrite_unbiased,
+    "aten.var.dim": rewrite_unbiased,
     "aten.upsample_bicubic2d.vec": rewrite_upsample,
     "aten.upsample_bilinear2d.vec": rewrite_upsample,
     "aten.upsample_linear1d.vec": rewrite_upsample,
