@@ -18,6 +18,8 @@ from nmcompile.runtime import Session, crew, load, native, write_artifact
 from tests.support.manifests import SHAPE, manifest
 from tests.support.runtime_models import affine_library
 
+pytestmark = pytest.mark.alone  # it is about threads and cores
+
 ROOT = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)
 SCALE, SHIFT = (RANDOM.standard_normal(SHAPE, np.float32) for _ in range(2))
