@@ -27,7 +27,7 @@ def rewrite_scaled(graph: FxGraph, node: fx.Node) -> str | None:
 
 
 def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
-    """X != y of floats as x > y or x < y or one of them being NaN; of truth values, and x == y, as xor.
+    """X != y of floats as x > y or x < y or a NaN; of truth values, and x == y, as xor.
 
     Returns:
         None, or the reason why that cannot be done.
