@@ -27,7 +27,7 @@ def rewrite_scaled(graph: FxGraph, node: fx.Node) -> str | None:
 
 
 def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
-    """X != y of floats as x > y or x < y or one of them being NaN; of truth values as xor.
+    """X != y of floats as x > y or x < y or a NaN; of truth values, and x == y, as xor.
 
     Returns:
         None, or the reason why that cannot be done.
@@ -41,9 +41,13 @@ def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
             if second not in (0, 1):
                 return "its number is no truth value"
             second = new.constant(np.array(bool(second)))
-        new.finish(new.add(aten.logical_xor.default, first, second))
+        found = new.add(aten.logical_xor.default, first, second)
+        equal = node.target in (aten.eq.Scalar, aten.eq.Tensor)
+        new.finish(new.add(aten.logical_not.default, found) if equal else found)
         return None
-    if any(graph.dtype(operand) != "float32" for operand in tensors):
+    if node.target in (aten.eq.Scalar, aten.eq.Tensor) or any(
+        graph.dtype(operand) != "float32" for operand in tensors
+    ):
         return "its operands are not of one dtype"
     scalar = len(tensors) == 1
     more, less = (aten.gt.Scalar, aten.lt.Scalar) if scalar else (aten.gt.Tensor, aten.lt.Tensor)

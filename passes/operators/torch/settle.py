@@ -37,6 +37,8 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.clamp_max.default": rewrite_clamp,
     "aten.clamp_min.default": rewrite_clamp,
     "aten.elu.default": rewrite_elu,
+    "aten.eq.Scalar": rewrite_unequal,
+    "aten.eq.Tensor": rewrite_unequal,
     "aten.group_norm.default": rewrite_group_norm,
     "aten.index.Tensor": rewrite_index,
     "aten.max.dim": rewrite_extreme,
