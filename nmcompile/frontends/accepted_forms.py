@@ -5,6 +5,7 @@
 3. Sparse initializers, and constants with a sparse value: the natural form of pruned weights.
 4. Slopes of PRelu before opset 7, one per channel, which onnx's version converter leaves as they
    are, although later versions read them along the last axis.
+5. Negative axes in a Transpose, as torch's exporter by tracing writes them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,9 +44,9 @@ def make_plain(proto: onnx.ModelProto, title: str) -> None:
             dense = _densified(sparse, f"{title}: sparse initializer {sparse.values.name}")
             graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
         graph.ClearField("sparse_initializer")
-        _densify_constants(graph.node, title)
-    for function in proto.functions:
-        _densify_constants(function.node, title)
+    for nodes in _all_nodes(proto):
+        _densify_constants(nodes, title)
+        _count_axes_from_the_front(nodes)  # form 5
     version = next((entry.version for entry in proto.opset_import if not entry.domain), 0)
     if version < NUMPY_BROADCAST:
         for initializer in proto.graph.initializer:  # form 4
@@ -71,6 +72,21 @@ def _align_slope(slope: onnx.TensorProto, graph: onnx.GraphProto) -> None:
         if value.name == slope.name:
             for _ in range(rank - 2):
                 value.type.tensor_type.shape.dim.add().dim_value = 1
+
+
+def _count_axes_from_the_front(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if node.op_type == "Transpose" and attribute.name == "perm":
+                rank = len(attribute.ints)
+                attribute.ints[:] = [axis + rank if axis < 0 else axis for axis in attribute.ints]
+
+
+def _all_nodes(proto: onnx.ModelProto) -> Iterator[Iterable[onnx.NodeProto]]:
+    for graph in _graphs(proto.graph):
+        yield graph.node
+    for function in proto.functions:
+        yield function.node
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

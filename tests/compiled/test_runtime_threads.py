@@ -76,7 +76,7 @@ def system_threads() -> int:
 
 def wait_for(condition: Callable[[], bool]) -> bool:
     """Until it holds; what ends a pool spins for a while first."""
-    for _ in range(600):
+    for _ in range(2400):
         if condition():
             return True
         time.sleep(0.05)
