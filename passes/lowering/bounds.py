@@ -1,8 +1,10 @@
-"""Operators that TVM compiles to code that fails when it runs, or when it is loaded.
+"""Operators that TVM compiles to code that is wrong, or fails when it runs or is loaded.
 
 1. A gather reads whatever memory an index points at. Constant indices are looked at here; those
    that are computed give NaN outside of the axis, and the nearest element of integers.
 2. Constants without elements, which a library cannot hold: concatenation does without them.
+3. Negation: TVM makes of not (a < b) that b <= a, which NaN is not. An exclusive or stays one.
+4. Equality of truth values, for which LLVM would be given an instruction of floats.
 """
 
 from __future__ import annotations
@@ -42,7 +44,21 @@ class _Safe(PyExprMutator):  # type: ignore[misc]
             return _take(call)
         if name == "relax.concat" and isinstance(call.args[0], relax.Tuple):
             return _concat(call)
+        if name == "relax.logical_not" and _is_bool(call.args[0]):  # case 3
+            return _negated(call.args[0])
+        if name == "relax.equal" and all(map(_is_bool, call.args)):  # case 4
+            return _negated(self.builder_.normalize(relax.op.logical_xor(*call.args)))
+        if name == "relax.not_equal" and all(map(_is_bool, call.args)):
+            return relax.op.logical_xor(*call.args)
         return call
+
+
+def _is_bool(value: Expr) -> bool:
+    return str(value.ty.dtype) == "bool"
+
+
+def _negated(value: Expr) -> Expr:
+    return relax.op.logical_xor(value, relax.const(True, "bool"))
 
 
 def _take(call: Expr) -> Expr:  # case 1

@@ -125,7 +125,7 @@ def epilogues(draw: st.DrawFn, kinds: list[str]) -> Epilogue:
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(15)
+@examples(8)
 @given(data=st.data())
 def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries(kernel))
@@ -270,7 +270,7 @@ def test_weight_of_zeros_gives_the_bias() -> None:
                 assert relative_error(found, reference(problem, x, None)) < 1e-6
 
 
-@examples(15)
+@examples(8)
 @given(
     lead=st.sampled_from([(1,), (2,), (7,), (2, 13), (1, 3, 4)]),
     inputs=st.integers(1, 70),

@@ -21,6 +21,7 @@ from tests.support.kernel_runner import ACTIVATIONS, activation, reference, rela
 from tests.support.tensor_core_runner import (
     ROWS,
     VARIANTS,
+    emulated_variants,
     geometries,
     make_problem,
     method_of,
@@ -50,22 +51,12 @@ def assert_exact(kernel: Kernel, conv: Conv2d, epilogue: Epilogue, tile: TileCon
     assert (found == reference(problem, x, residual).astype(np.float16)).all()
 
 
-@pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
+@pytest.mark.parametrize(("kernel", "tile"), emulated_variants(), ids=variant_name)
 def test_whole_numbers_are_exact(kernel: Kernel, tile: TileConfig) -> None:
     assert_exact(kernel, ODD, Epilogue(True, True, Activation("relu")), tile)
 
 
-# A tile is the same code for every architecture that has it.
-@pytest.mark.parametrize(
-    ("kernel", "tile"),
-    [
-        pytest.param(
-            kernel, tile, marks=[] if kernel.target in ("sm_80", "sm_90a") else pytest.mark.long
-        )
-        for kernel, tile in VARIANTS
-    ],
-    ids=variant_name,
-)
+@pytest.mark.parametrize(("kernel", "tile"), emulated_variants(), ids=variant_name)
 def test_depth_shorter_than_the_stages(kernel: Kernel, tile: TileConfig) -> None:
     assert Gemm(SHORT, tile, method_of(kernel)).slices < tile.stages
     assert_exact(kernel, SHORT, Epilogue(), tile)
@@ -96,7 +87,7 @@ def test_layers_of_networks(kernel: Kernel, conv: Conv2d) -> None:
 
 
 @pytest.mark.parametrize("kernel", [SPARSE, DENSE, WGMMA], ids=variant_name)
-@examples(8)
+@examples(5)
 @given(data=st.data())
 def test_random_problems_agree_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries())

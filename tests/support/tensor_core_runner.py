@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import strategies as st
 
 from nmcompile.kernels.catalog import CATALOG, Kernel
@@ -35,6 +36,20 @@ def tiles_of_row(kernel: Kernel) -> tuple[TileConfig, ...]:
 
 
 VARIANTS = [(row, tile) for row in ROWS for tile in tiles_of_row(row)]
+
+
+def emulated_variants() -> list[Any]:
+    """Every tile of every row; what is the same code on another architecture is long.
+
+    But for the first tile of each row, so that every row runs.
+    """
+    found, seen = [], set[tuple[str, TileConfig]]()
+    for row, tile in VARIANTS:
+        code = (row.name.partition("__")[0], tile)
+        again = code in seen and tile != tiles_of_row(row)[0]
+        found.append(pytest.param(row, tile, marks=pytest.mark.long if again else []))
+        seen.add(code)
+    return found
 
 
 def variant_name(value: Kernel | TileConfig) -> str:
