@@ -148,7 +148,9 @@ def winograd_row(pattern: Pattern) -> Kernel:
     ("conv", "pattern"),
     [
         # A stem.
-        (Conv2d(1, 3, 97, 131, 32, (7, 7), (2, 2), (3, 3, 3, 3)), Dense()),
+        pytest.param(
+            Conv2d(1, 3, 97, 131, 32, (7, 7), (2, 2), (3, 3, 3, 3)), Dense(), marks=pytest.mark.long
+        ),
         # Rows of more than 16 and 32 tiles, and blocks of which the last one sticks out.
         (Conv2d(1, 9, 13, 150, 24, (3, 3), padding=(1, 1, 1, 1)), Dense()),
         (Conv2d(1, 20, 30, 70, 32, (3, 3), padding=(0, 2, 1, 0)), OneByN(16)),
