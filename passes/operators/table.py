@@ -20,6 +20,9 @@ class Limit:
     check: Check
 
 
+NOT_THERE = "expected an operator of docs/operators.md, found one that is not there"
+
+
 @dataclass(frozen=True)
 class Operator:
     """What is believed of an operator: TVM's importer is right wherever all of this holds.
@@ -36,3 +39,19 @@ class Operator:
     limits: tuple[Limit, ...] = ()
     newest: int = 0
     oldest: int = 1
+
+    def doubt(self, graph: Any, node: Any, dtype: str | None) -> str | None:
+        """Why a node of this operator is not believed in, as "expected ..., found ...", or None.
+
+        Args:
+            graph: the node's.
+            node: as the framework has it.
+            dtype: of what `dtypes` speaks of; "" where only the limits are asked.
+        """
+        if dtype != "" and dtype not in self.dtypes:
+            return f"expected {' or '.join(sorted(self.dtypes))}, found {dtype}"
+        for limit in self.limits:
+            found = limit.check(graph, node)
+            if found is not None:
+                return f"expected {limit.text}, found {found}"
+        return None

@@ -14,6 +14,7 @@ from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
 from nmcompile.passes.operators.onnx.table import TABLE
+from nmcompile.passes.operators.table import NOT_THERE
 
 REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "AveragePool": pad_pool,
@@ -61,7 +62,7 @@ def doubt(graph: OnnxGraph, node: ir.Node) -> str | None:
     """Why a node is not believed in, as "expected ..., found ...", or None."""
     row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if row is None:
-        return "expected an operator of docs/operators.md, found one that is not there"
+        return NOT_THERE
     version = graph.model.graph.opset_imports.get(node.domain, 0)
     since = onnx.defs.get_schema(node.op_type, version, "").since_version
     if not row.oldest <= since <= row.newest:
@@ -70,14 +71,7 @@ def doubt(graph: OnnxGraph, node: ir.Node) -> str | None:
             f"(opset {version})"
         )
     carrier = next((value for value in node.inputs if value is not None), node.outputs[0])
-    dtype = graph.dtype(carrier)
-    if dtype not in row.dtypes:
-        return f"expected {' or '.join(sorted(row.dtypes))}, found {dtype}"
-    for limit in row.limits:
-        found = limit.check(graph, node)
-        if found is not None:
-            return f"expected {limit.text}, found {found}"
-    return None
+    return row.doubt(graph, node, graph.dtype(carrier))
 
 
 def _first_doubtful(graph: OnnxGraph) -> tuple[ir.Node, str] | None:

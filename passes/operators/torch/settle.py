@@ -8,6 +8,7 @@ from torch import fx
 
 from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.fx.graph import FxGraph
+from nmcompile.passes.operators.table import NOT_THERE
 from nmcompile.passes.operators.torch.arithmetic import (
     rewrite_clamp,
     rewrite_elu,
@@ -104,16 +105,10 @@ def doubt(graph: FxGraph, node: fx.Node) -> str | None:
     """Why a node is not believed in, as "expected ..., found ...", or None."""
     row = TABLE.get(str(node.target))
     if row is None:
-        return "expected an operator of docs/operators.md, found one that is not there"
+        return NOT_THERE
     sources = node.all_input_nodes or [node]
-    dtype = graph.dtype(sources[0])
-    if dtype is not None and dtype not in row.dtypes:
-        return f"expected {' or '.join(sorted(row.dtypes))}, found {dtype}"
-    for limit in row.limits:
-        found = limit.check(graph, node)
-        if found is not None:
-            return f"expected {limit.text}, found {found}"
-    return None
+    # What is no tensor, as a list of them, has no dtype.
+    return row.doubt(graph, node, graph.dtype(sources[0]) or "")
 
 
 def _first_doubtful(graph: FxGraph) -> tuple[fx.Node, str] | None:
