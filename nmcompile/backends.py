@@ -61,9 +61,10 @@ class CpuBackend:
 
     def build(self, module: Module) -> bytes:
         """See `build_library`."""
-        return build_library(
-            module, tvm.target.Target({"kind": "llvm", "mcpu": self.target.llvm_cpu})
-        )
+        options: dict[str, Any] = {"kind": "llvm", "mcpu": self.target.llvm_cpu}
+        if self.target.llvm_features:
+            options["mattr"] = self.target.llvm_features.split(",")
+        return build_library(module, tvm.target.Target(options))
 
     def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
         """Nothing."""

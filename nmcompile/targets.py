@@ -17,6 +17,7 @@ class Target:
     cpu_features: flags of /proc/cpuinfo that the machine must show; written to the artifact.
     dtype: element type of weights and activations.
     arch: of a GPU, as nvcc calls it; "" for CPUs.
+    llvm_features: what LLVM may use beyond `llvm_cpu`, each of them in `cpu_features`.
     """
 
     name: str
@@ -25,11 +26,12 @@ class Target:
     cpu_features: tuple[str, ...]
     dtype: str
     arch: str = ""
+    llvm_features: str = ""
 
     @property
     def machine(self) -> str:
         """What the artifact's code is for: the architecture of the GPU, or the CPU."""
-        return self.arch or self.llvm_cpu
+        return self.arch or self.llvm_cpu + self.llvm_features
 
 
 TARGETS: tuple[Target, ...] = (
@@ -40,6 +42,25 @@ TARGETS: tuple[Target, ...] = (
         "x86-64-v4",
         ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "fma", "avx2", "bmi2"),
         "float32",
+    ),
+    Target(
+        "avx512_vnni",
+        "x86-64 with AVX-512 VNNI (Ice Lake-SP, Zen 4 and later), int8 where a model is quantised",
+        "x86-64-v4",
+        (
+            "avx512f",
+            "avx512bw",
+            "avx512cd",
+            "avx512dq",
+            "avx512vl",
+            "avx512_vnni",
+            "avx512_vbmi",
+            "fma",
+            "avx2",
+            "bmi2",
+        ),
+        "float32",
+        llvm_features="+avx512vnni,+avx512vbmi",
     ),
     Target(
         "sm_80",

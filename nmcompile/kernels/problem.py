@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import Detection
 
@@ -19,17 +20,21 @@ Array = npt.NDArray[np.generic]
 class Problem:
     """One operator to lower.
 
-    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear, else None.
-    bias: (out,), present where `epilogue.bias` is set.
+    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear, else None;
+        float32, or int8 where there are `integers`.
+    bias: (out,), present where `epilogue.bias` is set; None where there are `integers`.
     detection: the pattern that the weight holds.
+    integers: of int8 problems, whose activations are u8: what becomes of the sums. `epilogue` says
+        nothing there.
     """
 
     spec: Conv2d | Linear | Pool2d | GlobalAverage
     epilogue: Epilogue = field(default_factory=Epilogue)
-    weight: npt.NDArray[np.float32] | None = None
+    weight: npt.NDArray[Any] | None = None
     bias: npt.NDArray[np.float32] | None = None
     detection: Detection | None = None
     dtype: str = "float32"
+    integers: Integers | None = None
 
     @property
     def scattered(self) -> tuple[int, ...] | None:

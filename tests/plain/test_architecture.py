@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     "errors", "version", "progress", "explain", "quiet", "sparsity", "runtime",
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
-    "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.sparse_tensor_core",
+    "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.avx512_vnni",
+    "kernels.sparse_tensor_core",
     "kernels.catalog", "targets", "machine",
     "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
     "frontends", "folding", "layer_names", "train", "devices", "tuning", "backends",

@@ -103,12 +103,12 @@ def largest(vectors: Sequence[Expr]) -> Expr:
         return best
     width = int(best.ty.dtype.lanes)
     for other in others:
-        best = T.bind(_extreme("max", other, best, width))
+        best = T.bind(extreme("max", other, best, width))
     lost = tirx.any(*(T.isnan(other) for other in others))
     return T.Select(lost, splat(math.nan, width), best)
 
 
-def _extreme(kind: str, a: Expr, b: Expr, width: int = LANES) -> Expr:
+def extreme(kind: str, a: Expr, b: Expr, width: int = LANES) -> Expr:
     """The instruction vmaxps or vminps: b where either is NaN.
 
     T.max and T.min keep NaN of both (`nmcompile.kernels.nan`), which takes more than one
@@ -192,8 +192,8 @@ def activate(value: Expr, activation: Activation) -> Expr:
     if kind == "clip":
         return T.min(T.max(x, splat(activation.low)), splat(activation.high))
     if kind in ("hard_sigmoid", "hard_swish"):
-        gate = _extreme("max", splat(0.0), x * splat(1.0 / 6.0) + splat(0.5))
-        gate = _extreme("min", splat(1.0), gate)
+        gate = extreme("max", splat(0.0), x * splat(1.0 / 6.0) + splat(0.5))
+        gate = extreme("min", splat(1.0), gate)
         return gate if kind == "hard_sigmoid" else x * gate
     if kind == "gelu":
         return x * splat(0.5) * (splat(1.0) + erf(x * splat(math.sqrt(0.5))))

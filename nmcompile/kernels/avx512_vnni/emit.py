@@ -1,0 +1,104 @@
+"""Small vocabulary for writing AVX-512 VNNI TIR: vectors of bytes, products of four, permutations.
+
+Vectors of bytes are int8x64 whatever their sign: instructions say how they read them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, splat
+
+BYTES = 64  # of one 512-bit register
+QUAD = 4  # bytes that one lane of a product adds up
+
+
+def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES) -> Expr:
+    """64 consecutive bytes of a flat buffer as int8x64; those from `active` on are zero, unread."""
+    index = T.ramp(start, 1, BYTES)
+    if active >= BYTES:
+        return _signed(buffer[index])
+    mask = T.ramp(0, 1, BYTES) < splat(T.int32(active), BYTES)
+    kind = f"{buffer.dtype}x{BYTES}"
+    value = tirx.op.masked_load(kind, buffer, index, mask)
+    zero = T.broadcast(T.Cast(str(buffer.dtype), T.int32(0)), BYTES)
+    return _signed(T.Select(mask, value, zero))
+
+
+def store_bytes(buffer: Buffer, start: Expr, value: Expr, active: int) -> None:
+    """Store the first `active` bytes of a vector of bytes to a flat buffer."""
+    width = int(value.ty.dtype.lanes)
+    value = T.reinterpret(f"{buffer.dtype}x{width}", value)
+    index = T.ramp(start, 1, width)
+    if active >= width:
+        T.buffer_store(buffer, value, [index])
+        return
+    mask = T.ramp(0, 1, width) < splat(T.int32(active), width)
+    T.evaluate(tirx.op.masked_store(buffer, value, index, mask))
+
+
+def broadcast_quad(buffer: Buffer, start: Expr) -> Expr:
+    """Four consecutive bytes at any address in every lane, as int8x64: one load."""
+    four = T.reinterpret("int32", buffer[T.ramp(start, 1, QUAD)])
+    return T.reinterpret(f"int8x{BYTES}", T.broadcast(four, LANES))
+
+
+def dot(sums: Expr, x: Expr, weights: Expr) -> Expr:
+    """vpdpbusd: int32x16 sums plus, per lane, four unsigned bytes of x times signed weights."""
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    return T.call_llvm_pure_intrin("int32x16", name, sums, x, weights)
+
+
+def pick_bytes(source: Expr, index: Expr) -> Expr:
+    """vpermb: byte index[i] of `source` at each place i."""
+    return T.call_llvm_pure_intrin("int8x64", "llvm.x86.avx512.permvar.qi.512", source, index)
+
+
+def widen_bytes(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
+    """16 unsigned bytes of a flat buffer as int32x16; those from `active` on are zero, unread."""
+    index = T.ramp(start, 1, LANES)
+    if active >= LANES:
+        return T.Cast("int32x16", buffer[index])
+    mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
+    value = tirx.op.masked_load("uint8x16", buffer, index, mask)
+    zero = T.broadcast(T.Cast("uint8", T.int32(0)), LANES)
+    return T.Cast("int32x16", T.Select(mask, value, zero))
+
+
+def unpack(a: Expr, b: Expr, *, high: bool, size: int) -> Expr:
+    """Bytes (size 1) or words (size 2) of a and b in turn, from one half of each 128 bits."""
+    within, whole = 16 // size, BYTES // size
+    half = within // 2
+    order: list[int] = []
+    for lane in range(0, whole, within):
+        for k in range(half):
+            place = lane + high * half + k
+            order += [place, whole + place]
+    kind = f"int{8 * size}x{whole}"
+    mixed = T.Shuffle([T.reinterpret(kind, a), T.reinterpret(kind, b)], order)
+    return T.bind(T.reinterpret("int8x64", mixed))
+
+
+def round_to_int(value: Expr) -> Expr:
+    """float32x16 to int32x16, halves to even; out of int32's range it is undefined here."""
+    current_rounding = T.int32(4)
+    zero = T.broadcast(T.int32(0), LANES)
+    name = "llvm.x86.avx512.mask.cvtps2dq.512"
+    return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), current_rounding)
+
+
+def pack_words(a: Expr, b: Expr) -> Expr:
+    """vpackssdw: two int32x16 as int16x32, saturated, in turn by 128 bits."""
+    return T.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", a, b)
+
+
+def pack_bytes(a: Expr, b: Expr) -> Expr:
+    """vpackuswb: two int16x32 as unsigned bytes, saturated, in turn by 128 bits."""
+    return T.call_llvm_pure_intrin("int8x64", "llvm.x86.avx512.packuswb.512", a, b)
+
+
+def _signed(value: Expr) -> Any:
+    return T.reinterpret(f"int8x{BYTES}", value)
