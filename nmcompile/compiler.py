@@ -258,12 +258,11 @@ def _build(
         lower_kernels,
     )
     from nmcompile.passes.lowering.match import Group
-    from nmcompile.passes.lowering.simplify import simplify
     from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
     backend = backend_of(target)
-    module = backend.prepare(simplify(source.to_relax()))
+    module = backend.prepare(source.to_relax())
     try:
         types = output_types(module)
     except TypeError as error:  # an open shape is None or symbolic

@@ -24,8 +24,9 @@ class LayerNames:
 
     def of(self, group: Any) -> str:
         """The layer's name; layers with equal weights are taken in order."""
-        if group.weight is not None:
-            names = self._names.get(self._key(group.weight), [])
+        weight = group.model_weight
+        if weight is not None:
+            names = self._names.get(self._key(weight), [])
             if names:
                 return names.pop(0) if len(names) > 1 else names[0]
         self._others[group.op] += 1

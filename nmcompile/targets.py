@@ -18,6 +18,7 @@ class Target:
     dtype: element type of weights and activations.
     arch: of a GPU, as nvcc calls it; "" for CPUs.
     llvm_features: what LLVM may use beyond `llvm_cpu`, each of them in `cpu_features`.
+    integers: whether quantised operators run on integers.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Target:
     dtype: str
     arch: str = ""
     llvm_features: str = ""
+    integers: bool = False
 
     @property
     def machine(self) -> str:
@@ -61,6 +63,7 @@ TARGETS: tuple[Target, ...] = (
         ),
         "float32",
         llvm_features="+avx512vnni,+avx512vbmi",
+        integers=True,
     ),
     Target(
         "sm_80",

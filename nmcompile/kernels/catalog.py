@@ -157,9 +157,14 @@ def find_row(symbol: str) -> Kernel | None:
     return next((row for row in CATALOG if symbol.startswith(row.name)), None)
 
 
+ALSO_RUNS: Mapping[str, str] = {"avx512_vnni": "avx512"}
+"""Targets that run another's kernels too."""
+
+
 def rows_for(op: OpKind, target: str, dtype: str) -> list[Kernel]:
     """The rows of one operator, in order of preference."""
-    return [row for row in CATALOG if (row.op, row.target, row.dtype) == (op, target, dtype)]
+    targets = (target, ALSO_RUNS.get(target))
+    return [row for row in CATALOG if (row.op, row.dtype) == (op, dtype) and row.target in targets]
 
 
 def choose(op: OpKind, target: str, problem: Problem) -> Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,12 @@ class Problem:
     def scattered(self) -> tuple[int, ...] | None:
         """The order of output channels in which a 1xN pattern holds; None where they lie in it."""
         return None if self.detection is None else self.detection.order
+
+    def in_place(self) -> Problem:
+        """The same, written over the residual."""
+        if self.integers is not None:
+            return replace(self, integers=replace(self.integers, in_place=True))
+        return replace(self, epilogue=replace(self.epilogue, in_place=True))
 
     @property
     def conv(self) -> Conv2d:

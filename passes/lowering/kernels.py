@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -269,8 +269,9 @@ class Lowering:
         except TargetError as error:
             raise UnsupportedOperatorError(f"{group.op} of {group.spec}: {error}") from error
         # Chosen, and measured, with an output of its own: that makes no difference to the choice.
-        epilogue = replace(problem.epilogue, in_place=group.overwrites)
-        lowered = choice.kernel.lower(replace(problem, epilogue=epilogue), choice.config)
+        if group.overwrites:
+            problem = problem.in_place()
+        lowered = choice.kernel.lower(problem, choice.config)
         callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
         params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self.operand(group, group.residual)]
