@@ -15,13 +15,14 @@ from nmcompile.kernels.avx512 import contest, linear
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
+from nmcompile.kernels.avx512_vnni.lanes import rows as lanes
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
 from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
 from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
 
-RoofKind = Literal["fma", "load"]
+RoofKind = Literal["fma", "load", "vnni"]
 OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
 
 
@@ -37,8 +38,8 @@ class Kernel:
     configs: tile sizes that it can run a problem with, the best by the analytical model first;
         empty where there is nothing to choose.
     emit: packs the weights for the tile sizes of one of `configs`; use `Kernel.lower`.
-    roof: what bounds its rate on a CPU: multiply-adds, or a load from L1 for each of them. GPU rows
-        have none: their roofs are not measured.
+    roof: what bounds its rate on a CPU: multiply-adds, a load from L1 for each of them, or products
+        of four bytes. GPU rows have none: their roofs are not measured.
     """
 
     name: str
@@ -93,6 +94,20 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
     )  # fmt: skip
 
 
+def _lanes_rows() -> Iterator[Kernel]:
+    """The rows of integer convolutions and matrix products."""
+    ops: tuple[OpKind, ...] = ("conv2d", "linear")
+    for op in ops:
+        yield Kernel(
+            f"{op}_i8_nm__avx512_vnni", op, "avx512_vnni", "int8", True,
+            lanes.refuse_nm, lanes.decline_nm, lanes.nm_configs, lanes.lower_lanes, "vnni",
+        )  # fmt: skip
+        yield Kernel(
+            f"{op}_i8_dense__avx512_vnni", op, "avx512_vnni", "int8", False,
+            lanes.refuse_dense, accept, lanes.dense_configs, lanes.lower_lanes, "vnni",
+        )  # fmt: skip
+
+
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
@@ -133,6 +148,7 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
     ),
+    *_lanes_rows(),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip
 
