@@ -19,7 +19,7 @@ from tvm import relax
 
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Dequantise, Gate, Linear, Sum, Table
+from nmcompile.kernels.spec import Dequantise, Gate, Sum, Table
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.match import IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined
@@ -103,8 +103,6 @@ class IntegerLowering(Lowering):
         """The shape of what a kernel writes."""
         spec, shape = group.spec, shape_of(group.out)
         assert shape is not None
-        if isinstance(spec, Linear):
-            return (spec.rows, spec.out_features)
         if isinstance(spec, Table | Sum):
             return (spec.count,)
         if isinstance(spec, Gate):
@@ -116,11 +114,9 @@ class IntegerLowering(Lowering):
         """The shape in which a kernel reads a value."""
         spec, shape = group.spec, shape_of(value)
         assert shape is not None
-        if isinstance(spec, Linear) and value.same_as(group.x):
-            return (spec.rows, spec.in_features)
         if isinstance(spec, Gate) and not value.same_as(group.x):
             return (spec.batch, spec.channels)
-        if isinstance(spec, Linear | Table | Sum | Gate):
+        if isinstance(spec, Table | Sum | Gate):
             return cls._written(group)
         return bytes_shape(shape)
 
