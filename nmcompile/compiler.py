@@ -22,7 +22,13 @@ from nmcompile.errors import (
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import InspectionReport, LayerReport, report_choice, scattered_notes
+from nmcompile.inspection import (
+    InspectionReport,
+    LayerReport,
+    real_notes,
+    report_choice,
+    scattered_notes,
+)
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.progress import Progress, Stages, silent
@@ -281,7 +287,7 @@ def _build(
         chooser = tuning.database.choose
         if tuning.measures:
             named = LayerNames(source.graph.layers())
-            found = find_problems(module, pattern_of, backend.lowering)
+            found = find_problems(module, pattern_of, backend.lowering).problems
             unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
             tuning.fill(unmeasured, target.name, stage)
     stage(choosing := "choosing kernels")
@@ -327,6 +333,7 @@ def _build(
         tuple(tuned),
         (
             *scattered_notes(layers),
+            *real_notes(source, lowered.real),
             *backend.note(zip(owners, lowered.calls, strict=True)),
             *(tuning.notes if tuning is not None else ()),
         ),

@@ -97,6 +97,10 @@ class Matcher:
             self._grow(group)
         return group
 
+    def reason(self, group: Group) -> str:
+        """Why a layer of a quantised model is computed on real numbers; "" for all others."""
+        return ""
+
     # Step 1. Operators that start a group.
 
     def _root(self, var: Expr, value: Expr) -> Group | None:

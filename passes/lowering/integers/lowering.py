@@ -160,7 +160,7 @@ class IntegerLowering(Lowering):
 
     # Forms.
 
-    def find(self, value: Expr) -> Expr | None:
+    def known(self, value: Expr) -> Expr | None:
         """The plain form."""
         if value in self._values:
             return self._values[value]

@@ -44,6 +44,7 @@ class IntegerMatcher(Matcher):
     def __init__(self, function: Any) -> None:
         super().__init__(function, QuantisedView(function))
         self.live: set[Expr] = set()
+        self._stays_float: dict[Expr, str] = {}
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -80,6 +81,13 @@ class IntegerMatcher(Matcher):
             for var, value in self._view.definitions.items()
             if isinstance(value, relax.Call) and var in self.live and var not in taken
         ]
+
+    def reason(self, group: Group) -> str:
+        """Why a convolution or matrix product is computed on real numbers; "" for all others."""
+        if isinstance(group, IntegerGroup) or group.weight is None:
+            return ""
+        reasons = (self._stays_float.get(member, "") for member in group.members)
+        return next(filter(None, reasons), "")
 
     def is_real(self, var: Expr) -> bool:
         """Whether a value is the real numbers of a quantised one."""
@@ -132,18 +140,37 @@ class IntegerMatcher(Matcher):
         if found is None:
             return None
         x = self._view.quantised(found.x)
-        if x is None or (found.op == "linear" and len(shape_of(x.var) or ()) == 4):
-            return None  # bytes of four dimensions are images
+        if x is None:
+            self._stays_float[var] = (
+                "its input is not rounded to one scale: put QuantizeLinear and DequantizeLinear of "
+                "one scale in front of it"
+            )
+            return None
+        if found.op == "linear" and len(shape_of(x.var) or ()) == 4:
+            self._stays_float[var] = "integer matrix products of four dimensions have no kernel yet"
+            return None
         group = IntegerGroup(found.op, found.spec, x.var, var, members=[var], source=x.meaning)
         if found.weight is not None:
             group.weights = self._view.integer_weight(value.args[1])
-            group.weight = None if group.weights is None else _signed_weight(group)
+            if group.weights is None:
+                self._stays_float[var] = "its weight is not quantised: quantise it to int8"
+                return None
+            group.weight = _signed_weight(group)
             if group.weight is None:
+                self._stays_float[var] = (
+                    "its weight less its zero point does not fit int8, or its scales do not follow "
+                    "the outputs: quantise weights symmetrically, one scale for each output"
+                )
                 return None
         if isinstance(found.spec, Pool2d) and found.spec.kind == "max":
             return self._unchanged(group)
         self._follow(group)
-        return group if settle(group) else None
+        if settle(group):
+            return group
+        self._stays_float[var] = (
+            "its sums may leave int32: the scales of its input, weight and output do not fit"
+        )
+        return None
 
     def _sum(self, var: Expr) -> IntegerGroup | None:
         """Sums of two quantised values."""
