@@ -56,7 +56,7 @@ TARGETS: tuple[Target, ...] = (
             "avx512dq",
             "avx512vl",
             "avx512_vnni",
-            "avx512_vbmi",
+            "avx512vbmi",
             "fma",
             "avx2",
             "bmi2",

@@ -25,7 +25,7 @@ PRODUCTS = ("nn.conv2d", "matmul")
 
 @dataclass(frozen=True, eq=False)
 class QuantisedConstant:
-    """(values - zero) * scale; `scale` and `zero` broadcast, with as many dimensions as `values`."""
+    """(values - zero) * scale; `scale` and `zero` broadcast and have as many dimensions."""
 
     values: npt.NDArray[Any]
     scale: npt.NDArray[np.float32]

@@ -19,7 +19,7 @@ from tvm import relax
 
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Dequantise, Gate, Sum, Table
+from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Sum, Table
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.match import IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined
@@ -107,6 +107,8 @@ class IntegerLowering(Lowering):
             return (spec.count,)
         if isinstance(spec, Gate):
             return (spec.batch, spec.pixels, spec.channels)
+        if isinstance(spec, GlobalAverage):
+            return spec.out_shape
         return shape if isinstance(spec, Dequantise) else bytes_shape(shape)
 
     @classmethod
@@ -167,7 +169,7 @@ class IntegerLowering(Lowering):
         matcher = self._matcher
         assert matcher is not None
         if value in self._later and matcher.is_real(value):
-            self._values[value] = self._real(self._later[value])
+            self._values[value] = self._dequantised(self._later[value])
         elif value in self._later or value in self._bytes:
             self._values[value] = self._plain(value)
         return self._values.get(value)
@@ -216,7 +218,7 @@ class IntegerLowering(Lowering):
         whole = relax.op.add(relax.op.astype(value, "int32"), relax.const(np.int32(by)))
         return self._emit(relax.op.astype(self._emit(whole), dtype))
 
-    def _real(self, call: Expr) -> Expr:
+    def _dequantised(self, call: Expr) -> Expr:
         """The real numbers of a `dequantize`."""
         assert self._matcher is not None
         value, shape = call.args[0], shape_of(call) or ()
