@@ -72,7 +72,7 @@ def test_onnxruntimes_pairs(form: str, tmp_path: Path) -> None:
 
 def tiny(
     nodes: Sequence[onnx.NodeProto],
-    arrays: dict[str, Array],
+    arrays: dict[str, Any],
     shape: Sequence[int] = (1, 8, 6, 6),
     opset: int = 17,
 ) -> onnx.ModelProto:
@@ -118,7 +118,7 @@ def dequantise(axis: int | None = None) -> onnx.NodeProto:
                 {"axis": axis}))  # fmt: skip
 
 
-SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Array], str]] = {
+SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
     "a float weight, quantised and dequantised": (
         conv(node("QuantizeLinear", ["w0", "ws", "wz"], ["wq"], axis=0), dequantise(0)),
         {"w0": WEIGHT * STEPS[:, None, None, None], "ws": STEPS, "wz": np.zeros(8, np.int8)},
@@ -191,7 +191,7 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Array], str]] = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_spellings_of_weights(spelling: str, tmp_path: Path) -> None:
     nodes, arrays, stored = SPELLINGS[spelling]
-    shared = {
+    shared: dict[str, Any] = {
         "xs": np.float32(0.02), "xz": np.int8(5), "ys": np.float32(0.03), "rows": np.array([8, 36]),
         "low": np.int8(-100), "high": np.int8(90),
     }  # fmt: skip

@@ -25,7 +25,7 @@ SHAPE = (1, 3, 12, 12)
 
 
 class MixedNet(nn.Module):
-    """Convolutions, a depthwise one, hard-swish, a residual sum, concat, two pools, a classifier."""
+    """Convolutions, a depthwise one, hard-swish, a residual sum, concat, pools, a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
