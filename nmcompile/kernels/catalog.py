@@ -102,6 +102,11 @@ def _lanes_rows() -> Iterator[Kernel]:
     ops: tuple[OpKind, ...] = ("conv2d", "linear")
     for op in ops:
         yield Kernel(
+            f"{op}_i8_one_by_n__avx512_vnni", op, "avx512_vnni", "int8", True,
+            lanes.refuse_one_by_n, lanes.decline_one_by_n, lanes.one_by_n_configs,
+            lanes.lower_lanes, "vnni",
+        )  # fmt: skip
+        yield Kernel(
             f"{op}_i8_nm__avx512_vnni", op, "avx512_vnni", "int8", True,
             lanes.refuse_nm, lanes.decline_nm, lanes.nm_configs, lanes.lower_lanes, "vnni",
         )  # fmt: skip

@@ -81,7 +81,9 @@ def exact_sums(problem: Problem, x: Array) -> npt.NDArray[np.int64]:
     else:
         y = functional.linear(data, weight)
     sums: npt.NDArray[np.int64] = y.numpy().astype(np.int64)
-    return sums if integers.offset is None else sums + integers.offset
+    if integers.offset is not None:
+        sums += integers.offset
+    return sums
 
 
 def finished(integers: Integers, sums: npt.NDArray[np.int64], residual: Array | None) -> Array:

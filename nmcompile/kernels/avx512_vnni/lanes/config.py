@@ -16,18 +16,24 @@ class LanesConfig:
     """Tile sizes of one convolution.
 
     method: how outputs meet their bytes. "picked": each lane picks four of 64 by its own index
-        (N:M, unstructured, groups); "dense": all lanes have the same four, and all bytes in turn.
+        (N:M, unstructured, groups); "gathered": the bytes that `list_outputs` outputs read are
+        brought together first, and all lanes have the same four (1xN); "dense": the same with all
+        bytes as they lie.
     pixels: consecutive output pixels of one row that are accumulated together.
     vectors: vectors of 16 output channels that are accumulated together.
-    block: tiles that meet a group of outputs before the next one: its weights stay in cache.
-    chunks: parts into which the groups of outputs are split for threads.
+    rows, tiles: rows of output pixels, and tiles of each, that meet a group of outputs before the
+        next one does: its weights stay in cache.
+    chunks: parts into which the groups of outputs, or their lists, are split for threads.
+    list_outputs: output channels that share a list of bytes, a multiple of 16 * `vectors`.
     """
 
     method: Method
     pixels: int
     vectors: int
-    block: int
+    rows: int
+    tiles: int
     chunks: int
+    list_outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,14 @@ class OutputGroups:
 
 @dataclass(frozen=True)
 class PackedSizes:
-    """Lengths of the packed arrays, which are part of the compiled function's type."""
+    """Lengths of the packed arrays, which are part of the compiled function's type.
+
+    gathered: bytes from one pixel to the next where they are gathered.
+    """
 
     weights: int
     offsets: int = 0
+    gathered: int = 0
 
 
 def tiles_of(width: int, pixels: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from nmcompile.kernels.avx512.emit import (
     store,
 )
 from nmcompile.kernels.avx512_vnni.emit import store_bytes, widen_bytes
+from nmcompile.kernels.avx512_vnni.lanes.inner_loops import Sums
 from nmcompile.kernels.avx512_vnni.requantise import Requantiser
 
 FOUR = 4  # vectors that one pack makes 64 bytes of
@@ -36,28 +37,26 @@ class Finish:
     out: Buffer
     channels: int
 
-    def write(
-        self, sums: Sequence[Sequence[Buffer]], pixel: Expr, first: Expr, outputs: int
-    ) -> None:
+    def write(self, sums: Sums, pixel: Expr, first: Expr, outputs: int) -> None:
         """Write one tile.
 
         Args:
-            sums: vectors of int32 by pixel and vector, each a buffer of its own.
+            sums: of the tile.
             pixel: the first output pixel, over all images.
             first: the first output channel.
             outputs: output channels from there on that are real.
         """
-        pixels, vectors = len(sums), len(sums[0])
+        pixels, vectors = sums.pixels, sums.vectors
         scales = [T.bind(load(self.scale, first + u * LANES)) for u in range(vectors)]
         if self.requantiser.epilogue.activation.kind not in LONG_ACTIVATIONS:
             at = T.bind(pixel * self.channels + first)
-            self._pixels(pixels, lambda t, u: sums[t][u][lanes(0)], scales, at, outputs)
+            self._pixels(pixels, sums.get, scales, at, outputs)
             return
         # Written out for every vector, a long activation would take LLVM seconds.
         rest = T.alloc_buffer((pixels * vectors * LANES,), "int32", scope="local")
         for t in range(pixels):
             for u in range(vectors):
-                T.buffer_store(rest, sums[t][u][lanes(0)], [lanes((t * vectors + u) * LANES)])
+                T.buffer_store(rest, sums.get(t, u), [lanes((t * vectors + u) * LANES)])
         with T.serial(0, pixels) as row:
             at = T.bind((pixel + row) * self.channels + first)
             get = lambda _, u: rest[lanes((row * vectors + u) * LANES)]  # noqa: E731

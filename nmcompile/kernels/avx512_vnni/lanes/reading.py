@@ -102,21 +102,16 @@ class Reading:
         return self.conv.stride[1] * self.conv.in_channels
 
     @property
-    def rows(self) -> int:
-        """Rows of output pixels; one where all pixels follow each other."""
-        return 1 if self.conv.is_pointwise else self.conv.batch * self.conv.out_height
+    def grid(self) -> tuple[int, int, int]:
+        """Images, rows and columns of output pixels; one row where all pixels follow each other."""
+        conv = self.conv
+        if conv.is_pointwise:
+            return 1, 1, conv.batch * conv.out_pixels
+        return conv.batch, conv.out_height, conv.out_width
 
-    @property
-    def columns(self) -> int:
-        """Output pixels of one row."""
-        return self.conv.batch * self.conv.out_pixels // self.rows
-
-    def position(self, row: Expr, column: Expr) -> Expr:
-        """The first byte under one output pixel."""
-        if self.rows == 1:
-            return column * self.pitch
-        image, y = row // self.conv.out_height, row % self.conv.out_height
-        line = image * self.height + y * self.conv.stride[0]
+    def position(self, image: Expr, row: Expr, column: Expr) -> Expr:
+        """The first byte under one output pixel of the grid."""
+        line = image * self.height + row * self.conv.stride[0]
         return line * (self.width * self.conv.in_channels) + column * self.pitch
 
     def raster(self, x: Buffer, zero: int) -> Buffer:

@@ -12,16 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512_vnni.emit import QUAD
-from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, padded_outputs
+from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
+from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups, padded_outputs
 from nmcompile.kernels.avx512_vnni.lanes.conv import emit_lanes
-from nmcompile.kernels.avx512_vnni.lanes.packing import pack_lanes, quads_per_block, segments_of
+from nmcompile.kernels.avx512_vnni.lanes.packing import (
+    kept_channels,
+    pack_lanes,
+    positions_of,
+    quads_per_block,
+    segments_of,
+)
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
-from nmcompile.kernels.avx512_vnni.lanes.tiling import dense_work, ranked, vectors_of
+from nmcompile.kernels.avx512_vnni.lanes.tiling import Work, ranked, vectors_of
 from nmcompile.kernels.integers import whole_offset
 from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d, Linear
-from nmcompile.sparsity import Dense
+from nmcompile.kernels.verdict import MADE_FOR
+from nmcompile.sparsity import Dense, OneByN
 
 DENSE_VECTORS = 8
 PICKED_VECTORS = 4
@@ -55,6 +62,18 @@ def refuse_dense(problem: Problem) -> str | None:
     )
 
 
+def refuse_one_by_n(problem: Problem) -> str | None:
+    """Weights in 1xN blocks that fill vectors and follow each other."""
+    pattern = None if problem.detection is None else problem.detection.pattern
+    if not isinstance(pattern, OneByN):
+        return f"{MADE_FOR}1xN, not {pattern or Dense()}"
+    if pattern.n % LANES:
+        return f"its blocks of {pattern.n} output channels do not fill vectors of {LANES}"
+    if problem.scattered is not None:
+        return "the filters of its blocks are scattered: every byte would be stored by itself"
+    return None
+
+
 def decline_nm(problem: Problem) -> str | None:
     """Where multiplying all weights is expected to be faster."""
     if refuse_dense(problem) is not None:
@@ -62,32 +81,63 @@ def decline_nm(problem: Problem) -> str | None:
     return _decline_slower(problem, nm_configs, dense_configs, "multiplying the zeros too")
 
 
+def decline_one_by_n(problem: Problem) -> str | None:
+    """Where a list per output, or multiplying all weights, is expected to be faster."""
+    reason = _decline_slower(problem, one_by_n_configs, nm_configs, "a list per output")
+    if reason is not None or refuse_dense(problem) is not None:
+        return reason
+    return _decline_slower(problem, one_by_n_configs, dense_configs, "multiplying the zeros too")
+
+
 @functools.lru_cache(maxsize=4)
 def nm_configs(problem: Problem) -> Sequence[Candidate]:
     """A list per output channel."""
     conv = conv_of(problem)
-    assert problem.weight is not None
     reading = Reading.of(conv, quads=False)
     segments = segments_of(_oihw(problem), reading)
-    work = {}
+    works = []
     for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
         needed = quads_per_block(segments, vectors)
-        work[vectors] = (
-            needed.sum(axis=(1, 2)).astype(float),
-            np.count_nonzero(needed, axis=(1, 2)).astype(float),
-        )
-    return ranked(reading, "picked", work)
+        quads = needed.sum(axis=(1, 2)).astype(float)
+        works.append(Work(vectors, quads, np.count_nonzero(needed, axis=(1, 2)).astype(float)))
+    return ranked(reading, "picked", works)
+
+
+@functools.lru_cache(maxsize=4)
+def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
+    """A list per block of output channels."""
+    conv = conv_of(problem)
+    assert problem.detection is not None
+    pattern = problem.detection.pattern
+    assert isinstance(pattern, OneByN)
+    kept = kept_channels(positions_of(_oihw(problem), conv), pattern.n)
+    quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
+    edges = range(0, conv.in_channels, BYTES)
+    gathers = np.count_nonzero(np.add.reduceat(kept, edges, axis=1), axis=1).astype(float)
+    works = []
+    per_list = pattern.n // LANES
+    for vectors in vectors_of(pattern.n, DENSE_VECTORS):
+        if per_list % vectors == 0:
+            groups = OutputGroups.of(conv.out_channels, vectors).count
+            each = np.repeat(quads, per_list // vectors)[:groups].astype(float)
+            starts = np.full(groups, float(conv.taps))
+            works.append(Work(vectors, each, starts, gathers, pattern.n))
+    return ranked(Reading.of(conv, quads=False), "gathered", works)
 
 
 @functools.lru_cache(maxsize=4)
 def dense_configs(problem: Problem) -> Sequence[Candidate]:
     """All bytes."""
     conv = conv_of(problem)
-    vectors = vectors_of(conv.out_channels, DENSE_VECTORS)
-    if conv.groups > 1:
-        vectors = [n for n in vectors if conv.group_out % (n * LANES) == 0]
     reading = Reading.of(conv, quads=True)
-    return ranked(reading, "dense", dense_work(reading, vectors))
+    works = []
+    for vectors in vectors_of(conv.out_channels, DENSE_VECTORS):
+        if conv.groups == 1 or conv.group_out % (vectors * LANES) == 0:
+            rows, columns = reading.window
+            groups = OutputGroups.of(conv.out_channels, vectors).count
+            starts = np.full(groups, float(rows * columns))
+            works.append(Work(vectors, starts * reading.quads, starts))
+    return ranked(reading, "dense", works)
 
 
 def lower_lanes(name: str, problem: Problem, config: LanesConfig | None) -> Lowered:

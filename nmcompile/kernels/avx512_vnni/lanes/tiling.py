@@ -8,8 +8,8 @@ few of the ranking.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel.tiling import time_of
 from nmcompile.kernels.avx512_vnni.emit import BYTES
+from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, Method, OutputGroups, tiles_of
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.cores import cores
@@ -35,97 +36,135 @@ VECTOR = 5.0  # cycles to requantise and store a vector of sums
 SHORTLIST = 6  # pairs of pixels and vectors for which blocks and chunks are tried
 PIXELS = (28, 56, 112, 224)  # of a block
 CHUNKS = (1, 2, 4, 8)
-Work = npt.NDArray[np.float64]
+MOST_PIXELS = 28  # of a tile
+GATHER = 2.0  # cycles to gather what one vector of source bytes keeps
+ITEM = 60.0  # cycles to start a work item
+
+Counts = npt.NDArray[np.float64]
 
 
 def fits(method: Method, pixels: int, vectors: int) -> bool:
     """Whether the sums and what they are made of have registers."""
     sums = pixels * vectors
-    if method == "dense":
-        return sums + min(vectors, 4) + 1 <= REGISTERS
-    return sums + pixels + 3 <= REGISTERS
+    if method == "picked":
+        return sums + pixels + 3 <= REGISTERS
+    return sums + min(vectors, 4) + 1 <= REGISTERS
 
 
-def tile_cycles(method: Method, pixels: int, vectors: int, quads: Work, beyond: float) -> Work:
+def tile_cycles(method: Method, pixels: int, vectors: int, quads: Counts, beyond: float) -> Counts:
     """Cycles of the products of one tile, for each group of outputs.
 
     beyond: share of the weights that come from L2.
     """
-    products = pixels * vectors
-    if method == "dense":
-        loads = (pixels + vectors) / LOADS + beyond * vectors / L2_LOADS / 2
-        return quads * max(products, loads, LATENCY)
-    loads = 2 * vectors / LOADS + beyond * 2 * vectors / L2_LOADS / 2
-    return quads * max(products * (1 + PICK), loads, LATENCY)
+    products: float = pixels * vectors
+    streams = vectors
+    loads: float = vectors
+    if method == "picked":
+        products *= 1 + PICK
+        streams *= 2
+        loads = streams
+    else:
+        loads += pixels
+    loads = loads / LOADS + beyond * streams / L2_LOADS / 2
+    return quads * max(products, loads, LATENCY)
 
 
-def ranked(
-    reading: Reading, method: Method, work: dict[int, tuple[Work, Work]]
-) -> tuple[Candidate, ...]:
-    """Tiles, ranked.
+@dataclass(frozen=True)
+class Work:
+    """What one tile has to do for each group of `vectors`, and one pixel for each list.
 
-    Args:
-        reading: of the convolution.
-        method: of the lanes.
-        work: by vectors of a group, for each group: quads, and blocks or segments.
+    quads: of each group.
+    starts: blocks of source bytes, or segments, of each group.
+    gathers: vectors of source bytes that are gathered for each list; none for other methods.
+    list_outputs: output channels of a list.
     """
-    columns = reading.columns
+
+    vectors: int
+    quads: Counts
+    starts: Counts
+    gathers: Counts | None = None
+    list_outputs: int = 0
+
+
+def ranked(reading: Reading, method: Method, works: Sequence[Work]) -> tuple[Candidate, ...]:
+    """Tiles of one method, ranked; `works` are by vectors of a group."""
+    _, _, columns = reading.grid
     shapes: list[tuple[float, int, int]] = []
-    for vectors, (quads, blocks) in work.items():
-        for pixels in sorted({-(-columns // k) for k in range(1, columns + 1)} & set(range(1, 29))):
-            if fits(method, pixels, vectors):
-                cost = _row(reading, method, pixels, vectors, quads, blocks).sum()
-                shapes.append((float(cost), pixels, vectors))
+    for number, work in enumerate(works):
+        for pixels in sorted({-(-columns // k) for k in range(1, columns + 1)}):
+            if pixels <= MOST_PIXELS and fits(method, pixels, work.vectors):
+                cost = float(_row(reading, method, pixels, work).sum())
+                shapes.append((cost, pixels, number))
     found = []
     threads = cores()
-    for _, pixels, vectors in sorted(shapes)[:SHORTLIST]:
-        quads, blocks = work[vectors]
-        per_group = _row(reading, method, pixels, vectors, quads, blocks)
-        full, rest = tiles_of(columns, pixels)
-        tiles = reading.rows * (full + (rest > 0))
-        sizes = {min(tiles, max(1, n // pixels)) for n in PIXELS}
-        for block, chunks in itertools.product(sorted(sizes), CHUNKS):
-            if chunks > len(quads):
-                continue
-            edges = np.arange(chunks + 1) * len(quads) // chunks
-            parts = np.add.reduceat(per_group * reading.rows, edges[:-1])
-            whole, left = divmod(tiles, block)
-            shares = np.array([block] * whole + [left] * (left > 0)) / tiles
-            items = (parts[:, None] * shares).reshape(-1)
-            cycles = time_of(items.tolist(), 1, threads) + 40.0 * items.size
-            found.append(Candidate(cycles, LanesConfig(method, pixels, vectors, block, chunks)))
+    for _, pixels, number in sorted(shapes)[:SHORTLIST]:
+        work = works[number]
+        for rows, tiles in _blocks(reading, pixels):
+            for chunks in CHUNKS:
+                split = LanesConfig(
+                    method, pixels, work.vectors, rows, tiles, chunks, work.list_outputs
+                )
+                if chunks <= len(work.quads if work.gathers is None else work.gathers):
+                    items = _items(reading, split, work)
+                    found.append(Candidate(time_of(items, 1, threads), split))
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
 
-def _row(
-    reading: Reading, method: Method, pixels: int, vectors: int, quads: Work, blocks: Work
-) -> Work:
+def _blocks(reading: Reading, pixels: int) -> list[tuple[int, int]]:
+    """Rows and tiles of blocks worth trying."""
+    _, rows, columns = reading.grid
+    per_row = -(-columns // pixels)
+    found = set()
+    for size in PIXELS:
+        tiles = min(per_row, max(1, size // pixels))
+        found.add((min(rows, max(1, size // columns)) if tiles == per_row else 1, tiles))
+    return sorted(found)
+
+
+def _items(reading: Reading, config: LanesConfig, work: Work) -> list[float]:
+    """Cycles of each work item."""
+    images, rows, columns = reading.grid
+    per_row = -(-columns // config.pixels)
+    per_group = _row(reading, config.method, config.pixels, work) / per_row
+    part = per_group
+    if work.gathers is not None:
+        groups = work.list_outputs // (LANES * work.vectors)
+        part = np.add.reduceat(per_group, np.arange(0, len(per_group), groups))
+    edges = np.arange(config.chunks) * len(part) // config.chunks
+    chunks = np.add.reduceat(part, edges)
+    down, right = _sizes(rows, config.rows), _sizes(per_row, config.tiles)
+    items = chunks[:, None, None] * down[:, None] * right
+    if work.gathers is not None:
+        high = gather.Axis.of(reading.conv, 0).count(down)
+        wide = gather.Axis.of(reading.conv, 1).count(right * config.pixels)
+        gathers = np.add.reduceat(work.gathers, edges)
+        items += GATHER * gathers[:, None, None] * high[:, None] * wide
+    by_chunk = np.repeat(items.reshape(len(chunks), -1) + ITEM, images, axis=0)
+    return [float(cycles) for cycles in by_chunk.reshape(-1)]
+
+
+def _sizes(whole: int, part: int) -> Counts:
+    """Sizes of the parts of a whole, the last of which may be smaller."""
+    count = -(-whole // part)
+    return np.array([part] * (count - 1) + [whole - (count - 1) * part], float)
+
+
+def _row(reading: Reading, method: Method, pixels: int, work: Work) -> Counts:
     """Cycles of one row of output pixels, for each group of outputs."""
-    groups = OutputGroups.of(reading.conv.out_channels, vectors)
-    stream = vectors * BYTES * (1 if method == "dense" else 2) * quads.mean()
+    groups = OutputGroups.of(reading.conv.out_channels, work.vectors)
+    stream = work.vectors * BYTES * (2 if method == "picked" else 1) * work.quads.mean()
     beyond = max(0.0, 1 - L1_BYTES / max(stream, 1.0))
-    full, rest = tiles_of(reading.columns, pixels)
-    cycles = np.zeros(len(quads))
+    full, rest = tiles_of(reading.grid[2], pixels)
+    cycles = np.zeros(len(work.quads))
     for count, size in ((full, pixels), (1, rest)):
         if not size or not count:
             continue
-        for part, wide in ((slice(-1), vectors), (slice(-1, None), groups.last)):
-            tile = tile_cycles(method, size, wide, quads[part], beyond)
-            start = SEGMENT if method == "dense" else BLOCK + size / LOADS
+        for part, wide in ((slice(-1), work.vectors), (slice(-1, None), groups.last)):
+            tile = tile_cycles(method, size, wide, work.quads[part], beyond)
+            start = BLOCK + size / LOADS if method == "picked" else SEGMENT
             finish = TILE + VECTOR * size * wide
-            cycles[part] += count * (tile + start * blocks[part] + finish)
+            cycles[part] += count * (tile + start * work.starts[part] + finish)
     return cycles
-
-
-def dense_work(reading: Reading, vectors: Sequence[int]) -> dict[int, tuple[Work, Work]]:
-    """All quads of all segments."""
-    rows, columns = reading.window
-    found = {}
-    for size in vectors:
-        groups = OutputGroups.of(reading.conv.out_channels, size).count
-        segments = np.full(groups, float(rows * columns))
-        found[size] = (segments * reading.quads, segments)
-    return found
 
 
 def vectors_of(outputs: int, most: int) -> list[int]:
