@@ -30,7 +30,7 @@ from benchmarks.accuracy import RESULTS, Row, picture, table, write_result
 from benchmarks.training import accuracy, digits, digits_net, train
 from nmcompile import runtime
 from nmcompile.bench.engines import Array, open_engine
-from nmcompile.bench.onnx_export import export_onnx
+from nmcompile.frontends.onnx_export import export_onnx
 from nmcompile.machine.describe import machine_document
 from nmcompile.sparsity import NM, parse_pattern
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe

@@ -313,15 +313,7 @@ def write_onnx(path: Path, source: "SourceModel") -> None:
         ModelError: it does not fit one file.
         ArtifactError: it cannot be written.
     """
-    from nmcompile.errors import ModelError
+    from nmcompile.frontends.onnx_export import serialized
     from nmcompile.runtime.files import replace_file
 
-    proto = source.native()
-    try:
-        content: bytes = proto.SerializeToString()
-    except Exception as error:  # protobuf's implementations raise different ones
-        raise ModelError(
-            f"{source.title} cannot be written as one ONNX file of at most 2 GB: {error}; compile "
-            "it instead, or fold it in Python with nmcompile.fold and save it with external data"
-        ) from error
-    replace_file(path, [content])
+    replace_file(path, [serialized(source.native(), source.title)])
