@@ -101,15 +101,16 @@ def _pack_dense(weight: Bytes, reading: Reading, config: LanesConfig) -> Bytes:
 def _groups_of(segments: Bytes, vectors: int, quads: int) -> Bytes:
     """Weights (out, segments, bytes) by group of `vectors`, segment, quad, vector and lane."""
     outputs, count, size = segments.shape
-    padded = np.zeros((-(-outputs // LANES) * LANES, count, quads * QUAD), np.int8)
+    whole = -(-outputs // LANES)
+    padded = np.zeros((whole * LANES, count, quads * QUAD), np.int8)
     padded[:outputs, :, :size] = segments
     # (vector, lane, segment, quad, byte)
-    lanes = padded.reshape(-1, LANES, count, quads, QUAD)
+    lanes = padded.reshape(whole, LANES, count, quads, QUAD)
     groups = OutputGroups.of(outputs, vectors)
-    whole = (groups.count - 1) * vectors
+    last = (groups.count - 1) * vectors
     pieces = []
-    for part, wide in ((lanes[:whole], vectors), (lanes[whole:], groups.last)):
-        shaped = part.reshape(-1, wide, *part.shape[1:])
+    for part, wide in ((lanes[:last], vectors), (lanes[last:], groups.last)):
+        shaped = part.reshape(len(part) // wide, wide, *part.shape[1:])
         pieces.append(shaped.transpose(0, 3, 4, 1, 2, 5).reshape(-1))
     return np.concatenate(pieces)
 
