@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, splat
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, masked_load, splat
 
 BYTES = 64  # of one 512-bit register
 QUAD = 4  # bytes that one lane of a product adds up
@@ -23,10 +23,7 @@ def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES) -> Expr:
     if active >= BYTES:
         return _signed(buffer[index])
     mask = T.ramp(0, 1, BYTES) < splat(T.int32(active), BYTES)
-    kind = f"{buffer.dtype}x{BYTES}"
-    value = tirx.op.masked_load(kind, buffer, index, mask)
-    zero = T.broadcast(T.Cast(str(buffer.dtype), T.int32(0)), BYTES)
-    return _signed(T.Select(mask, value, zero))
+    return _signed(masked_load(buffer, index, mask, BYTES))
 
 
 def store_bytes(buffer: Buffer, start: Expr, value: Expr, active: int) -> None:
@@ -64,9 +61,7 @@ def widen_bytes(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
     if active >= LANES:
         return T.Cast("int32x16", buffer[index])
     mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
-    value = tirx.op.masked_load("uint8x16", buffer, index, mask)
-    zero = T.broadcast(T.Cast("uint8", T.int32(0)), LANES)
-    return T.Cast("int32x16", T.Select(mask, value, zero))
+    return T.Cast("int32x16", masked_load(buffer, index, mask))
 
 
 def unpack(a: Expr, b: Expr, *, high: bool, size: int) -> Expr:

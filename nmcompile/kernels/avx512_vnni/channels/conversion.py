@@ -10,10 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, extreme, load, splat, store
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    extreme,
+    load,
+    masked_load,
+    splat,
+    store,
+)
 from nmcompile.kernels.avx512_vnni.channels.frame import tasks
 from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
@@ -216,9 +224,7 @@ def _load_pixel(x: Buffer, start: Expr, active: int) -> Expr:
     if active >= LANES:
         return T.reinterpret("int8x16", x[index])
     mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
-    value = tirx.op.masked_load("uint8x16", x, index, mask)
-    zero = T.broadcast(T.Cast("uint8", T.int32(0)), LANES)
-    return T.reinterpret("int8x16", T.Select(mask, value, zero))
+    return T.reinterpret("int8x16", masked_load(x, index, mask))
 
 
 def _splat_u32(value: int) -> Expr:
