@@ -19,6 +19,8 @@ from tvm import relax
 
 import nmcompile as nmc
 from nmcompile.passes.lowering.view import operator_name
+from nmcompile.runtime import cpu
+from nmcompile.targets import TARGETS
 from tests.support.seed_modules import Array, export_onnx
 
 SHAPE = (1, 3, 12, 12)
@@ -92,6 +94,12 @@ def compiled(model: Any, folder: Path, **options: Any) -> Any:
     path = folder / "m.nmc"
     nmc.compile(model, output=path, **options)
     return nmc.runtime.load(path)
+
+
+def targets_here() -> list[str]:
+    """The CPU targets whose artifacts run on this machine."""
+    _, flags = cpu.host()
+    return [t.name for t in TARGETS if not t.arch and flags.issuperset(t.cpu_features)]
 
 
 def output_step(model: onnx.ModelProto) -> float:
