@@ -15,6 +15,7 @@ from nmcompile.kernels.avx512 import contest, linear
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
+from nmcompile.kernels.avx512_vnni.channels import rows as channels
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
 from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
@@ -22,7 +23,9 @@ from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreCon
 from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
 
 RoofKind = Literal["fma", "load"]
-OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
+OpKind = Literal[
+    "conv2d", "linear", "pool2d", "global_average", "quantise", "dequantise", "table", "sum", "gate"
+]
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,26 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
     )  # fmt: skip
 
 
+def _channel_rows() -> Iterator[Kernel]:
+    """Integer kernels without weights, or with one input channel for each output."""
+    rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
+        ("pool2d_i8", "pool2d", channels.refuse_pool, channels.lower_pool),
+        (
+            "global_average_i8", "global_average",
+            channels.refuse_global_average, channels.lower_global_average,
+        ),
+        ("quantise_f32_i8", "quantise", accept, channels.lower_quantise),
+        ("dequantise_i8_f32", "dequantise", accept, channels.lower_dequantise),
+        ("table_i8", "table", accept, channels.lower_table),
+        ("sum_i8", "sum", channels.refuse_two, channels.lower_sum),
+    )  # fmt: skip
+    for name, op, refuse, lower in rows:
+        yield Kernel(
+            f"{name}__avx512_vnni", op, "avx512_vnni", "int8", False,
+            refuse, accept, one_config, lower, None,
+        )  # fmt: skip
+
+
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
@@ -133,6 +156,7 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
     ),
+    *_channel_rows(),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip
 

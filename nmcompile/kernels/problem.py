@@ -10,25 +10,37 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.integers import Integers
-from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.kernels.spec import (
+    Conv2d,
+    Dequantise,
+    Epilogue,
+    Gate,
+    GlobalAverage,
+    Linear,
+    Pool2d,
+    Quantise,
+    Sum,
+    Table,
+)
 from nmcompile.sparsity import Detection
 
 Array = npt.NDArray[np.generic]
+Spec = Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """One operator to lower.
 
-    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear, else None;
-        float32, or int8 where there are `integers`.
+    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear; float32,
+        or int8 where there are `integers`. A table's 256 values, uint8. Else None.
     bias: (out,), present where `epilogue.bias` is set; None where there are `integers`.
     detection: the pattern that the weight holds.
     integers: of int8 problems, whose activations are u8: what becomes of the sums. `epilogue` says
         nothing there.
     """
 
-    spec: Conv2d | Linear | Pool2d | GlobalAverage
+    spec: Spec
     epilogue: Epilogue = field(default_factory=Epilogue)
     weight: npt.NDArray[Any] | None = None
     bias: npt.NDArray[np.float32] | None = None
