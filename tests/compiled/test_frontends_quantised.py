@@ -115,8 +115,8 @@ def matmul(*made: onnx.NodeProto, gemm: bool = False) -> list[onnx.NodeProto]:
 
 
 def dequantise(axis: int | None = None) -> onnx.NodeProto:
-    return node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], **({} if axis is None else
-                {"axis": axis}))  # fmt: skip
+    along: dict[str, Any] = {} if axis is None else {"axis": axis}
+    return node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], **along)
 
 
 SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {

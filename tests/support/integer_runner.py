@@ -102,4 +102,4 @@ def finished(integers: Integers, sums: npt.NDArray[np.int64], residual: Array | 
         v = v * np.float32(integers.factor)
     if integers.out == "float32":
         return np.asarray(v)
-    return np.clip(np.rint(v) + integers.zero, integers.low, integers.high).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(v) + integers.zero, integers.low, integers.high), np.uint8)
