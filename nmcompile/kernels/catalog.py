@@ -99,6 +99,10 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
 def _channel_rows() -> Iterator[Kernel]:
     """Integer kernels without weights, or with one input channel for each output."""
     rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
+        (
+            "conv2d_i8_depthwise", "conv2d",
+            channels.refuse_depthwise, channels.lower_depthwise,
+        ),
         ("pool2d_i8", "pool2d", channels.refuse_pool, channels.lower_pool),
         (
             "global_average_i8", "global_average",
