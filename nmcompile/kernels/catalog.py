@@ -112,6 +112,7 @@ def _channel_rows() -> Iterator[Kernel]:
         ("dequantise_i8_f32", "dequantise", accept, channels.lower_dequantise),
         ("table_i8", "table", accept, channels.lower_table),
         ("sum_i8", "sum", channels.refuse_two, channels.lower_sum),
+        ("gate_i8", "gate", channels.refuse_gate, channels.lower_gate),
     )  # fmt: skip
     for name, op, refuse, lower in rows:
         yield Kernel(

@@ -137,3 +137,9 @@ def interleave(rows: Sequence[Expr], size: int = 1) -> list[Expr]:
         for half in (0, 1)
         for high in (False, True)
     ]
+
+
+def multiply_add(a: Expr, b: Expr) -> Expr:
+    """vpmaddwd: per lane of two int32x16 the sum of the products of their signed words."""
+    words = [T.reinterpret("int16x32", value) for value in (a, b)]
+    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.pmaddw.d.512", *words)

@@ -1,4 +1,4 @@
-"""The constants of depthwise convolutions in blocks of 64 channels, in the order of `interleave`."""
+"""Constants of depthwise convolutions: blocks of 64 channels in the order of `interleave`."""
 
 from __future__ import annotations
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from nmcompile.kernels.avx512_vnni.channels.conversion import emit_dequantise, emit_quantise
 from nmcompile.kernels.avx512_vnni.channels.depthwise import emit_depthwise, width_of_rest
 from nmcompile.kernels.avx512_vnni.channels.flat import TABLE, emit_sum, emit_table
 from nmcompile.kernels.avx512_vnni.channels.frame import Array, ending_arrays
+from nmcompile.kernels.avx512_vnni.channels.gate import emit_gate
 from nmcompile.kernels.avx512_vnni.channels.mean import emit_global_average
 from nmcompile.kernels.avx512_vnni.channels.packing import in_blocks, pack_depthwise
 from nmcompile.kernels.avx512_vnni.channels.pool import emit_average_pool, emit_max_pool
@@ -15,7 +18,7 @@ from nmcompile.kernels.avx512_vnni.channels.window import covered
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.integers import Integers, whole_offset
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.spec import Dequantise, GlobalAverage, Pool2d, Quantise, Sum, Table
+from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Pool2d, Quantise, Sum, Table
 from nmcompile.kernels.verdict import MADE_FOR
 
 INT32 = float(2**31)
@@ -136,6 +139,24 @@ def lower_sum(name: str, problem: Problem, config: None) -> Lowered:
     assert isinstance(problem.spec, Sum) and integers.residual is not None
     arrays = ending_arrays(np.array([-integers.x_zero]), integers.scale, integers.steps)
     return Lowered(emit_sum, (name, problem.spec.count, integers.epilogue), arrays)
+
+
+def refuse_gate(problem: Problem) -> str | None:
+    """Factors that leave int32, and results where the gate was."""
+    if _integers(problem).in_place:
+        return "a product has no room in the memory of its gate"
+    return _refuse_scale(problem, 255.0**2)
+
+
+def lower_gate(name: str, problem: Problem, config: None) -> Lowered:
+    """Two tensors of bytes, multiplied."""
+    spec, integers = problem.spec, _integers(problem)
+    assert isinstance(spec, Gate) and integers.residual is not None
+    offset = np.array([-integers.x_zero, -integers.residual.zero])
+    arrays = ending_arrays(offset, integers.scale, integers.steps)
+    # The gate comes as the residual does, and nothing is added.
+    epilogue = dataclasses.replace(integers.epilogue, residual=False)
+    return Lowered(emit_gate, (name, spec, epilogue), arrays)
 
 
 def _integers(problem: Problem) -> Integers:
