@@ -67,7 +67,9 @@ def fold_for_quantization(
     _check_float(source)
     names = LayerNames(source.graph.layers())
     progress("exporting to ONNX")
-    ready = ir.to_proto(_fused(onnx.load_model_from_string(onnx_bytes(source))))
+    # Folded again: the exporter computes paddings from constants.
+    again, _ = open_folded(onnx.load_model_from_string(onnx_bytes(source)))
+    ready = ir.to_proto(_fused(again.native()))
     exported = open_checked(_at_opset(ready, source.title))
     graph = exported.graph
     products = {id(op.handle): op for op in graph.ops() if op.kind in ("conv", "linear")}
@@ -90,6 +92,12 @@ def fold_for_quantization(
             "nothing to quantise"
         )
     return FoldedModel(source.title, exported.native(), found, exported.inputs, tuple(others))
+
+
+def outputs_first(node: onnx.NodeProto) -> bool:
+    """Whether the first axis of a product's weight is that of its outputs; else the last is."""
+    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return node.op_type == "Conv" or turned
 
 
 def _check_float(source: SourceModel) -> None:

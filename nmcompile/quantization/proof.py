@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from nmcompile.errors import PatternError, WeightError
-from nmcompile.quantization.folded import FoldedModel
+from nmcompile.quantization.folded import FoldedModel, outputs_first
 from nmcompile.sparsity import Dense, Unstructured, check, detect
 
 Array = npt.NDArray[Any]
@@ -68,7 +68,7 @@ def read_integers(model: FoldedModel, quantised: onnx.ModelProto) -> dict[str, I
                 f"layer {layer.name}: expected symmetric int8 weights, found {weight.dtype} with "
                 f"a zero point of {zero[0].reshape(-1)[:1] if zero else 0}; update onnxruntime"
             )
-        if layer.op == "linear" and not _has_outputs_first(node):
+        if not outputs_first(node):
             weight = weight.T
         found[layer.name] = Integers(weight, np.broadcast_to(scale.reshape(-1), len(weight)))
     return found
@@ -124,7 +124,3 @@ def prove(
             str(after.pattern), after.density, int(np.count_nonzero(whole[~zero] == 0))
         )
     return proofs
-
-
-def _has_outputs_first(node: onnx.NodeProto) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)

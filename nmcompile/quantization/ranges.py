@@ -7,13 +7,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from nmcompile.errors import InputError, ModelError, NmcompileError
 from nmcompile.explain import machine_reason
 from nmcompile.progress import Progress
 from nmcompile.quantization.calibration import Calibration
-from nmcompile.quantization.folded import FoldedModel
+from nmcompile.quantization.folded import PRODUCTS, FoldedModel, outputs_first
 from nmcompile.runtime.files import scratch_folder
 
 OPERATORS = (
@@ -117,7 +119,11 @@ def write_integers(
                 nodes_to_quantize=list(only),
                 nodes_to_exclude=[*leave, *model.others],
                 op_types_to_quantize=list(OPERATORS),
-                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": False,
+                    "TensorQuantOverrides": _ranges_of_zeros(copied),
+                },
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
@@ -129,6 +135,31 @@ def write_integers(
             ) from error
     written: onnx.ModelProto = quantizer.model.model
     return written
+
+
+def _ranges_of_zeros(proto: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """The ranges of weights that have filters of zeros only.
+
+    These would get the scale 1, in whose steps their bias would be rounded; they get that of the
+    layer's extremes.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = {}
+    for node in proto.graph.node:
+        stored = constants.get(node.input[1]) if node.op_type in PRODUCTS else None
+        if stored is None:
+            continue
+        weight, axis = numpy_helper.to_array(stored), 0 if outputs_first(node) else 1
+        if weight.ndim < 2:
+            continue
+        filters = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        if not weight.any() or filters.any(1).all():
+            continue
+        ranges = [(row if row.any() else weight) for row in filters]
+        found[stored.name] = [
+            {"axis": axis, "rmin": values.min(), "rmax": values.max()} for values in ranges
+        ]
+    return found
 
 
 class _Once:
