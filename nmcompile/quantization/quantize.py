@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,13 +143,11 @@ def _layers(
         if proof is None:
             held = detect(layer.weight)
             pattern, density = str(held.pattern), held.density
-            row = LayerLoss(layer.name, layer.op, "float32", pattern, density, alone_db=ranked)
+            row = LayerLoss(layer.name, layer.op, "float32", pattern, density)
         else:
             row = LayerLoss(
                 *(layer.name, layer.op, "int8", proof.pattern, proof.density, proof.rounded),
                 weight_db=ratio(layer.weight, integers[layer.name].real),
-                output_db=outputs.get(layer.name),
-                alone_db=ranked,
             )
-        rows.append(row)
+        rows.append(replace(row, output_db=outputs.get(layer.name), alone_db=ranked))
     return tuple(rows)

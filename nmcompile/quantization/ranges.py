@@ -16,6 +16,8 @@ from nmcompile.explain import machine_reason
 from nmcompile.progress import Progress
 from nmcompile.quantization.calibration import Calibration
 from nmcompile.quantization.folded import PRODUCTS, FoldedModel, outputs_first
+from nmcompile.quantization.outputs import final_nodes, leave_outputs
+from nmcompile.quantization.regions import float_regions
 from nmcompile.runtime.files import scratch_folder
 
 OPERATORS = (
@@ -92,7 +94,7 @@ def write_integers(
     """The model with QuantizeLinear and DequantizeLinear around what reads and writes 8 bits.
 
     Weights are int8, symmetric, a scale per output channel; activations uint8 with a zero point,
-    of the full range; biases int32.
+    of the full range; biases int32. Outputs are real numbers.
 
     Args:
         model: the float model.
@@ -107,6 +109,10 @@ def write_integers(
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model.proto)
+    final = final_nodes(copied)
+    layers = {layer.name for layer in model.layers} - set(leave)
+    others = {*model.others, *leave, *final}
+    others |= float_regions(copied, set(OPERATORS) - set(PRODUCTS), layers)
     with _hushed():
         try:
             quantizer = QDQQuantizer(
@@ -117,7 +123,7 @@ def write_integers(
                 activation_qType=QuantType.QUInt8,
                 tensors_range=ranges,
                 nodes_to_quantize=list(only),
-                nodes_to_exclude=[*leave, *model.others],
+                nodes_to_exclude=sorted(others),
                 op_types_to_quantize=list(OPERATORS),
                 extra_options={
                     "WeightSymmetric": True,
@@ -127,6 +133,7 @@ def write_integers(
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
+            leave_outputs(quantizer.model.model, final)
         except Exception as error:
             raise machine_reason(error) or ModelError(
                 f"{model.title}: onnxruntime's tools cannot quantise it: "
