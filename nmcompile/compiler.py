@@ -22,7 +22,13 @@ from nmcompile.errors import (
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import InspectionReport, LayerReport, report_choice, scattered_notes
+from nmcompile.inspection import (
+    InspectionReport,
+    LayerReport,
+    real_notes,
+    report_choice,
+    scattered_notes,
+)
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.precision import check_precision, open_in
@@ -281,12 +287,11 @@ def _build(
         lower_kernels,
     )
     from nmcompile.passes.lowering.match import Group
-    from nmcompile.passes.lowering.simplify import simplify
     from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
     backend = backend_of(target)
-    module = backend.prepare(simplify(source.to_relax()))
+    module = backend.prepare(source.to_relax())
     try:
         types = output_types(module)
     except TypeError as error:  # an open shape is None or symbolic
@@ -305,7 +310,7 @@ def _build(
         chooser = tuning.database.choose
         if tuning.measures:
             named = LayerNames(source.graph.layers())
-            found = find_problems(module, pattern_of, backend.lowering)
+            found = find_problems(module, pattern_of, backend.lowering).problems
             unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
             tuning.fill(unmeasured, target.name, stage)
     stage(choosing := "choosing kernels")
@@ -351,6 +356,7 @@ def _build(
         tuple(tuned),
         (
             *scattered_notes(layers),
+            *real_notes(source, lowered.real),
             *backend.note(zip(owners, lowered.calls, strict=True)),
             *(tuning.notes if tuning is not None else ()),
         ),

@@ -14,18 +14,25 @@ from nmcompile.passes.graphs.interface import Layer
 
 
 class LayerNames:
-    """Finds the layer of a Relax operator by its weights: importers do not keep names."""
+    """Finds the layer of a Relax operator by its weights: importers do not keep names.
+
+    Weights that are stored as integers are known by these, and by what they stand for.
+    """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._names: dict[bytes, list[str]] = {}
         self._others: Counter[str] = Counter()
         for layer in layers:
             self._names.setdefault(self._key(layer.weight), []).append(layer.name)
+            if layer.integers is not None:
+                stored = self._key(layer.integers.values)
+                self._names.setdefault(stored, []).append(layer.name)
 
     def of(self, group: Any) -> str:
         """The layer's name; layers with equal weights are taken in order."""
-        if group.weight is not None:
-            names = self._names.get(self._key(group.weight), [])
+        weight = group.model_weight
+        if weight is not None:
+            names = self._names.get(self._key(weight), [])
             if names:
                 return names.pop(0) if len(names) > 1 else names[0]
         self._others[group.op] += 1
@@ -34,4 +41,5 @@ class LayerNames:
     @staticmethod
     def _key(weight: npt.NDArray[Any]) -> bytes:
         flat = np.ascontiguousarray(weight)
-        return hashlib.blake2b(repr(flat.shape).encode() + flat.tobytes()).digest()
+        form = f"{flat.shape} {flat.dtype}"
+        return hashlib.blake2b(form.encode() + flat.tobytes()).digest()

@@ -12,7 +12,10 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from nmcompile.passes.graphs.quantised import Integers
+
 Array = npt.NDArray[Any]
+
 Value = Hashable
 """A tensor of the graph, opaque to the passes: compare and hash it, ask the graph about it."""
 
@@ -77,6 +80,7 @@ class Op:
         handle: the native node, for the adapter that made it.
         weight: conv (O, I/groups, kh, kw); linear, however it is stored, is read as (O, I).
         bias: (O,), or None.
+        integers: what the weight is stored as, if as integers; along the same axes.
         conv: geometry, for "conv" only.
         affine: scale and shift, for "batch_norm" only.
         flow: what is known about its channels.
@@ -92,6 +96,7 @@ class Op:
     handle: Any
     weight: Array | None = None
     bias: Array | None = None
+    integers: Integers | None = None
     conv: ConvAttrs | None = None
     affine: Affine | None = None
     flow: ChannelFlow = "opaque"
@@ -102,9 +107,9 @@ class Op:
 class Layer:
     """A convolution or matrix product with constant weights, for inspection and lowering.
 
-    `weight` is OIHW for "conv2d" and (O, I) for "linear"; `padding` is (top, left, bottom, right);
-    shapes are None where the graph does not know them; `macs` counts the multiply-accumulates of
-    the dense layer.
+    `weight` is OIHW for "conv2d" and (O, I) for "linear", and `integers` what it is stored as, if
+    as integers; `padding` is (top, left, bottom, right); shapes are None where the graph does not
+    know them; `macs` counts the multiply-accumulates of the dense layer.
     """
 
     name: str
@@ -118,6 +123,7 @@ class Layer:
     input_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
     macs: int | None
+    integers: Integers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +180,10 @@ class Graph(ABC):
         """The contents of a constant, or None for anything computed from inputs."""
 
     @abstractmethod
+    def integers(self, value: Value) -> Integers | None:
+        """What a constant is stored as, if as integers; `constant` gives what they stand for."""
+
+    @abstractmethod
     def named_constants(self) -> Iterator[tuple[str, Array]]:
         """Every constant that is stored under a name."""
 
@@ -201,7 +211,8 @@ class Graph(ABC):
     def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
         """Give a conv or linear new constants (shapes as in `Op`), in its weight's dtype.
 
-        A constant that other operators read too is left alone: the operator gets its own.
+        A constant that other operators read too is left alone: the operator gets its own. Integers
+        stay integers where they can stand for the weight.
         """
 
     @abstractmethod
@@ -288,6 +299,7 @@ def _layer(graph: Graph, op: Op) -> Layer:
         input_shape=graph.shape(op.inputs[0]),
         output_shape=output_shape,
         macs=macs,
+        integers=op.integers,
     )
 
 

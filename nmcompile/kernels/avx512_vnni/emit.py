@@ -5,6 +5,7 @@ Vectors of bytes are int8x64 whatever their sign: instructions say how they read
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -69,7 +70,7 @@ def widen_bytes(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
 
 
 def unpack(a: Expr, b: Expr, *, high: bool, size: int) -> Expr:
-    """Bytes (size 1) or words (size 2) of a and b in turn, from one half of each 128 bits."""
+    """Elements of `size` bytes of a and b in turn, from one half of each 128 bits."""
     within, whole = 16 // size, BYTES // size
     half = within // 2
     order: list[int] = []
@@ -98,6 +99,41 @@ def pack_words(a: Expr, b: Expr) -> Expr:
 def pack_bytes(a: Expr, b: Expr) -> Expr:
     """vpackuswb: two int16x32 as unsigned bytes, saturated, in turn by 128 bits."""
     return T.call_llvm_pure_intrin("int8x64", "llvm.x86.avx512.packuswb.512", a, b)
+
+
+def constant_bytes(values: Sequence[int]) -> Expr:
+    """64 numbers of 0 to 255 as int8x64."""
+    lanes = [T.int8(value - 256 if value > 127 else value) for value in values]
+    return T.Shuffle(lanes, list(range(BYTES)))
+
+
+def pick_bytes_of_two(a: Expr, index: Expr, b: Expr) -> Expr:
+    """vpermi2b: at each place i, byte index[i] modulo 128 of the 128 bytes of a and b."""
+    name = "llvm.x86.avx512.vpermi2var.qi.512"
+    return T.call_llvm_pure_intrin("int8x64", name, a, index, b)
+
+
+def spread(value: Expr) -> list[Expr]:
+    """64 unsigned bytes as four int32x16, in the order that `unpack`s leave and the packs undo."""
+    zero = T.broadcast(T.int8(0), BYTES)
+    return [T.bind(T.reinterpret("int32x16", part)) for part in interleave([value] + 3 * [zero])]
+
+
+def interleave(rows: Sequence[Expr], size: int = 1) -> list[Expr]:
+    """Transpose [4 rows][4 parts] within every 128 bits, where parts are four of `size` bytes.
+
+    Of bytes: lane 4 * l + k of vector v holds the four rows of place 16 * l + 4 * v + k, which is
+    the order that the packs undo. Of dwords: vector v holds part v of all rows.
+    """
+    halves = [
+        [unpack(a, b, high=high, size=size) for high in (False, True)]
+        for a, b in (rows[:2], rows[2:])
+    ]
+    return [
+        unpack(halves[0][half], halves[1][half], high=high, size=2 * size)
+        for half in (0, 1)
+        for high in (False, True)
+    ]
 
 
 def _signed(value: Expr) -> Any:

@@ -5,6 +5,7 @@ operators are `torch.ops.aten` overloads without in-place forms.
 """
 
 import copy
+import operator
 import warnings
 from typing import Any, cast
 
@@ -23,8 +24,10 @@ from nmcompile.passes.graphs.fx.nodes import (
     layer_name,
     weight_node,
 )
+from nmcompile.passes.graphs.fx.quantised import dequantise, is_dequantisation, viewed
 from nmcompile.passes.graphs.fx.reading import FxReader
 from nmcompile.passes.graphs.interface import Array, Op, Value, unique_name
+from nmcompile.passes.graphs.quantised import Integers
 
 aten = torch.ops.aten
 
@@ -60,11 +63,17 @@ class FxGraph(FxReader):
         node: fx.Node = op.handle
         arguments, data = arguments_of(node), data_node(node)
         old = self._tensor(weight_node(node))
-        assert old is not None
+        dtype = torch.float32 if old is None else old.dtype
+        held = None if op.integers is None else op.integers.holding(weight)
+        name = f"{op.name}.weight"
         with self.module.graph.inserting_before(node):
-            arguments["weight"] = self.new_constant(f"{op.name}.weight", weight, old.dtype)
+            arguments["weight"] = (
+                self._dequantised(name, held)
+                if held is not None
+                else self.new_constant(name, weight, dtype)
+            )
             arguments["bias"] = (
-                None if bias is None else self.new_constant(f"{op.name}.bias", bias, old.dtype)
+                None if bias is None else self.new_constant(f"{op.name}.bias", bias, dtype)
             )
         if op.kind == "linear":
             node.target = aten.linear.default
@@ -79,6 +88,13 @@ class FxGraph(FxReader):
     def reorder(self, constant: Value, axis: int, order: Array) -> None:
         """Store a reordered copy under the same path."""
         node = cast(fx.Node, constant)
+        source = self.integers(node)
+        if source is not None:
+            with self.module.graph.inserting_before(node):
+                moved = self._dequantised(node.name, source.reordered(axis, order))
+            self.replace(node, moved)
+            self.sweep()
+            return
         tensor = self._tensor(node)
         assert tensor is not None
         index = torch.from_numpy(np.asarray(order, np.int64)).to(tensor.device)
@@ -87,13 +103,52 @@ class FxGraph(FxReader):
 
     def fold_constants(self) -> list[str]:
         """Run every node whose inputs are constants; in-place and random operators stay."""
+        gone: list[str] = []
+        while found := [*self._move_dequantisation(), *self._fold_constants_once()]:
+            gone += found
+        return gone
+
+    def _move_dequantisation(self) -> list[str]:
+        """Apply views of dequantised constants to the integers; returns their names."""
+        moved = []
+        for node in list(self.module.graph.nodes):
+            data = node.args[0] if node.args else None
+            source = self.integers(data) if isinstance(data, fx.Node) else None
+            if source is None or node.target is operator.getitem:
+                continue
+            seen = viewed(node, source, self.shape(node))
+            if seen is not None:
+                with self.module.graph.inserting_before(node):
+                    made = self._dequantised(node.name, seen)
+                self.replace(node, made)
+                moved.append(node.name)
+        if moved:
+            self.sweep()
+        return moved
+
+    def _dequantised(self, name: str, found: Integers) -> fx.Node:
+        """New integers and their dequantisation, at the place where nodes are inserted."""
+
+        def constant(leaf: str, array: Array) -> fx.Node:
+            tensor = torch.from_numpy(np.array(array, order="C"))
+            return self.new_constant(f"{name}_{leaf}", tensor, tensor.dtype)
+
+        return dequantise(self.module.graph, found, constant)
+
+    def _fold_constants_once(self) -> list[str]:
         values: dict[fx.Node, Any] = {}
+        kept: set[fx.Node] = set()
         gone: list[str] = []
         for node in self.module.graph.nodes:
             if node.op == "get_attr":
                 tensor = self._tensor(node)
                 if tensor is not None:
                     values[node] = tensor.detach()
+            elif is_dequantisation(node) and (known := self.integers(node)) is not None:
+                values[node] = torch.from_numpy(known.real)
+                kept.add(node)  # kernels compute with the integers
+            elif is_dequantisation(node) and node.all_input_nodes[0].op != "get_attr":
+                continue  # its integers may be constants the next time
             elif is_pure(node) and all(source in values for source in node.all_input_nodes):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 with torch.no_grad():
@@ -101,7 +156,7 @@ class FxGraph(FxReader):
                 gone.append(node.name)
         readers: dict[str, fx.Node] = {}
         for node, value in values.items():
-            if node.op == "get_attr" or not isinstance(value, torch.Tensor):
+            if node.op == "get_attr" or node in kept or not isinstance(value, torch.Tensor):
                 continue
             if all(user in values for user in node.users):
                 continue
@@ -111,7 +166,8 @@ class FxGraph(FxReader):
             readers.update((u.meta[NAME], u) for u in constant.users if NAME in u.meta)
         self.sweep()
         self._settle_names(readers)
-        return gone
+        left = {node.name for node in self.module.graph.nodes}  # numbers that shapes are made of
+        return [name for name in gone if name not in left]
 
     def sweep(self) -> int:
         """Erase nodes without readers, guards and assertions among them, and unused constants."""

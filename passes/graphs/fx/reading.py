@@ -30,6 +30,7 @@ from nmcompile.passes.graphs.fx.nodes import (
     module_path,
     weight_node,
 )
+from nmcompile.passes.graphs.fx.quantised import integers
 from nmcompile.passes.graphs.fx.weights import weighted_node
 from nmcompile.passes.graphs.interface import (
     Affine,
@@ -41,6 +42,7 @@ from nmcompile.passes.graphs.interface import (
     Weighted,
     unique_name,
 )
+from nmcompile.passes.graphs.quantised import Integers
 
 aten = torch.ops.aten
 
@@ -63,8 +65,22 @@ class FxReader(Graph):
         return list(self.module.graph.output_node().all_input_nodes)
 
     def constant(self, value: Value) -> Array | None:
-        """The parameter or buffer behind a `get_attr` node; bfloat16 is widened to float32."""
-        tensor = self._tensor(cast(fx.Node, value))
+        """The parameter or buffer behind a `get_attr` node, or what is dequantised from some.
+
+        bfloat16 is widened to float32.
+        """
+        array = self.stored(cast(fx.Node, value))
+        if array is None and (found := self.integers(value)) is not None:
+            return found.real
+        return array
+
+    def integers(self, value: Value) -> Integers | None:
+        """What a dequantisation of constants reads."""
+        return integers(cast(fx.Node, value), self.stored)
+
+    def stored(self, node: fx.Node) -> Array | None:
+        """The parameter or buffer behind a `get_attr` node."""
+        tensor = self._tensor(node)
         return None if tensor is None else as_numpy(tensor)
 
     def named_constants(self) -> Iterator[tuple[str, Array]]:
@@ -121,11 +137,18 @@ class FxReader(Graph):
         return found
 
     def stored_name(self, constant: Value) -> str:
-        """The path of the parameter or buffer."""
-        return str(cast(fx.Node, constant).target)
+        """The path of the parameter or buffer, of the integers where it is dequantised."""
+        node = cast(fx.Node, constant)
+        stored = node if node.op == "get_attr" else node.all_input_nodes[0]
+        return str(stored.target)
 
     def readers(self, constant: Value) -> int:
-        """Readers of every node whose tensor lies in the same memory."""
+        """Readers of every node whose tensor lies in the same memory.
+
+        Integers are not edited in place: of them, only what reads the node counts.
+        """
+        if cast(fx.Node, constant).op != "get_attr":
+            return self.uses(constant)
         wanted = self._storage(cast(fx.Node, constant))
         nodes = self.module.graph.find_nodes(op="get_attr")
         return sum(self.uses(node) for node in nodes if self._storage(node) == wanted)
@@ -137,13 +160,14 @@ class FxReader(Graph):
             return None
         kind: OpKind = "other"
         inputs: tuple[Any, ...] = tuple(node.all_input_nodes)
-        weight = bias = conv = affine = None
+        weight = bias = whole = conv = affine = None
         if target in CONV or target in LINEAR:
             weight, bias, known = self._weights(node)
             conv = conv_attrs(node, weight) if known and target in CONV else None
             if known and (target in LINEAR or conv is not None):
                 kind = "conv" if target in CONV else "linear"
                 inputs = (data_node(node),)
+                whole = self._whole(node)
             else:
                 weight = bias = None
         elif target is aten.batch_norm.default or target is operator.getitem:
@@ -158,7 +182,7 @@ class FxReader(Graph):
         elif is_identity(node) or (target in DROPOUT and not node.args[2]):
             kind = "identity"
         flow, parameters = channel_flow(node, kind, self.shape), channel_parameters(node, kind)
-        read = (weight, bias, conv, affine, flow, parameters)
+        read = (weight, bias, whole, conv, affine, flow, parameters)
         return Op(kind, name, f"{target} {node.name}", inputs, node, node, *read)
 
     def _weights(self, node: fx.Node) -> tuple[Array | None, Array | None, bool]:
@@ -173,6 +197,12 @@ class FxReader(Graph):
             if known and node.target is not aten.linear.default:
                 weight = weight.T
         return weight, bias, known
+
+    def _whole(self, node: fx.Node) -> Integers | None:
+        """What the weight is stored as, outputs first."""
+        found = self.integers(weight_node(node))
+        turned = node.target in LINEAR and node.target is not aten.linear.default
+        return found.transposed((1, 0)) if found is not None and turned else found
 
     def _affine(self, node: fx.Node) -> Affine | None:
         source = batch_norm_node(node)

@@ -25,9 +25,12 @@ from nmcompile.passes.graphs.onnx.nodes import (
     GRAPHS,
     LAYERS,
     NAME,
+    int_attribute,
     layer_name,
 )
+from nmcompile.passes.graphs.onnx.quantised import is_kept, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
+from nmcompile.passes.graphs.quantised import Integers
 
 
 class OnnxGraph(OnnxReader):
@@ -81,18 +84,25 @@ class OnnxGraph(OnnxReader):
     def set_weight(self, op: Op, weight: Array, bias: Array | None) -> None:
         """Store new initializers under the layer's name; matrix products become Gemm."""
         node: ir.Node = op.handle
-        old = node.inputs[1]
-        assert old is not None and old.const_value is not None
-        dtype = old.const_value.numpy().dtype
-        if node.op_type == "MatMul" and bias is None:
-            weight = weight.T
-        elif op.kind == "linear":
+        old = cast(ir.Value, node.inputs[1])
+        before = self.constant(old)
+        assert before is not None
+        dtype = before.dtype
+        source = None if op.integers is None else op.integers.holding(weight)
+        turned = op.kind == "linear" and not int_attribute(node, "transB", 0)
+        if op.kind == "linear" and not (node.op_type == "MatMul" and bias is None):
             rank = self.shape(op.inputs[0])
             assert rank is not None and len(rank) == 2, "Gemm takes matrices only"
-            node.op_type = "Gemm"
+            node.op_type, turned = "Gemm", False
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
+        name = f"{op.name}.weight"
+        if source is not None:
+            source = source.transposed((1, 0)) if turned else source
+            made = self._dequantised(node, name, source)
+        else:
+            made = self.new_constant(name, (weight.T if turned else weight).astype(dtype))
         node.resize_inputs(2 if bias is None else 3)
-        node.replace_input_with(1, self.new_constant(f"{op.name}.weight", weight.astype(dtype)))
+        node.replace_input_with(1, made)
         if bias is not None:
             node.replace_input_with(2, self.new_constant(f"{op.name}.bias", bias.astype(dtype)))
         self.sweep()
@@ -100,22 +110,61 @@ class OnnxGraph(OnnxReader):
 
     def reorder(self, constant: Value, axis: int, order: Array) -> None:
         """Give the initializer a reordered tensor; other graphs keep the old one."""
-        value = cast(ir.Value, constant)
+        value, source = cast(ir.Value, constant), self.integers(constant)
+        producer = value.producer()
+        if source is not None and producer is not None:
+            moved = self._dequantised(producer, str(value.name), source.reordered(axis, order))
+            self.replace(value, moved)
+            self.sweep()
+            return
         assert value.const_value is not None
-        moved = np.take(value.const_value.numpy(), order, axis)
-        value.const_value = ir.tensor(moved, dtype=value.const_value.dtype, name=value.name)
+        changed = np.take(value.const_value.numpy(), order, axis)
+        value.const_value = ir.tensor(changed, dtype=value.const_value.dtype, name=value.name)
 
     def fold_constants(self) -> list[str]:
         """Evaluate nodes whose inputs are constants, and shapes that are known."""
         gone: list[str] = []
-        while found := self._fold_constants_once() + self._take_branches():
+        while found := [
+            *self._move_dequantisation(),
+            *self._fold_constants_once(),
+            *self._take_branches(),
+        ]:
             gone += found
             nodes = self.model.graph
-            if all(self.shape(value) is not None for node in nodes for value in node.outputs):
-                break
-            # Paddings and target shapes that were computed are known now, and more behind them.
-            ShapeInferencePass(strict_mode=False)(self.model)
+            if any(self.shape(value) is None for node in nodes for value in node.outputs):
+                # Paddings and target shapes that were computed are known now, and more behind them.
+                ShapeInferencePass(strict_mode=False)(self.model)
         return gone
+
+    def _move_dequantisation(self) -> list[str]:
+        """Apply views of dequantised constants to the integers; returns their names."""
+        moved = []
+        for node in list(self.model.graph):
+            data = (
+                node.inputs[0] if is_view(node) and not node.outputs[0].is_graph_output() else None
+            )
+            source = None if data is None else self.integers(data)
+            if data is None or source is None:
+                continue
+            seen = viewed(node, source, self.shape(node.outputs[0]))
+            if seen is not None:
+                self.replace(node.outputs[0], self._dequantised(node, str(data.name), seen))
+                moved.append(str(node.name or node.op_type))
+        if moved:
+            self.sweep()
+        return moved
+
+    def _dequantised(self, before: ir.Node, name: str, found: Integers) -> ir.Value:
+        """New integers with a dequantisation, which stands in front of a node."""
+        parts = {"quantized": found.values, "scale": found.scale, "zero_point": found.zero}
+        inputs = [self.new_constant(f"{name}_{part}", array) for part, array in parts.items()]
+        axis = {"axis": found.axis} if found.per_slice else {}
+        made = ir.node("DequantizeLinear", inputs, axis, name=f"{name}_dequantize")
+        result = made.outputs[0]
+        result.name = unique_name(f"{name}_dequantized", self.value_names())
+        result.shape, result.type = ir.Shape(found.values.shape), ir.TensorType(ir.DataType.FLOAT)
+        self.model.graph.insert_before(before, made)
+        return result
 
     def _take_branches(self) -> list[str]:
         """Replace every If whose condition is constant; returns their names."""
@@ -198,7 +247,9 @@ class OnnxGraph(OnnxReader):
             return False  # what makes a constant an output
         data = node.inputs[0] if node.inputs else None
         static = node.op_type in ("Shape", "Size") and self.shape(cast(ir.Value, data)) is not None
-        known = (v is None or v in constants or self.constant(v) is not None for v in node.inputs)
+        if is_kept(node):
+            return False  # kernels compute with the integers
+        known = (v is None or v in constants or self.is_constant(v) for v in node.inputs)
         if not static and not all(known):
             return False
         constants.update(dict.fromkeys(node.outputs, np.empty(0)))

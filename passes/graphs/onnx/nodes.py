@@ -37,7 +37,9 @@ def layer_name(node: ir.Node) -> str:
     layer, seen = [node.inputs[1]], set[ir.Value | None]()
     while layer:
         for value in layer:
-            owner = weight_owner(str(value.name if value else ""))
+            # onnxruntime's quantiser calls the integers of a.weight so.
+            name = str(value.name if value else "").removesuffix("_quantized")
+            owner = weight_owner(name)
             if owner and value is not None and value.is_initializer():
                 return owner
         seen.update(layer)

@@ -31,7 +31,9 @@ from nmcompile.passes.graphs.onnx.nodes import (
     ints_attribute,
     module_scope,
 )
+from nmcompile.passes.graphs.onnx.quantised import integers
 from nmcompile.passes.graphs.onnx.weights import weighted_node
+from nmcompile.passes.graphs.quantised import Integers
 
 
 class OnnxReader(Graph):
@@ -51,8 +53,25 @@ class OnnxReader(Graph):
         return list(self.model.graph.outputs)
 
     def constant(self, value: Value) -> Array | None:
-        """The contents of an initializer; bfloat16 is widened to float32."""
-        found = cast(ir.Value, value)
+        """The contents of an initializer, or what a dequantisation makes of some.
+
+        bfloat16 is widened to float32.
+        """
+        array = self.stored(cast(ir.Value, value))
+        if array is None and (found := self.integers(value)) is not None:
+            return found.real
+        return array
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether `constant` knows the value, which it then does not compute."""
+        return self.stored(cast(ir.Value, value)) is not None or self.integers(value) is not None
+
+    def integers(self, value: Value) -> Integers | None:
+        """The integers that a constant is stored as; None for all other values."""
+        return integers(cast(ir.Value, value), self.stored)
+
+    def stored(self, found: ir.Value) -> Array | None:
+        """The contents of an initializer."""
         if not found.is_initializer() or found.is_graph_input() or found.const_value is None:
             return None
         array = found.const_value.numpy()
@@ -95,18 +114,20 @@ class OnnxReader(Graph):
         return found
 
     def stored_name(self, constant: Value) -> str:
-        """The name of the initializer."""
-        return str(cast(ir.Value, constant).name)
+        """The name of the initializer, of the integers where it is dequantised."""
+        value = cast(ir.Value, constant)
+        node = value.producer()
+        return str(value.name if node is None else cast(ir.Value, node.inputs[0]).name)
 
     def readers(self, constant: Value) -> int:
-        """As `uses`: initializers do not share memory."""
+        """As `uses`: initializers do not share memory, and integers are not edited in place."""
         return self.uses(constant)
 
     def _op(self, node: ir.Node) -> Op:
         kind: OpKind = "other"
         name = str(node.meta.get(NAME) or node.name or node.outputs[0].name)
         inputs: tuple[Value, ...] = tuple(value for value in node.inputs if value is not None)
-        weight = bias = conv = affine = None
+        weight = bias = whole = conv = affine = None
         operator = node.op_type if node.domain == "" else ""
         if operator in LAYERS:
             weight, bias, known = self._weights(node)
@@ -114,6 +135,7 @@ class OnnxReader(Graph):
                 conv = self._conv_attrs(node, weight)
             if known and (conv is not None or operator != "Conv"):
                 kind, inputs = ("conv" if conv else "linear"), inputs[:1]
+                whole = self._whole(node)
             else:
                 weight = bias = None
         elif operator == "BatchNormalization":
@@ -127,7 +149,7 @@ class OnnxReader(Graph):
         where = f"{node.op_type} {node.name or node.outputs[0].name}"
         flow = channel_flow(node, kind, self.shape, self.constant)
         parameters = channel_parameters(node, kind, self.constant)
-        read = (weight, bias, conv, affine, flow, parameters)
+        read = (weight, bias, whole, conv, affine, flow, parameters)
         return Op(kind, name, where, inputs, node.outputs[0], node, *read)
 
     def _weights(self, node: ir.Node) -> tuple[Array | None, Array | None, bool]:
@@ -148,6 +170,12 @@ class OnnxReader(Graph):
                 known = bias.size in (1, weight.shape[0]) and bias.ndim < 3
                 bias = np.broadcast_to(bias.reshape(-1), weight.shape[:1]) if known else None
         return weight, bias, known
+
+    def _whole(self, node: ir.Node) -> Integers | None:
+        """What the weight is stored as, outputs first."""
+        found = self.integers(node.inputs[1])
+        turned = node.op_type != "Conv" and not int_attribute(node, "transB", 0)
+        return found.transposed((1, 0)) if found is not None and turned else found
 
     def _conv_attrs(self, node: ir.Node, weight: Array) -> ConvAttrs | None:
         """The geometry, or None unless two-dimensional with a padding that can be told."""
