@@ -20,6 +20,7 @@ from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.batch import EARLY
 from nmcompile.passes.lowering.infinities import begin_at_infinity
 from nmcompile.passes.lowering.room import check_room
+from nmcompile.passes.lowering.rounding import QUANTISE, quantise
 from nmcompile.passes.lowering.view import is_call_of
 from nmcompile.runtime.files import scratch_folder
 
@@ -51,7 +52,7 @@ def fuse_operators(module: Any) -> Any:
             relax.transform.DeadCodeElimination(entries),
         ]
     )
-    legal = relax.transform.LegalizeOps(skip_ops=VIEWS)(module)
+    legal = relax.transform.LegalizeOps({QUANTISE: quantise}, skip_ops=VIEWS)(module)
     _refuse_operators(legal)
     return passes(legal)
 
