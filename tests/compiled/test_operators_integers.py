@@ -26,7 +26,7 @@ def steps(name: str, scale: Any, zero: Any) -> dict[str, Array]:
 def model(
     nodes: list[onnx.NodeProto],
     arrays: dict[str, Any],
-    inputs: dict[str, tuple[int, ...]],
+    inputs: Mapping[str, tuple[int, ...]],
     outputs: Mapping[str, int],
     opset: int = 17,
 ) -> onnx.ModelProto:
@@ -68,7 +68,7 @@ def every_operator(dtype: Any) -> onnx.ModelProto:
         return [f"{name}_q", f"{name}_s", f"{name}_z"]
 
     y = ["y_s", "y_z"]
-    conv = {"pads": [1, 0, 1, 1], "strides": [2, 1], "group": 2}
+    conv: dict[str, Any] = {"pads": [1, 0, 1, 1], "strides": [2, 1], "group": 2}
     pool: dict[str, Any] = {"kernel_shape": [3, 2], "pads": [1, 1, 0, 0], "strides": [2, 1]}
     made = [
         node("QLinearConv", [*of("x"), "w", "w_s", "w_z", *y, "bias"], ["conv"], **conv),
@@ -120,7 +120,7 @@ def test_every_operator_is_a_step_from_onnxruntimes_at_most(dtype: Any, tmp_path
 def dynamic(weight: Array, *, cast: bool, zero: int = 0, matrix: bool = False) -> onnx.ModelProto:
     """x quantised as it comes, the integers' convolution or product, and real numbers of it."""
     operator = "MatMulInteger" if matrix else "ConvInteger"
-    given = {} if matrix else {"pads": [1] * 4}
+    given: dict[str, Any] = {} if matrix else {"pads": [1] * 4}
     nodes = [
         node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
         node(operator, ["q", "w", "z", "wz"], ["sums"], **given),
