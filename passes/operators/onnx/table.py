@@ -134,7 +134,6 @@ ROWS: tuple[Operator, ...] = (
         must.output_dtypes({"int8", "uint8", "int16", "uint16"}),
     ),
     *_rows("DequantizeLinear", 28, SMALL | {"int32"}, must.one_of("block_size", 0)),
-    *_rows("DynamicQuantizeLinear", 11, FLOAT),
 )  # fmt: skip
 
 TABLE = {row.name: row for row in ROWS}

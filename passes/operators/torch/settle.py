@@ -24,6 +24,7 @@ from nmcompile.passes.operators.torch.pooling import (
     rewrite_indexed_max,
 )
 from nmcompile.passes.operators.torch.positions import rewrite_index, rewrite_select
+from nmcompile.passes.operators.torch.quantised import LIBRARY, rewrite_quantised
 from nmcompile.passes.operators.torch.reductions import rewrite_extreme, rewrite_unbiased
 from nmcompile.passes.operators.torch.resize import rewrite_upsample
 from nmcompile.passes.operators.torch.table import TABLE
@@ -66,6 +67,14 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten._upsample_nearest_exact1d.vec": rewrite_upsample,
     "aten._upsample_nearest_exact2d.vec": rewrite_upsample,
     "aten._upsample_nearest_exact3d.vec": rewrite_upsample,
+    **dict.fromkeys(
+        (
+            f"{LIBRARY}.{verb}_per_{form}"
+            for verb in ("quantize", "dequantize")
+            for form in ("tensor.tensor", "tensor.tensor2", "channel.default")
+        ),
+        rewrite_quantised,
+    ),
 }
 """By operator, what expresses it in others where it is not believed in as it is."""
 
