@@ -13,6 +13,7 @@ from nmcompile.passes.operators.onnx.expand import expand
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
+from nmcompile.passes.operators.onnx.steps import rewrite_sign, rewrite_threshold
 from nmcompile.passes.operators.onnx.table import TABLE
 from nmcompile.passes.operators.table import NOT_THERE
 
@@ -21,8 +22,10 @@ REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "ConvTranspose": pad_transposed,
     "MaxPool": pad_pool,
     "Resize": rewrite_resize,
+    "Sign": rewrite_sign,
     "Softplus": rewrite_softplus,
     "Squeeze": list_axes,
+    "ThresholdedRelu": rewrite_threshold,
     "Unsqueeze": list_axes,
 }
 """By operator, what expresses it in others where it is not believed in as it is."""
