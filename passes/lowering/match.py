@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tvm import relax
 
 from nmcompile.kernels.catalog import OpKind
+from nmcompile.kernels.problem import Spec
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
 from nmcompile.passes.lowering.activations import ActivationMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
@@ -41,10 +42,10 @@ class Group:
     """
 
     op: OpKind
-    spec: Conv2d | Linear | Pool2d | GlobalAverage
+    spec: Spec
     x: Expr
     out: Expr
-    weight: FloatArray | None = None
+    weight: npt.NDArray[Any] | None = None
     bias: FloatArray | None = None
     residual: Expr = None
     activation: Activation = field(default_factory=Activation)
@@ -267,6 +268,8 @@ class Matcher:
         for group in groups:
             residual = group.residual
             if residual not in made or residual in self._view.outputs:
+                continue
+            if shape_of(residual) != shape_of(group.out):
                 continue
             readers = [owner.get(user) for user in self._readers(residual)]
             group.overwrites = not group.x.same_as(residual) and all(

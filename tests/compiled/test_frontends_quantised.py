@@ -19,6 +19,7 @@ from tests.support.quantised import (
     images,
     output_step,
     quantised_onnx,
+    targets_here,
     weight_dtypes,
 )
 from tests.support.seed_modules import Array
@@ -54,12 +55,12 @@ def assert_agrees(model: onnx.ModelProto, folder: Path, dtypes: set[str]) -> Non
     source, _ = open_folded(model)
     check_graph(source.graph)
     assert set(weight_dtypes(source.to_relax())) == dtypes
-    session, name = compiled(model, folder), model.graph.output[0].name
-    pairs = [
-        (session.run({"x": x})[name], as_defined(model, {"x": x})[0]) for x in images(8, seed=9)
-    ]
-    found, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    assert_one_step(found, expected, output_step(model))
+    name, feeds = model.graph.output[0].name, images(8, seed=9)
+    expected = np.concatenate([as_defined(model, {"x": x})[0] for x in feeds])
+    for target in targets_here():
+        session = compiled(model, folder, target=target)
+        found = np.concatenate([session.run({"x": x})[name] for x in feeds])
+        assert_one_step(found, expected, output_step(model))
 
 
 @pytest.mark.parametrize("form", QDQ)
@@ -68,6 +69,14 @@ def test_onnxruntimes_pairs(form: str, tmp_path: Path) -> None:
     stored = "uint8" if QDQ[form]["weight_type"] is U8 else "int8"
     assert_agrees(model, tmp_path, {stored})
     assert {layer.name for layer in inspect(model).layers} >= {"wide", "narrow", "head"}
+
+
+def test_onnxruntimes_operators(tmp_path: Path) -> None:
+    model = quantised_onnx(
+        quant_format=QuantFormat.QOperator, activation_type=U8, weight_type=S8, per_channel=True
+    )
+    assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {n.op_type for n in model.graph.node}
+    assert_agrees(model, tmp_path, {"int8"})
 
 
 def tiny(
@@ -102,8 +111,8 @@ def conv(*made: onnx.NodeProto, limited: bool = False) -> list[onnx.NodeProto]:
         clip,
         node("DequantizeLinear", ["c", "xs", "xz"], ["d"]),
         node("Conv", ["d", "w"], ["f"], pads=[1] * 4),
-        node("QuantizeLinear", ["f", "ys", "xz"], ["p"]),
-        node("DequantizeLinear", ["p", "ys", "xz"], ["y"]),
+        node("QuantizeLinear", ["f", "ys", "yz"], ["p"]),
+        node("DequantizeLinear", ["p", "ys", "yz"], ["y"]),
     ]
 
 
@@ -114,8 +123,8 @@ def matmul(*made: onnx.NodeProto, gemm: bool = False) -> list[onnx.NodeProto]:
 
 
 def dequantise(axis: int | None = None) -> onnx.NodeProto:
-    return node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], **({} if axis is None else
-                {"axis": axis}))  # fmt: skip
+    given: dict[str, Any] = {} if axis is None else {"axis": axis}
+    return node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], **given)
 
 
 SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
@@ -174,6 +183,12 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
         {"wq": MATRIX, "ws": STEPS[:5], "wz": np.zeros(5, np.int8)},
         "int8",
     ),
+    "activations with a scale for each channel": (
+        conv(dequantise(0)),
+        {"wq": WEIGHT, "ws": STEPS, "wz": np.zeros(8, np.int8),
+         "xs": np.linspace(0.01, 0.03, 8, dtype=np.float32), "xz": np.arange(8).astype(np.int8)},
+        "int8",
+    ),
     "16 bits": (
         conv(dequantise(0)),
         {"wq": WEIGHT.astype(np.int16) * 200, "ws": STEPS / 200, "wz": np.zeros(8, np.int16)},
@@ -192,8 +207,8 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
 def test_spellings_of_weights(spelling: str, tmp_path: Path) -> None:
     nodes, arrays, stored = SPELLINGS[spelling]
     shared: dict[str, Any] = {
-        "xs": np.float32(0.02), "xz": np.int8(5), "ys": np.float32(0.03), "rows": np.array([8, 36]),
-        "low": np.int8(-100), "high": np.int8(90),
+        "xs": np.float32(0.02), "xz": np.int8(5), "ys": np.float32(0.03), "yz": np.int8(5),
+        "rows": np.array([8, 36]), "low": np.int8(-100), "high": np.int8(90),
     }  # fmt: skip
     used = {name for entry in nodes for name in entry.input}
     arrays = {name: a for name, a in (shared | arrays).items() if name in used}

@@ -74,12 +74,14 @@ class QuantisedConstant:
 
     def call(self) -> Expr | None:
         """As a `dequantize` of constants; None where no single axis has the scales."""
-        varying = [axis for axis, extent in enumerate(self.scale.shape) if extent > 1]
-        if len(varying) > 1 or self.zero.size not in (1, self.scale.size):
+        both = np.broadcast_shapes(self.scale.shape, self.zero.shape)
+        varying = [axis for axis, extent in enumerate(both) if extent > 1]
+        if len(varying) > 1:
             return None
         axis = varying[0] if varying else 0
-        scale = self.scale.reshape(-1) if varying else self.scale.reshape(())
-        zero = np.broadcast_to(self.zero.reshape(-1), scale.shape).astype(self.values.dtype)
+        flat = (both[axis],) if varying else ()
+        scale, zero = (np.broadcast_to(a, both).reshape(flat) for a in (self.scale, self.zero))
+        zero = zero.astype(self.values.dtype)
         return relax.op.dequantize(
             relax.const(self.values), relax.const(scale), relax.const(zero), axis
         )

@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
+from nmcompile.kernels.catalog import CATALOG
+from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Gate, GlobalAverage, Pool2d, Quantise, Sum, Table
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.integers.group import IntegerGroup
@@ -165,7 +167,7 @@ class IntegerMatcher(Matcher):
         if isinstance(found.spec, Pool2d) and found.spec.kind == "max":
             return self._unchanged(group)
         self._follow(group)
-        if settle(group):
+        if _runs(group):
             return group
         self._stays_float[var] = (
             "its sums may leave int32: the scales of its input, weight and output do not fit"
@@ -187,7 +189,7 @@ class IntegerMatcher(Matcher):
             source=left.meaning, added=right.meaning, residual=right.var,
         )  # fmt: skip
         self._follow(group)
-        return group if group.target is not None and settle(group) else None
+        return group if group.target is not None and _runs(group) else None
 
     def _table(self, var: Expr) -> IntegerGroup | None:
         """Functions of one quantised value, rounded again."""
@@ -226,7 +228,7 @@ class IntegerMatcher(Matcher):
             "gate", Gate(batch, height * width, channels), x.var, var, members=members,
             source=x.meaning, added=gate.meaning, residual=gate.var, target=target,
         )  # fmt: skip
-        return group if settle(group) else None
+        return group if _runs(group) else None
 
     def _quantise(self, var: Expr) -> IntegerGroup | None:
         """Real numbers that are rounded to integers."""
@@ -235,7 +237,7 @@ class IntegerMatcher(Matcher):
             return None
         x = self._view.source(var)
         group = IntegerGroup("quantise", Quantise(*shape), x, var, members=[var], target=target)
-        return group if settle(group) else None
+        return group if _runs(group) else None
 
     def _unchanged(self, group: IntegerGroup) -> IntegerGroup | None:
         """A maximum of integers, which means what they mean."""
@@ -245,7 +247,7 @@ class IntegerMatcher(Matcher):
             return None
         group.target = target
         self._extend(group, [user])
-        return group
+        return group if _has_kernel(group) else None
 
     # Step 2. What follows the operator.
 
@@ -335,6 +337,18 @@ class IntegerMatcher(Matcher):
             if real and user in self._view.outputs:
                 found.append(user)
         return found
+
+
+def _runs(group: IntegerGroup) -> bool:
+    """Whether a kernel computes a group that is found whole."""
+    return settle(group) and _has_kernel(group)
+
+
+def _has_kernel(group: IntegerGroup) -> bool:
+    """Weights of any kind have one."""
+    problem = Problem(group.spec, dtype="int8", integers=group.integers)
+    rows = [row for row in CATALOG if (row.op, row.dtype) == (group.op, "int8")]
+    return group.weight is not None or any(row.refuse(problem) is None for row in rows)
 
 
 def _signed_weight(group: IntegerGroup) -> npt.NDArray[np.int8] | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nmcompile.kernels.integers import Integers, Residual, Rounding
 from nmcompile.kernels.spec import Activation
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.values import Quantisation
 
+Array = npt.NDArray[Any]
 LIMITS = ("none", "relu", "clip")
 """Activations that are limits of a rounded value."""
 
@@ -25,15 +28,13 @@ def settle(group: IntegerGroup) -> bool:
     """
     if group.source is None:
         assert group.target is not None
-        scale = np.array([group.target.scale], np.float32)
-        group.integers = Integers(0, scale, zero=group.target.zero)
+        step_of = np.array([group.target.scale], np.float32)
+        group.integers = Integers(0, step_of, zero=group.target.zero)
         return True
     target = group.target
     limited = target is not None and group.activation.kind in LIMITS
     step = target.scale if target is not None and limited else 1.0  # what v counts
     unit = _unit(group, group.source)
-    if group.op == "gate":
-        unit = unit * group.added.scale
     offset = _offset(group, unit)
     if offset is None:
         return False
@@ -60,30 +61,31 @@ def settle(group: IntegerGroup) -> bool:
     return True
 
 
-def _unit(group: IntegerGroup, source: Quantisation) -> np.ndarray:
+def _unit(group: IntegerGroup, source: Quantisation) -> Array:
     """What one unit of the sum stands for, float64, of each output or of all."""
     if group.weights is None:
-        return np.array([source.scale], np.float64)
+        # A gate's product has the unit of both.
+        other = group.added.scale if group.op == "gate" and group.added is not None else 1.0
+        return np.array([source.scale * other], np.float64)
     outputs = group.weights.values.shape[0 if group.op == "conv2d" else 1]
-    return source.scale * np.broadcast_to(
-        group.weights.scale.astype(np.float64).reshape(-1), (outputs,)
-    )
+    scale = group.weights.scale.astype(np.float64).reshape(-1)
+    return np.asarray(source.scale * np.broadcast_to(scale, (outputs,)))
 
 
-def _offset(group: IntegerGroup, unit: np.ndarray) -> np.ndarray | None:
+def _offset(group: IntegerGroup, unit: Array) -> Array | None:
     """The bias in units of the sum, int32; empty for none, None where it does not fit."""
     if group.bias is None:
         return np.zeros(0, np.int32)
     whole = np.rint(group.bias.astype(np.float64) / unit)
     if not np.isfinite(whole).all() or np.abs(whole).max() > MAX_SUM:
         return None
-    return whole.astype(np.int32)
+    return np.asarray(whole, np.int32)
 
 
-def _fits(group: IntegerGroup, scale: np.ndarray, offset: np.ndarray) -> bool:
+def _fits(group: IntegerGroup, scale: Array, offset: Array) -> bool:
     """Whether neither a sum nor what is rounded can overflow."""
     if group.weight is None:
-        return bool(scale.max() * 255 * 2 < MAX_STEPS)
+        return bool(scale.max() * 255 * 255 < MAX_STEPS)
     total = np.abs(group.weight.reshape(group.weight.shape[0], -1).astype(np.int64)).sum(1) * 255
     if offset.size:
         total = total + np.abs(offset.astype(np.int64))

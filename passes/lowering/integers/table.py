@@ -19,8 +19,7 @@ _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 def _sigmoid(x: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))  # type: ignore[no-any-return]
+    return np.asarray(1 / (1 + np.exp(-x)), np.float32)
 
 
 _UNARY: dict[str, Callable[[Floats], Any]] = {
@@ -92,7 +91,7 @@ class Function:
             self.members += [expr, quantised.var]
             return self._leaves(self._view.source(quantised.var))
         op = self._view.op(expr)
-        if op not in _UNARY and op not in _BINARY and op != "clip":
+        if op not in _UNARY and op not in _BINARY and op not in ("clip", "nn.leakyrelu"):
             return None
         self.members.append(expr)
         arguments = self._view.args(expr)
@@ -102,7 +101,7 @@ class Function:
     def _evaluate(self, expr: Expr) -> Floats:
         value = constant(expr)
         if value is not None:
-            return value.reshape(1)
+            return np.asarray(value.reshape(1), np.float32)
         quantised = self._view.quantised(expr)
         if quantised is not None:
             real = dequantise(quantised.meaning)
@@ -112,17 +111,27 @@ class Function:
             return real[quantise(inner, quantised.meaning)]
         op, arguments = self._view.op(expr), self._view.args(expr)
         if op == "clip":
-            limits = [float(getattr(limit, "value", limit)) for limit in arguments[1:3]]
-            return np.clip(self._evaluate(arguments[0]), *limits).astype(np.float32)
+            low, high = map(_number, arguments[1:3])
+            return np.asarray(np.clip(self._evaluate(arguments[0]), low, high), np.float32)
+        if op == "nn.leakyrelu":
+            x, alpha = (
+                self._evaluate(arguments[0]),
+                np.float32(self._view.definitions[expr].attrs.alpha),
+            )
+            return np.where(x < 0, x * alpha, x)
         function: Callable[..., Any] = _UNARY.get(op) or _BINARY[op]
         return np.asarray(function(*map(self._evaluate, arguments)), np.float32)
+
+
+def _number(limit: Any) -> float:
+    return float(getattr(limit, "value", limit))
 
 
 def quantise(real: Floats, meaning: Quantisation) -> Bytes:
     """Stored values of real numbers, as QuantizeLinear computes them."""
     steps = np.rint(np.broadcast_to(real, (256,)) / np.float32(meaning.scale))
     whole = np.clip(np.nan_to_num(steps), -(2.0**20), 2.0**20) + meaning.zero
-    return whole.clip(0, 255).astype(np.uint8)
+    return np.asarray(whole.clip(0, 255), np.uint8)
 
 
 def dequantise(meaning: Quantisation) -> Floats:

@@ -12,16 +12,7 @@ from functools import reduce
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import (
-    LANES,
-    Buffer,
-    Expr,
-    extreme,
-    load,
-    masked_load,
-    splat,
-    store,
-)
+from nmcompile.kernels.avx512.emit import LANES, Expr, extreme, load, splat, store
 from nmcompile.kernels.avx512_vnni.channels.frame import tasks
 from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
@@ -122,7 +113,7 @@ def emit_dequantise(name: str, spec: Dequantise, zero: int) -> object:
             rows = []
             for v in range(QUAD):
                 lanes = [
-                    _load_pixel(x, (image * pixels + pixel + p) * channels + channel, height)
+                    load_bytes(x, (image * pixels + pixel + p) * channels + channel, height, LANES)
                     if p < width else T.broadcast(T.int8(0), LANES)
                     for p in range(v, LANES, QUAD)
                 ]  # fmt: skip
@@ -216,15 +207,6 @@ def _packed(pixel: int) -> int:
     """Where the packs put a pixel of four int32x16, and where `spread` finds one."""
     vector, lane = divmod(pixel, LANES)
     return LANES * (lane // QUAD) + QUAD * vector + lane % QUAD
-
-
-def _load_pixel(x: Buffer, start: Expr, active: int) -> Expr:
-    """16 bytes as int8x16; those from `active` on are zero, unread."""
-    index = T.ramp(start, 1, LANES)
-    if active >= LANES:
-        return T.reinterpret("int8x16", x[index])
-    mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
-    return T.reinterpret("int8x16", masked_load(x, index, mask))
 
 
 def _splat_u32(value: int) -> Expr:

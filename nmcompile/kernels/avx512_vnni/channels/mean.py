@@ -6,7 +6,7 @@ from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Expr, lanes, splat
 from nmcompile.kernels.avx512_vnni.channels.frame import declare_ending, store_unpacked, tasks
-from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, dot, interleave, load_bytes
+from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, dot, interleave, load_bytes, spread
 from nmcompile.kernels.integers import IntegerEpilogue
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import GlobalAverage
