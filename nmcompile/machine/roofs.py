@@ -37,8 +37,8 @@ class Roofs:
     load: float
 
     def of(self, kind: RoofKind, threads: int) -> float:
-        """The roof of a kernel on `threads` cores, taken to be equally fast."""
-        return (self.load if kind == "load" else self.fma) * threads
+        """The roof of a float32 kernel on `threads` cores, taken to be equally fast."""
+        return {"fma": self.fma, "load": self.load}[kind] * threads
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ def shapes_of(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def compile_integers(lowered: Lowered, target: str = "avx512_vnni") -> Any:
     """The function of one lowering, for this machine."""
-    row = find_target(target)
-    options = {"kind": "llvm", "mcpu": row.llvm_cpu, "mattr": row.llvm_features.split(",")}
+    options = find_target(target).llvm_options
     function = lowered.emit_func().with_attr("global_symbol", "kernel")
     module = tvm.IRModule({"kernel": function})
     library = tvm.compile(module, target=tvm.target.Target(options), tir_pipeline=TIR_PIPELINE)

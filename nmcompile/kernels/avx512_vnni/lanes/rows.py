@@ -127,8 +127,10 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
     assert isinstance(pattern, OneByN)
     kept = kept_channels(positions_of(_oihw(problem), conv), pattern.n)
     quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
-    edges = range(0, conv.in_channels, BYTES)
-    gathers = np.count_nonzero(np.add.reduceat(kept, edges, axis=1), axis=1).astype(float)
+    pieces = -(-np.count_nonzero(kept, axis=1) // BYTES)
+    blocks = np.add.reduceat(kept, range(0, conv.in_channels, BYTES), axis=1)
+    # Where one piece ends and the next begins, a block is read for both.
+    sources = np.count_nonzero(blocks, axis=1) + np.maximum(pieces - 1, 0)
     works = []
     per_list = pattern.n // LANES
     for vectors in vectors_of(pattern.n, DENSE_VECTORS):
@@ -136,7 +138,8 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
             groups = OutputGroups.of(conv.out_channels, vectors).count
             each = np.repeat(quads, per_list // vectors)[:groups].astype(float)
             starts = np.full(groups, float(conv.taps))
-            works.append(Work(vectors, each, starts, gathers, pattern.n))
+            gathers = sources.astype(float), pieces.astype(float)
+            works.append(Work(vectors, each, starts, *gathers, pattern.n))
     return ranked(Reading.of(conv, quads=False), "gathered", works)
 
 
