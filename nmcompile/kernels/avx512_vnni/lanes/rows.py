@@ -19,7 +19,8 @@ from nmcompile.kernels.avx512_vnni.lanes.packing import (
     kept_channels,
     pack_lanes,
     positions_of,
-    quads_per_block,
+    quads_of,
+    quads_per_group,
     segments_of,
 )
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
@@ -42,6 +43,7 @@ def conv_of(problem: Problem) -> Conv2d:
     return problem.conv
 
 
+@functools.lru_cache(maxsize=4)
 def _refuse_sums(problem: Problem) -> str | None:
     """Sums that may leave int32."""
     integers = problem.integers
@@ -109,10 +111,10 @@ def nm_configs(problem: Problem) -> Sequence[Candidate]:
     """A list per output channel."""
     conv = conv_of(problem)
     reading = Reading.of(conv, quads=False)
-    segments = segments_of(_oihw(problem), reading)
+    each = quads_of(segments_of(_oihw(problem), reading))
     works = []
     for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
-        needed = quads_per_block(segments, vectors)
+        needed = quads_per_group(each, vectors)
         quads = needed.sum(axis=(1, 2)).astype(float)
         works.append(Work(vectors, quads, np.count_nonzero(needed, axis=(1, 2)).astype(float)))
     return ranked(reading, "picked", works)
