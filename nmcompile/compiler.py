@@ -31,6 +31,7 @@ from nmcompile.inspection import (
 )
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
+from nmcompile.precision import check_precision, open_in
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.sparsity import PROJECT, VERIFY, Dense, Detection, OneByN, Pruning, Unstructured
@@ -38,6 +39,7 @@ from nmcompile.targets import Target, check_toolchain, find_target
 from nmcompile.version import VERSION
 
 if TYPE_CHECKING:
+    from nmcompile.quantization import Quantization, QuantizationReport
     from nmcompile.tuning.request import Tuning
     from nmcompile.tuning.setup import OpenTuning
 
@@ -54,6 +56,7 @@ class CompileResult:
     report: the layers as they were lowered.
     seconds: time per stage, in order.
     tuning: what measuring gained, per layer whose kernel the tuning database knows.
+    quantization: what quantising cost, where it was asked for.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class CompileResult:
     report: InspectionReport
     seconds: Mapping[str, float]
     tuning: tuple[TunedLayer, ...] = ()
+    quantization: QuantizationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ def compile(
     pattern: str = "auto",
     pruning: Pruning = VERIFY,
     tuning: Tuning | None = None,
+    precision: str | None = None,
+    calibration: Any = None,
+    quantization: Quantization | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -105,23 +112,30 @@ def compile(
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
+        precision: "int8" quantises the model first, for the target avx512_vnni; None leaves it as
+            it is.
+        calibration: with int8, what the model sees in use, as for `nmcompile.quantize`.
+        quantization: with int8, what else may be decided.
         progress: told about every stage.
 
     Raises:
-        ModelError: the model cannot be read or imported.
+        ModelError: the model cannot be read, imported or quantised.
         PatternError: a layer breaks the pattern, or `pruning` does not go with it.
-        TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
+        TargetError: the target is unknown, has no tool chain here, cannot be tuned, or does not
+            compute in `precision`.
         DeviceError: "cuda" on a machine without a GPU; tuning where the target's code cannot run,
             or on devices that are not there, fail or differ; what was measured before is in the
             database.
         InputError: the tuning database is none, or missing without `measure`; its `cpu` is not one
-            of its models; `on` without `measure`, or for a GPU target.
+            of its models; `on` without `measure`, or for a GPU target; calibration data without
+            int8, or none with it, or as for `nmcompile.quantize`.
         ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
     chosen = find_target(target)
     check_toolchain(chosen)
+    check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
     sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
@@ -129,7 +143,15 @@ def compile(
 
     opened = open_tuning(chosen, tuning)
     stage = Stages(progress)
-    source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
+    source, folded, lost = open_in(
+        precision,
+        model,
+        example_inputs,
+        shapes=shapes,
+        calibration=calibration,
+        quantization=quantization,
+        progress=stage,
+    )
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
     projects = pruning.mode == "project"
     if pattern not in ("auto", "dense"):
@@ -153,7 +175,8 @@ def compile(
     manifest = _manifest(source, chosen, built, _digest(model))
     digest = runtime.write_artifact(output, manifest, built.library, built.params)
     stage("")
-    return CompileResult(Path(output), digest, chosen.name, report, stage.seconds, built.tuning)
+    seconds, tuned = stage.seconds, built.tuning
+    return CompileResult(Path(output), digest, chosen.name, report, seconds, tuned, lost)
 
 
 @explained

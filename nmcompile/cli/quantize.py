@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,11 +34,14 @@ DataOption = Annotated[
     ),
 ]
 SamplesOption = Annotated[
-    int, typer.Option(min=1, help="The most samples to take, spread evenly over the data.")
+    int | None,
+    typer.Option(min=1, help="The most samples to take, spread evenly over the data; 256."),
 ]
 StatisticsOption = Annotated[
-    str,
-    typer.Option(help="How ranges of activations are found: minmax, entropy or percentile."),
+    str | None,
+    typer.Option(
+        help="How ranges of activations are found: minmax (default), entropy or percentile."
+    ),
 ]
 MeanOption = Annotated[
     str,
@@ -76,29 +79,31 @@ MaxLossOption = Annotated[
 
 
 def read_settings(
-    samples: int,
-    statistics: str,
+    samples: int | None,
+    statistics: str | None,
     mean: str,
     std: str,
     keep_float: Sequence[str] | None,
     max_loss: str,
     rank: bool = False,
-) -> Quantization:
-    """What the options say.
+) -> Quantization | None:
+    """What the options say; None where they say nothing.
 
     Raises:
         InputError: the largest loss or the normalisation is none.
     """
     from nmcompile.quantization import MaxLoss, Quantization
 
-    return Quantization(
-        samples=samples,
-        statistics=statistics,
-        normalisation=_normalisation(mean, std),
-        keep_float=keep_float or (),
-        max_loss=MaxLoss.parse(max_loss) if max_loss else None,
-        rank=rank,
-    )
+    said = {
+        "samples": samples,
+        "statistics": statistics,
+        "normalisation": _normalisation(mean, std),
+        "keep_float": keep_float,
+        "max_loss": MaxLoss.parse(max_loss) if max_loss else None,
+        "rank": rank,
+    }
+    decided: dict[str, Any] = {name: value for name, value in said.items() if value}
+    return Quantization(**decided) if decided else None
 
 
 def _normalisation(mean: str, std: str) -> Normalisation | None:
@@ -128,8 +133,8 @@ def quantize_model(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
     data: DataOption,
-    samples: SamplesOption = 256,
-    statistics: StatisticsOption = "minmax",
+    samples: SamplesOption = None,
+    statistics: StatisticsOption = None,
     mean: MeanOption = "",
     std: StdOption = "",
     keep_float: KeepOption = None,

@@ -205,7 +205,8 @@ def _samples(where: str, value: Any, spec: InputSpec, batch: int) -> Array:
         )
     if not shaped.size:
         raise InputError(f"{where}: expected at least one sample, found an array of none")
-    converted: Array = np.ascontiguousarray(shaped.astype(wanted))
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        converted: Array = np.ascontiguousarray(shaped.astype(wanted))
     if floats and not np.isfinite(converted).all():
         at = np.argwhere(~np.isfinite(converted))[0]
         raise InputError(

@@ -29,7 +29,7 @@ def named_layers(model: FoldedModel, wanted: Sequence[str]) -> frozenset[str]:
     """The layers that fit names or wildcards.
 
     Raises:
-        InputError: one fits none.
+        InputError: one fits none, or they fit all.
     """
     names = [layer.name for layer in model.layers]
     for pattern in wanted:
@@ -39,7 +39,13 @@ def named_layers(model: FoldedModel, wanted: Sequence[str]) -> frozenset[str]:
                 f"no layer to keep in float32 is called {pattern}: expected one of {shown}; "
                 "`nmc inspect` lists all"
             )
-    return frozenset(n for n in names if any(fnmatchcase(n, pattern) for pattern in wanted))
+    kept = frozenset(n for n in names if any(fnmatchcase(n, pattern) for pattern in wanted))
+    if len(kept) == len(names):
+        raise InputError(
+            f"every layer is to be kept in float32 ({', '.join(wanted)}): expected one at least to "
+            "quantise; keep fewer"
+        )
+    return kept
 
 
 def rank_layers(
@@ -78,7 +84,7 @@ def leave_worst(
         progress: told what goes on.
 
     Raises:
-        InputError: the loss is larger even if all do.
+        InputError: the loss is larger even if one layer alone is in integers.
     """
 
     def enough(count: int) -> Loss | None:
@@ -88,14 +94,13 @@ def leave_worst(
 
     if enough(0) is None:
         return frozenset()
-    low, high = 0, len(ranked)
+    low, high = 0, len(ranked) - 1
     lost = enough(high)
     if lost is not None:
+        same = "" if lost.same_top1 is None else f" and {lost.same_top1:.1%} equal top classes"
         raise InputError(
-            f"the largest loss, {most}, cannot be had: with every layer in float32, and sums, "
-            f"pooling and activations in int8, the output has {lost.decibels:.1f} dB"
-            + (f" and {lost.same_top1:.1%} equal top classes" if lost.same_top1 else "")
-            + "; allow more, or give more calibration data"
+            f"the largest loss, {most}, cannot be had: with {ranked[-1]} alone in int8 the output "
+            f"has {lost.decibels:.1f} dB{same}; allow more, or give more calibration data"
         )
     while high - low > 1:
         middle = (low + high) // 2

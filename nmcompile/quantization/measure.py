@@ -13,7 +13,7 @@ import onnx
 from nmcompile.errors import InputError, ModelError
 from nmcompile.explain import machine_reason
 from nmcompile.quantization.calibration import Calibration
-from nmcompile.quantization.folded import FoldedModel
+from nmcompile.quantization.folded import PRODUCTS, FoldedModel
 from nmcompile.quantization.settings import MaxLoss
 from nmcompile.runtime.files import scratch_folder
 
@@ -124,16 +124,16 @@ def ratio(expected: Array, found: Array) -> float:
 def layer_ratios(
     model: FoldedModel, quantised: onnx.ModelProto, data: Calibration
 ) -> dict[str, float]:
-    """Signal to noise in dB at the output of every quantised layer, in the quantised model.
+    """Signal to noise in dB behind every layer, in the quantised model.
 
-    What the layers before have lost is in it. Layers whose output is not quantised are left out.
+    What the layers before have lost is in it, and the rounding of the output where it is quantised.
     """
     from onnxruntime.quantization import qdq_loss_debug as debug
 
     few = data.take(np.arange(min(len(data), RUNS * max(data.batch, 1))))
     with scratch_folder() as folder:
-        pairs = ["QuantizeLinear", "DequantizeLinear"]
-        integers = _activations(folder, "int8", quantised, few, pairs)
+        kinds = ["QuantizeLinear", "DequantizeLinear", *PRODUCTS]
+        integers = _activations(folder, "int8", quantised, few, kinds)
         floats = _activations(folder, "float", model.proto, few, None)
     matched = debug.create_activation_matching(integers, floats)
     errors = debug.compute_activation_error(
@@ -144,11 +144,16 @@ def layer_ratios(
         layer.name: written.get(layer.name, "").removesuffix(_QUANTISED_INPUT)
         for layer in model.layers
     }
-    return {
+    found = {
         name: float(errors[tensor]["xmodel_err"])
         for name, tensor in tensors.items()
         if tensor in errors
     }
+    real = {name: tensor for name, tensor in tensors.items() if name not in found}
+    for name, tensor in real.items():
+        if tensor in integers and tensor in floats:
+            found[name] = ratio(np.concatenate(floats[tensor]), np.concatenate(integers[tensor]))
+    return found
 
 
 def _activations(

@@ -7,13 +7,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from nmcompile.errors import InputError, ModelError, NmcompileError
 from nmcompile.explain import machine_reason
 from nmcompile.progress import Progress
 from nmcompile.quantization.calibration import Calibration
-from nmcompile.quantization.folded import FoldedModel
+from nmcompile.quantization.folded import PRODUCTS, FoldedModel, outputs_first
+from nmcompile.quantization.outputs import final_nodes, leave_outputs
+from nmcompile.quantization.regions import float_regions
 from nmcompile.runtime.files import scratch_folder
 
 OPERATORS = (
@@ -90,7 +94,7 @@ def write_integers(
     """The model with QuantizeLinear and DequantizeLinear around what reads and writes 8 bits.
 
     Weights are int8, symmetric, a scale per output channel; activations uint8 with a zero point,
-    of the full range; biases int32.
+    of the full range; biases int32. Outputs are real numbers.
 
     Args:
         model: the float model.
@@ -105,6 +109,10 @@ def write_integers(
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model.proto)
+    final = final_nodes(copied)
+    layers = {layer.name for layer in model.layers} - set(leave)
+    others = {*model.others, *leave, *final}
+    others |= float_regions(copied, set(OPERATORS) - set(PRODUCTS), layers)
     with _hushed():
         try:
             quantizer = QDQQuantizer(
@@ -115,12 +123,17 @@ def write_integers(
                 activation_qType=QuantType.QUInt8,
                 tensors_range=ranges,
                 nodes_to_quantize=list(only),
-                nodes_to_exclude=[*leave, *model.others],
+                nodes_to_exclude=sorted(others),
                 op_types_to_quantize=list(OPERATORS),
-                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": False,
+                    "TensorQuantOverrides": _ranges_of_zeros(copied),
+                },
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
+            leave_outputs(quantizer.model.model, final)
         except Exception as error:
             raise machine_reason(error) or ModelError(
                 f"{model.title}: onnxruntime's tools cannot quantise it: "
@@ -129,6 +142,31 @@ def write_integers(
             ) from error
     written: onnx.ModelProto = quantizer.model.model
     return written
+
+
+def _ranges_of_zeros(proto: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """The ranges of weights that have filters of zeros only.
+
+    These would get the scale 1, in whose steps their bias would be rounded; they get that of the
+    layer's extremes.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found = {}
+    for node in proto.graph.node:
+        stored = constants.get(node.input[1]) if node.op_type in PRODUCTS else None
+        if stored is None:
+            continue
+        weight, axis = numpy_helper.to_array(stored), 0 if outputs_first(node) else 1
+        if weight.ndim < 2:
+            continue
+        filters = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        if not weight.any() or filters.any(1).all():
+            continue
+        ranges = [(row if row.any() else weight) for row in filters]
+        found[stored.name] = [
+            {"axis": axis, "rmin": values.min(), "rmax": values.max()} for values in ranges
+        ]
+    return found
 
 
 class _Once:

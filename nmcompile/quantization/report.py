@@ -15,8 +15,9 @@ class LayerLoss:
 
     pattern, density: of the integers, or of the weights of a layer left in float32.
     rounded: weights that were not zero and are rounded to it.
-    weight_db, output_db: signal to quantisation noise in dB of the weights, and of the layer's
-        output in the quantised model, after all layers before it; None in float32.
+    weight_db: signal to quantisation noise of the weights in dB; None in float32.
+    output_db: of the layer's output in the quantised model, with what layers before it have lost;
+        None where the output is no tensor of both models.
     alone_db: of the model's first output where this layer alone is quantised; None where layers
         were not ranked.
     """
