@@ -368,6 +368,15 @@ def test_depthwise_refuses_with_a_reason(
     assert says in (refusal(problem, "conv2d", "conv2d_i8_depthwise") or "")
 
 
+def test_depthwise_convolutions_have_a_kernel_of_their_own() -> None:
+    conv = Conv2d(1, 24, 9, 9, 24, (3, 3), groups=24)
+    integers = Integers(0, np.full(24, 0.1, np.float32))
+    weight = np.ones((24, 1, 3, 3), np.int8)
+    problem = Problem(conv, weight=weight, dtype="int8", integers=integers)
+    kernel = choose("conv2d", "avx512_vnni", problem).kernel
+    assert kernel.name == "conv2d_i8_depthwise__avx512_vnni"
+
+
 def test_a_window_of_padding_only_has_no_largest_value() -> None:
     pool = Pool2d("max", 1, 8, 4, 4, 6, 6, (2, 2), (1, 1), (2, 2, 1, 1))
     reason = refusal(Problem(pool, dtype="int8"), "pool2d", "pool2d_i8")
