@@ -10,7 +10,7 @@ import tvm
 from nmcompile.kernels.catalog import OpKind, choose
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
-from tests.support.guarded import between_guards
+from tests.support.fence import between_guards
 from tests.support.integer_runner import compile_integers, finished
 
 Array = npt.NDArray[Any]

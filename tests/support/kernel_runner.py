@@ -15,7 +15,7 @@ from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Po
 from nmcompile.machine.trial import ready_kernels
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import compile_kernels
-from tests.support.guarded import between_guards
+from tests.support.fence import between_guards
 
 Array = npt.NDArray[Any]
 
