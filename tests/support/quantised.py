@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 from torch.nn import functional
 from tvm import relax
@@ -69,13 +69,16 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._left, None)
 
 
-def quantised_onnx(**options: Any) -> onnx.ModelProto:
+def quantised_onnx(dynamic: bool = False, **options: Any) -> onnx.ModelProto:
     """`mixed_onnx` as onnxruntime quantises it."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(mixed_onnx(), before)
-        quantize_static(before, after, _Reader(), **options)
+        if dynamic:
+            quantize_dynamic(before, after, **options)
+        else:
+            quantize_static(before, after, _Reader(), **options)
         return onnx.load(after)
 
 

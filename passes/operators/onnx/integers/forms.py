@@ -19,9 +19,9 @@ from nmcompile.passes.operators.onnx.integers.linear import (
 )
 from nmcompile.passes.operators.onnx.integers.moved import rewrite_clip, rewrite_moved
 from nmcompile.passes.operators.onnx.integers.rewriting import (
+    LATER,
+    LATER_OPSET,
     PER_SLICE,
-    SIXTEEN_BITS,
-    WIDE,
     Reason,
     Rewriting,
 )
@@ -92,8 +92,8 @@ def opset_for(model: ir.Model) -> int:
     """The first operator set that has words for what a model's integers are rewritten as."""
     used = [node for node in model.graph if key(node) in FORMS]
     for node in used:
-        if node.domain == DOMAIN and any(v is not None and v.dtype in WIDE for v in node.inputs):
-            return SIXTEEN_BITS
+        if node.domain == DOMAIN and any(v is not None and v.dtype in LATER for v in node.inputs):
+            return LATER_OPSET
     return PER_SLICE if used else 0
 
 

@@ -15,9 +15,9 @@ from nmcompile.passes.operators.onnx.limits import operand
 
 PER_SLICE = 13
 """The operator set from which on a DequantizeLinear has an axis."""
-SIXTEEN_BITS = 21
-"""That from which on quantisation takes 16 bits."""
-WIDE = (ir.DataType.INT16, ir.DataType.UINT16)
+LATER_OPSET = 21
+"""That from which on quantisation takes the dtypes of `LATER`."""
+LATER = (ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4)
 
 
 class Reason(Exception):
