@@ -215,12 +215,12 @@ def _check_operators(model: ir.Model, title: str) -> None:
 
 
 def _check(model: ir.Model, title: str) -> None:
-    proto = ir.to_proto(model)
-    for output in proto.graph.output:
-        # Where inference fails too, a missing shape is no reason to refuse: runtimes take that.
-        if not output.type.tensor_type.HasField("shape"):
-            output.type.tensor_type.shape.SetInParent()
     try:
+        proto = ir.to_proto(model)
+        for output in proto.graph.output:
+            # Where inference fails too, a missing shape is no reason to refuse: runtimes take that.
+            if not output.type.tensor_type.HasField("shape"):
+                output.type.tensor_type.shape.SetInParent()
         onnx.checker.check_model(proto)
     except Exception as error:
         raise _invalid(title, error) from error

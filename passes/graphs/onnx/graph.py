@@ -97,8 +97,9 @@ class OnnxGraph(OnnxReader):
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
         name = f"{op.name}.weight"
         if source is not None:
-            source = source.transposed((1, 0)) if turned else source
-            made = self._dequantised(node, name, source)
+            held = source.transposed((1, 0)) if turned else source
+            assert held is not None
+            made = self._dequantised(node, name, held)
         else:
             made = self.new_constant(name, (weight.T if turned else weight).astype(dtype))
         node.resize_inputs(2 if bias is None else 3)

@@ -80,7 +80,10 @@ class Rewriting(Replacement):
             raise Reason(f"its {name} has no {'scale' if found is None else 'zero point'}")
         if found.dtype != np.float32:
             raise Reason(f"its {name} scale is {found.dtype}, not float32")
-        return Steps(found, np.zeros((), dtype) if point is None else point)
+        steps = Steps(found, np.zeros((), dtype) if point is None else point)
+        if steps.zero.size not in (1, found.size) and found.size != 1:
+            raise Reason(f"its {name} has {found.size} scales and {steps.zero.size} zero points")
+        return steps
 
     def single_steps(self, scale: int, zero: int, name: str, dtype: Any = None) -> Steps:
         """As `steps`, one of each for the whole tensor."""
