@@ -32,7 +32,7 @@ from benchmarks.training import digits, digits_net, train
 from nmcompile import CompileResult, InspectionReport, runtime
 from nmcompile.bench.clock import interleave
 from nmcompile.bench.engines import Engine, name_inputs, open_engine
-from nmcompile.bench.onnx_export import export_onnx
+from nmcompile.frontends.onnx_export import export_onnx
 from nmcompile.train import SUBP, Method, SpRe
 
 HELD_OUT = 500

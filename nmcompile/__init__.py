@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nmcompile.bundle import Bundle, write_bundle
     from nmcompile.compiler import CompileResult, compile, enforce, fold
     from nmcompile.inspection import InspectionReport, LayerReport, inspect
+    from nmcompile.quantization import MaxLoss, Quantization, QuantizeResult, quantize
     from nmcompile.sparsity import Pruning
     from nmcompile.tuning.request import Tuning
 
@@ -24,12 +25,16 @@ __all__ = [
     "CompileResult",
     "InspectionReport",
     "LayerReport",
+    "MaxLoss",
     "Pruning",
+    "Quantization",
+    "QuantizeResult",
     "Tuning",
     "compile",
     "enforce",
     "fold",
     "inspect",
+    "quantize",
     "runtime",
     "write_bundle",
 ]
@@ -39,12 +44,16 @@ _HOMES = {
     "CompileResult": "nmcompile.compiler",
     "InspectionReport": "nmcompile.inspection",
     "LayerReport": "nmcompile.inspection",
+    "MaxLoss": "nmcompile.quantization",
     "Pruning": "nmcompile.sparsity",
+    "Quantization": "nmcompile.quantization",
+    "QuantizeResult": "nmcompile.quantization",
     "Tuning": "nmcompile.tuning.request",
     "compile": "nmcompile.compiler",
     "enforce": "nmcompile.compiler",
     "fold": "nmcompile.compiler",
     "inspect": "nmcompile.inspection",
+    "quantize": "nmcompile.quantization",
     "write_bundle": "nmcompile.bundle",
 }
 

@@ -18,7 +18,10 @@ from nmcompile.passes.lowering.gpu import (
     schedule_for_gpu,
 )
 from nmcompile.passes.lowering.half import HalfLowering
+from nmcompile.passes.lowering.integers.constants import has_quantised, simplify_around
+from nmcompile.passes.lowering.integers.lowering import IntegerLowering
 from nmcompile.passes.lowering.kernels import KernelCall, Lowering
+from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.targets import Target
 
 Module = Any
@@ -32,7 +35,7 @@ class Backend(Protocol):
         """The pass that puts kernels into the module."""
 
     def prepare(self, module: Module) -> Module:
-        """Rearrange a simplified module before kernels are chosen."""
+        """Simplify an imported module, and rearrange it before kernels are chosen."""
 
     def finish(self, module: Module) -> Module:
         """Lower the operators that no kernel of ours computes."""
@@ -53,7 +56,7 @@ class CpuBackend:
 
     def prepare(self, module: Module) -> Module:
         """Run early layers image by image where that spares the caches."""
-        return split_batch(module)
+        return split_batch(simplify(module))
 
     def finish(self, module: Module) -> Module:
         """See `lower_fallback`."""
@@ -72,6 +75,18 @@ class CpuBackend:
 
 
 @dataclass(frozen=True)
+class IntegerBackend(CpuBackend):
+    """NHWC u8 between operators of quantised models, else as other CPUs."""
+
+    lowering: type[Lowering] = IntegerLowering
+
+    def prepare(self, module: Module) -> Module:
+        """Keep the integers of weights; models without any are as for other CPUs."""
+        simple = simplify_around(module, simplify)
+        return simple if has_quantised(simple) else split_batch(simple)
+
+
+@dataclass(frozen=True)
 class GpuBackend:
     """NHWC float16 between inputs and outputs that are as in the model."""
 
@@ -80,7 +95,7 @@ class GpuBackend:
 
     def prepare(self, module: Module) -> Module:
         """Leave the batch whole: it is what fills a GPU."""
-        return module
+        return simplify(module)
 
     def finish(self, module: Module) -> Module:
         """See `lower_gpu`."""
@@ -108,7 +123,9 @@ class GpuBackend:
 
 def backend_of(target: Target) -> Backend:
     """The backend of a target."""
-    return GpuBackend(target) if target.arch else CpuBackend(target)
+    if target.arch:
+        return GpuBackend(target)
+    return IntegerBackend(target) if target.integers else CpuBackend(target)
 
 
 def rounding_error(call: KernelCall) -> float:

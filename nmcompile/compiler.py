@@ -22,9 +22,17 @@ from nmcompile.errors import (
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import InspectionReport, LayerReport, report_choice, scattered_notes
+from nmcompile.inspection import (
+    InspectionReport,
+    LayerReport,
+    real_notes,
+    report_choice,
+    scattered_notes,
+    target_notes,
+)
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
+from nmcompile.precision import check_precision, open_in
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.sparsity import PROJECT, VERIFY, Dense, Detection, OneByN, Pruning, Unstructured
@@ -32,6 +40,7 @@ from nmcompile.targets import Target, check_toolchain, find_target
 from nmcompile.version import VERSION
 
 if TYPE_CHECKING:
+    from nmcompile.quantization import Quantization, QuantizationReport
     from nmcompile.tuning.request import Tuning
     from nmcompile.tuning.setup import OpenTuning
 
@@ -48,6 +57,7 @@ class CompileResult:
     report: the layers as they were lowered.
     seconds: time per stage, in order.
     tuning: what measuring gained, per layer whose kernel the tuning database knows.
+    quantization: what quantising cost, where it was asked for.
     """
 
     path: Path
@@ -56,6 +66,7 @@ class CompileResult:
     report: InspectionReport
     seconds: Mapping[str, float]
     tuning: tuple[TunedLayer, ...] = ()
+    quantization: QuantizationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,9 @@ def compile(
     pattern: str = "auto",
     pruning: Pruning = VERIFY,
     tuning: Tuning | None = None,
+    precision: str | None = None,
+    calibration: Any = None,
+    quantization: Quantization | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -99,23 +113,30 @@ def compile(
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
+        precision: "int8" quantises the model first, for the target avx512_vnni; None leaves it as
+            it is.
+        calibration: with int8, what the model sees in use, as for `nmcompile.quantize`.
+        quantization: with int8, what else may be decided.
         progress: told about every stage.
 
     Raises:
-        ModelError: the model cannot be read or imported.
+        ModelError: the model cannot be read, imported or quantised.
         PatternError: a layer breaks the pattern, or `pruning` does not go with it.
-        TargetError: the target is unknown, has no tool chain here, or cannot be tuned.
+        TargetError: the target is unknown, has no tool chain here, cannot be tuned, or does not
+            compute in `precision`.
         DeviceError: "cuda" on a machine without a GPU; tuning where the target's code cannot run,
             or on devices that are not there, fail or differ; what was measured before is in the
             database.
         InputError: the tuning database is none, or missing without `measure`; its `cpu` is not one
-            of its models; `on` without `measure`, or for a GPU target.
+            of its models; `on` without `measure`, or for a GPU target; calibration data without
+            int8, or none with it, or as for `nmcompile.quantize`.
         ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
     chosen = find_target(target)
     check_toolchain(chosen)
+    check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
     sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
@@ -123,7 +144,15 @@ def compile(
 
     opened = open_tuning(chosen, tuning)
     stage = Stages(progress)
-    source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
+    source, folded, lost = open_in(
+        precision,
+        model,
+        example_inputs,
+        shapes=shapes,
+        calibration=calibration,
+        quantization=quantization,
+        progress=stage,
+    )
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]
     projects = pruning.mode == "project"
     if pattern not in ("auto", "dense"):
@@ -147,7 +176,8 @@ def compile(
     manifest = _manifest(source, chosen, built, _digest(model))
     digest = runtime.write_artifact(output, manifest, built.library, built.params)
     stage("")
-    return CompileResult(Path(output), digest, chosen.name, report, stage.seconds, built.tuning)
+    seconds, tuned = stage.seconds, built.tuning
+    return CompileResult(Path(output), digest, chosen.name, report, seconds, tuned, lost)
 
 
 @explained
@@ -258,12 +288,11 @@ def _build(
         lower_kernels,
     )
     from nmcompile.passes.lowering.match import Group
-    from nmcompile.passes.lowering.simplify import simplify
     from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
     backend = backend_of(target)
-    module = backend.prepare(simplify(source.to_relax()))
+    module = backend.prepare(source.to_relax())
     try:
         types = output_types(module)
     except TypeError as error:  # an open shape is None or symbolic
@@ -282,7 +311,7 @@ def _build(
         chooser = tuning.database.choose
         if tuning.measures:
             named = LayerNames(source.graph.layers())
-            found = find_problems(module, pattern_of, backend.lowering)
+            found = find_problems(module, pattern_of, backend.lowering).problems
             unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
             tuning.fill(unmeasured, target.name, stage)
     stage(choosing := "choosing kernels")
@@ -328,6 +357,8 @@ def _build(
         tuple(tuned),
         (
             *scattered_notes(layers),
+            *real_notes(source, lowered.real),
+            *target_notes(source, target),
             *backend.note(zip(owners, lowered.calls, strict=True)),
             *(tuning.notes if tuning is not None else ()),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nmcompile.errors import ShapeError, TargetError
 from nmcompile.explain import explained
@@ -14,6 +14,7 @@ from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.layer_names import LayerNames
 from nmcompile.passes.graphs.interface import Array, Layer, Weighted
 from nmcompile.progress import Progress, silent
 from nmcompile.sparsity import (
@@ -26,7 +27,11 @@ from nmcompile.sparsity import (
     detect,
     parse_pattern,
 )
-from nmcompile.targets import find_target
+from nmcompile.targets import TARGETS, Target, find_target
+
+if TYPE_CHECKING:
+    from nmcompile.passes.lowering.kernels import Found
+    from nmcompile.passes.lowering.match import Group
 
 
 @dataclass(frozen=True)
@@ -122,24 +127,65 @@ def inspect(
         NmcompileError: the model cannot be read, folded or imported, or the target is "cuda" and
             there is no GPU.
     """
-    target = find_target(target).name
+    chosen = find_target(target)
     source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("checking the patterns")
     wanted = None if pattern == "auto" else parse_pattern(pattern)
-    layers = tuple(report_layer(layer, target, wanted) for layer in source.graph.layers())
+    layers = tuple(report_layer(layer, chosen.name, wanted) for layer in source.graph.layers())
     layers += tuple(report_other(other, wanted) for other in source.graph.weighted())
     progress("importing into TVM")
+    found = _find_problems(source, chosen)
+    if chosen.integers:
+        layers = _as_integers(source, layers, found, chosen.name)
     notes = tuple(f"{note.layer}: {note.text}" for note in result.notes) + scattered_notes(layers)
-    return InspectionReport(source.title, layers, notes, other_operators(source))
+    notes += real_notes(source, found.real) + target_notes(source, chosen)
+    return InspectionReport(source.title, layers, notes, dict(Counter(found.leftovers)))
 
 
-def other_operators(source: SourceModel) -> dict[str, int]:
-    """Relax operators of a folded model that no kernel of ours computes, with their number."""
-    from nmcompile.passes.lowering.match import Matcher
-    from nmcompile.passes.lowering.simplify import simplify
+def _find_problems(source: SourceModel, target: Target) -> Found:
+    """What the kernels of a target compute of a folded model."""
+    from nmcompile.backends import backend_of
+    from nmcompile.passes.lowering.kernels import find_problems
 
-    module = simplify(source.to_relax())
-    return dict(Counter(Matcher(module["main"]).leftovers()))
+    backend = backend_of(target)
+    return find_problems(backend.prepare(source.to_relax()), lowering=backend.lowering)
+
+
+def _as_integers(
+    source: SourceModel, rows: Sequence[LayerReport], found: Found, target: str
+) -> tuple[LayerReport, ...]:
+    """The rows, those of quantised layers with the kernels that they get."""
+    known = {layer.name: layer for layer in source.graph.layers()}
+    names, others = LayerNames(source.graph.layers()), {row.name: row for row in rows}
+    for group, problem in found.problems:
+        name = names.of(group)
+        if name not in known or problem.integers is None or problem.detection is None:
+            continue
+        choice, row = choose(group.op, target, problem), others[name]
+        others[name] = replace(
+            report_choice(known[name], problem.detection, choice),
+            violations=row.violations,
+            first_violation=row.first_violation,
+        )
+    return tuple(others.values())
+
+
+def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
+    """What to say where another target would run a quantised model as it is meant."""
+    count = sum(layer.integers is not None for layer in source.graph.layers())
+    if not count or target.integers:
+        return ()
+    better = ", ".join(other.name for other in TARGETS if other.integers)
+    return (
+        f"{count} layers are quantised, and computed in {target.dtype}: --target {better} runs "
+        "them on integers",
+    )
+
+
+def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[str, ...]:
+    """What to say about layers of a quantised model that are computed on real numbers."""
+    names = LayerNames(source.graph.layers())
+    return tuple(f"{names.of(group)}: is computed in float32: {reason}" for group, reason in real)
 
 
 def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> LayerReport:

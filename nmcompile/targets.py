@@ -18,6 +18,7 @@ class Target:
     dtype: element type of weights and activations.
     arch: of a GPU, as nvcc calls it; "" for CPUs.
     llvm_features: what LLVM may use beyond `llvm_cpu`, each of them in `cpu_features`.
+    integers: whether quantised operators run on integers.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Target:
     dtype: str
     arch: str = ""
     llvm_features: str = ""
+    integers: bool = False
 
     @property
     def machine(self) -> str:
@@ -54,13 +56,14 @@ TARGETS: tuple[Target, ...] = (
             "avx512dq",
             "avx512vl",
             "avx512_vnni",
-            "avx512_vbmi",
+            "avx512vbmi",
             "fma",
             "avx2",
             "bmi2",
         ),
         "float32",
         llvm_features="+avx512vnni,+avx512vbmi",
+        integers=True,
     ),
     Target(
         "sm_80",

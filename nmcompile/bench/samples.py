@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.errors import InputError
+from nmcompile.images import SUFFIXES, check_images, read_image
 
 Array = npt.NDArray[Any]
 InputSpec = tuple[str, tuple[int, ...], str]
 
 RANDOM = 4  # images for the agreement of engines where there is no data
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of 0 to 1
-CROP = 0.875  # of the shorter side, as in the usual evaluation: 224 of 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +123,7 @@ def _from_npz(path: Path, shape: Sequence[int], limit: int) -> tuple[Array, Arra
 
 
 def _from_folder(path: Path, shape: Sequence[int], limit: int) -> tuple[Array, Array]:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError(
-            f"{path}: reading images needs Pillow, which is not installed: pip install pillow, or "
-            "give a .npz of x and y"
-        ) from error
-    if len(shape) != 4 or shape[1] != 3:
-        raise InputError(
-            f"{path}: expected a model of RGB images (N, 3, H, W), found the input {tuple(shape)}; "
-            "give a .npz of x and y"
-        )
+    check_images(path, shape)
     classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
     files = [
         (file, label)
@@ -150,25 +137,8 @@ def _from_folder(path: Path, shape: Sequence[int], limit: int) -> tuple[Array, A
             f"{len(classes)} subfolders without any"
         )
     picked = [files[index] for index in _spread(len(files), limit)]
-    images = []
-    for file, _ in picked:
-        try:
-            with Image.open(file) as image:
-                images.append(_prepare(image.convert("RGB"), shape[2], shape[3]))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is no image that Pillow can read: remove it") from error
+    images = [read_image(file, shape[1:]) for file, _ in picked]
     return np.stack(images), np.array([label for _, label in picked])
-
-
-def _prepare(image: Any, height: int, width: int) -> Array:
-    """Scaled so that the crop is its middle; (3, H, W), normalised."""
-    scale = max(height / CROP / image.height, width / CROP / image.width)
-    size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
-    scaled = image.resize(size)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    pixels = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32) / 255
-    normal: Array = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
-    return normal.transpose(2, 0, 1)
 
 
 def _spread(count: int, limit: int) -> Array:

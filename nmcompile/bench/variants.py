@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ import numpy as np
 
 from nmcompile.bench.engines.table import EngineRow
 from nmcompile.bench.matrix import PatternSpec
-from nmcompile.bench.onnx_export import export_onnx
 from nmcompile.bench.results import Artifact
 from nmcompile.bench.sources import ArtifactSource, file_digest
 from nmcompile.errors import DeclinedError, InputError
+from nmcompile.frontends.onnx_export import arguments, onnx_bytes
 from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.graphs.interface import Graph
 from nmcompile.progress import Progress, silent
@@ -98,9 +98,10 @@ class FoldedVariant(Variant):
             PatternError: the pattern cannot be had.
         """
         self._kind, self._spec, self._folder = source.kind, spec, folder
+        self._source = replace(source, graph=source.graph.copy())
         self.inputs, self.outputs = source.inputs, source.outputs
         self._compiled: dict[str, Compiled] = {}
-        self._graph = source.graph.copy()
+        self._graph = self._source.graph
         self.macs = sum(layer.macs or 0 for layer in self._graph.layers())
         if spec.changes_weights and spec.pattern is not None:
             done = EnforcePattern(spec.pattern, Pruning(density=spec.density)).call(self._graph)
@@ -139,12 +140,7 @@ class FoldedVariant(Variant):
     def onnx(self) -> Path:
         """The folded model in a file."""
         path = self._folder / f"{self._stem}.onnx"
-        if self._kind == "onnx":
-            path.write_bytes(self._native.SerializeToString())
-        else:
-            names = [name for name, _, _ in self.inputs]
-            model, examples = _by_position(self._native), _zeros(self.inputs)
-            path.write_bytes(export_onnx(model, examples, names, self.outputs))
+        path.write_bytes(onnx_bytes(self._source))
         return path
 
     def compiled(self, target: str, progress: Progress = silent) -> Compiled:
@@ -174,8 +170,6 @@ class FoldedVariant(Variant):
         """What the driver has to know about the inputs."""
         if self._kind == "onnx":
             return {"shapes": self.shapes}
-        from nmcompile.bench.engines.torch_engine import arguments
-
         args, kwargs = arguments(self._native, _zeros(self.inputs))
         return {"example_inputs": kwargs or args}
 
@@ -256,24 +250,6 @@ def artifact_facts(path: Path, dense_nbytes: int, compile_s: float) -> Artifact:
         compile_s=compile_s,
         load_ms=load_ms,
     )
-
-
-def _by_position(module: Any) -> Any:
-    """An exported module that is called with its inputs in their order."""
-    import torch
-
-    from nmcompile.bench.engines.torch_engine import arguments
-
-    class ByPosition(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, *values: torch.Tensor) -> Any:
-            args, kwargs = arguments(module, values)
-            return self.module(*args, **kwargs)
-
-    return ByPosition().eval()
 
 
 def _zeros(inputs: Sequence[InputSpec]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from nmcompile.cli.devices import device_app, show_devices
 from nmcompile.cli.guard import SETTINGS
 from nmcompile.cli.inspect import inspect_any, list_targets
 from nmcompile.cli.printing import say
+from nmcompile.cli.quantize import quantize_model
 from nmcompile.cli.run import run_artifact
 from nmcompile.version import VERSION
 
@@ -28,6 +29,7 @@ app.command("bundle")(bundle_artifacts)
 app.command("inspect")(inspect_any)
 app.command("fold")(fold_model)
 app.command("enforce")(enforce_model)
+app.command("quantize")(quantize_model)
 app.add_typer(
     bench_app, name="bench", help="Measure latency, beside other engines; compare results."
 )

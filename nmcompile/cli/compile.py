@@ -24,6 +24,16 @@ from nmcompile.cli.options import (
 )
 from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
 from nmcompile.cli.printing import say
+from nmcompile.cli.quantize import (
+    KeepOption,
+    MaxLossOption,
+    MeanOption,
+    SamplesOption,
+    StatisticsOption,
+    StdOption,
+    print_report,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from nmcompile.compiler import TunedLayer
@@ -90,6 +100,22 @@ def compile_model(
             help="Choose by those of the CPU model with this in its name, not of this machine's.",
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="int8: quantise first, on --data; for the target avx512_vnni."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --precision int8: what the model sees in use, as for `nmc quantize`."
+        ),
+    ] = None,
+    samples: SamplesOption = None,
+    statistics: StatisticsOption = None,
+    mean: MeanOption = "",
+    std: StdOption = "",
+    keep_float: KeepOption = None,
+    max_loss: MaxLossOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Compile a trained model into one artifact file."""
@@ -98,6 +124,7 @@ def compile_model(
     from nmcompile.tuning.request import Tuning
 
     fleet = read_fleet(tracker, key, timeout)
+    settings = read_settings(samples, statistics, mean, std, keep_float, max_loss)
     with working() as progress, _kept(tuning_db if tune else None):
         progress("reading the model")
         result = compiler.compile(
@@ -115,9 +142,12 @@ def compile_model(
                 time_limit=time_limit,
             ),
             tuning=Tuning(tuning_db, tune, fleet, tuning_cpu),
+            precision=precision,
+            calibration=data,
+            quantization=settings,
             progress=progress,
         )
-    report, nbytes = result.report, output.stat().st_size
+    report, nbytes, lost = result.report, output.stat().st_size, result.quantization
     if as_json:
         print_json(
             {
@@ -128,11 +158,14 @@ def compile_model(
                 "seconds": dict(result.seconds),
                 "tuning": [asdict(layer) for layer in result.tuning],
                 "report": report.to_dict(),
+                **({"quantization": lost.to_dict()} if lost is not None else {}),
             }
         )
         return
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers])
+    if lost is not None:
+        print_report(lost)
     if result.tuning:
         print_tuning(result.tuning, result.target)
     for note in report.notes:
@@ -313,15 +346,7 @@ def write_onnx(path: Path, source: "SourceModel") -> None:
         ModelError: it does not fit one file.
         ArtifactError: it cannot be written.
     """
-    from nmcompile.errors import ModelError
+    from nmcompile.frontends.onnx_export import serialized
     from nmcompile.runtime.files import replace_file
 
-    proto = source.native()
-    try:
-        content: bytes = proto.SerializeToString()
-    except Exception as error:  # protobuf's implementations raise different ones
-        raise ModelError(
-            f"{source.title} cannot be written as one ONNX file of at most 2 GB: {error}; compile "
-            "it instead, or fold it in Python with nmcompile.fold and save it with external data"
-        ) from error
-    replace_file(path, [content])
+    replace_file(path, [serialized(source.native(), source.title)])

@@ -15,14 +15,18 @@ from nmcompile.kernels.avx512 import contest, linear
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
+from nmcompile.kernels.avx512_vnni.channels import rows as channels
+from nmcompile.kernels.avx512_vnni.lanes import rows as lanes
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
 from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
 from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
 
-RoofKind = Literal["fma", "load"]
-OpKind = Literal["conv2d", "linear", "pool2d", "global_average"]
+RoofKind = Literal["fma", "load", "vnni"]
+OpKind = Literal[
+    "conv2d", "linear", "pool2d", "global_average", "quantise", "dequantise", "table", "sum", "gate"
+]
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Kernel:
     configs: tile sizes that it can run a problem with, the best by the analytical model first;
         empty where there is nothing to choose.
     emit: packs the weights for the tile sizes of one of `configs`; use `Kernel.lower`.
-    roof: what bounds its rate on a CPU: multiply-adds, or a load from L1 for each of them. GPU rows
-        have none: their roofs are not measured.
+    roof: what bounds its rate on a CPU: multiply-adds, a load from L1 for each of them, or products
+        of four bytes. GPU rows have none: their roofs are not measured.
     """
 
     name: str
@@ -93,6 +97,50 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
     )  # fmt: skip
 
 
+def _lanes_rows() -> Iterator[Kernel]:
+    """The rows of integer convolutions and matrix products."""
+    ops: tuple[OpKind, ...] = ("conv2d", "linear")
+    for op in ops:
+        yield Kernel(
+            f"{op}_i8_one_by_n__avx512_vnni", op, "avx512_vnni", "int8", True,
+            lanes.refuse_one_by_n, lanes.decline_one_by_n, lanes.one_by_n_configs,
+            lanes.lower_lanes, "vnni",
+        )  # fmt: skip
+        yield Kernel(
+            f"{op}_i8_nm__avx512_vnni", op, "avx512_vnni", "int8", True,
+            lanes.refuse_nm, lanes.decline_nm, lanes.nm_configs, lanes.lower_lanes, "vnni",
+        )  # fmt: skip
+        yield Kernel(
+            f"{op}_i8_dense__avx512_vnni", op, "avx512_vnni", "int8", False,
+            lanes.refuse_dense, accept, lanes.dense_configs, lanes.lower_lanes, "vnni",
+        )  # fmt: skip
+
+
+def _channel_rows() -> Iterator[Kernel]:
+    """Integer kernels without weights, or with one input channel for each output."""
+    rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
+        (
+            "conv2d_i8_depthwise", "conv2d",
+            channels.refuse_depthwise, channels.lower_depthwise,
+        ),
+        ("pool2d_i8", "pool2d", channels.refuse_pool, channels.lower_pool),
+        (
+            "global_average_i8", "global_average",
+            channels.refuse_global_average, channels.lower_global_average,
+        ),
+        ("quantise_f32_i8", "quantise", accept, channels.lower_quantise),
+        ("dequantise_i8_f32", "dequantise", accept, channels.lower_dequantise),
+        ("table_i8", "table", accept, channels.lower_table),
+        ("sum_i8", "sum", channels.refuse_two, channels.lower_sum),
+        ("gate_i8", "gate", channels.refuse_gate, channels.lower_gate),
+    )  # fmt: skip
+    for name, op, refuse, lower in rows:
+        yield Kernel(
+            f"{name}__avx512_vnni", op, "avx512_vnni", "int8", False,
+            refuse, accept, one_config, lower, None,
+        )  # fmt: skip
+
+
 CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "conv2d_f32_depthwise__avx512", "conv2d", "avx512", "float32", False,
@@ -133,6 +181,8 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
     ),
+    *_lanes_rows(),
+    *_channel_rows(),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip
 
@@ -157,9 +207,14 @@ def find_row(symbol: str) -> Kernel | None:
     return next((row for row in CATALOG if symbol.startswith(row.name)), None)
 
 
+ALSO_RUNS: Mapping[str, str] = {"avx512_vnni": "avx512"}
+"""Targets that run another's kernels too."""
+
+
 def rows_for(op: OpKind, target: str, dtype: str) -> list[Kernel]:
     """The rows of one operator, in order of preference."""
-    return [row for row in CATALOG if (row.op, row.target, row.dtype) == (op, target, dtype)]
+    targets = (target, ALSO_RUNS.get(target))
+    return [row for row in CATALOG if (row.op, row.dtype) == (op, dtype) and row.target in targets]
 
 
 def choose(op: OpKind, target: str, problem: Problem) -> Choice:

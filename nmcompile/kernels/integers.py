@@ -79,7 +79,10 @@ class Integers:
 
     x_zero: the zero point of the u8 input.
     offset: int32 (out,), the bias in units of the sum; None for none.
-    scale: float32 (out,), or (1,) for pooling: what one unit of the sum counts.
+    scale: float32 (out,): what one unit of the sum counts. (1,) for what has no weights: averages
+        (one step of the input counts as much, and the kernel divides by the number of pixels),
+        sums, products, `quantise` (the size of a step of its output) and `dequantise` (of its
+        input).
     """
 
     x_zero: int

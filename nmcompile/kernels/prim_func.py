@@ -8,6 +8,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from nmcompile.kernels.integers import IntegerEpilogue
 from nmcompile.kernels.spec import Epilogue
 
 Expr = Any  # TVM ships no type stubs
@@ -41,11 +42,17 @@ class PrimFuncBuilder:
         """Declare the next argument."""
         return T.arg(name, T.buffer(shape, dtype))
 
-    def output(self, shape: tuple[int, ...], epilogue: Epilogue) -> tuple[Buffer | None, Buffer]:
+    def output(
+        self,
+        shape: tuple[int, ...],
+        epilogue: Epilogue | IntegerEpilogue,
+        dtype: str = "float32",
+        residual_dtype: str = "float32",
+    ) -> tuple[Buffer | None, Buffer]:
         """Declare the last arguments, [residual] and out; flat views, the same one in place."""
         # All arguments come before the first view.
-        residual = self.tensor("residual", shape) if epilogue.residual else None
-        out = None if epilogue.in_place else self.tensor("out", shape)
+        residual = self.tensor("residual", shape, residual_dtype) if epilogue.residual else None
+        out = None if epilogue.in_place else self.tensor("out", shape, dtype)
         added = None if residual is None else self.flat(residual)
         return added, added if out is None else self.flat(out)
 

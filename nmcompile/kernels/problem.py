@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.integers import Integers
-from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.kernels.spec import (
+    Conv2d,
+    Dequantise,
+    Epilogue,
+    Gate,
+    GlobalAverage,
+    Linear,
+    Pool2d,
+    Quantise,
+    Sum,
+    Table,
+)
 from nmcompile.sparsity import Detection
 
 Array = npt.NDArray[np.generic]
+Spec = Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """One operator to lower.
 
-    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear, else None;
-        float32, or int8 where there are `integers`.
+    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear; float32,
+        or int8 where there are `integers`. A table's 256 values, uint8. Else None.
     bias: (out,), present where `epilogue.bias` is set; None where there are `integers`.
     detection: the pattern that the weight holds.
     integers: of int8 problems, whose activations are u8: what becomes of the sums. `epilogue` says
         nothing there.
     """
 
-    spec: Conv2d | Linear | Pool2d | GlobalAverage
+    spec: Spec
     epilogue: Epilogue = field(default_factory=Epilogue)
     weight: npt.NDArray[Any] | None = None
     bias: npt.NDArray[np.float32] | None = None
@@ -40,6 +52,12 @@ class Problem:
     def scattered(self) -> tuple[int, ...] | None:
         """The order of output channels in which a 1xN pattern holds; None where they lie in it."""
         return None if self.detection is None else self.detection.order
+
+    def in_place(self) -> Problem:
+        """The same, written over the residual."""
+        if self.integers is not None:
+            return replace(self, integers=replace(self.integers, in_place=True))
+        return replace(self, epilogue=replace(self.epilogue, in_place=True))
 
     @property
     def conv(self) -> Conv2d:

@@ -99,7 +99,7 @@ class HalfLowering(Lowering):
 
     # The two forms.
 
-    def find(self, value: Expr) -> Expr | None:
+    def known(self, value: Expr) -> Expr | None:
         """The plain form."""
         if value not in self._values and value in self._halves:
             self._values[value] = self._to_plain(self._halves[value], shape_of(value))

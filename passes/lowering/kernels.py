@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,14 @@ class LoweredModule:
         function, that this takes to make them.
     calls: kernel calls in execution order.
     leftovers: names of the Relax operators that take TVM's own lowering.
+    real: layers of a quantised model that are computed on real numbers, and why.
     """
 
     module: Any
     params: dict[str, Array] = field(default_factory=dict)
     calls: list[KernelCall] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+    real: list[tuple[Group, str]] = field(default_factory=list)
 
     @property
     def prepares(self) -> bool:
@@ -97,17 +99,29 @@ def lower_kernels(
     return (lowering or Lowering)(module, target, pattern_of, progress, chooser).run()
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What `lower_kernels` with the same arguments will do.
+
+    problems: what it will ask its chooser for, in that order.
+    leftovers: names of the Relax operators that take TVM's own lowering.
+    real: layers of a quantised model that are computed on real numbers, and why.
+    """
+
+    problems: list[tuple[Group, Problem]]
+    leftovers: list[str]
+    real: list[tuple[Group, str]]
+
+
 def find_problems(
     module: Any, pattern_of: PatternOf = detect_group, lowering: type[Lowering] | None = None
-) -> list[tuple[Group, Problem]]:
-    """What `lower_kernels` with the same arguments will ask its chooser for, in that order.
+) -> Found:
+    """Look for what kernels of ours compute.
 
     Raises:
         UnsupportedOperatorError: the function has control flow.
     """
-    return (lowering or Lowering)(
-        module, "", pattern_of, lambda done, total: None, choose
-    ).problems()
+    return (lowering or Lowering)(module, "", pattern_of, lambda done, total: None, choose).find()
 
 
 class Lowering:
@@ -150,18 +164,20 @@ class Lowering:
         self._result = LoweredModule(None)
         self._early_vars = [var for var in module.get_global_vars() if var.name_hint == EARLY]
 
-    def problems(self) -> list[tuple[Group, Problem]]:
-        """The groups that get a kernel, in execution order."""
-        groups = [group for matcher in self._matchers() for group in matcher.groups]
-        return [(group, self._problem(group)) for group in groups]
+    def find(self) -> Found:
+        """The groups that get a kernel, in execution order, and the rest."""
+        matchers = self._matchers()
+        groups = [group for matcher in matchers for group in matcher.groups]
+        problems = [(group, self._problem(group)) for group in groups]
+        return Found(problems, self._leftovers(matchers), self._real(matchers))
 
     def run(self) -> LoweredModule:
         """Rewrite the module; once."""
         source, early = self._source, self._early_vars
         matchers = self._matchers()
         self._total = sum(len(matcher.groups) for matcher in matchers)
-        for matcher in matchers:
-            self._result.leftovers += [op for op in matcher.leftovers() if op not in SPLIT_OPS]
+        self._result.leftovers += self._leftovers(matchers)
+        self._result.real += self._real(matchers)
         for var in early:
             inputs, body = self._rewrite(source[var], matchers[0])
             function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
@@ -198,7 +214,7 @@ class Lowering:
         """Rewrite an operator that no kernel computes."""
         self._values[var] = self._builder.emit(self.substitute(value))
 
-    def find(self, value: Expr) -> Expr | None:
+    def known(self, value: Expr) -> Expr | None:
         """The new expression of a variable of the old function, in the model's form, or None."""
         return self._values.get(value)
 
@@ -208,6 +224,19 @@ class Lowering:
         """Of the early part, if there is one, then of the rest."""
         early = [self._source[var] for var in self._early_vars]
         return [Matcher(function) for function in (*early, self._function)]
+
+    @staticmethod
+    def _leftovers(matchers: list[Matcher]) -> list[str]:
+        return [op for matcher in matchers for op in matcher.leftovers() if op not in SPLIT_OPS]
+
+    @staticmethod
+    def _real(matchers: list[Matcher]) -> list[tuple[Group, str]]:
+        return [
+            (group, reason)
+            for matcher in matchers
+            for group in matcher.groups
+            if (reason := matcher.reason(group))
+        ]
 
     def _problem(self, group: Group) -> Problem:
         """What a kernel is to compute."""
@@ -269,8 +298,9 @@ class Lowering:
         except TargetError as error:
             raise UnsupportedOperatorError(f"{group.op} of {group.spec}: {error}") from error
         # Chosen, and measured, with an output of its own: that makes no difference to the choice.
-        epilogue = replace(problem.epilogue, in_place=group.overwrites)
-        lowered = choice.kernel.lower(replace(problem, epilogue=epilogue), choice.config)
+        if group.overwrites:
+            problem = problem.in_place()
+        lowered = choice.kernel.lower(problem, choice.config)
         callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
         params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self.operand(group, group.residual)]
@@ -304,7 +334,7 @@ class Lowering:
 
     def substitute(self, value: Expr) -> Expr:
         """The expression over the new variables, large constants as parameters."""
-        found = self.find(value)
+        found = self.known(value)
         if found is not None:
             return found
         array = constant(value)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tvm import relax
 
 from nmcompile.kernels.catalog import OpKind
+from nmcompile.kernels.problem import Spec
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
 from nmcompile.passes.lowering.activations import ActivationMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
@@ -41,15 +42,20 @@ class Group:
     """
 
     op: OpKind
-    spec: Conv2d | Linear | Pool2d | GlobalAverage
+    spec: Spec
     x: Expr
     out: Expr
-    weight: FloatArray | None = None
+    weight: npt.NDArray[Any] | None = None
     bias: FloatArray | None = None
     residual: Expr = None
     activation: Activation = field(default_factory=Activation)
     members: list[Expr] = field(default_factory=list)
     overwrites: bool = False  # whether nothing reads the residual's memory any more
+
+    @property
+    def model_weight(self) -> npt.NDArray[Any] | None:
+        """The weight as it stands in the model's graph."""
+        return self.weight
 
     @property
     def epilogue(self) -> Epilogue:
@@ -60,8 +66,8 @@ class Group:
 class Matcher:
     """Definitions and uses of one function, and the groups found in it."""
 
-    def __init__(self, function: Any) -> None:
-        self._view = FunctionView(function)
+    def __init__(self, function: Any, view: FunctionView | None = None) -> None:
+        self._view = FunctionView(function) if view is None else view
         self._activations = ActivationMatcher(self._view)
 
     @cached_property
@@ -69,9 +75,8 @@ class Matcher:
         """All groups, in the order of their first operator."""
         found = []
         for var, value in self._view.definitions.items():
-            group = self._root(var, value)
+            group = self._group(var, value)
             if group is not None:
-                self._grow(group)
                 self._view.taken.update(group.members)
                 found.append(group)
         self._find_overwrites(found)
@@ -85,6 +90,17 @@ class Matcher:
             if isinstance(value, relax.Call) and var not in taken:
                 names.append(operator_name(value))
         return names
+
+    def _group(self, var: Expr, value: Expr) -> Group | None:
+        """The whole group that starts at a variable, if one does."""
+        group = self._root(var, value)
+        if group is not None:
+            self._grow(group)
+        return group
+
+    def reason(self, group: Group) -> str:
+        """Why a layer of a quantised model is computed on real numbers; "" for all others."""
+        return ""
 
     # Step 1. Operators that start a group.
 
@@ -106,7 +122,7 @@ class Matcher:
 
     def _conv(self, var: Expr, value: Expr) -> Group | None:
         x, attrs = value.args[0], value.attrs
-        weight, shape, out = constant(value.args[1]), shape_of(x), shape_of(var)
+        weight, shape, out = self._view.weight(value.args[1]), shape_of(x), shape_of(var)
         if weight is None or shape is None or out is None or weight.dtype != np.float32:
             return None
         if (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW"):
@@ -153,7 +169,7 @@ class Matcher:
         return self._view.args(x)[0], [width[4], width[6], width[5], width[7]]
 
     def _linear(self, var: Expr, value: Expr) -> Group | None:
-        x, weight, shape = value.args[0], constant(value.args[1]), shape_of(value.args[0])
+        x, weight, shape = value.args[0], self._view.weight(value.args[1]), shape_of(value.args[0])
         if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2:
             return None
         spec = Linear(shape[:-1], weight.shape[0], weight.shape[1])
@@ -253,10 +269,16 @@ class Matcher:
             residual = group.residual
             if residual not in made or residual in self._view.outputs:
                 continue
-            readers = [owner.get(user) for user in self._view.users[residual]]
+            if shape_of(residual) != shape_of(group.out):
+                continue
+            readers = [owner.get(user) for user in self._readers(residual)]
             group.overwrites = not group.x.same_as(residual) and all(
                 reader is not None and place[reader.out] <= place[group.out] for reader in readers
             )
+
+    def _readers(self, value: Expr) -> list[Expr]:
+        """Who reads a value."""
+        return self._view.users.get(value, [])
 
 
 def _per_channel(value: npt.NDArray[Any], group: Group) -> FloatArray | None:

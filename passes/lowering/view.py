@@ -87,6 +87,10 @@ class FunctionView:
             return list(value.args[1])
         return list(value.args)
 
+    def weight(self, expr: Expr) -> npt.NDArray[Any] | None:
+        """The real numbers of a constant weight, or None."""
+        return constant(expr)
+
     def only_user(self, var: Expr) -> Expr | None:
         """The one variable computed from `var` alone, unless another group has taken it."""
         users = self.users.get(var, [])

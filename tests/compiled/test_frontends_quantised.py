@@ -21,6 +21,7 @@ from tests.support.quantised import (
     images,
     output_step,
     quantised_onnx,
+    targets_here,
     weight_dtypes,
 )
 from tests.support.seed_modules import Array
@@ -67,12 +68,12 @@ def assert_agrees(model: onnx.ModelProto, folder: Path, dtypes: set[str]) -> Non
     source, _ = open_folded(model)
     check_graph(source.graph)
     assert set(weight_dtypes(source.to_relax())) == dtypes
-    session, name = compiled(model, folder), model.graph.output[0].name
-    pairs = [
-        (session.run({"x": x})[name], as_defined(model, {"x": x})[0]) for x in images(8, seed=9)
-    ]
-    found, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    assert_one_step(found, expected, output_step(model))
+    name, feeds = model.graph.output[0].name, images(8, seed=9)
+    expected = np.concatenate([as_defined(model, {"x": x})[0] for x in feeds])
+    for target in targets_here():
+        session = compiled(model, folder, target=target)
+        found = np.concatenate([session.run({"x": x})[name] for x in feeds])
+        assert_one_step(found, expected, output_step(model))
 
 
 @pytest.mark.parametrize(

@@ -428,10 +428,6 @@ REWRITTEN: dict[str, Function] = {
     "aten.clamp_max.default": lambda j: torch.clamp_max(j, 1),
     "aten.clamp_min.default": lambda j: torch.clamp_min(j, 1),
     "aten.mul.Tensor": lambda t, x: (t * x, t * t.flip(0)),
-    "aten.eq.Tensor": lambda t: t == t.flip(0),
-    "aten.eq.Scalar": lambda t: (aten.eq.Scalar(t, 1), aten.eq.Scalar(t, 0)),
-    "aten.ne.Tensor": lambda s, t: (s != s, s != s.flip(0), t != t.flip(0)),
-    "aten.ne.Scalar": lambda s, t: (s != 2.5, t != True, t != 0),  # noqa: E712
     "aten.group_norm.default": lambda i: F.group_norm(i, 2),
     "aten.elu.default": lambda s: aten.elu(s, 0.7, 1.5),
     "aten.selu.default": lambda s: F.selu(s),

@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "errors", "version", "progress", "explain", "quiet", "sparsity", "runtime",
+    "errors", "version", "progress", "explain", "quiet", "images", "sparsity", "runtime",
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
     "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.avx512_vnni",
     "kernels.sparse_tensor_core",
     "kernels.catalog", "targets", "machine",
     "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
-    "frontends", "folding", "layer_names", "train", "devices", "tuning", "backends",
-    "inspection", "spatial", "compiler", "bundle", "bench", "cli", "",
+    "frontends", "folding", "layer_names", "quantization", "train", "devices", "tuning", "backends",
+    "inspection", "spatial", "precision", "compiler", "bundle", "bench", "cli", "",
 )  # fmt: skip
 """Rooms of the package, the lowest first; a module is in the room with the longest matching name.
 The last is the package's face. CONTRIBUTING.md quotes this."""

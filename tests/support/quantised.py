@@ -19,6 +19,8 @@ from tvm import relax
 
 import nmcompile as nmc
 from nmcompile.passes.lowering.view import operator_name
+from nmcompile.runtime import cpu
+from nmcompile.targets import TARGETS
 from tests.support.seed_modules import Array, export_onnx
 
 SHAPE = (1, 3, 12, 12)
@@ -56,29 +58,37 @@ def mixed_onnx() -> onnx.ModelProto:
     return export_onnx(mixed_net(), torch.zeros(SHAPE))
 
 
-def images(count: int, seed: int = 0) -> list[Array]:
+def images(count: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> list[Array]:
     random = np.random.default_rng(seed)
-    return [random.normal(size=SHAPE).astype(np.float32) for _ in range(count)]
+    return [random.normal(size=shape).astype(np.float32) for _ in range(count)]
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self._left: Iterator[Mapping[str, Array]] = iter([{"x": image} for image in images(4)])
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        made = images(4, shape=shape)
+        self._left: Iterator[Mapping[str, Array]] = iter([{"x": image} for image in made])
 
     def get_next(self) -> Mapping[str, Array] | None:
         return next(self._left, None)
 
 
-def quantised_onnx(dynamic: bool = False, **options: Any) -> onnx.ModelProto:
+def quantised_onnx(**options: Any) -> onnx.ModelProto:
     """`mixed_onnx` as onnxruntime quantises it."""
+    return quantised(mixed_onnx(), SHAPE, **options)
+
+
+def quantised(
+    model: onnx.ModelProto, shape: tuple[int, ...], *, dynamic: bool = False, **options: Any
+) -> onnx.ModelProto:
+    """A model of one input x as onnxruntime quantises it."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(mixed_onnx(), before)
+        onnx.save(model, before)
         if dynamic:
             quantize_dynamic(before, after, **options)
         else:
-            quantize_static(before, after, _Reader(), **options)
+            quantize_static(before, after, _Reader(shape), **options)
         return onnx.load(after)
 
 
@@ -95,6 +105,12 @@ def compiled(model: Any, folder: Path, **options: Any) -> Any:
     path = folder / "m.nmc"
     nmc.compile(model, output=path, **options)
     return nmc.runtime.load(path)
+
+
+def targets_here() -> list[str]:
+    """The CPU targets whose artifacts run on this machine."""
+    _, flags = cpu.host()
+    return [t.name for t in TARGETS if not t.arch and flags.issuperset(t.cpu_features)]
 
 
 def output_step(model: onnx.ModelProto) -> float:

@@ -6,21 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmcompile.bench.engines.engine import Array, Engine, zeros
-
-
-def arguments(module: Any, values: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """How an exported module is called with values in the order of its inputs.
-
-    By the names of the original forward, which may not be those of the graph: torch renames an
-    argument that is called "input".
-    """
-    from torch.utils import _pytree
-
-    spec = getattr(module.graph._codegen, "pytree_info", None)
-    if spec is None:
-        return values, {}
-    args, kwargs = _pytree.tree_unflatten(list(values), spec.in_spec)
-    return args, kwargs
+from nmcompile.frontends.onnx_export import arguments
 
 
 class TorchEager(Engine):

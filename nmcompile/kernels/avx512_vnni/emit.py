@@ -5,27 +5,24 @@ Vectors of bytes are int8x64 whatever their sign: instructions say how they read
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, splat
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, masked_load, splat
 
 BYTES = 64  # of one 512-bit register
 QUAD = 4  # bytes that one lane of a product adds up
 
 
-def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES) -> Expr:
-    """64 consecutive bytes of a flat buffer as int8x64; those from `active` on are zero, unread."""
-    index = T.ramp(start, 1, BYTES)
-    if active >= BYTES:
-        return _signed(buffer[index])
-    mask = T.ramp(0, 1, BYTES) < splat(T.int32(active), BYTES)
-    kind = f"{buffer.dtype}x{BYTES}"
-    value = tirx.op.masked_load(kind, buffer, index, mask)
-    zero = T.broadcast(T.Cast(str(buffer.dtype), T.int32(0)), BYTES)
-    return _signed(T.Select(mask, value, zero))
+def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES, width: int = BYTES) -> Expr:
+    """`width` consecutive bytes of a flat buffer; those from `active` on are zero, unread."""
+    index = T.ramp(start, 1, width)
+    if active >= width:
+        return T.reinterpret(f"int8x{width}", buffer[index])
+    mask = T.ramp(0, 1, width) < splat(T.int32(active), width)
+    return T.reinterpret(f"int8x{width}", masked_load(buffer, index, mask, width))
 
 
 def store_bytes(buffer: Buffer, start: Expr, value: Expr, active: int) -> None:
@@ -63,13 +60,11 @@ def widen_bytes(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
     if active >= LANES:
         return T.Cast("int32x16", buffer[index])
     mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
-    value = tirx.op.masked_load("uint8x16", buffer, index, mask)
-    zero = T.broadcast(T.Cast("uint8", T.int32(0)), LANES)
-    return T.Cast("int32x16", T.Select(mask, value, zero))
+    return T.Cast("int32x16", masked_load(buffer, index, mask))
 
 
 def unpack(a: Expr, b: Expr, *, high: bool, size: int) -> Expr:
-    """Bytes (size 1) or words (size 2) of a and b in turn, from one half of each 128 bits."""
+    """Elements of `size` bytes of a and b in turn, from one half of each 128 bits."""
     within, whole = 16 // size, BYTES // size
     half = within // 2
     order: list[int] = []
@@ -100,5 +95,46 @@ def pack_bytes(a: Expr, b: Expr) -> Expr:
     return T.call_llvm_pure_intrin("int8x64", "llvm.x86.avx512.packuswb.512", a, b)
 
 
-def _signed(value: Expr) -> Any:
-    return T.reinterpret(f"int8x{BYTES}", value)
+def bytes_of(value: int) -> Expr:
+    """One number of 0 to 255 in every byte of int8x64."""
+    return T.broadcast(T.int8(value - 256 if value > 127 else value), BYTES)
+
+
+def constant_bytes(values: Sequence[int]) -> Expr:
+    """64 numbers of 0 to 255 as int8x64."""
+    return T.Shuffle([bytes_of(value).value for value in values], list(range(BYTES)))
+
+
+def pick_bytes_of_two(a: Expr, index: Expr, b: Expr) -> Expr:
+    """vpermi2b: at each place i, byte index[i] modulo 128 of the 128 bytes of a and b."""
+    name = "llvm.x86.avx512.vpermi2var.qi.512"
+    return T.call_llvm_pure_intrin("int8x64", name, a, index, b)
+
+
+def spread(value: Expr) -> list[Expr]:
+    """64 unsigned bytes as four int32x16, in the order that `unpack`s leave and the packs undo."""
+    zero = T.broadcast(T.int8(0), BYTES)
+    return [T.bind(T.reinterpret("int32x16", part)) for part in interleave([value] + 3 * [zero])]
+
+
+def interleave(rows: Sequence[Expr], size: int = 1) -> list[Expr]:
+    """Transpose [4 rows][4 parts] within every 128 bits, where parts are four of `size` bytes.
+
+    Of bytes: lane 4 * l + k of vector v holds the four rows of place 16 * l + 4 * v + k, which is
+    the order that the packs undo. Of dwords: vector v holds part v of all rows.
+    """
+    halves = [
+        [unpack(a, b, high=high, size=size) for high in (False, True)]
+        for a, b in (rows[:2], rows[2:])
+    ]
+    return [
+        unpack(halves[0][half], halves[1][half], high=high, size=2 * size)
+        for half in (0, 1)
+        for high in (False, True)
+    ]
+
+
+def multiply_add(a: Expr, b: Expr) -> Expr:
+    """vpmaddwd: per lane of two int32x16 the sum of the products of their signed words."""
+    words = [T.reinterpret("int16x32", value) for value in (a, b)]
+    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.pmaddw.d.512", *words)

@@ -14,6 +14,7 @@ from nmcompile.passes.operators.onnx.integers.forms import FORMS, key
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
+from nmcompile.passes.operators.onnx.steps import rewrite_sign, rewrite_threshold
 from nmcompile.passes.operators.onnx.table import TABLE
 from nmcompile.passes.operators.table import NOT_THERE
 
@@ -22,8 +23,10 @@ REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "ConvTranspose": pad_transposed,
     "MaxPool": pad_pool,
     "Resize": rewrite_resize,
+    "Sign": rewrite_sign,
     "Softplus": rewrite_softplus,
     "Squeeze": list_axes,
+    "ThresholdedRelu": rewrite_threshold,
     "Unsqueeze": list_axes,
     **FORMS,
 }

@@ -14,7 +14,6 @@ from nmcompile.passes.operators.torch.arithmetic import (
     rewrite_elu,
     rewrite_product,
     rewrite_scaled,
-    rewrite_unequal,
 )
 from nmcompile.passes.operators.torch.attention import rewrite_attention
 from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm
@@ -39,8 +38,6 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.clamp_max.default": rewrite_clamp,
     "aten.clamp_min.default": rewrite_clamp,
     "aten.elu.default": rewrite_elu,
-    "aten.eq.Scalar": rewrite_unequal,
-    "aten.eq.Tensor": rewrite_unequal,
     "aten.group_norm.default": rewrite_group_norm,
     "aten.index.Tensor": rewrite_index,
     "aten.max.dim": rewrite_extreme,
@@ -48,8 +45,6 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.min.dim": rewrite_extreme,
     "aten.mul.Scalar": rewrite_product,
     "aten.mul.Tensor": rewrite_product,
-    "aten.ne.Scalar": rewrite_unequal,
-    "aten.ne.Tensor": rewrite_unequal,
     "aten.scaled_dot_product_attention.default": rewrite_attention,
     "aten.select.int": rewrite_select,
     "aten.selu.default": rewrite_elu,

@@ -55,9 +55,8 @@ ROWS: tuple[Operator, ...] = (
     *_rows("remainder.Scalar remainder.Tensor", NUMBERS),
     *_rows("maximum minimum", NUMBERS, must.same_dtype),
     *_rows("pow.Tensor_Scalar pow.Tensor_Tensor", FLOAT),
-    *_rows("eq.Scalar eq.Tensor", NUMBERS),
-    # TVM has no code for truth values here; of floats, != is false where one is NaN.
-    *_rows("ne.Scalar ne.Tensor", WHOLE),
+    *_rows("eq.Scalar ne.Scalar", NUMBERS | BOOL, must.fitting_number),
+    *_rows("eq.Tensor ne.Tensor", NUMBERS | BOOL, must.no_mixed_truth),
     *_rows("ge.Scalar ge.Tensor gt.Scalar gt.Tensor", NUMBERS),
     *_rows("le.Scalar le.Tensor lt.Scalar lt.Tensor", NUMBERS),
     *_rows("logical_and logical_or logical_xor", BOOL),

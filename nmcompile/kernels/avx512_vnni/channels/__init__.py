@@ -1,0 +1,1 @@
+"""Integer kernels whose vectors run over channels: windows, means, conversions, tables, sums."""

@@ -1,0 +1,1 @@
+"""Convolutions and matrix products whose vectors run over output channels: sparse and dense."""

@@ -1,0 +1,245 @@
+"""Convolutions over NHWC bytes with output channels in lanes: the integer kernels of AVX-512 VNNI.
+
+A tile is a few pixels of one row times a few vectors of 16 output channels, whose sums stay in
+registers. Dense tiles broadcast four bytes of each pixel and multiply them with the weights of 16
+outputs at a time; so do gathered ones, over the bytes that a 1xN list keeps. In picked ones every
+lane chooses four of 64 bytes, so that each output has a list of its own, and what is shared by the
+pixels of a tile is read once for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import LANES, Expr
+from nmcompile.kernels.avx512_vnni.emit import BYTES
+from nmcompile.kernels.avx512_vnni.lanes import gather
+from nmcompile.kernels.avx512_vnni.lanes.config import (
+    LanesConfig,
+    OutputGroups,
+    PackedSizes,
+    padded_outputs,
+    tiles_of,
+)
+from nmcompile.kernels.avx512_vnni.lanes.finish import Finish
+from nmcompile.kernels.avx512_vnni.lanes.inner_loops import (
+    Lists,
+    Pixels,
+    Sums,
+    Window,
+    add_picked,
+    add_shared,
+)
+from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
+from nmcompile.kernels.avx512_vnni.requantise import Requantiser
+from nmcompile.kernels.integers import STEPS, IntegerEpilogue
+from nmcompile.kernels.prim_func import PrimFuncBuilder
+
+Shape = tuple[int, ...]
+
+
+def emit_lanes(
+    name: str,
+    x_shape: Shape,
+    out_shape: Shape,
+    reading: Reading,
+    epilogue: IntegerEpilogue,
+    config: LanesConfig,
+    sizes: PackedSizes,
+    zero: int,
+) -> Any:
+    """The TIR function (x, weights, [lists], offset, scale, steps, [residual], out).
+
+    The lists are as `PackedWeights` names them; `zero` is what borders are filled with.
+    """
+    return _Emitter(reading, epilogue, config, sizes, zero).emit(name, x_shape, out_shape)
+
+
+class _Emitter:
+    """State of one function while it is emitted."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        epilogue: IntegerEpilogue,
+        config: LanesConfig,
+        sizes: PackedSizes,
+        zero: int,
+    ) -> None:
+        self.reading, self.epilogue, self.config = reading, epilogue, config
+        self.sizes, self.zero = sizes, zero
+        self.groups = OutputGroups.of(reading.conv.out_channels, config.vectors)
+        self.full, self.rest = tiles_of(reading.grid[2], config.pixels)
+
+    def emit(self, name: str, x_shape: Shape, out_shape: Shape) -> Any:
+        outputs = self.reading.conv.out_channels
+        with PrimFuncBuilder(name) as func:
+            x = func.tensor("x", x_shape, "uint8")
+            self.weights = func.tensor("weights", (self.sizes.weights,), "int8")
+            if self.config.method != "dense":
+                self._lists(func)
+            self.offset = func.tensor("offset", (padded_outputs(self.reading.conv),), "int32")
+            scale = func.tensor("scale", (padded_outputs(self.reading.conv),))
+            steps = func.tensor("steps", (len(STEPS),))
+            residual, out = func.output(out_shape, self.epilogue, self.epilogue.out, "uint8")
+            requantiser = Requantiser(self.epilogue, steps)
+            self.finish = Finish(requantiser, scale, residual, out, outputs)
+            self.raster = self.reading.raster(func.flat(x), self.zero)
+            self._items()
+        return func.result()
+
+    def _lists(self, func: PrimFuncBuilder) -> None:
+        count = self.sizes.offsets
+        gathered = self.config.method == "gathered"
+        lists = self._lists_of_outputs() if gathered else self.groups.count
+        starts = func.tensor("starts", (lists + 1,), "int32")
+        if gathered:
+            sources = func.tensor("sources", (self.sizes.index // (2 * BYTES) + 1,), "int32")
+            offsets = func.tensor("offsets", (count,), "int32")
+            index = func.tensor("index", (self.sizes.index,), "int8")
+            quads = func.tensor("quads", (lists + 1,), "int32")
+            self.gathers = gather.Lists(starts, sources, offsets, index, quads)
+        else:
+            offsets = func.tensor("offsets", (count,), "int32")
+            quads = func.tensor("quads", (count + 1,), "int32")
+            self.picks = Lists(starts, offsets, quads)
+
+    def _lists_of_outputs(self) -> int:
+        return -(-self.reading.conv.out_channels // self.config.list_outputs)
+
+    def _items(self) -> None:
+        """Parallel over (chunk of output channels, image, block of rows, block of tiles)."""
+        config = self.config
+        images, rows, _ = self.reading.grid
+        per_row = self.full + (self.rest > 0)
+        downs, rights = -(-rows // config.rows), -(-per_row // config.tiles)
+        with T.parallel(0, config.chunks * images * downs * rights) as item:
+            right = T.bind(item % rights)
+            down = T.bind(item // rights % downs)
+            image = T.bind(item // (rights * downs) % images)
+            chunk = T.bind(item // (rights * downs * images))
+            row, tile = T.bind(down * config.rows), T.bind(right * config.tiles)
+            block = _Block(
+                image,
+                row,
+                tile,
+                T.bind(T.min(T.int32(config.rows), rows - row)),
+                T.bind(T.min(T.int32(config.tiles), per_row - tile)),
+            )
+            if config.method == "gathered":
+                self._chunk_of_lists(chunk, block)
+            else:
+                begin, count = self._part(chunk, self.groups.count)
+                with T.serial(0, count) as nth:
+                    self._group(T.bind(begin + nth), block)
+
+    def _part(self, chunk: Expr, count: int) -> tuple[Expr, Expr]:
+        """The first of so many things that belongs to a chunk, and how many do."""
+        chunks = self.config.chunks
+        begin = T.bind(chunk * count // chunks)
+        return begin, T.bind((chunk + 1) * count // chunks - begin)
+
+    def _chunk_of_lists(self, chunk: Expr, block: _Block) -> None:
+        """Gather what a list keeps of the block, then run its outputs over it."""
+        config, columns = self.config, self.reading.grid[2]
+        self.gathered = gather.Gathered(
+            self.reading, config, self.gathers, self.raster, self.sizes.gathered
+        )
+        column = T.bind(block.tile * config.pixels)
+        width = T.bind(T.min(block.tiles * config.pixels, columns - column))
+        at = T.bind(self.reading.position(block.image, block.row, column))
+        per_list = config.list_outputs // (LANES * config.vectors)
+        begin, count = self._part(chunk, self._lists_of_outputs())
+        with T.serial(0, count) as nth:
+            which = T.bind(begin + nth)
+            self.gathered.fill(which, at, block.rows, width)
+            first = T.bind(which * per_list)
+            with T.serial(0, T.min(per_list, self.groups.count - first)) as part:
+                self._group(T.bind(first + part), block)
+
+    def _group(self, group: Expr, block: _Block) -> None:
+        """The outputs of one group over the tiles of a block; the last group has its own body."""
+        groups, whole = self.groups, self.config.vectors * LANES
+        if groups.count == 1 or groups.last_outputs == whole:
+            self._tiles(group, groups.last, groups.last_outputs, block)
+            return
+        with T.If(group < groups.count - 1):
+            with T.Then():
+                self._tiles(group, self.config.vectors, whole, block)
+            with T.Else():
+                self._tiles(group, groups.last, groups.last_outputs, block)
+
+    def _tiles(self, group: Expr, vectors: int, outputs: int, block: _Block) -> None:
+        """The tiles of a block; what is left of a row of pixels has its own body."""
+        pixels = self.config.pixels
+        with T.grid(block.rows, block.tiles) as (row, tile):
+            if not (self.full and self.rest):
+                size = pixels if self.full else self.rest
+                self._tile(group, Sums(size, vectors), outputs, block, row, tile)
+                return
+            with T.If(block.tile + tile < self.full):
+                with T.Then():
+                    self._tile(group, Sums(pixels, vectors), outputs, block, row, tile)
+                with T.Else():
+                    self._tile(group, Sums(self.rest, vectors), outputs, block, row, tile)
+
+    def _tile(
+        self, group: Expr, sums: Sums, outputs: int, block: _Block, row: Expr, tile: Expr
+    ) -> None:
+        """The sums of one tile of a block, from beginning to end."""
+        _, rows, columns = self.reading.grid
+        first = T.bind(group * (self.config.vectors * LANES))
+        sums.start(self.offset, first)
+        line = T.bind(block.row + row)
+        column = T.bind((block.tile + tile) * self.config.pixels)
+        if self.config.method == "gathered":
+            self._gathered(sums, group, row, tile * self.config.pixels)
+        else:
+            reading = self.reading
+            base = T.bind(reading.position(block.image, line, column))
+            pixels = Pixels(self.raster, base, reading.pitch, reading.active)
+            if self.config.method == "dense":
+                self._dense(sums, group, pixels)
+            else:
+                self._picked(sums, group, pixels)
+        pixel = (block.image * rows + line) * columns + column
+        self.finish.write(sums, pixel, first, outputs)
+
+    def _picked(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
+        origin: Expr = T.int32(0)
+        narrower = self.config.vectors - sums.vectors
+        if narrower:  # the last group, behind wider ones
+            boundary = self.picks.quads[self.picks.starts[self.groups.count - 1]]
+            origin = T.bind(boundary * (2 * BYTES * narrower))
+        add_picked(sums, pixels, self.picks, group, self.weights, origin)
+
+    def _dense(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
+        reading, vectors = self.reading, self.config.vectors
+        window = Window(*reading.window, *reading.window_steps, reading.quads)
+        if reading.by_group:
+            per_group = reading.conv.group_out // (vectors * LANES)
+            base = T.bind(pixels.base + group // per_group * reading.conv.group_in)
+            pixels = Pixels(pixels.source, base, pixels.pitch)
+        each = window.rows * window.columns * reading.quads * vectors * BYTES
+        add_shared(sums, pixels, window, self.weights, group * each)
+
+    def _gathered(self, sums: Sums, group: Expr, row: Expr, column: Expr) -> None:
+        config, taps = self.config, self.reading.conv.taps
+        per_list = config.list_outputs // (LANES * config.vectors)
+        which, part = T.bind(group // per_list), T.bind(group % per_list)
+        before = T.bind(self.gathers.quads[which])
+        quads = T.bind(self.gathers.quads[which + 1] - before)
+        groups_before = before * per_list + quads * part
+        start = T.bind(groups_before * (taps * config.vectors * BYTES))
+        pixels = self.gathered.pixels(row, column)
+        add_shared(sums, pixels, self.gathered.window(quads), self.weights, start)
+
+
+class _Block:
+    """Output pixels that one work item computes: where they begin, and how many rows and tiles."""
+
+    def __init__(self, image: Expr, row: Expr, tile: Expr, rows: Expr, tiles: Expr) -> None:
+        self.image, self.row, self.tile = image, row, tile
+        self.rows, self.tiles = rows, tiles

@@ -1,0 +1,110 @@
+"""What becomes of the sums of a tile: requantised four vectors at a time, and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    LONG_ACTIVATIONS,
+    Buffer,
+    Expr,
+    lanes,
+    load,
+    store,
+)
+from nmcompile.kernels.avx512_vnni.emit import store_bytes, widen_bytes
+from nmcompile.kernels.avx512_vnni.lanes.inner_loops import Sums
+from nmcompile.kernels.avx512_vnni.requantise import Requantiser
+
+FOUR = 4  # vectors that one pack makes 64 bytes of
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Writes tiles of one function.
+
+    scale: float32 per output channel, padded to whole vectors.
+    channels: of one output pixel.
+    """
+
+    requantiser: Requantiser
+    scale: Buffer
+    residual: Buffer | None
+    out: Buffer
+    channels: int
+
+    def write(self, sums: Sums, pixel: Expr, first: Expr, outputs: int) -> None:
+        """Write one tile.
+
+        Args:
+            sums: of the tile.
+            pixel: the first output pixel, over all images.
+            first: the first output channel.
+            outputs: output channels from there on that are real.
+        """
+        pixels, vectors = sums.pixels, sums.vectors
+        scales = [T.bind(load(self.scale, first + u * LANES)) for u in range(vectors)]
+        if self.requantiser.epilogue.activation.kind not in LONG_ACTIVATIONS:
+            at = T.bind(pixel * self.channels + first)
+            self._pixels(pixels, sums.get, scales, at, outputs)
+            return
+        # Written out for every vector, a long activation would take LLVM seconds.
+        rest = T.alloc_buffer((pixels * vectors * LANES,), "int32", scope="local")
+        for t in range(pixels):
+            for u in range(vectors):
+                T.buffer_store(rest, sums.get(t, u), [lanes((t * vectors + u) * LANES)])
+        with T.serial(0, pixels) as row:
+            at = T.bind((pixel + row) * self.channels + first)
+            get = lambda _, u: rest[lanes((row * vectors + u) * LANES)]  # noqa: E731
+            self._pixels(1, get, scales, at, outputs)
+
+    def _pixels(
+        self,
+        pixels: int,
+        sums: Callable[[int, int], Expr],
+        scales: Sequence[Expr],
+        at: Expr,
+        outputs: int,
+    ) -> None:
+        places = [(t, u) for t in range(pixels) for u in range(len(scales))]
+
+        def real(t: int, u: int) -> Expr:
+            residual = None
+            if self.residual is not None:
+                where = at + (t * self.channels + u * LANES)
+                residual = T.bind(widen_bytes(self.residual, where, outputs - u * LANES))
+            return self.requantiser.real(sums(t, u), scales[u], residual)
+
+        if self.requantiser.epilogue.out == "float32":
+            for t, u in places:
+                where = at + (t * self.channels + u * LANES)
+                store(self.out, where, real(t, u), outputs - u * LANES)
+            return
+        for i in range(0, len(places), FOUR):
+            part = places[i : i + FOUR]
+            values = [real(t, u) for t, u in part]
+            packed = self.requantiser.pack(values + values[-1:] * (FOUR - len(part)))
+            for start, count in _runs(part):
+                t, u = part[start]
+                width = count * LANES
+                piece = packed
+                if count < FOUR:
+                    taken = list(range(start * LANES, start * LANES + width))
+                    piece = T.Shuffle([packed], taken)
+                where = at + (t * self.channels + u * LANES)
+                store_bytes(self.out, where, piece, outputs - u * LANES)
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Start and length of runs that one store can write: 4, 2 or 1 vectors of one pixel."""
+    start = 0
+    while start < len(places):
+        pixel = places[start][0]
+        length = sum(place[0] == pixel for place in places[start:])
+        length = FOUR if length == FOUR else min(length, 2)
+        yield start, length
+        start += length

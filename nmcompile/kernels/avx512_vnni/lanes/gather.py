@@ -1,0 +1,128 @@
+"""Bringing together the bytes that the outputs of a 1xN list read, so that they follow each other.
+
+Every pixel under a block of output pixels is gathered once per list, whatever the kernel: its
+positions are then shifts of whole pixels. A piece of 64 kept bytes is made of the few vectors of
+source bytes that hold them, each permuted and merged where it is meant, and stored as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import Buffer, Expr
+from nmcompile.kernels.avx512_vnni.emit import BYTES, load_bytes, pick_bytes, store_bytes
+from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig
+from nmcompile.kernels.avx512_vnni.lanes.inner_loops import Pixels, Window
+from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
+from nmcompile.kernels.spec import Conv2d
+
+MOST_TOGETHER = 8  # pixels of a row that are gathered together
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Rows or columns: how source pixels under output pixels are gathered.
+
+    Under a kernel of one, only the pixels that outputs read are.
+
+    step: source pixels from one gathered to the next.
+    stride: gathered pixels from one output to the next.
+    dilation: gathered pixels from one kernel position to the next.
+    span: gathered pixels under one output.
+    """
+
+    step: int
+    stride: int
+    dilation: int
+    span: int
+
+    @classmethod
+    def of(cls, conv: Conv2d, axis: int) -> Axis:
+        """Of one axis of a convolution."""
+        if conv.kernel[axis] == 1:
+            return cls(conv.stride[axis], 1, 1, 1)
+        span = conv.dilation[axis] * (conv.kernel[axis] - 1) + 1
+        return cls(1, conv.stride[axis], conv.dilation[axis], span)
+
+    def count(self, outputs: Expr) -> Expr:
+        """Gathered pixels under so many outputs."""
+        return (outputs - 1) * self.stride + self.span
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What is gathered, by list; see `PackedWeights`."""
+
+    starts: Buffer
+    sources: Buffer
+    offsets: Buffer
+    index: Buffer
+    quads: Buffer
+
+
+class Gathered:
+    """The gathered pixels of one block of output pixels; `pitch` bytes from one to the next."""
+
+    def __init__(
+        self, reading: Reading, config: LanesConfig, lists: Lists, source: Buffer, pitch: int
+    ) -> None:
+        self._reading, self._lists = reading, lists
+        self._source, self._pitch = source, pitch
+        self._rows, self._columns = Axis.of(reading.conv, 0), Axis.of(reading.conv, 1)
+        _, rows, columns = reading.grid
+        self._width = self._columns.count(min(columns, config.tiles * config.pixels))
+        height = self._rows.count(min(rows, config.rows))
+        narrowest = columns % (config.tiles * config.pixels) or self._width
+        fitting = [n for n in range(1, MOST_TOGETHER + 1) if n <= self._columns.count(narrowest)]
+        self._step = min(fitting, key=lambda n: -(-self._width // n) * n - n / 2)
+        self._bytes = T.alloc_buffer((height * self._width * pitch,), "uint8", align=BYTES)
+
+    def fill(self, which: Expr, at: Expr, rows: Expr, columns: Expr) -> None:
+        """Gather for list `which` what lies under rows x columns output pixels.
+
+        `at` is the first byte under the first of them.
+        """
+        reading, lists = self._reading, self._lists
+        channels = reading.conv.in_channels
+        down = self._rows.step * reading.width * channels
+        right = self._columns.step * channels
+        active = BYTES if reading.copied else min(BYTES, channels)
+        start = T.bind(lists.starts[which])
+        high, wide = self._rows.count(rows), T.bind(self._columns.count(columns))
+        with T.serial(0, lists.starts[which + 1] - start) as nth:
+            piece = T.bind(start + nth)
+            index = T.bind(load_bytes(lists.index, piece * (2 * BYTES)))
+            block_of = T.bind(load_bytes(lists.index, piece * (2 * BYTES) + BYTES))
+            source = T.bind(lists.sources[piece])
+            count = T.bind(lists.sources[piece + 1] - source)
+            with T.grid(high, T.ceildiv(wide, self._step)) as (y, step):
+                # The last step ends with the row: it may gather some pixels once more.
+                x = T.bind(T.min(step * self._step, wide - self._step))
+                line = T.bind(at + y * down + x * right)
+                merged = [
+                    T.alloc_buffer((BYTES,), "int8", scope="local") for _ in range(self._step)
+                ]
+                whole = T.ramp(0, 1, BYTES)
+                with T.serial(0, count) as block:
+                    first = T.bind(line + lists.offsets[source + block])
+                    meant = block_of == T.broadcast(T.Cast("int8", block), BYTES)
+                    for p, value in enumerate(merged):
+                        vector = load_bytes(self._source, first + p * right, active)
+                        picked = pick_bytes(vector, index)
+                        T.buffer_store(value, T.Select(meant, picked, value[whole]), [whole])
+                target = T.bind(nth * BYTES + (y * self._width + x) * self._pitch)
+                for p, value in enumerate(merged):
+                    store_bytes(self._bytes, target + p * self._pitch, value[whole], BYTES)
+
+    def pixels(self, row: Expr, column: Expr) -> Pixels:
+        """The tile whose first output pixel is this one of the block."""
+        place = row * self._rows.stride * self._width + column * self._columns.stride
+        return Pixels(self._bytes, place * self._pitch, self._columns.stride * self._pitch)
+
+    def window(self, quads: Expr) -> Window:
+        """The kernel's positions, each a run of `quads`."""
+        down = self._rows.dilation * self._width * self._pitch
+        right = self._columns.dilation * self._pitch
+        return Window(*self._reading.conv.kernel, down, right, quads)

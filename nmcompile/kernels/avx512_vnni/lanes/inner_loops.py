@@ -1,0 +1,127 @@
+"""The inner loops: bytes of a tile's pixels times weights, in lanes that pick or that share them.
+
+Loops begin at 0: TVM takes a wrong first value for one that begins where a buffer says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, lanes, load
+from nmcompile.kernels.avx512_vnni.emit import (
+    BYTES,
+    QUAD,
+    broadcast_quad,
+    dot,
+    load_bytes,
+    pick_bytes,
+)
+
+
+class Sums:
+    """pixels x vectors registers of int32."""
+
+    def __init__(self, pixels: int, vectors: int) -> None:
+        self.pixels, self.vectors = pixels, vectors
+        # One buffer of a single vector each, so that LLVM turns them into registers.
+        self._all = [
+            [T.alloc_buffer((LANES,), "int32", scope="local") for _ in range(vectors)]
+            for _ in range(pixels)
+        ]
+
+    def get(self, t: int, u: int) -> Expr:
+        """Vector u of pixel t."""
+        return self._all[t][u][lanes(0)]
+
+    def start(self, offset: Buffer, first: Expr) -> None:
+        """Begin with the offsets of the output channels from `first` on."""
+        for u in range(self.vectors):
+            value = T.bind(load(offset, first + u * LANES))
+            for t in range(self.pixels):
+                T.buffer_store(self._all[t][u], value, [lanes(0)])
+
+    def add(self, t: int, u: int, x: Expr, weights: Expr) -> None:
+        """Add products of four bytes in each lane."""
+        T.buffer_store(self._all[t][u], dot(self.get(t, u), x, weights), [lanes(0)])
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Blocks of source bytes with work, by group of outputs; see `PackedWeights`."""
+
+    starts: Buffer
+    offsets: Buffer
+    quads: Buffer
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of a tile: where the first one's bytes begin, and bytes from one to the next.
+
+    active: bytes of a vector that may be read.
+    """
+
+    source: Buffer
+    base: Expr
+    pitch: int
+    active: int = BYTES
+
+
+@dataclass(frozen=True)
+class Window:
+    """Runs of bytes under one output pixel: how many, how far apart, and how many quads each has.
+
+    Two levels, as a kernel has rows and columns.
+    """
+
+    rows: int
+    columns: int
+    down: Expr
+    right: Expr
+    quads: Expr
+
+
+def add_picked(
+    sums: Sums, pixels: Pixels, lists: Lists, group: Expr, weights: Buffer, origin: Expr
+) -> None:
+    """Per block of 64 bytes and quad of a list: every lane picks four of them.
+
+    `origin` is where the quads of the whole layer would begin if all groups were as wide.
+    """
+    step = 2 * BYTES * sums.vectors
+    start = T.bind(lists.starts[group])
+    with T.serial(0, lists.starts[group + 1] - start) as nth:
+        block = T.bind(start + nth)
+        at = T.bind(pixels.base + lists.offsets[block])
+        x = [
+            T.bind(load_bytes(pixels.source, at + t * pixels.pitch, pixels.active))
+            for t in range(sums.pixels)
+        ]
+        begin = T.bind(lists.quads[block])
+        stream = T.bind(origin + begin * step)
+        with T.serial(0, lists.quads[block + 1] - begin) as quad:
+            where = T.bind(stream + quad * step)
+            for u in range(sums.vectors):
+                index = T.bind(load_bytes(weights, where + u * BYTES))
+                weight = T.bind(load_bytes(weights, where + (sums.vectors + u) * BYTES))
+                for t in range(sums.pixels):
+                    sums.add(t, u, pick_bytes(x[t], index), weight)
+
+
+def add_shared(sums: Sums, pixels: Pixels, window: Window, weights: Buffer, start: Expr) -> None:
+    """Per run of bytes and quad: four bytes of each pixel in all lanes.
+
+    `start` is where the weights of the outputs begin.
+    """
+    quads = window.quads
+    with T.grid(window.rows, window.columns, quads) as (y, x, quad):
+        at = T.bind(pixels.base + y * window.down + x * window.right + quad * QUAD)
+        step = (y * window.columns + x) * quads + quad
+        where = T.bind(start + step * (BYTES * sums.vectors))
+        vectors = [T.bind(load_bytes(weights, where + u * BYTES)) for u in range(sums.vectors)]
+        for t in range(sums.pixels):
+            four = T.bind(broadcast_quad(pixels.source, at + t * pixels.pitch))
+            for u, vector in enumerate(vectors):
+                sums.add(t, u, four, vector)

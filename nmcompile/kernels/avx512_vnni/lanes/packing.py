@@ -1,0 +1,234 @@
+"""Weights in the order in which the lanes meet them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.kernels.avx512.emit import LANES
+from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
+from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups, PackedSizes
+from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
+from nmcompile.kernels.spec import Conv2d
+
+Array = npt.NDArray[np.generic]
+Bytes = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Arrays of one convolution, in the order of the function's arguments.
+
+    weights: int8. Dense: per group of outputs, segment and quad, per vector of the group 16 lanes
+        of four weights. Gathered: likewise, kernel positions for segments, and quads of kept bytes.
+        Picked: per group of outputs, per block with work, per quad: for each vector of the group 64
+        indices into the block, then for each vector 64 weights.
+    starts: int32. Picked: the first block of each group of outputs, and the end. Gathered: the
+        first piece of each list, and the end; a piece is 64 kept bytes.
+    sources: int32, gathered only: the first block of each piece, and the end.
+    offsets: int32, where each block begins, counted from the first byte under a pixel.
+    index: int8, gathered only: for each byte of a piece where in its block it is, 64 of them, then
+        which of the piece's blocks that is.
+    quads: int32. Picked: the first quad of each block, and the end. Gathered: the first quad of
+        each list, all positions counted as one, and the end.
+    gathered: bytes from one gathered pixel to the next; an odd number of cache lines.
+    """
+
+    weights: Bytes
+    starts: Array | None = None
+    sources: Array | None = None
+    offsets: Array | None = None
+    index: Array | None = None
+    quads: Array | None = None
+    gathered: int = 0
+
+    @property
+    def sizes(self) -> PackedSizes:
+        """Lengths, as the emitter wants them."""
+        offsets = 0 if self.offsets is None else self.offsets.size
+        index = 0 if self.index is None else self.index.size
+        return PackedSizes(self.weights.size, offsets, index, self.gathered)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """By argument name."""
+        named = {
+            "weights": self.weights,
+            "starts": self.starts,
+            "sources": self.sources,
+            "offsets": self.offsets,
+            "index": self.index,
+            "quads": self.quads,
+        }
+        return {name: array for name, array in named.items() if array is not None}
+
+
+def pack_lanes(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
+    """Pack an OIHW weight of shape (out, in / groups, kh, kw)."""
+    if config.method == "dense":
+        return PackedWeights(_pack_dense(weight, reading, config))
+    if config.method == "gathered":
+        return _pack_gathered(weight, reading.conv, config)
+    return _pack_picked(weight, reading, config)
+
+
+def positions_of(weight: Bytes, conv: Conv2d) -> Bytes:
+    """An OIHW weight as (out, kh * kw, in), zeros where an output has other groups' channels."""
+    rows = weight.transpose(0, 2, 3, 1).reshape(conv.groups, conv.group_out, conv.taps, -1)
+    if conv.groups == 1:
+        return np.ascontiguousarray(rows[0])
+    spread = np.zeros((*rows.shape[:3], conv.in_channels), np.int8)
+    for group, part in enumerate(rows):
+        spread[group, ..., group * conv.group_in : (group + 1) * conv.group_in] = part
+    return spread.reshape(conv.out_channels, conv.taps, conv.in_channels)
+
+
+def segments_of(weight: Bytes, reading: Reading) -> Bytes:
+    """An OIHW weight as (out, segments, bytes)."""
+    if reading.by_group:
+        rows = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    else:
+        rows = positions_of(weight, reading.conv)
+    return rows.reshape(len(weight), -1, reading.segment)
+
+
+def _pack_dense(weight: Bytes, reading: Reading, config: LanesConfig) -> Bytes:
+    return _groups_of(segments_of(weight, reading), config.vectors, reading.quads)
+
+
+def _groups_of(segments: Bytes, vectors: int, quads: int) -> Bytes:
+    """Weights (out, segments, bytes) by group of `vectors`, segment, quad, vector and lane."""
+    outputs, count, size = segments.shape
+    whole = -(-outputs // LANES)
+    padded = np.zeros((whole * LANES, count, quads * QUAD), np.int8)
+    padded[:outputs, :, :size] = segments
+    # (vector, lane, segment, quad, byte)
+    lanes = padded.reshape(whole, LANES, count, quads, QUAD)
+    groups = OutputGroups.of(outputs, vectors)
+    last = (groups.count - 1) * vectors
+    pieces = []
+    for part, wide in ((lanes[:last], vectors), (lanes[last:], groups.last)):
+        shaped = part.reshape(len(part) // wide, wide, *part.shape[1:])
+        pieces.append(shaped.transpose(0, 3, 4, 1, 2, 5).reshape(-1))
+    return np.concatenate(pieces)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a segment is cut into vectors of source bytes: the last one ends where the segment does.
+
+    starts: where each block begins in its segment.
+    """
+
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, segment: int) -> Blocks:
+        """The blocks of so many bytes."""
+        count = -(-segment // BYTES)
+        return cls((*range(0, (count - 1) * BYTES, BYTES), max(0, segment - BYTES)))
+
+
+def quads_per_block(segments: Bytes, vectors: int) -> npt.NDArray[np.int64]:
+    """Quads of each block for each group of outputs: (groups, segments, blocks).
+
+    As many as the output of the group needs that has most weights there.
+    """
+    outputs, _, size = segments.shape
+    edges = range(0, size, BYTES)
+    kept = np.add.reduceat((segments != 0).astype(np.int32), edges, axis=2)
+    padded = np.zeros((-(-outputs // (LANES * vectors)) * LANES * vectors, *kept.shape[1:]), int)
+    padded[:outputs] = -(-kept // QUAD)
+    most: npt.NDArray[np.int64] = padded.reshape(-1, vectors * LANES, *kept.shape[1:]).max(axis=1)
+    return most
+
+
+def _pack_picked(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
+    segments = segments_of(weight, reading)
+    blocks = Blocks.of(reading.segment)
+    vectors = config.vectors
+    needed = quads_per_block(segments, vectors)
+    groups = OutputGroups.of(len(segments), vectors)
+    group, segment, block = np.nonzero(needed)  # the blocks with work, in order
+    counts = needed[group, segment, block]
+    quads = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.searchsorted(group, np.arange(groups.count + 1))
+    first_bytes = np.asarray(reading.segments)[segment] + np.asarray(blocks.starts)[block]
+    first_quads = np.zeros(needed.shape, np.int64)
+    first_quads[group, segment, block] = quads[:-1]
+
+    output, where, place = np.nonzero(segments)
+    in_block = place // BYTES
+    # The weights of one output in one block follow each other: count from the first of them.
+    run = (output * segments.shape[1] + where) * len(blocks.starts) + in_block
+    begins = np.flatnonzero(np.diff(run, prepend=-1))
+    rank = np.arange(run.size) - np.repeat(begins, np.diff(begins, append=run.size))
+    quad = first_quads[output // (vectors * LANES), where, in_block] + rank // QUAD
+    # Streams in vectors of 64 bytes: the last group's quads may have fewer of them.
+    boundary = quads[starts[-2]]
+    last = output // (vectors * LANES) == groups.count - 1
+    width = np.where(last, groups.last, vectors)
+    base = np.where(last, 2 * (boundary * vectors + (quad - boundary) * width), 2 * quad * width)
+    vector = output // LANES % vectors
+    lane = output % LANES * QUAD + rank % QUAD
+    size = 2 * (boundary * vectors + (quads[-1] - boundary) * groups.last)
+    stream = np.zeros((max(int(size), 1), BYTES), np.int8)
+    stream[base + vector, lane] = place - np.asarray(blocks.starts)[in_block]
+    stream[base + width + vector, lane] = segments[output, where, place]
+    # A kernel argument may not be empty: an all-zero layer still gets one element.
+    offsets = first_bytes if first_bytes.size else np.zeros(1)
+    return PackedWeights(
+        stream.reshape(-1),
+        starts=starts.astype(np.int32),
+        offsets=offsets.astype(np.int32),
+        quads=(quads if first_bytes.size else np.zeros(2)).astype(np.int32),
+    )
+
+
+def kept_channels(positions: Bytes, outputs: int) -> npt.NDArray[np.bool_]:
+    """Which input channels each `outputs` output channels read: (lists, channels).
+
+    `positions` are weights as `positions_of` has them.
+    """
+    read = np.asarray(positions.any(axis=1))
+    kept = np.zeros((-(-len(read) // outputs) * outputs, read.shape[1]), bool)
+    kept[: len(read)] = read
+    return np.asarray(kept.reshape(-1, outputs, read.shape[1]).any(axis=1))
+
+
+def _pack_gathered(weight: Bytes, conv: Conv2d, config: LanesConfig) -> PackedWeights:
+    positions = positions_of(weight, conv)
+    kept = kept_channels(positions, config.list_outputs)
+    blocks = Blocks.of(conv.in_channels)
+    starts, sources, offsets, quads = [0], [0], [], [0]
+    index, pieces = [], []
+    for number, channels in enumerate(kept):
+        listed = np.flatnonzero(channels)
+        for first in range(0, listed.size, BYTES):
+            own = listed[first : first + BYTES]
+            read, which = np.unique(own // BYTES, return_inverse=True)
+            begins = np.asarray(blocks.starts)[read]
+            place = own - begins[which]
+            index += [np.pad(part, (0, BYTES - own.size)) for part in (place, which)]
+            offsets += begins.tolist()
+            sources.append(len(offsets))
+        starts.append(len(sources) - 1)
+        count = -(-listed.size // QUAD)
+        quads.append(quads[-1] + count)
+        outputs = slice(number * config.list_outputs, (number + 1) * config.list_outputs)
+        pieces.append(_groups_of(positions[outputs][:, :, listed], config.vectors, count))
+    lines = max(1, int(np.diff(starts).max()))
+    if not offsets:  # a kernel argument may not be empty: an all-zero layer still has one piece
+        sources, offsets = [0, 0], [0]
+        index, pieces = [np.zeros(2 * BYTES)], [np.zeros(1, np.int8)]
+    return PackedWeights(
+        np.concatenate(pieces),
+        starts=np.asarray(starts, np.int32),
+        sources=np.asarray(sources, np.int32),
+        offsets=np.asarray(offsets, np.int32),
+        index=np.concatenate(index).astype(np.int8),
+        quads=np.asarray(quads, np.int32),
+        gathered=(lines + (lines + 1) % 2) * BYTES,
+    )

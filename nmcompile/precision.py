@@ -1,0 +1,94 @@
+"""In which precision a model is compiled, and what has to happen to it first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nmcompile.errors import InputError, PatternError, TargetError
+from nmcompile.folding import open_folded
+from nmcompile.frontends import SourceModel
+from nmcompile.passes.graphs.interface import PassResult
+from nmcompile.progress import Progress
+from nmcompile.sparsity import Pruning
+from nmcompile.targets import Target
+
+if TYPE_CHECKING:
+    from nmcompile.quantization import Quantization, QuantizationReport
+
+INT8, INT8_TARGET = "int8", "avx512_vnni"
+"""The precision that models are quantised to, and the target whose kernels compute in it."""
+
+
+def check_precision(
+    precision: str | None,
+    target: Target,
+    calibration: Any,
+    quantization: Quantization | None,
+    pruning: Pruning,
+) -> None:
+    """Make sure that a model can be compiled in a precision; arguments as `nmcompile.compile`.
+
+    Raises:
+        TargetError: it is unknown, or the target does not compute in it.
+        InputError: there is no calibration data, or it is of no use.
+        PatternError: the model is to be pruned, too.
+    """
+    if precision is None:
+        if calibration is not None or quantization is not None:
+            raise InputError(
+                "calibration data and what goes with it are for quantising: expected --precision "
+                "int8 with them"
+            )
+        return
+    if precision != INT8:
+        raise TargetError(
+            f"precision {precision!r} is unknown; expected {INT8}, or none, for the target's own"
+        )
+    if target.name != INT8_TARGET:
+        raise TargetError(
+            f"precision {INT8} needs the target {INT8_TARGET}, found {target.name}: compile with "
+            f"--target {INT8_TARGET}, or quantise with `nmc quantize` and run the ONNX file"
+        )
+    if calibration is None:
+        raise InputError(
+            f"precision {INT8} needs to see what the model sees in use: expected calibration data, "
+            "found none; name a folder or a .npz with --data"
+        )
+    if pruning.mode == "project":
+        raise PatternError(
+            f"layers are pruned before they are quantised: found --enforce with precision {INT8}; "
+            "prune with `nmc enforce`, and compile what it writes"
+        )
+
+
+def open_in(
+    precision: str | None,
+    model: Any,
+    example_inputs: Any,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None,
+    calibration: Any,
+    quantization: Quantization | None,
+    progress: Progress,
+) -> tuple[SourceModel, PassResult, QuantizationReport | None]:
+    """Open a model, folded and in a precision; arguments as `nmcompile.compile`.
+
+    Raises:
+        NmcompileError: as `open_folded` and `nmcompile.quantize`.
+    """
+    if precision != INT8:
+        return *open_folded(model, example_inputs, shapes=shapes, progress=progress), None
+    from nmcompile.quantization import quantize
+
+    done = quantize(
+        model,
+        calibration,
+        quantization=quantization,
+        example_inputs=example_inputs,
+        shapes=shapes,
+        progress=progress,
+    )
+    source, folded = open_folded(done.model, progress=progress)
+    return replace(source, title=done.report.title), folded, done.report

@@ -1,0 +1,1 @@
+"""Quantised models: which operators run on integers, and how values lie in memory between them."""

@@ -1,0 +1,43 @@
+"""One operator on integers and what is fused into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.spec import Activation
+from nmcompile.passes.lowering.integers.constants import QuantisedConstant
+from nmcompile.passes.lowering.integers.values import Quantisation
+from nmcompile.passes.lowering.match import Group
+
+
+@dataclass(eq=False)
+class IntegerGroup(Group):
+    """A group whose kernel reads or writes integers.
+
+    source: what its activation means; None where that is real numbers. weights: the integers of
+    its weight. target: what its output means; None where that is real numbers. middle: what the
+    sum is rounded to before the residual, behind `middle_activation`. added: what the residual
+    means. table: 256 bytes.
+    """
+
+    source: Quantisation | None = None
+    weights: QuantisedConstant | None = None
+    target: Quantisation | None = None
+    middle: Quantisation | None = None
+    middle_activation: Activation = field(default_factory=Activation)
+    added: Quantisation | None = None
+    table: npt.NDArray[np.uint8] | None = None
+    integers: Integers | None = None
+
+    @property
+    def model_weight(self) -> npt.NDArray[Any] | None:
+        """The weight as it stands in the model's graph."""
+        if self.weights is None:
+            return None
+        floats = self.weights.floats()
+        return floats if self.op == "conv2d" else np.ascontiguousarray(floats.T)

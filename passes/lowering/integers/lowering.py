@@ -1,0 +1,236 @@
+"""Lower for integer kernels, which read and write u8 in NHWC.
+
+A quantised value has up to two forms, each made when something first needs it and then kept:
+
+- plain: as in the model, NCHW, u8 or s8. What has no integer kernel reads and writes it.
+- bytes: u8, four dimensions as (N, H, W, C), others as in the model; signed values plus 128.
+
+Real numbers are as in the model, float32 in NCHW; `dequantize` is computed where something needs
+its real numbers, and not where a kernel reads the integers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Sum, Table
+from nmcompile.passes.lowering.integers.group import IntegerGroup
+from nmcompile.passes.lowering.integers.match import IntegerMatcher
+from nmcompile.passes.lowering.integers.moves import Joined
+from nmcompile.passes.lowering.integers.table import dequantise, quantise
+from nmcompile.passes.lowering.integers.values import SIGN, Quantisation
+from nmcompile.passes.lowering.kernels import Lowering
+from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.view import Expr, shape_of
+
+Shape = tuple[int, ...]
+TO_LINES, TO_PLANES = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def bytes_shape(shape: Shape) -> Shape:
+    """The shape of a value's bytes."""
+    return tuple(shape[axis] for axis in TO_LINES) if len(shape) == 4 else shape
+
+
+class IntegerLowering(Lowering):
+    """See the module."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._bytes: dict[Expr, Expr] = {}
+        self._later: dict[Expr, Expr] = {}  # dequantize, until something needs the real numbers
+        self._matcher: IntegerMatcher | None = None
+
+    # Kernels.
+
+    def _matchers(self) -> list[Matcher]:
+        early = [self._source[var] for var in self._early_vars]
+        return [IntegerMatcher(function) for function in (*early, self._function)]
+
+    def _rewrite(self, function: Any, matcher: Matcher) -> tuple[list[Expr], Expr]:
+        assert isinstance(matcher, IntegerMatcher)
+        self._matcher = matcher
+        return super()._rewrite(function, matcher)
+
+    def _problem(self, group: Group) -> Problem:
+        if not isinstance(group, IntegerGroup):
+            return super()._problem(group)
+        detection = self._pattern_of(group) if group.weight is not None else None
+        weight = group.weight if group.table is None else group.table
+        return Problem(
+            group.spec, weight=weight, detection=detection, dtype="int8", integers=group.integers
+        )
+
+    def operand(self, group: Group, value: Expr) -> Expr:
+        """The bytes, in the shape that the kernel reads."""
+        if not isinstance(group, IntegerGroup) or group.source is None:
+            return self.substitute(value)
+        meaning = group.source if value.same_as(group.x) else group.added
+        assert meaning is not None
+        return self._shaped(self.bytes_of(value, meaning), self._read(group, value))
+
+    def result_type(self, group: Group) -> Any:
+        """The bytes of what the operator computes, or its real numbers in the same order."""
+        if not isinstance(group, IntegerGroup):
+            return super().result_type(group)
+        return relax.TensorType(
+            self._written(group), "float32" if group.target is None else "uint8"
+        )
+
+    def keep(self, group: Group, result: Expr) -> None:
+        """Keep the bytes, or the real numbers as in the model."""
+        if not isinstance(group, IntegerGroup):
+            super().keep(group, result)
+            return
+        shape = shape_of(group.out)
+        assert shape is not None
+        made = self._shaped(self._emit(result), bytes_shape(shape))
+        if group.target is not None:
+            self._bytes[group.out] = made
+            return
+        if len(shape) == 4:
+            made = self._emit(relax.op.permute_dims(made, TO_PLANES))
+        self._values[group.out] = made
+
+    @staticmethod
+    def _written(group: IntegerGroup) -> Shape:
+        """The shape of what a kernel writes."""
+        spec, shape = group.spec, shape_of(group.out)
+        assert shape is not None
+        if isinstance(spec, Table | Sum):
+            return (spec.count,)
+        if isinstance(spec, Gate):
+            return (spec.batch, spec.pixels, spec.channels)
+        if isinstance(spec, GlobalAverage):
+            return spec.out_shape
+        return shape if isinstance(spec, Dequantise) else bytes_shape(shape)
+
+    @classmethod
+    def _read(cls, group: IntegerGroup, value: Expr) -> Shape:
+        """The shape in which a kernel reads a value."""
+        spec, shape = group.spec, shape_of(value)
+        assert shape is not None
+        if isinstance(spec, Gate) and not value.same_as(group.x):
+            return (spec.batch, spec.channels)
+        if isinstance(spec, Table | Sum | Gate):
+            return cls._written(group)
+        return bytes_shape(shape)
+
+    def _shaped(self, value: Expr, shape: Shape) -> Expr:
+        """The same elements in another shape."""
+        if shape_of(value) == shape:
+            return value
+        return self._emit(relax.op.reshape(value, shape))
+
+    # Other operators.
+
+    def lower_other(self, var: Expr, value: Expr) -> None:
+        """Plain, where anything reads it; what has bytes too waits for who asks."""
+        matcher = self._matcher
+        assert matcher is not None
+        if var not in matcher.live:
+            return
+        if matcher.is_real(var) or matcher.joined(var) or matcher.moved(var):
+            self._later[var] = value
+        else:
+            super().lower_other(var, value)
+
+    def _join(self, joined: Joined) -> Expr:
+        """The bytes of a concatenation, each part rounded as the whole is."""
+        parts = []
+        for part in joined.parts:
+            held = self.bytes_of(part.var, part.meaning)
+            if part.meaning != joined.target:
+                shape = shape_of(part.var) or ()
+                table = quantise(dequantise(part.meaning), joined.target)
+                group = IntegerGroup(
+                    "table", Table(math.prod(shape)), part.var, part.var,
+                    source=part.meaning, target=joined.target, table=table,
+                )  # fmt: skip
+                made = self._emit(self._kernel(group))
+                held = self._shaped(made, bytes_shape(shape))
+            parts.append(held)
+        rank = len(shape_of(joined.parts[0].var) or ())
+        axis = TO_LINES.index(joined.axis) if rank == 4 else joined.axis
+        return self._emit(relax.op.concat(parts, axis))
+
+    # Forms.
+
+    def known(self, value: Expr) -> Expr | None:
+        """The plain form."""
+        if value in self._values:
+            return self._values[value]
+        matcher = self._matcher
+        assert matcher is not None
+        if value in self._later and matcher.is_real(value):
+            self._values[value] = self._dequantised(self._later[value])
+        elif value in self._later or value in self._bytes:
+            self._values[value] = self._plain(value)
+        return self._values.get(value)
+
+    def bytes_of(self, value: Expr, meaning: Quantisation) -> Expr:
+        """The bytes of a quantised value."""
+        matcher = self._matcher
+        assert matcher is not None
+        if value in self._bytes:
+            return self._bytes[value]
+        joined = matcher.joined(value) if value in self._later else None
+        moved = matcher.moved(value) if value in self._later else None
+        shape = shape_of(value) or ()
+        if joined is not None:
+            held = self._join(joined)
+        elif moved is not None and moved.keeps_order(shape):
+            held = self._emit(
+                relax.op.reshape(self.bytes_of(moved.var, meaning), bytes_shape(shape))
+            )
+        else:
+            held = self.substitute(value)
+            if meaning.signed:
+                held = self._shifted(held, SIGN, "uint8")
+            if len(shape) == 4:
+                held = self._emit(relax.op.permute_dims(held, TO_LINES))
+        self._bytes[value] = held
+        return held
+
+    def _plain(self, value: Expr) -> Expr:
+        """The plain form of what is bytes, or is to be."""
+        matcher = self._matcher
+        assert matcher is not None
+        moved = None if value in self._bytes else matcher.moved(value)
+        if moved is not None:
+            call = moved.call
+            arguments = [self.substitute(moved.var), *map(self.substitute, call.args[1:])]
+            return self._emit(relax.Call(call.op, arguments, call.attrs, call.ty_args))
+        meaning = matcher.meaning(value)
+        assert meaning is not None
+        held = self.bytes_of(value, meaning)
+        if len(shape_of(value) or ()) == 4:
+            held = self._emit(relax.op.permute_dims(held, TO_PLANES))
+        return self._shifted(held, -SIGN, "int8") if meaning.signed else held
+
+    def _shifted(self, value: Expr, by: int, dtype: str) -> Expr:
+        whole = relax.op.add(relax.op.astype(value, "int32"), relax.const(np.int32(by)))
+        return self._emit(relax.op.astype(self._emit(whole), dtype))
+
+    def _dequantised(self, call: Expr) -> Expr:
+        """The real numbers of a `dequantize`."""
+        assert self._matcher is not None
+        value, shape = call.args[0], shape_of(call) or ()
+        meaning = self._matcher.meaning(value)
+        if value in self._bytes and meaning is not None and len(shape) == 4:
+            integers = Integers(meaning.zero, np.array([meaning.scale], np.float32))
+            group = IntegerGroup(
+                "dequantise", Dequantise(*shape), value, value, source=meaning, integers=integers
+            )
+            return self._emit(self._kernel(group))
+        arguments = [self.substitute(argument) for argument in call.args]
+        return self._emit(relax.Call(call.op, arguments, call.attrs, call.ty_args))
+
+    def _emit(self, value: Expr) -> Expr:
+        return self._builder.emit(value)

@@ -1,0 +1,367 @@
+"""Find what runs on integers in a Relax function with quantize and dequantize.
+
+A group starts at an operator whose activation is a `dequantize` of one scale, and whose weight, if
+it has one, is a `dequantize` of s8 with zero point 0 or of u8 around a zero point. It grows along
+its only user over
+
+1. a per-channel constant: the bias, which becomes an integer in units of the sums;
+2. `quantize` and `dequantize` in front of a sum: the middle rounding;
+3. a sum with another `dequantize`: the residual;
+4. an activation;
+5. `quantize`, which ends the group.
+
+A group that no `quantize` ends gives real numbers. Everything between two quantised values that is
+computed value by value is a table of 256; sums of two quantised values are a group of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+
+from nmcompile.kernels.catalog import CATALOG
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Gate, GlobalAverage, Pool2d, Quantise, Sum, Table
+from nmcompile.passes.lowering.constants import RESHAPES
+from nmcompile.passes.lowering.integers.group import IntegerGroup
+from nmcompile.passes.lowering.integers.moves import Joined, Moved, find_joined, find_moved
+from nmcompile.passes.lowering.integers.settle import LIMITS, settle
+from nmcompile.passes.lowering.integers.table import Function, quantise
+from nmcompile.passes.lowering.integers.values import Quantisation, QuantisedView
+from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.view import Expr, constant, operator_name, shape_of
+
+
+class IntegerMatcher(Matcher):
+    """Groups of integers, and among what is left groups of floats."""
+
+    _view: QuantisedView
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function, QuantisedView(function))
+        self.live: set[Expr] = set()
+        self._stays_float: dict[Expr, str] = {}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups that the outputs need, in the order in which they are computed."""
+        view, found = self._view, list[Group]()
+
+        def take(group: Group | None) -> None:
+            if group is not None:
+                view.taken.update(group.members)
+                found.append(group)
+
+        free = [(var, value) for var, value in view.definitions.items()]
+        for var, value in free:
+            take(self._product(var, value) or self._sum(var))
+        # From behind, so that the longest functions are found first.
+        for var, _ in reversed(free):
+            if var not in view.taken and not self._is_move(var):
+                take(self._table(var) or self._gate(var))
+        for var, value in free:
+            if var not in view.taken and not self._is_move(var):
+                take(self._quantise(var) or self._group(var, value))
+        place = {var: index for index, var in enumerate(view.definitions)}
+        found.sort(key=lambda group: place[group.out])
+        self.live = self._find_live(found)
+        needed = [group for group in found if group.out in self.live]
+        self._find_overwrites(needed)
+        return needed
+
+    def leftovers(self) -> list[str]:
+        """Names of the operators that no group takes and something reads, in order."""
+        taken = {var for group in self.groups for var in group.members}
+        return [
+            operator_name(value)
+            for var, value in self._view.definitions.items()
+            if isinstance(value, relax.Call) and var in self.live and var not in taken
+        ]
+
+    def reason(self, group: Group) -> str:
+        """Why a convolution or matrix product is computed on real numbers; "" for all others.
+
+        A model without any quantised value is meant to be.
+        """
+        quantised = any(isinstance(other, IntegerGroup) for other in self.groups)
+        if not quantised or isinstance(group, IntegerGroup) or group.weight is None:
+            return ""
+        reasons = (self._stays_float.get(member, "") for member in group.members)
+        return next(filter(None, reasons), "")
+
+    def is_real(self, var: Expr) -> bool:
+        """Whether a value is the real numbers of a quantised one."""
+        return self._view.op(var) == "dequantize"
+
+    def meaning(self, var: Expr) -> Quantisation | None:
+        """What a quantised value means: as it was rounded, or as it is read."""
+        known = self._view.rounding(var)
+        if known is not None:
+            return known
+        readers = [self._view.quantised(user) for user in self._view.users.get(var, ())]
+        return next((reader.meaning for reader in readers if reader is not None), None)
+
+    def moved(self, var: Expr) -> Moved | None:
+        """See `find_moved`."""
+        return find_moved(self._view, var)
+
+    def joined(self, var: Expr) -> Joined | None:
+        """See `find_joined`."""
+        return find_joined(self._view, var)
+
+    def _is_move(self, var: Expr) -> bool:
+        return self.moved(var) is not None or self.joined(var) is not None
+
+    def _find_live(self, groups: list[Group]) -> set[Expr]:
+        """The values that the outputs need and that are read as such, and not inside a group."""
+        view = self._view
+        live = set(view.outputs)
+        by_out = {group.out: group for group in groups}
+        inner = {var for group in groups for var in group.members} - set(by_out)
+        for var, value in reversed(view.definitions.items()):
+            if var not in live or var in inner:
+                continue
+            group, joined, moved = by_out.get(var), self.joined(var), self.moved(var)
+            if group is not None:
+                live.update(v for v in (group.x, group.residual) if v is not None)
+            elif joined is not None:
+                live.update(part.var for part in joined.parts)
+            elif moved is not None:
+                live.add(moved.var)
+            else:
+                live.update(relax.analysis.free_vars(value))
+        return live
+
+    # Step 1. Operators that start a group.
+
+    def _product(self, var: Expr, value: Expr) -> IntegerGroup | None:
+        """Convolutions, matrix products and pooling."""
+        found = self._root(var, value)
+        if found is None:
+            return None
+        x = self._view.quantised(found.x)
+        if x is None:
+            self._stays_float[var] = (
+                "its input is not rounded to one scale: put QuantizeLinear and DequantizeLinear of "
+                "one scale in front of it"
+            )
+            return None
+        if found.op == "linear" and len(shape_of(x.var) or ()) == 4:
+            self._stays_float[var] = "integer matrix products of four dimensions have no kernel yet"
+            return None
+        group = IntegerGroup(found.op, found.spec, x.var, var, members=[var], source=x.meaning)
+        if found.weight is not None:
+            group.weights = self._view.integer_weight(value.args[1])
+            if group.weights is None:
+                self._stays_float[var] = "its weight is not quantised: quantise it to int8"
+                return None
+            group.weight = _signed_weight(group)
+            if group.weight is None:
+                self._stays_float[var] = (
+                    "its weight less its zero point does not fit int8, or its scales do not follow "
+                    "the outputs: quantise weights symmetrically, one scale for each output"
+                )
+                return None
+        if isinstance(found.spec, Pool2d) and found.spec.kind == "max":
+            return self._unchanged(group)
+        self._follow(group)
+        if _runs(group):
+            return group
+        self._stays_float[var] = (
+            "its sums may leave int32: the scales of its input, weight and output do not fit"
+        )
+        return None
+
+    def _sum(self, var: Expr) -> IntegerGroup | None:
+        """Sums of two quantised values."""
+        shape = shape_of(var)
+        if self._view.op(var) != "add" or shape is None or var in self._view.taken:
+            return None
+        sides = [self._view.quantised(side) for side in self._view.args(var)]
+        if any(side is None or shape_of(side.var) != shape for side in sides):
+            return None
+        left, right = sides
+        assert left is not None and right is not None
+        group = IntegerGroup(
+            "sum", Sum(math.prod(shape)), left.var, var, members=[var],
+            source=left.meaning, added=right.meaning, residual=right.var,
+        )  # fmt: skip
+        self._follow(group)
+        return group if group.target is not None and _runs(group) else None
+
+    def _table(self, var: Expr) -> IntegerGroup | None:
+        """Functions of one quantised value, rounded again."""
+        target, shape = self._view.rounding(var), shape_of(var)
+        if target is None or shape is None:
+            return None
+        function = Function(self._view, self._view.source(var))
+        source = function.source
+        if source is None:
+            return None
+        inner = set(function.members) | {var}
+        members = [m for m in function.members if set(self._view.users.get(m, ())) <= inner]
+        return IntegerGroup(
+            "table", Table(math.prod(shape)), source.var, var, members=[*members, var],
+            source=source.meaning, target=target, table=quantise(function.results(), target),
+        )  # fmt: skip
+
+    def _gate(self, var: Expr) -> IntegerGroup | None:
+        """Products of a quantised value with another, or with one for each channel."""
+        target, shape = self._view.rounding(var), shape_of(var)
+        if target is None or shape is None or len(shape) != 4:
+            return None
+        product = self._view.source(var)
+        if self._view.op(product) != "multiply" or shape_of(product) != shape:
+            return None
+        sides = [self._view.quantised(side) for side in self._view.args(product)]
+        sides.sort(key=lambda side: side is None or shape_of(side.var) != shape)
+        x, gate = sides
+        if x is None or gate is None or shape_of(x.var) != shape:
+            return None
+        batch, channels, height, width = shape
+        if shape_of(gate.var) != (batch, channels, 1, 1):
+            return None
+        members = [var] if self._view.only_user(product) is None else [product, var]
+        group = IntegerGroup(
+            "gate", Gate(batch, height * width, channels), x.var, var, members=members,
+            source=x.meaning, added=gate.meaning, residual=gate.var, target=target,
+        )  # fmt: skip
+        return group if _runs(group) else None
+
+    def _quantise(self, var: Expr) -> IntegerGroup | None:
+        """Real numbers that are rounded to integers."""
+        target, shape = self._view.rounding(var), shape_of(var)
+        if target is None or shape is None or len(shape) != 4:
+            return None
+        x = self._view.source(var)
+        group = IntegerGroup("quantise", Quantise(*shape), x, var, members=[var], target=target)
+        return group if _runs(group) else None
+
+    def _unchanged(self, group: IntegerGroup) -> IntegerGroup | None:
+        """A maximum of integers, which means what they mean."""
+        user = self._view.only_user(group.out)
+        target = None if user is None else self._view.rounding(user)
+        if user is None or target != group.source:
+            return None
+        group.target = target
+        self._extend(group, [user])
+        return group if _has_kernel(group) else None
+
+    # Step 2. What follows the operator.
+
+    def _follow(self, group: IntegerGroup) -> None:
+        """Grow a group to the rounding that ends it, or as far as it goes."""
+        while group.target is None:
+            user = self._view.only_user(group.out)
+            if user is None:
+                return
+            if self._view.op(user) == "quantize":
+                target = self._view.rounding(user)
+                if target is None:
+                    return
+                behind = self._sum_behind(group, user)
+                if behind is None:
+                    group.target = target
+                    self._extend(group, [user])
+                    return
+                group.middle, group.middle_activation = target, group.activation
+                group.activation = Activation()
+                self._extend(group, behind)
+            elif group.activation.kind != "none":
+                return
+            elif not self._follow_operator(group, user):
+                return
+
+    def _follow_operator(self, group: IntegerGroup, user: Expr) -> bool:
+        """Absorb a bias, a residual, an activation or a view; says whether it did."""
+        found = self._activations.match(group.out)
+        if found is not None:
+            group.activation, members = found
+            self._extend(group, members)
+            return True
+        if isinstance(group.spec, GlobalAverage) and self._view.op(user) in RESHAPES:
+            shape = shape_of(user)
+            if shape != (group.spec.batch, group.spec.channels):
+                return False
+            group.spec = replace(group.spec, out_shape=shape)
+            self._extend(group, [user])
+            return True
+        if self._view.op(user) != "add" or group.op not in ("conv2d", "linear"):
+            return False
+        left, right = self._view.args(user)
+        other = right if left.same_as(group.out) else left
+        if constant(other) is not None:
+            early = group.middle is None and group.residual is None
+            if not early or not self._absorb_add(group, user):
+                return False
+        elif not self._absorb_residual(group, user, other):
+            return False
+        self._extend(group, [user])
+        return True
+
+    def _absorb_residual(self, group: IntegerGroup, user: Expr, other: Expr) -> bool:
+        added = self._view.quantised(other)
+        if group.residual is not None or added is None or other.same_as(group.out):
+            return False
+        if shape_of(other) != shape_of(user) or shape_of(user) != shape_of(group.out):
+            return False
+        group.residual, group.added = added.var, added.meaning
+        return True
+
+    def _sum_behind(self, group: IntegerGroup, rounded: Expr) -> list[Expr] | None:
+        """[quantize, dequantize] where a sum with another quantised value follows them."""
+        limited = group.activation.kind in LIMITS
+        if group.residual is not None or group.op not in ("conv2d", "linear") or not limited:
+            return None
+        again = self._view.only_user(rounded)
+        if again is None or self._view.quantised(again) is None:
+            return None
+        user = self._view.only_user(again)
+        if user is None or self._view.op(user) != "add" or shape_of(user) != shape_of(again):
+            return None
+        others = [side for side in self._view.args(user) if not side.same_as(again)]
+        if len(others) != 1 or shape_of(others[0]) != shape_of(user):
+            return None
+        return None if self._view.quantised(others[0]) is None else [rounded, again]
+
+    # Step 3. Residuals whose memory the output may take.
+
+    def _readers(self, value: Expr) -> list[Expr]:
+        """Who reads a value, through `dequantize`."""
+        found = []
+        for user in self._view.users.get(value, []):
+            real = self._view.quantised(user) is not None
+            found += self._view.users.get(user, []) if real else [user]
+            if real and user in self._view.outputs:
+                found.append(user)
+        return found
+
+
+def _runs(group: IntegerGroup) -> bool:
+    """Whether a kernel computes a group that is found whole."""
+    return settle(group) and _has_kernel(group)
+
+
+def _has_kernel(group: IntegerGroup) -> bool:
+    """Weights of any kind have one."""
+    problem = Problem(group.spec, dtype="int8", integers=group.integers)
+    rows = [row for row in CATALOG if (row.op, row.dtype) == (group.op, "int8")]
+    return group.weight is not None or any(row.refuse(problem) is None for row in rows)
+
+
+def _signed_weight(group: IntegerGroup) -> npt.NDArray[np.int8] | None:
+    """The weight as s8 with zero point 0, outputs first; None where it does not fit."""
+    weights = group.weights
+    assert weights is not None
+    whole = weights.values.astype(np.int64) - weights.zero.astype(np.int64)
+    outputs = 0 if group.op == "conv2d" else 1
+    varying = [axis for axis, extent in enumerate(weights.scale.shape) if extent > 1]
+    if varying not in ([], [outputs]) or whole.max(initial=0) > 127 or whole.min(initial=0) < -128:
+        return None
+    return np.ascontiguousarray(whole if group.op == "conv2d" else whole.T, np.int8)
