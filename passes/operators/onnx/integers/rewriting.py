@@ -11,7 +11,7 @@ import onnx_ir as ir
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.editing import Replacement
-from nmcompile.passes.operators.onnx.limits import operand
+from nmcompile.passes.operators.onnx.limits import attribute, operand
 
 PER_SLICE = 13
 """The operator set from which on a DequantizeLinear has an axis."""
@@ -104,6 +104,13 @@ class Rewriting(Replacement):
         if found is None:
             raise Reason(f"the dtype of its {name} is not known")
         return np.dtype(found)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """An attribute that has to be a number: nobody checks onnxruntime's own operators."""
+        found = attribute(self.node, name, default)
+        if not isinstance(found, int | float):
+            raise Reason(f"its {name} is {found!r:.60}, no number")
+        return found
 
     def rank(self, value: ir.Value) -> int:
         """The number of dimensions of a value, which has to be known."""
