@@ -50,8 +50,8 @@ def rewrite_gemm(new: Rewriting) -> None:
     The scale of c is alpha * a's * b's, its zero point 0.
     """
     a_steps, b_steps = new.single_steps(1, 2, "A"), new.steps(4, 5, "B")
-    alpha = np.float32(attribute(new.node, "alpha", 1.0))
-    turned = int(attribute(new.node, "transB", 0))
+    alpha = np.float32(new.number("alpha", 1.0))
+    turned = int(new.number("transB", 0))
     inputs = [
         new.dequantise(new.operand(0, "A"), a_steps),
         new.dequantise(new.operand(3, "B"), b_steps, axis=0 if turned else 1),
@@ -62,7 +62,7 @@ def rewrite_gemm(new: Rewriting) -> None:
         steps = Steps(scale, np.zeros(scale.shape, np.int32))
         inputs.append(new.dequantise(c, steps, axis=max(new.rank(c) - 1, 0)))
     kept = {
-        "alpha": float(alpha), "transA": int(attribute(new.node, "transA", 0)), "transB": turned,
+        "alpha": float(alpha), "transA": int(new.number("transA", 0)), "transB": turned,
     }  # fmt: skip
     real = new.add("Gemm", *inputs, **kept)
     if operand(new.node, 7) is None:

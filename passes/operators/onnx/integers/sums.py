@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -97,11 +99,15 @@ def _finish(new: Rewriting, real: ir.Value) -> None:
 
 def _largest(new: Rewriting) -> int:
     """What no sum can exceed, whatever the input; more than `EXACT` where that is not known."""
-    weight, value = new.graph.constant(new.operand(1, "B")), operand(new.node, 3)
+    source, value = new.operand(1, "B"), operand(new.node, 3)
+    weight, shape = new.graph.constant(source), new.graph.shape(source)
     point = np.zeros((), np.int8) if value is None else new.graph.constant(value)
-    if weight is None or point is None:
-        return EXACT + 1
     conv = new.node.op_type == "ConvInteger"
+    if shape is None:
+        return EXACT + 1
+    if weight is None or point is None:
+        terms = math.prod(shape[1:]) if conv else shape[-min(len(shape), 2)]
+        return terms * RANGE * RANGE
     if conv and point.ndim:
         point = point.reshape(-1, *[1] * (weight.ndim - 1))
     distance = np.abs(weight.astype(np.int64) - point.astype(np.int64))
