@@ -25,7 +25,7 @@ from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.ratios import median_interval
 from nmcompile.bench.results import Case, Model, Roofs, Run
-from nmcompile.bench.run import Failure, Outcome, Plan, make_run
+from nmcompile.bench.run import Failure, Outcome, Plan, calibration_note, make_run
 from nmcompile.bench.sources import Source
 from nmcompile.bench.variants import Compiled, Variant
 from nmcompile.devices import Fleet, Job
@@ -108,6 +108,7 @@ class _RemoteRun:
         self.roofs: dict[str, Roofs] = {}
         self.failures: list[Failure] = []
         self.notes: list[str] = []
+        self.calibration = ""
 
     def run(self) -> Outcome:
         interrupted, late = False, False
@@ -119,6 +120,8 @@ class _RemoteRun:
             except KeyboardInterrupt:
                 interrupted = True
         run = self._result(complete=not interrupted and not late)
+        if self.calibration:
+            self.notes.append(calibration_note(self.calibration))
         return Outcome(run, tuple(self.failures), interrupted, tuple(self.notes))
 
     def _measure(self, work: Mapping[Job, _Work]) -> bool:
@@ -161,6 +164,7 @@ class _RemoteRun:
         try:
             variant = ready.variant(setting.pattern)
             compiled = variant.compiled(setting.target, report)
+            self.calibration = ready.calibration or self.calibration
             known = read_artifact(compiled.path).manifest.layers
             if all(model.name != source.name for model in self.models):
                 self.models.append(source.describe(variant.macs // max(variant.batch, 1)))
@@ -245,7 +249,7 @@ class _RemoteRun:
             samples_ms=samples,
             noise=noise,
             noise_reason=reason,
-            accuracy=work.ready.agreement(work.setting.pattern, outputs),
+            accuracy=work.ready.agreement(work.setting, outputs),
             artifact=facts,
         )
 
@@ -260,4 +264,5 @@ class _RemoteRun:
             cases=[done.rated(self.roofs.get(done.case.device)) for done in self.answered],
             devices=self.devices,
             device_roofs=self.roofs,
+            calibration=self.calibration,
         )

@@ -16,7 +16,8 @@ from nmcompile.machine.describe import Machine, Struct
 from nmcompile.runtime.files import replace_file
 
 FORMAT: Final = "nmcompile-bench"
-VERSION: Final = 1
+VERSION: Final = 2
+READ: Final = (1, 2)  # a file of version 1 is one of version 2 without what may be missing
 LOCAL: Final = "local"  # the device of cases that ran where the file was written
 
 
@@ -148,6 +149,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     rounds, warmup: timed and untimed turns that were asked for.
     pinned: the cores that the engines were kept to, empty where they were not.
     budget_s, memory_bytes: limits, None where there were none.
+    calibration: what models were quantised on ("random inputs", "images of val"), "" where none
+        was, or where they came quantised.
     """
 
     rounds: int
@@ -155,6 +158,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     pinned: list[int]
     budget_s: float | None
     memory_bytes: int | None
+    calibration: str = ""
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -168,7 +172,7 @@ class Run(Struct, frozen=True, kw_only=True):
     """
 
     format: Literal["nmcompile-bench"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = VERSION
     label: str
     started: str
     seconds: float
@@ -216,7 +220,7 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{path} is no result of nmc bench: expected format {FORMAT!r}, found {found!r}"
         )
-    if head.get("version") != VERSION:
+    if head.get("version") not in READ:
         raise InputError(
             f"{path} has version {head.get('version')!r}, this nmcompile reads version {VERSION}; "
             "measure again, or read it with the nmcompile that wrote it"
