@@ -31,12 +31,16 @@ class LayerNames:
     def of(self, group: Any) -> str:
         """The layer's name; layers with equal weights are taken in order."""
         weight = group.model_weight
-        if weight is not None:
-            names = self._names.get(self._key(weight), [])
-            if names:
-                return names.pop(0) if len(names) > 1 else names[0]
-        self._others[group.op] += 1
-        return f"{group.op}_{self._others[group.op]}"
+        name = None if weight is None else self.find(weight)
+        if name is None:
+            self._others[group.op] += 1
+            name = f"{group.op}_{self._others[group.op]}"
+        return name
+
+    def find(self, weight: npt.NDArray[Any]) -> str | None:
+        """The name of the layer with this weight; those with equal ones are taken in order."""
+        names = self._names.get(self._key(weight), [])
+        return names.pop(0) if len(names) > 1 else next(iter(names), None)
 
     @staticmethod
     def _key(weight: npt.NDArray[Any]) -> bytes:

@@ -26,10 +26,11 @@ from nmcompile.frontends.accepted_forms import make_plain
 from nmcompile.frontends.onnx_rules import check_nodes
 from nmcompile.frontends.tensor_data import check_tensor_data
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
+from nmcompile.passes.operators.onnx.integers.forms import opset_for, rewrite_integers
 from nmcompile.passes.operators.onnx.settle import settle
 
 OLDEST_OPSET = 11
-"""Models of older operator sets are converted to this one."""
+"""Models of older operator sets are converted to this one, quantised ones to a later one."""
 
 # Whoever configures logging sees what they say; standard error is not written to otherwise.
 for _name in ("onnx_ir", "onnxscript"):
@@ -82,6 +83,7 @@ def load(
         raise _invalid(title, error) from error
     _fix_shapes(model, shapes or {}, title)
     _check(model, title)
+    rewrite_integers(OnnxGraph(model))
     check_nodes(model, title)
     return model
 
@@ -182,14 +184,17 @@ def _in_memory(proto: onnx.ModelProto, folder: Path, title: str) -> ir.Model:
 
 def _at_least_oldest_opset(model: ir.Model, title: str) -> ir.Model:
     found = model.graph.opset_imports.get("", OLDEST_OPSET)
-    if found >= OLDEST_OPSET:
+    wanted = max(OLDEST_OPSET, opset_for(model))
+    if found >= wanted:
         return model
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET)
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), wanted)
         return ir.from_proto(proto)
     except Exception as error:
+        if found >= OLDEST_OPSET:
+            return model  # what needs the later one is refused by name
         raise ModelError(
-            f"{title} uses ONNX opset {found}: expected {OLDEST_OPSET} or later, and conversion "
+            f"{title} uses ONNX opset {found}: expected {wanted} or later, and conversion "
             f"fails ({_first_line(error)}); export it again with a newer opset"
         ) from error
 

@@ -119,6 +119,10 @@ def _lanes_rows() -> Iterator[Kernel]:
 def _channel_rows() -> Iterator[Kernel]:
     """Integer kernels without weights, or with one input channel for each output."""
     rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
+        (
+            "conv2d_i8_depthwise", "conv2d",
+            channels.refuse_depthwise, channels.lower_depthwise,
+        ),
         ("pool2d_i8", "pool2d", channels.refuse_pool, channels.lower_pool),
         (
             "global_average_i8", "global_average",
@@ -128,6 +132,7 @@ def _channel_rows() -> Iterator[Kernel]:
         ("dequantise_i8_f32", "dequantise", accept, channels.lower_dequantise),
         ("table_i8", "table", accept, channels.lower_table),
         ("sum_i8", "sum", channels.refuse_two, channels.lower_sum),
+        ("gate_i8", "gate", channels.refuse_gate, channels.lower_gate),
     )  # fmt: skip
     for name, op, refuse, lower in rows:
         yield Kernel(

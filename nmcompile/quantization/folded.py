@@ -16,7 +16,7 @@ from nmcompile.frontends import SourceModel
 from nmcompile.frontends.onnx_export import onnx_bytes
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.checks.dtypes import check_dtypes
-from nmcompile.passes.graphs.interface import Layer, unique_name
+from nmcompile.passes.graphs.interface import Graph, Layer, unique_name
 from nmcompile.progress import Progress, silent
 
 OPSET = 13
@@ -31,7 +31,7 @@ class FoldedModel:
 
     title: what messages call it.
     proto: with a name for every node; that of a layer is the layer's name.
-    layers: as `nmc inspect` lists them.
+    layers: as `nmc inspect` lists them, here and in what is quantised.
     inputs: name, shape and numpy dtype name.
     others: nodes that multiply, but are no layers: they stay in float32.
     """
@@ -77,13 +77,15 @@ def fold_for_quantization(
     taken: set[str] = set()
     named: dict[int, str] = {}
     for op in products.values():
-        named[id(op.handle)] = unique_name(names.of(layers[op.name]), taken)
+        name = names.find(layers[op.name].weight) or op.name
+        named[id(op.handle)] = unique_name(name, taken)
     others = []
     for op in graph.ops():
         node: ir.Node = op.handle
         node.name = named.get(id(node)) or unique_name(str(node.name or node.op_type), taken)
         if id(node) not in named and node.op_type in PRODUCTS:
             others.append(node.name)
+    _name_weights(exported.graph, named)
     known = {layer.name: layer for layer in source.graph.layers()}
     found = tuple(known[name] for name in named.values() if name in known)
     if not found:
@@ -92,6 +94,17 @@ def fold_for_quantization(
             "nothing to quantise"
         )
     return FoldedModel(source.title, exported.native(), found, exported.inputs, tuple(others))
+
+
+def _name_weights(graph: Graph, named: Mapping[int, str]) -> None:
+    """Weights are called after their layers, which are so found again in the quantised file."""
+    taken = {name for name, _ in graph.named_constants()}
+    for op in graph.ops():
+        weight = op.handle.inputs[1] if id(op.handle) in named else None
+        if weight is not None and len(weight.uses()) == 1:
+            wanted = f"{named[id(op.handle)]}.weight"
+            if weight.name != wanted:
+                weight.name = unique_name(wanted, taken)
 
 
 def outputs_first(node: onnx.NodeProto) -> bool:

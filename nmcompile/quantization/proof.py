@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from nmcompile.errors import PatternError, WeightError
-from nmcompile.quantization.folded import FoldedModel, outputs_first
+from nmcompile.folding import open_checked
+from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.quantization.folded import FoldedModel
 from nmcompile.sparsity import Dense, Unstructured, check, detect
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Integers:
-    """The weight of a layer as integers.
-
-    weight: int8, in the axes of the layer's float weight.
-    scale: float32, one per output channel.
-    """
-
-    weight: Array
-    scale: Array
-
-    @property
-    def real(self) -> Array:
-        """What the integers stand for, float64."""
-        scale = self.scale.reshape(-1, *[1] * (self.weight.ndim - 1))
-        real: Array = self.weight * scale.astype(np.float64)
-        return real
 
 
 @dataclass(frozen=True)
@@ -51,27 +29,10 @@ class Proof:
     rounded: int
 
 
-def read_integers(model: FoldedModel, quantised: onnx.ModelProto) -> dict[str, Integers]:
-    """The integers of every layer that is quantised, by its name."""
-    constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
-    made = {name: node for node in quantised.graph.node for name in node.output}
-    layers = {layer.name: layer for layer in model.layers}
-    found = {}
-    for node in quantised.graph.node:
-        layer = layers.get(node.name)
-        source = made.get(node.input[1]) if layer is not None else None
-        if layer is None or source is None or source.op_type != "DequantizeLinear":
-            continue
-        weight, scale, *zero = (numpy_helper.to_array(constants[name]) for name in source.input)
-        if weight.dtype != np.int8 or any(point.any() for point in zero):
-            raise WeightError(
-                f"layer {layer.name}: expected symmetric int8 weights, found {weight.dtype} with "
-                f"a zero point of {zero[0].reshape(-1)[:1] if zero else 0}; update onnxruntime"
-            )
-        if not outputs_first(node):
-            weight = weight.T
-        found[layer.name] = Integers(weight, np.broadcast_to(scale.reshape(-1), len(weight)))
-    return found
+def read_integers(quantised: onnx.ModelProto) -> dict[str, Integers]:
+    """What the compiler reads as the integers of layers, by node; others are in float32."""
+    ops = open_checked(quantised).graph.ops()
+    return {str(op.handle.name): op.integers for op in ops if op.integers is not None}
 
 
 def prove(
@@ -85,7 +46,7 @@ def prove(
         leave: names of the layers that were to stay in float32.
 
     Raises:
-        WeightError: a weight that was zero is none, or a layer was not quantised.
+        WeightError: a weight that was zero is none, or a layer was not quantised to symmetric int8.
         PatternError: the integers do not hold the pattern that the float weights had.
     """
     proofs = {}
@@ -97,7 +58,13 @@ def prove(
                 f"layer {layer.name}: expected int8 weights, found float32: onnxruntime's tools "
                 f"left it alone; say so with --keep-float '{layer.name}'"
             )
-        whole = integers[layer.name].weight
+        stored = integers[layer.name]
+        if stored.values.dtype != np.int8 or stored.zero.any():
+            raise WeightError(
+                f"layer {layer.name}: expected symmetric int8 weights, found "
+                f"{stored.values.dtype} with the zero point {stored.zero.max()}; update onnxruntime"
+            )
+        whole = stored.values
         if whole.shape != layer.weight.shape:
             raise WeightError(
                 f"layer {layer.name}: expected integers of the shape {layer.weight.shape}, found "

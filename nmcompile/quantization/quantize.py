@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from nmcompile.explain import explained
 from nmcompile.frontends.onnx_export import serialized
+from nmcompile.passes.graphs.quantised import Integers
 from nmcompile.progress import Progress, silent
 from nmcompile.quantization.calibration import Calibration, read_calibration
 from nmcompile.quantization.choice import leave_worst, named_layers, rank_layers
 from nmcompile.quantization.folded import FoldedModel, fold_for_quantization
 from nmcompile.quantization.measure import Loss, first_output, layer_ratios, loss_of, ratio
-from nmcompile.quantization.proof import Integers, Proof, prove, read_integers
+from nmcompile.quantization.proof import Proof, prove, read_integers
 from nmcompile.quantization.ranges import find_ranges, require_onnxruntime, write_integers
 from nmcompile.quantization.report import LayerLoss, QuantizationReport
 from nmcompile.quantization.settings import Quantization
@@ -107,7 +108,7 @@ def quantize(
         )
     progress("quantising")
     quantised = write_integers(folded, ranges, leave=keep)
-    integers = read_integers(folded, quantised)
+    integers = read_integers(quantised)
     proofs = prove(folded, integers, keep)
     progress("measuring what is lost")
     layers = _layers(folded, quantised, integers, proofs, measured, alone)

@@ -3,14 +3,15 @@
 1. A gather reads whatever memory an index points at. Constant indices are looked at here; those
    that are computed give NaN outside of the axis, and the nearest element of integers.
 2. Constants without elements, which a library cannot hold: concatenation does without them.
-3. Negation: TVM makes of not (a < b) that b <= a, which NaN is not. An exclusive or stays one.
-4. Equality of truth values, for which LLVM would be given an instruction of floats.
+3. Products with a constant zero, and quotients of one, which TVM holds to be zero: of NaN they
+   are NaN. What it does not know for a constant stays. Leaky relu with a slope of zero is prelu.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -44,21 +45,29 @@ class _Safe(PyExprMutator):  # type: ignore[misc]
             return _take(call)
         if name == "relax.concat" and isinstance(call.args[0], relax.Tuple):
             return _concat(call)
-        if name == "relax.logical_not" and _is_bool(call.args[0]):  # case 3
-            return _negated(call.args[0])
-        if name == "relax.equal" and all(map(_is_bool, call.args)):  # case 4
-            return _negated(self.builder_.normalize(relax.op.logical_xor(*call.args)))
-        if name == "relax.not_equal" and all(map(_is_bool, call.args)):
-            return relax.op.logical_xor(*call.args)
+        if name in ("relax.multiply", "relax.divide"):
+            return self._with_zero(call)
+        if name == "relax.nn.leakyrelu" and not call.attrs.alpha and shape_of(call):
+            return relax.op.nn.prelu(call.args[0], relax.const(np.zeros(1, "float32")), -1)
         return call
 
+    def _with_zero(self, call: Expr) -> Expr:  # case 3
+        zeros = [_is_zero(argument) for argument in call.args]
+        if not any(zeros[: 1 if str(call.op.name) == "relax.divide" else 2]):
+            return call
+        dtype = str(call.ty.dtype)
+        hidden = relax.const(np.zeros(1, dtype))
+        result = relax.Call(
+            call.op, [hidden if z else a for z, a in zip(zeros, call.args, strict=True)]
+        )
+        if shape_of(call):
+            return result
+        return relax.op.reshape(self.builder_.normalize(result), ())
 
-def _is_bool(value: Expr) -> bool:
-    return str(value.ty.dtype) == "bool"
 
-
-def _negated(value: Expr) -> Expr:
-    return relax.op.logical_xor(value, relax.const(True, "bool"))
+def _is_zero(value: Expr) -> bool:
+    found = constant(value)
+    return found is not None and not found.shape and found.dtype.kind == "f" and not found
 
 
 def _take(call: Expr) -> Expr:  # case 1

@@ -18,7 +18,9 @@ from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.exact import keep_exact
 from nmcompile.passes.lowering.infinities import begin_at_infinity
+from nmcompile.passes.lowering.positions import legalize_positions
 from nmcompile.passes.lowering.room import check_room
 from nmcompile.passes.lowering.rounding import QUANTISE, quantise
 from nmcompile.passes.lowering.view import is_call_of
@@ -27,6 +29,11 @@ from nmcompile.runtime.files import scratch_folder
 # Operators to the end: the VM passes the same memory on.
 VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
 RUNNABLE = {*VIEWS, "relax.call_tir", "relax.call_tir_inplace", "relax.call_pure_packed"}
+LEGALIZE = {
+    QUANTISE: quantise,
+    "relax.argmax": legalize_positions,
+    "relax.argmin": legalize_positions,
+}
 MIN_PARALLEL = 8192  # elements; below, waking the threads costs more than it gains
 
 
@@ -52,8 +59,11 @@ def fuse_operators(module: Any) -> Any:
             relax.transform.DeadCodeElimination(entries),
         ]
     )
-    legal = relax.transform.LegalizeOps({QUANTISE: quantise}, skip_ops=VIEWS)(module)
+    legal = relax.transform.LegalizeOps(LEGALIZE, skip_ops=VIEWS)(module)
     _refuse_operators(legal)
+    for var, func in legal.functions_items():
+        if is_others(var, func):
+            legal.update_func(var, keep_exact(func))
     return passes(legal)
 
 

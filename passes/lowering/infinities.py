@@ -13,12 +13,14 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 LARGEST = {name: float(np.finfo(name).max) for name in ("float32", "float16")}
+MARGIN = "pad_temp"  # what TVM calls the block around the image of a pooling
 
 
 def begin_at_infinity(module: Any) -> Any:
     """The module with these constants replaced where a reduction begins with them.
 
-    A mask may be filled with the same numbers: there they mean themselves.
+    And around the images of poolings. A mask may be filled with the same numbers: there they mean
+    themselves.
     """
     for var, func in module.functions_items():
         if isinstance(func, tirx.PrimFunc):
@@ -28,21 +30,21 @@ def begin_at_infinity(module: Any) -> Any:
 
 
 def _begin(block: Any) -> Any:
-    if block.init is None:
+    body, init = block.body, block.init
+    if init is not None:
+        init = tvm_ffi.structural_map(init, (tirx.FloatImm, _infinite))
+    elif str(block.name_hint).startswith(MARGIN):
+        body = tvm_ffi.structural_map(body, (tirx.FloatImm, _infinite))
+    else:
         return block
-    init = tvm_ffi.structural_map(block.init, (tirx.BufferStore, _store))
     return s_tir.SBlock(
-        block.iter_vars, block.reads, block.writes, block.name_hint, block.body, init,
+        block.iter_vars, block.reads, block.writes, block.name_hint, body, init,
         block.alloc_buffers, block.match_buffers, block.annotations, block.span,
     )  # fmt: skip
 
 
-def _store(store: Any) -> Any:
-    value = store.value
-    if not isinstance(value, tirx.FloatImm):
-        return store
-    dtype = str(value.ty.dtype)
-    if abs(float(value.value)) != LARGEST.get(dtype):
-        return store
-    infinite = tirx.FloatImm(dtype, float(np.copysign(np.inf, float(value.value))))
-    return tirx.BufferStore(store.buffer, infinite, store.indices)
+def _infinite(value: Any) -> Any:
+    dtype, number = str(value.ty.dtype), float(value.value)
+    if abs(number) != LARGEST.get(dtype):
+        return value
+    return tirx.FloatImm(dtype, float(np.copysign(np.inf, number)))

@@ -269,6 +269,8 @@ class Matcher:
             residual = group.residual
             if residual not in made or residual in self._view.outputs:
                 continue
+            if shape_of(residual) != shape_of(group.out):
+                continue
             readers = [owner.get(user) for user in self._readers(residual)]
             group.overwrites = not group.x.same_as(residual) and all(
                 reader is not None and place[reader.out] <= place[group.out] for reader in readers

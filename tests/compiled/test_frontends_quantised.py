@@ -71,6 +71,14 @@ def test_onnxruntimes_pairs(form: str, tmp_path: Path) -> None:
     assert {layer.name for layer in inspect(model).layers} >= {"wide", "narrow", "head"}
 
 
+def test_onnxruntimes_operators(tmp_path: Path) -> None:
+    model = quantised_onnx(
+        quant_format=QuantFormat.QOperator, activation_type=U8, weight_type=S8, per_channel=True
+    )
+    assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {n.op_type for n in model.graph.node}
+    assert_agrees(model, tmp_path, {"int8"})
+
+
 def tiny(
     nodes: Sequence[onnx.NodeProto],
     arrays: dict[str, Any],
@@ -103,8 +111,8 @@ def conv(*made: onnx.NodeProto, limited: bool = False) -> list[onnx.NodeProto]:
         clip,
         node("DequantizeLinear", ["c", "xs", "xz"], ["d"]),
         node("Conv", ["d", "w"], ["f"], pads=[1] * 4),
-        node("QuantizeLinear", ["f", "ys", "xz"], ["p"]),
-        node("DequantizeLinear", ["p", "ys", "xz"], ["y"]),
+        node("QuantizeLinear", ["f", "ys", "yz"], ["p"]),
+        node("DequantizeLinear", ["p", "ys", "yz"], ["y"]),
     ]
 
 
@@ -115,8 +123,8 @@ def matmul(*made: onnx.NodeProto, gemm: bool = False) -> list[onnx.NodeProto]:
 
 
 def dequantise(axis: int | None = None) -> onnx.NodeProto:
-    along: dict[str, Any] = {} if axis is None else {"axis": axis}
-    return node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], **along)
+    given: dict[str, Any] = {} if axis is None else {"axis": axis}
+    return node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], **given)
 
 
 SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
@@ -175,6 +183,12 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
         {"wq": MATRIX, "ws": STEPS[:5], "wz": np.zeros(5, np.int8)},
         "int8",
     ),
+    "activations with a scale for each channel": (
+        conv(dequantise(0)),
+        {"wq": WEIGHT, "ws": STEPS, "wz": np.zeros(8, np.int8),
+         "xs": np.linspace(0.01, 0.03, 8, dtype=np.float32), "xz": np.arange(8).astype(np.int8)},
+        "int8",
+    ),
     "16 bits": (
         conv(dequantise(0)),
         {"wq": WEIGHT.astype(np.int16) * 200, "ws": STEPS / 200, "wz": np.zeros(8, np.int16)},
@@ -193,8 +207,8 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
 def test_spellings_of_weights(spelling: str, tmp_path: Path) -> None:
     nodes, arrays, stored = SPELLINGS[spelling]
     shared: dict[str, Any] = {
-        "xs": np.float32(0.02), "xz": np.int8(5), "ys": np.float32(0.03), "rows": np.array([8, 36]),
-        "low": np.int8(-100), "high": np.int8(90),
+        "xs": np.float32(0.02), "xz": np.int8(5), "ys": np.float32(0.03), "yz": np.int8(5),
+        "rows": np.array([8, 36]), "low": np.int8(-100), "high": np.int8(90),
     }  # fmt: skip
     used = {name for entry in nodes for name in entry.input}
     arrays = {name: a for name, a in (shared | arrays).items() if name in used}

@@ -249,3 +249,68 @@ def test_negated_comparisons_of_nan_are_true(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["alike"], p == q)
     for name, compare in compared.items():
         np.testing.assert_array_equal(found[name], ~compare(x, y), err_msg=name)
+
+
+class Rearranged(nn.Module):
+    """What is something else of real numbers than of floats, and what has no order with NaN."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "rounded": (x + 12582912.0) - 12582912.0,
+            "sum_less_one": (x + y) - x,
+            "less_sum": y - (x + y),
+            "less_itself": x * y - x * y,
+            "times_zero": x * 0,
+            "zero_by": 0 / x,
+            "sum_times_zero": x.sum() * 0,
+            "steep": functional.leaky_relu(x, 0.0),
+            "number": torch.where(x == x, x, y),
+            "no_number": torch.where(x != x, y, x),
+            "differ": x != y,
+            "ordered": torch.logical_or(x < y, y <= x),
+            "unordered": torch.logical_and(~(x < y), ~(y <= x)),
+            "alike": (x > 0) == (y > 0),
+            "unlike": (x > 0) != (y > 0),
+            "max_pool1d": functional.max_pool1d(x[0], 3, 2, 1),
+            "max_pool3d": functional.max_pool3d(x[None], 2, 2, ceil_mode=True),
+            "argmax": x.argmax(2),
+            "argmin": x.argmin(-1, keepdim=True),
+            "argmax_of_all": y.argmax(),
+            "max": x.max(1).indices,
+        }
+
+
+def test_floats_are_not_taken_for_real_numbers(tmp_path: Path) -> None:
+    model = Rearranged().eval()
+    x, y = (torch.from_numpy(special((1, 3, 18, 17), share)) for share in (0.1, 0.3))
+    x[0, 0, :4], x[0, 1, :4], x[0, 2, 0, :2] = -np.inf, np.inf, torch.tensor([-0.0, 0.0])
+    compile(model, output=tmp_path / "m.nmc", example_inputs=(x, y))
+    with runtime.load(tmp_path / "m.nmc", threads=1) as session:
+        found = session.run({"x": x.numpy(), "y": y.numpy()})
+    wanted = {name: value.numpy() for name, value in model(x, y).items()}
+    assert [name for name, e in wanted.items() if not same(found[name], e)] == []
+    assert np.isin(wanted["rounded"], np.round(x)).any()
+
+
+def test_onnx_positions_signs_and_thresholds_with_what_is_no_number(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sign", ["x"], ["sign"]),
+        helper.make_node("ThresholdedRelu", ["x"], ["threshold"], alpha=0.5),
+        helper.make_node("HardSigmoid", ["x"], ["level"], alpha=0.0),
+        helper.make_node("ArgMax", ["x"], ["first"], axis=1, keepdims=0),
+        helper.make_node("ArgMin", ["x"], ["last"], axis=1, keepdims=0, select_last_index=1),
+    ]
+    value = helper.make_tensor_value_info
+    x = special((9, 8))
+    outputs = [value(name, TensorProto.FLOAT, None) for name in ("sign", "threshold", "level")]
+    outputs += [value(name, TensorProto.INT64, None) for name in ("first", "last")]
+    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, x.shape)], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    compile(model, output=tmp_path / "m.nmc")
+    found = runtime.load(tmp_path / "m.nmc", threads=1).run(x)
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(found["sign"], np.sign(x), equal_nan=True)
+    assert np.array_equal(found["threshold"], np.where(x > 0.5, x, 0))
+    assert np.array_equal(found["level"], np.where(np.isfinite(x), 0.5, np.nan), equal_nan=True)
+    assert np.array_equal(found["first"], np.argmax(x, 1))
+    assert np.array_equal(found["last"], 7 - np.argmin(x[:, ::-1], 1))

@@ -7,11 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers PT2E's operators
 from torch import Tensor
 from torch.nn import functional as F
 
 Function = Callable[..., Any]
 aten = torch.ops.aten
+pt2e: Any = torch.ops.quantized_decomposed
+
+DOUBLE = torch.tensor([0.031, 0.0172, 0.29, 0.113], dtype=torch.float64)
+SCALE, ZERO = torch.tensor(0.0271), torch.tensor(-3)
+SCALES = torch.tensor([0.031, 0.0172, 0.29, 0.113])
+POINTS = torch.tensor([3, 0, 7, 1], dtype=torch.uint8)
+# Of its own dtypes torch's differences wrap around, which nobody means: 0 has none.
+ZEROS = {
+    dtype: torch.zeros(4, dtype=dtype)
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32)
+}
 
 ZERO_REFUSED = ("floor_divide", "remainder")
 
@@ -379,19 +391,43 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
     "aten.new_ones.default": (lambda z: z.new_ones((2, 3)),),
     "aten.new_zeros.default": (lambda z: z.new_zeros((2, 3)),),
     "aten.scalar_tensor.default": (lambda z: aten.scalar_tensor(2, dtype=z.dtype),),
+    # Integers that stand for real numbers.
+    "quantized_decomposed.quantize_per_tensor.default": (
+        lambda x: pt2e.quantize_per_tensor(x, 0.0173, 5, *_range(torch.int8)),
+        lambda x: pt2e.quantize_per_tensor(x, 0.031, 100, *_range(torch.uint8)),
+        lambda x: pt2e.quantize_per_tensor(x, 1e-4, -9, *_range(torch.int16)),
+        lambda x: pt2e.quantize_per_tensor(x, 0.031, 5, -40, 20, torch.int8),
+    ),
+    "quantized_decomposed.quantize_per_channel.default": (
+        lambda i: pt2e.quantize_per_channel(i, SCALES, POINTS, 1, *_range(torch.uint8)),
+    ),
+    "quantized_decomposed.dequantize_per_tensor.default": (
+        lambda z: pt2e.dequantize_per_tensor(z, 0.013, 3, *_range(z.dtype)),
+    ),
+    "quantized_decomposed.dequantize_per_channel.default": (
+        lambda z: pt2e.dequantize_per_channel(z, SCALES, ZEROS[z.dtype], 2, *_range(z.dtype)),
+    ),
 }  # fmt: skip
 
+
+def _range(dtype: torch.dtype) -> tuple[int, int, torch.dtype]:
+    info = torch.iinfo(dtype)
+    return info.min, info.max, dtype
+
+
 REWRITTEN: dict[str, Function] = {
+    "quantized_decomposed.quantize_per_tensor.tensor": lambda x: pt2e.quantize_per_tensor.tensor(
+        x, SCALE, ZERO, -99, 9, torch.int8
+    ),
+    "quantized_decomposed.dequantize_per_channel.default": lambda i: pt2e.dequantize_per_channel(
+        i.to(torch.int8), DOUBLE, None, 1, *_range(torch.int8)
+    ),
     "aten.select.int": lambda s: s[..., -2],
     "aten.index.Tensor": lambda z, j: (z[:, fixed_indices - 2], z[:, j - 1], z[..., j]),
     "aten.clamp.default": lambda j: (torch.clamp(j, min=1), torch.clamp(j, 1, 1)),
     "aten.clamp_max.default": lambda j: torch.clamp_max(j, 1),
     "aten.clamp_min.default": lambda j: torch.clamp_min(j, 1),
     "aten.mul.Tensor": lambda t, x: (t * x, t * t.flip(0)),
-    "aten.eq.Tensor": lambda t: t == t.flip(0),
-    "aten.eq.Scalar": lambda t: (aten.eq.Scalar(t, 1), aten.eq.Scalar(t, 0)),
-    "aten.ne.Tensor": lambda s, t: (s != s, s != s.flip(0), t != t.flip(0)),
-    "aten.ne.Scalar": lambda s, t: (s != 2.5, t != True, t != 0),  # noqa: E712
     "aten.group_norm.default": lambda i: F.group_norm(i, 2),
     "aten.elu.default": lambda s: aten.elu(s, 0.7, 1.5),
     "aten.selu.default": lambda s: F.selu(s),

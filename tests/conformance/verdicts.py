@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from nmcompile.passes.operators.onnx.integers.forms import DOMAIN, FORMS
 from nmcompile.passes.operators.onnx.settle import REWRITES
 from nmcompile.passes.operators.onnx.table import ROWS
 from nmcompile.passes.operators.table import Operator
@@ -69,12 +70,17 @@ def page(outcomes: Mapping[str, str], cases: list[Case]) -> str:
         "|---|---|---|---|---|---|",
         *(_onnx_row(row, counts[row.name]) for row in sorted(ROWS, key=lambda row: row.name)),
         "",
-        "Folded where their inputs are constants, or put in terms of the above by ONNX's own "
-        "function bodies, as far as those are made of it:",
+        "Folded where their inputs are constants, rewritten in terms of the above, or put so by "
+        "ONNX's own function bodies, as far as those are made of it:",
         "",
         "| operator | tests |",
         "|---|---|",
         *(f"| {name} | {_tests(counts[name])} |" for name in others),
+        "",
+        "Of onnxruntime's own operators these are rewritten, where their scales and zero points "
+        "are constants: "
+        + ", ".join(name for name in sorted(FORMS) if name.startswith(DOMAIN))
+        + ".",
         "",
         "## torch",
         "",

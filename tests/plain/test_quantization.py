@@ -22,8 +22,9 @@ import nmcompile
 from nmcompile import MaxLoss, Quantization, QuantizeResult, quantize
 from nmcompile.errors import InputError, ModelError, NmcompileError, PatternError, WeightError
 from nmcompile.folding import open_folded
+from nmcompile.passes.graphs.quantised import Integers
 from nmcompile.quantization.folded import FoldedModel, fold_for_quantization
-from nmcompile.quantization.proof import Integers, prove, read_integers
+from nmcompile.quantization.proof import prove, read_integers
 from nmcompile.sparsity import Detection, detect
 from tests.support.examples import examples
 from tests.support.seed_modules import Array, SpReBasicBlock, export_onnx, randomised
@@ -167,6 +168,7 @@ def test_every_layer_of_the_folded_model_is_in_integers(
 ) -> None:
     name, result = network
     weights = folded_weights(name)
+    assert [layer.name for layer in open_folded(result.model)[0].graph.layers()] == list(weights)
     assert [layer.name for layer in result.report.layers] == list(weights)
     assert result.report.kept == ()
     for layer, weight in weights.items():
@@ -284,6 +286,8 @@ def test_paddings_and_biases_become_part_of_the_products() -> None:
     torch.manual_seed(0)
     found = quantize(randomised(Parts()), data(), example_inputs=torch.zeros(SHAPE))
     kinds = {node.op_type for node in found.model.graph.node}
+    names = [layer.name for layer in open_folded(found.model)[0].graph.layers()]
+    assert names == [layer.name for layer in found.report.layers]
     assert kinds >= {"Conv", "Gemm"} and not kinds & {"Pad", "Add", "MatMul"}
     assert found.report.loss.decibels > 25
 
@@ -520,7 +524,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: P
 @pytest.fixture(scope="module")
 def proven() -> tuple[FoldedModel, dict[str, Integers]]:
     folded = fold_for_quantization(exported())
-    return folded, read_integers(folded, quantised().model)
+    return folded, read_integers(quantised().model)
 
 
 def test_a_zero_that_is_none_any_more_is_found(
@@ -528,10 +532,10 @@ def test_a_zero_that_is_none_any_more_is_found(
 ) -> None:
     folded, integers = proven
     prove(folded, integers, ())
-    spoilt = integers["wide"].weight.copy()
+    spoilt = integers["wide"].values.copy()
     spoilt[tuple(np.argwhere(spoilt == 0)[0])] = 1
     with pytest.raises(WeightError, match=r"layer wide: 1 of .* zeros are no zeros"):
-        prove(folded, {**integers, "wide": replace(integers["wide"], weight=spoilt)}, ())
+        prove(folded, {**integers, "wide": replace(integers["wide"], values=spoilt)}, ())
 
 
 def test_a_pattern_that_is_none_any_more_is_found(
@@ -565,7 +569,7 @@ def test_asymmetric_weights_are_found(proven: tuple[FoldedModel, dict[str, Integ
             point = np.ones(tensor.dims, np.int8)
             tensor.CopyFrom(numpy_helper.from_array(point, tensor.name))
     with pytest.raises(WeightError, match="layer wide: expected symmetric int8 weights"):
-        read_integers(folded, proto)
+        prove(folded, read_integers(proto), ())
 
 
 @examples(8)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,12 @@ from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Lowered, Problem
 from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.runtime.native import native_runtime
 from nmcompile.targets import find_target
 from tests.support.kernel_runner import ACTIVATIONS
 
 Array = npt.NDArray[Any]
+PROT_NONE = 0
 UNWRITTEN = {"uint8": 0xA5, "float32": np.nan}  # what an output is filled with beforehand
 
 
@@ -47,11 +53,7 @@ def compile_integers(lowered: Lowered, target: str = "avx512_vnni") -> Any:
 def run_integers(
     kernel: Kernel, problem: Problem, x: Array, residual: Array | None, config: Any = None
 ) -> Array:
-    """Lower, compile and call; in place, the residual's copy is the output.
-
-    Input and residual end where their memory does: what reads past them is found by a sanitiser or
-    by luck only, what writes past the output by the guard behind it.
-    """
+    """Lower, compile and call; in place, the residual's copy is the output."""
     assert problem.integers is not None
     lowered = kernel.lower(problem, config)
     function = compile_integers(lowered, kernel.target)
@@ -61,10 +63,38 @@ def run_integers(
     arrays = [x, *([] if residual is None else [residual]), out]
     if problem.integers.in_place:
         arrays.pop()
-    first, *last = (tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays)
+    last = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays[1:]]
+    # Without a copy: tests put the input where nothing may be read around it.
+    first = native_runtime().from_dlpack(x) if isinstance(x, Fenced) else tvm.runtime.tensor(x)
     function(first, *operands, *last)
     result: Array = last[-1].numpy()
     return result
+
+
+class Fenced(np.ndarray[Any, Any]):
+    """An array around which nothing can be read."""
+
+
+@contextlib.contextmanager
+def guarded(array: Array) -> Iterator[Fenced]:
+    """A copy that ends where a page does, behind which there is one that cannot be read.
+
+    It begins on a cache line, so its size has to be a multiple of one.
+    """
+    pages = -(-array.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    whole = np.frombuffer(memory, np.uint8)
+    end = pages * mmap.PAGESIZE
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    fence = ctypes.c_void_p(whole.ctypes.data + end)
+    if protect(fence, ctypes.c_size_t(mmap.PAGESIZE), PROT_NONE):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    copy = whole[end - array.nbytes : end].view(array.dtype).reshape(array.shape).view(Fenced)
+    copy[...] = array
+    try:
+        yield copy
+    finally:
+        protect(fence, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def exact_sums(problem: Problem, x: Array) -> npt.NDArray[np.int64]:
@@ -80,7 +110,7 @@ def exact_sums(problem: Problem, x: Array) -> npt.NDArray[np.int64]:
         y = y.permute(0, 2, 3, 1)
     else:
         y = functional.linear(data, weight)
-    sums: npt.NDArray[np.int64] = y.numpy().astype(np.int64)
+    sums = np.asarray(y.numpy(), np.int64)
     if integers.offset is not None:
         sums += integers.offset
     return sums

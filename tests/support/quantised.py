@@ -58,14 +58,15 @@ def mixed_onnx() -> onnx.ModelProto:
     return export_onnx(mixed_net(), torch.zeros(SHAPE))
 
 
-def images(count: int, seed: int = 0) -> list[Array]:
+def images(count: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> list[Array]:
     random = np.random.default_rng(seed)
-    return [random.normal(size=SHAPE).astype(np.float32) for _ in range(count)]
+    return [random.normal(size=shape).astype(np.float32) for _ in range(count)]
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self._left: Iterator[Mapping[str, Array]] = iter([{"x": image} for image in images(4)])
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        made = images(4, shape=shape)
+        self._left: Iterator[Mapping[str, Array]] = iter([{"x": image} for image in made])
 
     def get_next(self) -> Mapping[str, Array] | None:
         return next(self._left, None)
@@ -73,11 +74,16 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def quantised_onnx(**options: Any) -> onnx.ModelProto:
     """`mixed_onnx` as onnxruntime quantises it."""
+    return quantised(mixed_onnx(), SHAPE, **options)
+
+
+def quantised(model: onnx.ModelProto, shape: tuple[int, ...], **options: Any) -> onnx.ModelProto:
+    """A model of one input x as onnxruntime quantises it."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(mixed_onnx(), before)
-        quantize_static(before, after, _Reader(), **options)
+        onnx.save(model, before)
+        quantize_static(before, after, _Reader(shape), **options)
         return onnx.load(after)
 
 

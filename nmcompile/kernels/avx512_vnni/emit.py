@@ -6,7 +6,6 @@ Vectors of bytes are int8x64 whatever their sign: instructions say how they read
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -17,16 +16,16 @@ BYTES = 64  # of one 512-bit register
 QUAD = 4  # bytes that one lane of a product adds up
 
 
-def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES) -> Expr:
-    """64 consecutive bytes of a flat buffer as int8x64; those from `active` on are zero, unread."""
-    index = T.ramp(start, 1, BYTES)
-    if active >= BYTES:
-        return _signed(buffer[index])
-    mask = T.ramp(0, 1, BYTES) < splat(T.int32(active), BYTES)
-    kind = f"{buffer.dtype}x{BYTES}"
+def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES, width: int = BYTES) -> Expr:
+    """`width` consecutive bytes of a flat buffer; those from `active` on are zero, unread."""
+    index = T.ramp(start, 1, width)
+    if active >= width:
+        return T.reinterpret(f"int8x{width}", buffer[index])
+    mask = T.ramp(0, 1, width) < splat(T.int32(active), width)
+    kind = f"{buffer.dtype}x{width}"
     value = tirx.op.masked_load(kind, buffer, index, mask)
-    zero = T.broadcast(T.Cast(str(buffer.dtype), T.int32(0)), BYTES)
-    return _signed(T.Select(mask, value, zero))
+    zero = T.broadcast(T.Cast(str(buffer.dtype), T.int32(0)), width)
+    return T.reinterpret(f"int8x{width}", T.Select(mask, value, zero))
 
 
 def store_bytes(buffer: Buffer, start: Expr, value: Expr, active: int) -> None:
@@ -101,10 +100,14 @@ def pack_bytes(a: Expr, b: Expr) -> Expr:
     return T.call_llvm_pure_intrin("int8x64", "llvm.x86.avx512.packuswb.512", a, b)
 
 
+def bytes_of(value: int) -> Expr:
+    """One number of 0 to 255 in every byte of int8x64."""
+    return T.broadcast(T.int8(value - 256 if value > 127 else value), BYTES)
+
+
 def constant_bytes(values: Sequence[int]) -> Expr:
     """64 numbers of 0 to 255 as int8x64."""
-    lanes = [T.int8(value - 256 if value > 127 else value) for value in values]
-    return T.Shuffle(lanes, list(range(BYTES)))
+    return T.Shuffle([bytes_of(value).value for value in values], list(range(BYTES)))
 
 
 def pick_bytes_of_two(a: Expr, index: Expr, b: Expr) -> Expr:
@@ -136,5 +139,7 @@ def interleave(rows: Sequence[Expr], size: int = 1) -> list[Expr]:
     ]
 
 
-def _signed(value: Expr) -> Any:
-    return T.reinterpret(f"int8x{BYTES}", value)
+def multiply_add(a: Expr, b: Expr) -> Expr:
+    """vpmaddwd: per lane of two int32x16 the sum of the products of their signed words."""
+    words = [T.reinterpret("int16x32", value) for value in (a, b)]
+    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.pmaddw.d.512", *words)

@@ -19,7 +19,7 @@ StoredOf = Callable[[ir.Value], Array | None]
 
 def is_kept(node: ir.Node) -> bool:
     """Whether the node is a dequantisation that is never folded, if it reads constants."""
-    if node.op_type != "DequantizeLinear" or node.domain != "":
+    if node.op_type != "DequantizeLinear" or node.domain not in ("", "com.microsoft"):
         return False
     values, scale = node.inputs[:2]
     known = values is not None and values.dtype is not None and scale is not None

@@ -185,7 +185,7 @@ class IntegerLowering(Lowering):
         shape = shape_of(value) or ()
         if joined is not None:
             held = self._join(joined)
-        elif moved is not None and math.prod(shape[2:]) * math.prod(moved.shape[2:]) == 1:
+        elif moved is not None and moved.keeps_order(shape):
             held = self._emit(
                 relax.op.reshape(self.bytes_of(moved.var, meaning), bytes_shape(shape))
             )

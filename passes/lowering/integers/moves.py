@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from tvm import relax
 
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.integers.values import Quantisation, Quantised, QuantisedView
-from nmcompile.passes.lowering.view import Expr, shape_of
+from nmcompile.passes.lowering.view import Expr, operator_name, shape_of
 
 MOVES = (*RESHAPES, "permute_dims", "strided_slice", "nn.max_pool2d")
 
@@ -21,6 +22,11 @@ class Moved:
     var: Expr
     call: Any
     shape: tuple[int, ...]
+
+    def keeps_order(self, shape: tuple[int, ...]) -> bool:
+        """Whether bytes lie as before in a result of this shape: of one pixel, they do."""
+        pixels = math.prod(shape[2:]) * math.prod(self.shape[2:])
+        return operator_name(self.call) in RESHAPES and pixels == 1
 
 
 @dataclass(frozen=True, eq=False)

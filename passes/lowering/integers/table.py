@@ -91,7 +91,7 @@ class Function:
             self.members += [expr, quantised.var]
             return self._leaves(self._view.source(quantised.var))
         op = self._view.op(expr)
-        if op not in _UNARY and op not in _BINARY and op != "clip":
+        if op not in _UNARY and op not in _BINARY and op not in ("clip", "nn.leakyrelu"):
             return None
         self.members.append(expr)
         arguments = self._view.args(expr)
@@ -113,6 +113,12 @@ class Function:
         if op == "clip":
             low, high = map(_number, arguments[1:3])
             return np.asarray(np.clip(self._evaluate(arguments[0]), low, high), np.float32)
+        if op == "nn.leakyrelu":
+            x, alpha = (
+                self._evaluate(arguments[0]),
+                np.float32(self._view.definitions[expr].attrs.alpha),
+            )
+            return np.where(x < 0, x * alpha, x)
         function: Callable[..., Any] = _UNARY.get(op) or _BINARY[op]
         return np.asarray(function(*map(self._evaluate, arguments)), np.float32)
 

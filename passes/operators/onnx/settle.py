@@ -10,9 +10,11 @@ from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.axes import list_axes
 from nmcompile.passes.operators.onnx.expand import expand
+from nmcompile.passes.operators.onnx.integers.forms import FORMS, key
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
+from nmcompile.passes.operators.onnx.steps import rewrite_sign, rewrite_threshold
 from nmcompile.passes.operators.onnx.table import TABLE
 from nmcompile.passes.operators.table import NOT_THERE
 
@@ -21,11 +23,17 @@ REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "ConvTranspose": pad_transposed,
     "MaxPool": pad_pool,
     "Resize": rewrite_resize,
+    "Sign": rewrite_sign,
     "Softplus": rewrite_softplus,
     "Squeeze": list_axes,
+    "ThresholdedRelu": rewrite_threshold,
     "Unsqueeze": list_axes,
+    **FORMS,
 }
-"""By operator, what expresses it in others where it is not believed in as it is."""
+"""What expresses an operator in others where it is not believed in as it is.
+
+By its name, with the domain in front where that is not ONNX's own.
+"""
 
 ADVICE = "replace the operator, or export the model without that part"
 
@@ -41,7 +49,7 @@ def settle(graph: OnnxGraph) -> None:
     graph.fold_constants()
     while (found := _first_doubtful(graph)) is not None:
         node, doubt = found
-        rewrite = REWRITES.get(node.op_type) if node.domain == "" else None
+        rewrite = REWRITES.get(key(node))
         reason = rewrite(graph, node) if rewrite is not None else "no rewriting"
         if reason is not None and not expand(graph.model, node):
             also = "" if rewrite is None else f" ({reason})"

@@ -29,9 +29,8 @@ ROWS: tuple[Operator, ...] = (
     # Element by element.
     *_rows("Abs Neg", 13, FLOAT | {"int32", "int64"}),
     *_rows("Ceil Erf Exp Floor Log Reciprocal Sigmoid Sqrt Tanh", 13, FLOAT),
-    *_rows("Sign", 13, FLOAT),
     *_rows("Acos Acosh Asin Asinh Atan Atanh Cos Cosh Sin Sinh Tan", 28, FLOAT),
-    *_rows("Elu HardSigmoid HardSwish Round Selu Softsign ThresholdedRelu", 28, FLOAT),
+    *_rows("Elu HardSigmoid HardSwish Round Selu Softsign", 28, FLOAT),
     *_rows("Gelu", 20, FLOAT),
     *_rows("LeakyRelu", 16, FLOAT),
     *_rows("Relu", 14, FLOAT),
@@ -134,7 +133,6 @@ ROWS: tuple[Operator, ...] = (
         must.output_dtypes({"int8", "uint8", "int16", "uint16"}),
     ),
     *_rows("DequantizeLinear", 28, SMALL | {"int32"}, must.one_of("block_size", 0)),
-    *_rows("DynamicQuantizeLinear", 11, FLOAT),
 )  # fmt: skip
 
 TABLE = {row.name: row for row in ROWS}

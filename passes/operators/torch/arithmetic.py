@@ -26,40 +26,6 @@ def rewrite_scaled(graph: FxGraph, node: fx.Node) -> str | None:
     return None
 
 
-def rewrite_unequal(graph: FxGraph, node: fx.Node) -> str | None:
-    """X != y of floats as x > y or x < y or a NaN; of truth values, and x == y, as xor.
-
-    Returns:
-        None, or the reason why that cannot be done.
-    """
-    given = arguments_of(node)
-    first, second = given["self"], given["other"]
-    new = Replacement(graph, node)
-    tensors = [operand for operand in (first, second) if isinstance(operand, fx.Node)]
-    if all(graph.dtype(operand) == "bool" for operand in tensors):
-        if len(tensors) == 1:
-            if second not in (0, 1):
-                return "its number is no truth value"
-            second = new.constant(np.array(bool(second)))
-        found = new.add(aten.logical_xor.default, first, second)
-        equal = node.target in (aten.eq.Scalar, aten.eq.Tensor)
-        new.finish(new.add(aten.logical_not.default, found) if equal else found)
-        return None
-    if node.target in (aten.eq.Scalar, aten.eq.Tensor) or any(
-        graph.dtype(operand) != "float32" for operand in tensors
-    ):
-        return "its operands are not of one dtype"
-    scalar = len(tensors) == 1
-    more, less = (aten.gt.Scalar, aten.lt.Scalar) if scalar else (aten.gt.Tensor, aten.lt.Tensor)
-    found = new.add(
-        aten.logical_or.default, new.add(more, first, second), new.add(less, first, second)
-    )
-    for operand in tensors:
-        found = new.add(aten.logical_or.default, found, new.add(aten.isnan.default, operand))
-    new.finish(found)
-    return None
-
-
 def rewrite_elu(graph: FxGraph, node: fx.Node) -> str | None:
     """Elu with a factor, and selu, as a plain elu and the factor.
 

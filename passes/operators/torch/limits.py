@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -107,3 +108,24 @@ def _from_front(graph: FxReader, node: fx.Node) -> str | None:
 
 
 from_front = Limit("constant indices of at least 0", _from_front)
+
+
+def _fitting_number(graph: FxReader, node: fx.Node) -> str | None:
+    given = arguments_of(node)
+    dtype, number = graph.dtype(given["self"]), given["other"]
+    if dtype is None or dtype.startswith(("float", "bfloat")):
+        return None
+    low, high = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return None if number == int(number) and low <= number <= high else f"{number} beside {dtype}"
+
+
+fitting_number = Limit("a number that its operand's dtype can hold", _fitting_number)
+
+
+def _no_mixed_truth(graph: FxReader, node: fx.Node) -> str | None:
+    found = {graph.dtype(source) for source in node.all_input_nodes}
+    mixed = "bool" in found and len(found) > 1
+    return " and ".join(sorted(map(str, found))) if mixed else None
+
+
+no_mixed_truth = Limit("truth values beside truth values only", _no_mixed_truth)

@@ -14,7 +14,6 @@ from nmcompile.passes.operators.torch.arithmetic import (
     rewrite_elu,
     rewrite_product,
     rewrite_scaled,
-    rewrite_unequal,
 )
 from nmcompile.passes.operators.torch.attention import rewrite_attention
 from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm
@@ -24,6 +23,7 @@ from nmcompile.passes.operators.torch.pooling import (
     rewrite_indexed_max,
 )
 from nmcompile.passes.operators.torch.positions import rewrite_index, rewrite_select
+from nmcompile.passes.operators.torch.quantised import LIBRARY, rewrite_quantised
 from nmcompile.passes.operators.torch.reductions import rewrite_extreme, rewrite_unbiased
 from nmcompile.passes.operators.torch.resize import rewrite_upsample
 from nmcompile.passes.operators.torch.table import TABLE
@@ -38,8 +38,6 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.clamp_max.default": rewrite_clamp,
     "aten.clamp_min.default": rewrite_clamp,
     "aten.elu.default": rewrite_elu,
-    "aten.eq.Scalar": rewrite_unequal,
-    "aten.eq.Tensor": rewrite_unequal,
     "aten.group_norm.default": rewrite_group_norm,
     "aten.index.Tensor": rewrite_index,
     "aten.max.dim": rewrite_extreme,
@@ -47,8 +45,6 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.min.dim": rewrite_extreme,
     "aten.mul.Scalar": rewrite_product,
     "aten.mul.Tensor": rewrite_product,
-    "aten.ne.Scalar": rewrite_unequal,
-    "aten.ne.Tensor": rewrite_unequal,
     "aten.scaled_dot_product_attention.default": rewrite_attention,
     "aten.select.int": rewrite_select,
     "aten.selu.default": rewrite_elu,
@@ -66,6 +62,14 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten._upsample_nearest_exact1d.vec": rewrite_upsample,
     "aten._upsample_nearest_exact2d.vec": rewrite_upsample,
     "aten._upsample_nearest_exact3d.vec": rewrite_upsample,
+    **dict.fromkeys(
+        (
+            f"{LIBRARY}.{verb}_per_{form}"
+            for verb in ("quantize", "dequantize")
+            for form in ("tensor.tensor", "tensor.tensor2", "channel.default")
+        ),
+        rewrite_quantised,
+    ),
 }
 """By operator, what expresses it in others where it is not believed in as it is."""
 

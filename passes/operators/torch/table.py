@@ -4,8 +4,16 @@ What is not here, or outside of its row, is rewritten by `settle.py` or refused 
 docs/operators.md is made of this.
 """
 
+import torch
+
 from nmcompile.passes.operators.table import Limit, Operator
 from nmcompile.passes.operators.torch import limits as must
+from nmcompile.passes.operators.torch.quantised import (
+    LIBRARY,
+    plain_slices,
+    quantised_dtype,
+    whole_range,
+)
 
 FLOAT = frozenset({"float32"})
 WHOLE = frozenset({"int8", "uint8", "int16", "int32", "int64"})
@@ -21,6 +29,7 @@ def _rows(names: str, dtypes: frozenset[str], *limits: Limit) -> tuple[Operator,
 
 
 _ONCE = (must.one_of("alpha", 1),)
+_REAL = (must.one_of("out_dtype", None, torch.float32),)
 
 ROWS: tuple[Operator, ...] = (
     # Element by element.
@@ -46,9 +55,8 @@ ROWS: tuple[Operator, ...] = (
     *_rows("remainder.Scalar remainder.Tensor", NUMBERS),
     *_rows("maximum minimum", NUMBERS, must.same_dtype),
     *_rows("pow.Tensor_Scalar pow.Tensor_Tensor", FLOAT),
-    *_rows("eq.Scalar eq.Tensor", NUMBERS),
-    # TVM has no code for truth values here; of floats, != is false where one is NaN.
-    *_rows("ne.Scalar ne.Tensor", WHOLE),
+    *_rows("eq.Scalar ne.Scalar", NUMBERS | BOOL, must.fitting_number),
+    *_rows("eq.Tensor ne.Tensor", NUMBERS | BOOL, must.no_mixed_truth),
     *_rows("ge.Scalar ge.Tensor gt.Scalar gt.Tensor", NUMBERS),
     *_rows("le.Scalar le.Tensor lt.Scalar lt.Tensor", NUMBERS),
     *_rows("logical_and logical_or logical_xor", BOOL),
@@ -109,6 +117,17 @@ ROWS: tuple[Operator, ...] = (
     *_rows("tril triu", FLOAT),
     *_rows("arange arange.start arange.start_step full full_like ones zeros ones_like", ANY),
     *_rows("zeros_like new_ones new_zeros scalar_tensor", ANY),
+    # Integers that stand for real numbers.
+    Operator(f"{LIBRARY}.quantize_per_tensor.default", FLOAT, (quantised_dtype,)),
+    Operator(
+        f"{LIBRARY}.quantize_per_channel.default",
+        FLOAT,
+        (quantised_dtype, plain_slices, whole_range),
+    ),
+    Operator(f"{LIBRARY}.dequantize_per_tensor.default", WHOLE - {"int64"}, _REAL),
+    Operator(
+        f"{LIBRARY}.dequantize_per_channel.default", WHOLE - {"int64"}, (plain_slices, *_REAL)
+    ),
 )  # fmt: skip
 
 TABLE = {row.name: row for row in ROWS}

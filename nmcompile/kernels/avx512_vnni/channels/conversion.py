@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, extreme, load, splat, store
+from nmcompile.kernels.avx512.emit import LANES, Expr, extreme, load, splat, store
 from nmcompile.kernels.avx512_vnni.channels.frame import tasks
 from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
@@ -114,7 +113,7 @@ def emit_dequantise(name: str, spec: Dequantise, zero: int) -> object:
             rows = []
             for v in range(QUAD):
                 lanes = [
-                    _load_pixel(x, (image * pixels + pixel + p) * channels + channel, height)
+                    load_bytes(x, (image * pixels + pixel + p) * channels + channel, height, LANES)
                     if p < width else T.broadcast(T.int8(0), LANES)
                     for p in range(v, LANES, QUAD)
                 ]  # fmt: skip
@@ -208,17 +207,6 @@ def _packed(pixel: int) -> int:
     """Where the packs put a pixel of four int32x16, and where `spread` finds one."""
     vector, lane = divmod(pixel, LANES)
     return LANES * (lane // QUAD) + QUAD * vector + lane % QUAD
-
-
-def _load_pixel(x: Buffer, start: Expr, active: int) -> Expr:
-    """16 bytes as int8x16; those from `active` on are zero, unread."""
-    index = T.ramp(start, 1, LANES)
-    if active >= LANES:
-        return T.reinterpret("int8x16", x[index])
-    mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
-    value = tirx.op.masked_load("uint8x16", x, index, mask)
-    zero = T.broadcast(T.Cast("uint8", T.int32(0)), LANES)
-    return T.reinterpret("int8x16", T.Select(mask, value, zero))
 
 
 def _splat_u32(value: int) -> Expr:

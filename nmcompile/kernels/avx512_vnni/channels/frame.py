@@ -57,10 +57,7 @@ def declare_ending(
     offset = func.tensor("offset", (size,), "int32")
     scale = func.tensor("scale", (size,))
     steps = func.tensor("steps", (len(STEPS),))
-    residual = func.tensor("residual", out_shape, "uint8") if epilogue.residual else None
-    out = None if epilogue.in_place else func.tensor("out", out_shape, epilogue.out)
-    added = None if residual is None else func.flat(residual)
-    written = added if out is None else func.flat(out)
+    added, written = func.output(out_shape, epilogue, epilogue.out, "uint8")
     return Ending(Requantiser(epilogue, steps), offset, scale, added, written)
 
 

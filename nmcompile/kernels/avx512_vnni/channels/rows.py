@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from nmcompile.kernels.avx512_vnni.channels.conversion import emit_dequantise, emit_quantise
+from nmcompile.kernels.avx512_vnni.channels.depthwise import emit_depthwise, width_of_rest
 from nmcompile.kernels.avx512_vnni.channels.flat import TABLE, emit_sum, emit_table
-from nmcompile.kernels.avx512_vnni.channels.frame import ending_arrays
+from nmcompile.kernels.avx512_vnni.channels.frame import Array, ending_arrays
+from nmcompile.kernels.avx512_vnni.channels.gate import emit_gate
 from nmcompile.kernels.avx512_vnni.channels.mean import emit_global_average
+from nmcompile.kernels.avx512_vnni.channels.packing import in_blocks, pack_depthwise
 from nmcompile.kernels.avx512_vnni.channels.pool import emit_average_pool, emit_max_pool
 from nmcompile.kernels.avx512_vnni.channels.window import covered
-from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.avx512_vnni.emit import BYTES
+from nmcompile.kernels.integers import Integers, whole_offset
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.spec import Dequantise, GlobalAverage, Pool2d, Quantise, Sum, Table
+from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Pool2d, Quantise, Sum, Table
+from nmcompile.kernels.verdict import MADE_FOR
 
 INT32 = float(2**31)
+
+
+MAX_TAPS = 81
+
+
+def refuse_depthwise(problem: Problem) -> str | None:
+    """Only convolutions with one input channel per group, and small kernels."""
+    conv, weight = problem.conv, problem.weight
+    if not conv.is_depthwise:
+        return f"{MADE_FOR}depthwise convolutions, not {conv.group_in} input channels per group"
+    if conv.taps > MAX_TAPS:
+        return f"{conv.taps} taps: the depthwise kernel writes out at most {MAX_TAPS}"
+    if BYTES % conv.group_out:
+        return f"{conv.group_out} outputs per channel: the depthwise kernel takes 1, 2, 4, ... 64"
+    assert weight is not None
+    sums = 255.0 * np.abs(weight.astype(np.float64)).sum((1, 2, 3))
+    offset = _integers(problem).offset
+    return _refuse_scale(problem, sums if offset is None else sums + np.abs(offset))
+
+
+def lower_depthwise(name: str, problem: Problem, config: None) -> Lowered:
+    """Rows through a ring, four kernel rows in a product."""
+    conv, integers = problem.conv, _integers(problem)
+    assert problem.weight is not None
+    width = width_of_rest(conv, integers.epilogue)
+    arrays: dict[str, Array] = {"values": pack_depthwise(problem.weight, width)}
+    arrays |= ending_arrays(
+        in_blocks(whole_offset(problem.weight, integers), width),
+        in_blocks(np.broadcast_to(integers.scale, (conv.out_channels,)), width),
+        integers.steps,
+    )
+    # Only borders need the zero point.
+    zero = integers.x_zero if any(conv.padding) else 0
+    return Lowered(emit_depthwise, (name, conv, zero, integers.epilogue), arrays)
 
 
 def refuse_pool(problem: Problem) -> str | None:
@@ -22,7 +63,7 @@ def refuse_pool(problem: Problem) -> str | None:
     pool = problem.spec
     assert isinstance(pool, Pool2d)
     if pool.kind == "average":
-        return _refuse_scale(problem, pool.kernel[0] * pool.kernel[1])
+        return _refuse_scale(problem, 255.0)
     if covered(pool, 0).min() and covered(pool, 1).min():
         return None
     return "a window of the max pooling lies wholly in the padding: pad by less than the kernel"
@@ -51,7 +92,7 @@ def refuse_global_average(problem: Problem) -> str | None:
     pixels = pool.height * pool.width
     if 255 * pixels >= INT32:
         return f"{pixels} pixels: their sum may not fit an int32"
-    return _refuse_scale(problem, 1)
+    return _refuse_scale(problem, 255.0)
 
 
 def lower_global_average(name: str, problem: Problem, config: None) -> Lowered:
@@ -89,7 +130,7 @@ def lower_table(name: str, problem: Problem, config: None) -> Lowered:
 
 def refuse_two(problem: Problem) -> str | None:
     """Factors that leave int32 before the result is limited."""
-    return _refuse_scale(problem, 1)
+    return _refuse_scale(problem, 255.0)
 
 
 def lower_sum(name: str, problem: Problem, config: None) -> Lowered:
@@ -100,20 +141,43 @@ def lower_sum(name: str, problem: Problem, config: None) -> Lowered:
     return Lowered(emit_sum, (name, problem.spec.count, integers.epilogue), arrays)
 
 
+def refuse_gate(problem: Problem) -> str | None:
+    """Factors that leave int32, and results where the gate was."""
+    if _integers(problem).in_place:
+        return "a product has no room in the memory of its gate"
+    return _refuse_scale(problem, 255.0**2)
+
+
+def lower_gate(name: str, problem: Problem, config: None) -> Lowered:
+    """Two tensors of bytes, multiplied."""
+    spec, integers = problem.spec, _integers(problem)
+    assert isinstance(spec, Gate) and integers.residual is not None
+    offset = np.array([-integers.x_zero, -integers.residual.zero])
+    arrays = ending_arrays(offset, integers.scale, integers.steps)
+    # The gate comes as the residual does, and nothing is added.
+    epilogue = dataclasses.replace(integers.epilogue, residual=False)
+    return Lowered(emit_gate, (name, spec, epilogue), arrays)
+
+
 def _integers(problem: Problem) -> Integers:
     assert problem.integers is not None
     return problem.integers
 
 
-def _refuse_scale(problem: Problem, taps: int) -> str | None:
-    """Results that may be out of int32's range before they are limited to a byte's."""
+def _refuse_scale(problem: Problem, sums: Array | float) -> str | None:
+    """Results that may be out of int32's range before they are limited to a byte's.
+
+    Args:
+        problem: what is computed.
+        sums: the largest magnitude of each sum.
+    """
     integers = _integers(problem)
-    largest = 255.0 * taps * float(integers.scale.max())
+    largest = float((sums * integers.scale.astype(np.float64)).max())
     if integers.residual is not None:
         largest += 255.0 * abs(integers.residual.factor)
     if integers.out == "float32" or largest < INT32:
         return None
     return (
-        f"one step of the input counts {float(integers.scale.max()):g} of the output's: "
-        "results may exceed an int32; check the scales of the quantised model"
+        f"results of up to {largest:.3g} steps of the output do not fit an int32: "
+        "check the scales of the quantised model"
     )

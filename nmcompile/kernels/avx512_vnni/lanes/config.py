@@ -67,6 +67,7 @@ class PackedSizes:
 
     weights: int
     offsets: int = 0
+    index: int = 0
     gathered: int = 0
 
 

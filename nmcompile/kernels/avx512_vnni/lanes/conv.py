@@ -95,13 +95,14 @@ class _Emitter:
         gathered = self.config.method == "gathered"
         lists = self._lists_of_outputs() if gathered else self.groups.count
         starts = func.tensor("starts", (lists + 1,), "int32")
-        offsets = func.tensor("offsets", (count,), "int32")
         if gathered:
-            places = func.tensor("places", (count,), "int32")
-            index = func.tensor("index", (count * BYTES,), "int8")
+            sources = func.tensor("sources", (self.sizes.index // (2 * BYTES) + 1,), "int32")
+            offsets = func.tensor("offsets", (count,), "int32")
+            index = func.tensor("index", (self.sizes.index,), "int8")
             quads = func.tensor("quads", (lists + 1,), "int32")
-            self.gathers = gather.Lists(starts, offsets, places, index, quads)
+            self.gathers = gather.Lists(starts, sources, offsets, index, quads)
         else:
+            offsets = func.tensor("offsets", (count,), "int32")
             quads = func.tensor("quads", (count + 1,), "int32")
             self.picks = Lists(starts, offsets, quads)
 

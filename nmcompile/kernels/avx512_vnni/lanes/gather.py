@@ -1,9 +1,8 @@
 """Bringing together the bytes that the outputs of a 1xN list read, so that they follow each other.
 
 Every pixel under a block of output pixels is gathered once per list, whatever the kernel: its
-positions are then shifts of whole pixels. Each vector of source bytes is permuted so that the kept
-ones come first, and stored behind those of the vector before it; what the store writes beyond them
-is overwritten by the next, or lies between two pixels.
+positions are then shifts of whole pixels. A piece of 64 kept bytes is made of the few vectors of
+source bytes that hold them, each permuted and merged where it is meant, and stored as a whole.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig
 from nmcompile.kernels.avx512_vnni.lanes.inner_loops import Pixels, Window
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.spec import Conv2d
+
+MOST_TOGETHER = 8  # pixels of a row that are gathered together
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Lists:
     """What is gathered, by list; see `PackedWeights`."""
 
     starts: Buffer
+    sources: Buffer
     offsets: Buffer
-    places: Buffer
     index: Buffer
     quads: Buffer
 
@@ -73,6 +74,9 @@ class Gathered:
         _, rows, columns = reading.grid
         self._width = self._columns.count(min(columns, config.tiles * config.pixels))
         height = self._rows.count(min(rows, config.rows))
+        narrowest = columns % (config.tiles * config.pixels) or self._width
+        fitting = [n for n in range(1, MOST_TOGETHER + 1) if n <= self._columns.count(narrowest)]
+        self._step = min(fitting, key=lambda n: -(-self._width // n) * n - n / 2)
         self._bytes = T.alloc_buffer((height * self._width * pitch,), "uint8", align=BYTES)
 
     def fill(self, which: Expr, at: Expr, rows: Expr, columns: Expr) -> None:
@@ -86,15 +90,31 @@ class Gathered:
         right = self._columns.step * channels
         active = BYTES if reading.copied else min(BYTES, channels)
         start = T.bind(lists.starts[which])
+        high, wide = self._rows.count(rows), T.bind(self._columns.count(columns))
         with T.serial(0, lists.starts[which + 1] - start) as nth:
-            part = T.bind(start + nth)
-            index = T.bind(load_bytes(lists.index, part * BYTES))
-            first = T.bind(at + lists.offsets[part])
-            place = T.bind(lists.places[part])
-            with T.grid(self._rows.count(rows), self._columns.count(columns)) as (y, x):
-                vector = load_bytes(self._source, first + y * down + x * right, active)
-                target = place + (y * self._width + x) * self._pitch
-                store_bytes(self._bytes, target, pick_bytes(vector, index), BYTES)
+            piece = T.bind(start + nth)
+            index = T.bind(load_bytes(lists.index, piece * (2 * BYTES)))
+            block_of = T.bind(load_bytes(lists.index, piece * (2 * BYTES) + BYTES))
+            source = T.bind(lists.sources[piece])
+            count = T.bind(lists.sources[piece + 1] - source)
+            with T.grid(high, T.ceildiv(wide, self._step)) as (y, step):
+                # The last step ends with the row: it may gather some pixels once more.
+                x = T.bind(T.min(step * self._step, wide - self._step))
+                line = T.bind(at + y * down + x * right)
+                merged = [
+                    T.alloc_buffer((BYTES,), "int8", scope="local") for _ in range(self._step)
+                ]
+                whole = T.ramp(0, 1, BYTES)
+                with T.serial(0, count) as block:
+                    first = T.bind(line + lists.offsets[source + block])
+                    meant = block_of == T.broadcast(T.Cast("int8", block), BYTES)
+                    for p, value in enumerate(merged):
+                        vector = load_bytes(self._source, first + p * right, active)
+                        picked = pick_bytes(vector, index)
+                        T.buffer_store(value, T.Select(meant, picked, value[whole]), [whole])
+                target = T.bind(nth * BYTES + (y * self._width + x) * self._pitch)
+                for p, value in enumerate(merged):
+                    store_bytes(self._bytes, target + p * self._pitch, value[whole], BYTES)
 
     def pixels(self, row: Expr, column: Expr) -> Pixels:
         """The tile whose first output pixel is this one of the block."""

@@ -26,10 +26,11 @@ class PackedWeights:
         Picked: per group of outputs, per block with work, per quad: for each vector of the group 64
         indices into the block, then for each vector 64 weights.
     starts: int32. Picked: the first block of each group of outputs, and the end. Gathered: the
-        first block of each list, and the end.
+        first piece of each list, and the end; a piece is 64 kept bytes.
+    sources: int32, gathered only: the first block of each piece, and the end.
     offsets: int32, where each block begins, counted from the first byte under a pixel.
-    places: int32, gathered only: where the kept bytes of each block go.
-    index: int8, gathered only: which bytes of each block are kept, 64 each.
+    index: int8, gathered only: for each byte of a piece where in its block it is, 64 of them, then
+        which of the piece's blocks that is.
     quads: int32. Picked: the first quad of each block, and the end. Gathered: the first quad of
         each list, all positions counted as one, and the end.
     gathered: bytes from one gathered pixel to the next; an odd number of cache lines.
@@ -37,8 +38,8 @@ class PackedWeights:
 
     weights: Bytes
     starts: Array | None = None
+    sources: Array | None = None
     offsets: Array | None = None
-    places: Array | None = None
     index: Array | None = None
     quads: Array | None = None
     gathered: int = 0
@@ -47,7 +48,8 @@ class PackedWeights:
     def sizes(self) -> PackedSizes:
         """Lengths, as the emitter wants them."""
         offsets = 0 if self.offsets is None else self.offsets.size
-        return PackedSizes(self.weights.size, offsets, self.gathered)
+        index = 0 if self.index is None else self.index.size
+        return PackedSizes(self.weights.size, offsets, index, self.gathered)
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -55,8 +57,8 @@ class PackedWeights:
         named = {
             "weights": self.weights,
             "starts": self.starts,
+            "sources": self.sources,
             "offsets": self.offsets,
-            "places": self.places,
             "index": self.index,
             "quads": self.quads,
         }
@@ -99,15 +101,16 @@ def _pack_dense(weight: Bytes, reading: Reading, config: LanesConfig) -> Bytes:
 def _groups_of(segments: Bytes, vectors: int, quads: int) -> Bytes:
     """Weights (out, segments, bytes) by group of `vectors`, segment, quad, vector and lane."""
     outputs, count, size = segments.shape
-    padded = np.zeros((-(-outputs // LANES) * LANES, count, quads * QUAD), np.int8)
+    whole = -(-outputs // LANES)
+    padded = np.zeros((whole * LANES, count, quads * QUAD), np.int8)
     padded[:outputs, :, :size] = segments
     # (vector, lane, segment, quad, byte)
-    lanes = padded.reshape(-1, LANES, count, quads, QUAD)
+    lanes = padded.reshape(whole, LANES, count, quads, QUAD)
     groups = OutputGroups.of(outputs, vectors)
-    whole = (groups.count - 1) * vectors
+    last = (groups.count - 1) * vectors
     pieces = []
-    for part, wide in ((lanes[:whole], vectors), (lanes[whole:], groups.last)):
-        shaped = part.reshape(-1, wide, *part.shape[1:])
+    for part, wide in ((lanes[:last], vectors), (lanes[last:], groups.last)):
+        shaped = part.reshape(len(part) // wide, wide, *part.shape[1:])
         pieces.append(shaped.transpose(0, 3, 4, 1, 2, 5).reshape(-1))
     return np.concatenate(pieces)
 
@@ -199,31 +202,32 @@ def _pack_gathered(weight: Bytes, conv: Conv2d, config: LanesConfig) -> PackedWe
     positions = positions_of(weight, conv)
     kept = kept_channels(positions, config.list_outputs)
     blocks = Blocks.of(conv.in_channels)
-    starts, offsets, places, quads, index, pieces = [0], [], [], [0], [], []
+    starts, sources, offsets, quads = [0], [0], [], [0]
+    index, pieces = [], []
     for number, channels in enumerate(kept):
         listed = np.flatnonzero(channels)
-        place = 0
-        for block in np.unique(listed // BYTES):
-            own = listed[listed // BYTES == block] - blocks.starts[block]
-            index.append(np.pad(own, (0, BYTES - own.size)))
-            offsets.append(blocks.starts[block])
-            places.append(place)
-            place += own.size
-        starts.append(len(offsets))
+        for first in range(0, listed.size, BYTES):
+            own = listed[first : first + BYTES]
+            read, which = np.unique(own // BYTES, return_inverse=True)
+            begins = np.asarray(blocks.starts)[read]
+            place = own - begins[which]
+            index += [np.pad(part, (0, BYTES - own.size)) for part in (place, which)]
+            offsets += begins.tolist()
+            sources.append(len(offsets))
+        starts.append(len(sources) - 1)
         count = -(-listed.size // QUAD)
         quads.append(quads[-1] + count)
-        first = number * config.list_outputs
-        own_weights = positions[first : first + config.list_outputs][:, :, listed]
-        pieces.append(_groups_of(own_weights, config.vectors, count))
-    if not offsets:  # a kernel argument may not be empty
-        offsets, places, index = [0], [0], [np.zeros(BYTES)]
-    lines = -(-(max(places) + BYTES) // BYTES)
-    weights = np.concatenate(pieces)
+        outputs = slice(number * config.list_outputs, (number + 1) * config.list_outputs)
+        pieces.append(_groups_of(positions[outputs][:, :, listed], config.vectors, count))
+    lines = max(1, int(np.diff(starts).max()))
+    if not offsets:  # a kernel argument may not be empty: an all-zero layer still has one piece
+        sources, offsets = [0, 0], [0]
+        index, pieces = [np.zeros(2 * BYTES)], [np.zeros(1, np.int8)]
     return PackedWeights(
-        weights if weights.size else np.zeros(1, np.int8),
+        np.concatenate(pieces),
         starts=np.asarray(starts, np.int32),
+        sources=np.asarray(sources, np.int32),
         offsets=np.asarray(offsets, np.int32),
-        places=np.asarray(places, np.int32),
         index=np.concatenate(index).astype(np.int8),
         quads=np.asarray(quads, np.int32),
         gathered=(lines + (lines + 1) % 2) * BYTES,

@@ -42,20 +42,35 @@ def conv_of(problem: Problem) -> Conv2d:
     return problem.conv
 
 
+def _refuse_sums(problem: Problem) -> str | None:
+    """Sums that may leave int32."""
+    integers = problem.integers
+    assert integers is not None
+    weights = _oihw(problem).reshape(conv_of(problem).out_channels, -1).astype(np.int64)
+    above, below = 255 - integers.x_zero, integers.x_zero
+    rising, falling = weights.clip(0).sum(axis=1), (-weights).clip(0).sum(axis=1)
+    offset = 0 if integers.offset is None else integers.offset.astype(np.int64)
+    highest = int((rising * above + falling * below + offset).max())
+    lowest = int((offset - rising * below - falling * above).min())
+    if -(1 << 31) <= lowest and highest < 1 << 31:
+        return None
+    return f"its sums may be {lowest} to {highest}, beyond the 32 bits they are kept in"
+
+
 def refuse_nm(problem: Problem) -> str | None:
     """Dense weights of one group."""
     detection = problem.detection
     if conv_of(problem).groups == 1 and (detection is None or isinstance(detection.pattern, Dense)):
         density = 1.0 if detection is None else detection.density
         return f"the weight is dense (density {density:.2f})"
-    return None
+    return _refuse_sums(problem)
 
 
 def refuse_dense(problem: Problem) -> str | None:
     """Groups that do not fill vectors."""
     conv = conv_of(problem)
     if conv.groups == 1 or (conv.group_out % LANES == 0 and conv.group_in % QUAD == 0):
-        return None
+        return _refuse_sums(problem)
     return (
         f"{conv.group_out} output and {conv.group_in} input channels per group: whole vectors need "
         f"multiples of {LANES} and of {QUAD}"
@@ -71,7 +86,7 @@ def refuse_one_by_n(problem: Problem) -> str | None:
         return f"its blocks of {pattern.n} output channels do not fill vectors of {LANES}"
     if problem.scattered is not None:
         return "the filters of its blocks are scattered: every byte would be stored by itself"
-    return None
+    return _refuse_sums(problem)
 
 
 def decline_nm(problem: Problem) -> str | None:

@@ -1,0 +1,134 @@
+"""Networks on integers: which operators have a kernel for them, and onnxruntime's results."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime.quantization import QuantFormat, QuantType
+from torch import Tensor, nn
+from torch.nn import functional
+
+import nmcompile as nmc
+from tests.support.quantised import as_defined, images, quantised
+from tests.support.seed_modules import Array, export_onnx
+
+pytestmark = pytest.mark.isa("avx512_vnni")
+Layers = dict[str, nn.Module]
+Forward = Callable[[Any, Tensor], Tensor]
+
+UNSIGNED: dict[str, Any] = {
+    "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True,
+}  # fmt: skip
+SIGNED: dict[str, Any] = {
+    "activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8,
+    "extra_options": {"ActivationSymmetric": True},
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """Layers by name, and what is done with them."""
+
+    def __init__(self, layers: Layers, forward: Forward) -> None:
+        super().__init__()
+        self.layers, self._forward = nn.ModuleDict(layers), forward
+
+    def __getattr__(self, name: str) -> Any:
+        layers = self.__dict__["_modules"]["layers"]
+        return layers[name] if name in layers else super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self._forward(self, x)
+        return result
+
+
+def squeeze_excite(net: Net, x: Tensor) -> Tensor:
+    y = functional.hardswish(net.deep(functional.hardswish(net.wide(x))))
+    gate = net.out(functional.relu(net.into(functional.adaptive_avg_pool2d(y, 1))))
+    added: Tensor = net.narrow(y * functional.hardsigmoid(gate))
+    return x + added
+
+
+def inception(net: Net, x: Tensor) -> Tensor:
+    tall = functional.relu(net.tall(functional.relu(net.flat(x))))
+    pooled = net.pooled(functional.avg_pool2d(x, 3, 1, 1))
+    parts = [functional.relu(net.one(x)), tall, pooled, functional.max_pool2d(x, 3, 1, 1)]
+    joined: Tensor = net.last(torch.cat(parts, 1))
+    return joined
+
+
+def grouped(net: Net, x: Tensor) -> Tensor:
+    x = functional.relu6(net.large(functional.silu(net.dilated(x))))
+    logits: Tensor = net.head(torch.flatten(torch.sigmoid(net.halves(x)), 1)[:, :768])
+    return logits
+
+
+def shuffle(net: Net, x: Tensor) -> Tensor:
+    left, right = x.chunk(2, 1)
+    right = functional.relu(net.deep(functional.leaky_relu(net.one(right), 0.1)))
+    n, c, h, w = x.shape
+    mixed = torch.cat([left, right], 1).view(n, 2, c // 2, h, w).transpose(1, 2)
+    up: Tensor = functional.interpolate(net.last(mixed.reshape(n, c, h, w)), scale_factor=2)
+    return up
+
+
+NETS: dict[str, tuple[Layers, Forward, tuple[int, ...], set[str]]] = {
+    "squeeze and excite": (
+        {
+            "wide": nn.Conv2d(16, 32, 1), "deep": nn.Conv2d(32, 32, 5, 1, 2, groups=32),
+            "into": nn.Conv2d(32, 8, 1), "out": nn.Conv2d(8, 32, 1), "narrow": nn.Conv2d(32, 16, 1),
+        },
+        squeeze_excite, (1, 16, 14, 14), set(),
+    ),
+    "inception": (
+        {
+            "one": nn.Conv2d(16, 24, 1), "flat": nn.Conv2d(16, 20, (1, 7), padding=(0, 3)),
+            "tall": nn.Conv2d(20, 20, (7, 1), padding=(3, 0)), "pooled": nn.Conv2d(16, 8, 1),
+            "last": nn.Conv2d(68, 32, 3, 2),
+        },
+        inception, (2, 16, 13, 13), set(),
+    ),
+    "grouped": (
+        {
+            "dilated": nn.Conv2d(32, 64, 3, padding=(2, 1), dilation=(2, 1), groups=8),
+            "large": nn.Conv2d(64, 48, 5, 3, (1, 2)),
+            "halves": nn.Conv2d(48, 48, 3, 1, 1, groups=2), "head": nn.Linear(768, 17),
+        },
+        grouped, (1, 32, 15, 11), set(),
+    ),
+    "shuffle": (
+        {
+            "one": nn.Conv2d(16, 16, 1), "deep": nn.Conv2d(16, 16, 3, 1, 1, groups=16),
+            "last": nn.Conv2d(32, 12, 1),
+        },
+        # Halves of the channels, and the resize, move integers: they have no kernel of ours.
+        shuffle, (1, 32, 8, 8), {"strided_slice", "image.resize2d"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [UNSIGNED, SIGNED], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("name", NETS)
+def test_networks_agree_with_onnxruntime(name: str, form: dict[str, Any], tmp_path: Path) -> None:
+    layers, forward, shape, others = NETS[name]
+    torch.manual_seed(0)
+    model = export_onnx(Net(layers, forward).eval(), torch.zeros(shape))
+    model = quantised(model, shape, quant_format=QuantFormat.QDQ, **form)
+    path = tmp_path / "m.nmc"
+    result = nmc.compile(model, output=path, target="avx512_vnni")
+    conversions = {"quantize", "dequantize"}
+    assert set(result.report.other_operators or {}) <= others | conversions
+    assert all("_i8_" in layer.kernel for layer in result.report.layers)
+    session = nmc.runtime.load(path)
+    for x in images(2, seed=5, shape=shape):
+        (found,), (expected,) = session.run({"x": x}).values(), as_defined(model, {"x": x})
+        assert_few_steps(found, expected)
+
+
+def assert_few_steps(found: Array, expected: Array) -> None:
+    """Few values differ, and those by a step or two of the output's rounding."""
+    step = np.diff(np.unique(expected)).min()
+    assert float(np.abs(found - expected).max()) <= 2.01 * step
+    assert float((np.abs(found - expected) < 0.1 * step).mean()) >= 0.9
