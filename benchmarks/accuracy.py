@@ -16,6 +16,11 @@ from nmcompile.runtime.files import replace_file
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 
+NUMBERS = (
+    *("accuracy", "in int8", "latency", "in int8", "artifact", "in int8"),
+    *("same prediction", "in int8", "error"),
+)
+
 # What the papers report at equal sparsity: the first is at least as good as the second.
 ORDERINGS = (
     ("SR-STE", "ASP, one-shot"),
@@ -37,6 +42,10 @@ class Row:
     same: share of test images for which the compiled model and onnxruntime, on the folded ONNX
         model, predict what torch does.
     error: their largest difference of a logit from torch's, as a share of the range.
+    int8: share of the test images, one per seed, quantised on the training images and run by
+        onnxruntime as the operators are defined.
+    int8_ms, int8_bytes, int8_same: as those of float32, of the quantised model compiled; same is
+        the agreement with onnxruntime. None where the CPU has no VNNI.
     """
 
     method: str
@@ -47,6 +56,10 @@ class Row:
     bytes: int
     same: float
     error: float
+    int8: Sequence[float]
+    int8_ms: float | None = None
+    int8_bytes: int | None = None
+    int8_same: float | None = None
 
     @property
     def mean(self) -> float:
@@ -56,7 +69,16 @@ class Row:
     @property
     def deviation(self) -> float:
         """Standard deviation over the seeds."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+        return _deviation(self.accuracies)
+
+    @property
+    def lost(self) -> float:
+        """Mean accuracy that quantising costs; below zero where it gains."""
+        return self.mean - statistics.mean(self.int8)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -64,7 +86,7 @@ def table(rows: Sequence[Row]) -> Table:
     made = Table(title="accuracy on the test images: mean and standard deviation over the seeds")
     for name in ("pattern", "kept", "method"):
         made.add_column(name)
-    for name in ("accuracy", "latency", "artifact", "same prediction", "error"):
+    for name in NUMBERS:
         made.add_column(name, justify="right")
     for row in rows:
         made.add_row(*_cells(row))
@@ -77,10 +99,25 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.density:.1%}",
         row.method,
         f"{row.mean:.2%} ± {row.deviation:.2%}",
+        f"{statistics.mean(row.int8):.2%} ± {_deviation(row.int8):.2%}",
         f"{row.ms:.3f} ms",
+        "" if row.int8_ms is None else f"{row.int8_ms:.3f} ms",
         f"{row.bytes / 1024:.0f} KiB",
+        "" if row.int8_bytes is None else f"{row.int8_bytes / 1024:.0f} KiB",
         f"{row.same:.1%}",
+        "" if row.int8_same is None else f"{row.int8_same:.1%}",
         f"{row.error:.0e}",
+    )
+
+
+def integers(rows: Sequence[Row]) -> Iterator[str]:
+    """What quantising costs, over all methods and for the method that loses most."""
+    lost = statistics.mean(row.lost for row in rows)
+    yield f"Over all methods int8 loses {100 * lost:.2f} points of accuracy on average."
+    worst = max(rows, key=lambda row: row.lost)
+    yield (
+        f"{worst.method}, {worst.pattern} with {worst.density:.1%} kept, loses most: "
+        f"{100 * worst.lost:.2f} points."
     )
 
 
@@ -120,13 +157,19 @@ def write_result(result: Mapping[str, Any], rows: Sequence[Row], path: Path) -> 
         "seed's model compiled; at this size it is mostly the cost of calls. Same prediction: "
         "share of all test images for which torch, onnxruntime on the folded ONNX model, and the "
         "artifact agree; error: the largest difference of a logit from torch's, as a share of the "
-        "range.",
+        "range. In int8: the same models, folded and quantised by `nmc quantize` on the images to "
+        "train; accuracy as onnxruntime computes the operators by definition, same prediction of "
+        "the artifact for avx512_vnni with that.",
         "",
         f"![Accuracy over the share of weights kept]({path.with_suffix('.png').name})",
         "",
-        "| pattern | kept | method | accuracy | latency | artifact | same prediction | error |",
-        "| --- | --: | --- | --: | --: | --: | --: | --: |",
+        f"| pattern | kept | method | {' | '.join(NUMBERS)} |",
+        f"| --- | --: | --- |{' --: |' * len(NUMBERS)}",
         *("| " + " | ".join(_cells(row)) + " |" for row in rows),
+        "",
+        "## Integers",
+        "",
+        *(f"- {line}" for line in integers(rows)),
         "",
         "## The papers' orderings",
         "",

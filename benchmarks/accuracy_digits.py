@@ -2,6 +2,8 @@
 
     python -m benchmarks.accuracy_digits --seeds 5
 
+Every model is quantised to int8, too, on the images that it was trained on.
+
 Every run takes the same number of epochs, at the same rate. One-shot methods spend half of them
 before they prune. Nothing is tuned for a single method. Prints a table, and writes JSON, a page and
 a picture to benchmarks/results/.
@@ -16,10 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -32,7 +36,12 @@ from nmcompile import runtime
 from nmcompile.bench.engines import Array, open_engine
 from nmcompile.frontends.onnx_export import export_onnx
 from nmcompile.machine.describe import machine_document
+from nmcompile.precision import INT8_TARGET
+from nmcompile.quantization.calibration import Calibration
+from nmcompile.quantization.measure import first_output
+from nmcompile.runtime import cpu
 from nmcompile.sparsity import NM, parse_pattern
+from nmcompile.targets import find_target
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe
 
 TRAINED = 600  # images; the others are the test set
@@ -53,6 +62,16 @@ class Recipe:
     density: float
     make: Callable[[int], Method] | None
     one_shot: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run of one recipe gives: accuracy in float32 and int8, and perhaps the model."""
+
+    index: int
+    share: float
+    int8: float
+    model: nn.Module | None
 
 
 def recipes() -> list[Recipe]:
@@ -127,11 +146,45 @@ def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]
     return model, accuracy(model, images[TRAINED:], labels[TRAINED:])
 
 
-def job(index: int, seed: int, epochs: int) -> tuple[int, float, nn.Module | None]:
+def quantise_one(model: nn.Module) -> tuple[onnx.ModelProto, Array]:
+    """The model in int8, and its logits for the test images as the operators are defined."""
+    images, _ = digits()
+    shown, test = images[:TRAINED], images[TRAINED:]
+    quantised = nmcompile.quantize(model, shown, example_inputs=(test[:1],)).model
+    name = quantised.graph.input[0].name
+    return quantised, first_output(quantised, Calibration({name: test.numpy()}, 1), "digits")
+
+
+def job(index: int, seed: int, epochs: int) -> Trained:
     """One training run, in a process of its own; the model of the first seed comes back."""
     torch.set_num_threads(1)
     model, share = train_one(recipes()[index], seed, epochs)
-    return index, share, model if seed == 0 else None
+    _, logits = quantise_one(model)
+    _, labels = digits()
+    int8 = float((logits.argmax(1) == labels[TRAINED:].numpy()).mean())
+    return Trained(index, share, int8, model if seed == 0 else None)
+
+
+def compile_int8(model: nn.Module) -> dict[str, Any]:
+    """What a `Row` says of the quantised model, compiled; nothing where this CPU has no VNNI."""
+    if not set(find_target(INT8_TARGET).cpu_features) <= set(cpu.host()[1]):
+        return {}
+    images, _ = digits()
+    test = images[TRAINED:]
+    quantised, expected = quantise_one(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "digits.nmc"
+        nmcompile.compile(quantised, output=path, target=INT8_TARGET)
+        with runtime.load(path, threads=1) as session:
+            found = _logits(lambda image: next(iter(session.run(image).values())), test)
+            seconds = session.bench(test[:1], repeats=200)
+        bytes_ = path.stat().st_size
+    same = float((found.argmax(1) == expected.argmax(1)).mean())
+    return {
+        "int8_ms": statistics.median(seconds) * 1e3,
+        "int8_bytes": bytes_,
+        "int8_same": same,
+    }
 
 
 def compile_one(model: nn.Module) -> tuple[float, int, float, float]:
@@ -173,6 +226,7 @@ def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
     """All recipes with all seeds, then one model of each compiled."""
     made = recipes()
     accuracies: list[list[float]] = [[] for _ in made]
+    integers: list[list[float]] = [[] for _ in made]
     models: dict[int, nn.Module] = {}
     with Progress(console=console) as progress, ProcessPoolExecutor(workers) as pool:
         task = progress.add_task("training", total=len(made) * seeds)
@@ -182,17 +236,19 @@ def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
             for index in range(len(made))
         ]
         for done in as_completed(jobs):
-            index, share, model = done.result()
-            accuracies[index].append(share)
-            if model is not None:
-                models[index] = model
+            trained = done.result()
+            accuracies[trained.index].append(trained.share)
+            integers[trained.index].append(trained.int8)
+            if trained.model is not None:
+                models[trained.index] = trained.model
             progress.advance(task)
     rows = []
     with Progress(console=console) as progress:
         for index, recipe in enumerate(progress.track(made, description="compiling")):
             found = compile_one(models[index])
-            values = sorted(accuracies[index])
-            rows.append(Row(recipe.title, recipe.pattern, recipe.density, values, *found))
+            values, int8 = sorted(accuracies[index]), sorted(integers[index])
+            row = Row(recipe.title, recipe.pattern, recipe.density, values, *found, int8=int8)
+            rows.append(replace(row, **compile_int8(models[index])))
     return rows
 
 
@@ -215,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": settings,
         "rows": [asdict(row) for row in rows],
     }
-    Console(width=None if sys.stdout.isatty() else 120).print(table(rows))
+    Console(width=None if sys.stdout.isatty() else 180).print(table(rows))
     write_result(result, rows, options.output)
     picture(rows, options.output.with_suffix(".png"))
     return 0

@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy_digits, tutorial
-from benchmarks.accuracy import Row, orderings
+from benchmarks.accuracy import Row, integers, orderings
 from benchmarks.accuracy_digits import recipes
+from nmcompile.precision import INT8_TARGET
+from nmcompile.runtime import cpu
+from nmcompile.targets import find_target
 
 pytestmark = pytest.mark.isa("avx512f")
 
 
 def row(method: str, *accuracies: float) -> Row:
-    return Row(method, "1:16", 1 / 16, accuracies, 0.1, 1000, 1.0, 1e-6)
+    int8 = [share - 0.01 for share in accuracies]
+    return Row(method, "1:16", 1 / 16, accuracies, 0.1, 1000, 1.0, 1e-6, int8)
 
 
 def test_orderings_say_what_the_means_show() -> None:
@@ -29,6 +33,12 @@ def test_orderings_say_what_the_means_show() -> None:
     assert "SR-STE against ASP, one-shot" in found[0] and ": reproduced (+5.00 points" in found[0]
     assert "LBC against SR-STE" in found[1] and ": not reproduced (-5.00 points" in found[1]
     assert "level within one standard error" in found[2]
+
+
+def test_what_integers_lose_is_said_for_all_and_for_the_worst() -> None:
+    average, worst = integers([row("ASP, one-shot", 0.90, 0.92), row("LBC", 0.5)])
+    assert "int8 loses 1.00 points" in average
+    assert "loses most: 1.00 points" in worst
 
 
 def test_every_method_is_measured_at_every_sparsity() -> None:
@@ -50,6 +60,9 @@ def test_benchmark_writes_table_page_and_picture(
     rows = json.loads(output.read_text())["rows"]
     assert len(rows) == len(few)
     assert all(row["same"] == 1.0 and row["error"] < 1e-4 for row in rows)
+    assert all(len(row["int8"]) == 2 for row in rows)
+    if set(find_target(INT8_TARGET).cpu_features) <= set(cpu.host()[1]):
+        assert all(row["int8_same"] > 0.98 for row in rows)
     assert "The papers' orderings" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
