@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from nmcompile.devices import Outcome as JobOutcome
 from nmcompile.errors import DeviceError, NmcompileError
 from nmcompile.machine.describe import Machine, describe_machine
 from nmcompile.machine.load import Load
-from nmcompile.machine.roofs import TARGET as ROOFS_TARGET
+from nmcompile.machine.roofs import TARGETS as ROOF_TARGETS
 from nmcompile.machine.roofs import RoofLoop, compile_roofs
 from nmcompile.progress import Progress, silent
 from nmcompile.runtime import LayerTime, read_artifact
@@ -109,6 +108,7 @@ class _RemoteRun:
         self.failures: list[Failure] = []
         self.notes: list[str] = []
         self.calibration = ""
+        self._roof_libraries: dict[str, tuple[Path, RoofLoop]] = {}
 
     def run(self) -> Outcome:
         interrupted, late = False, False
@@ -177,8 +177,8 @@ class _RemoteRun:
         results = Path(tempfile.mkdtemp(dir=place)) / OUTPUTS
         files = {ARTIFACT: compiled.path, INPUTS: inputs}
         roofs = None
-        if compiled.target == ROOFS_TARGET:
-            library, loop = self._roof_library
+        if compiled.target in ROOF_TARGETS:
+            library, loop = self._roof_library(compiled.target)
             files[ROOFS] = library
             roofs = {"library": ROOFS, "loop": asdict(loop)}
         request = {
@@ -194,13 +194,14 @@ class _RemoteRun:
         job = Job(f"{shown}, {group.threads} threads", request, files, {OUTPUTS: results})
         yield _Work(group, setting, ready, variant, compiled, known, job)
 
-    @functools.cached_property
-    def _roof_library(self) -> tuple[Path, RoofLoop]:
+    def _roof_library(self, target: str) -> tuple[Path, RoofLoop]:
         """The loops that reach a device's roofs, compiled."""
-        module, loop = compile_roofs()
-        path = self.folder / ROOFS
-        module.export_library(str(path))
-        return path, loop
+        if target not in self._roof_libraries:
+            module, loop = compile_roofs(target)
+            path = self.folder / f"{target}-{ROOFS}"
+            module.export_library(str(path))
+            self._roof_libraries[target] = path, loop
+        return self._roof_libraries[target]
 
     def _add(self, work: _Work, outcome: JobOutcome) -> None:
         for failure in outcome.failures:
@@ -230,7 +231,10 @@ class _RemoteRun:
         """Keep the highest: others on a machine only slow it down."""
         before = self.roofs.get(device, found)
         self.roofs[device] = Roofs(
-            fma=max(before.fma, found.fma), load=max(before.load, found.load)
+            fma=max(before.fma, found.fma),
+            load=max(before.load, found.load),
+            # Only libraries for CPUs that have it measure it.
+            vnni=max((r.vnni for r in (before, found) if r.vnni is not None), default=None),
         )
 
     def _measured(self, work: _Work, case: Case, response: Mapping[str, Any]) -> Case:

@@ -70,7 +70,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
 class LayerRow(Struct, frozen=True, kw_only=True):
     """One layer in the profile of a case; rates are None where there is no multiplication.
 
-    roof: what bounds the kernel, "fma" or "load"; roof_share: of it, by the non-zero work.
+    roof: what bounds the kernel, "fma", "load" or "vnni"; roof_share: of it, by the non-zero work.
     lost_ms: time above what the non-zero work takes at the roof. All three are None on a GPU, whose
         roofs are not measured.
     """
@@ -88,10 +88,15 @@ class LayerRow(Struct, frozen=True, kw_only=True):
 
 
 class Roofs(Struct, frozen=True, kw_only=True):
-    """GFLOP/s of one core in float32: multiply-adds on registers, and with a load from L1 each."""
+    """GFLOP/s of one core.
+
+    fma, load: float32 multiply-adds on registers, and with a load from L1 each.
+    vnni: sums of products of bytes on registers; None where the CPU has no such instruction.
+    """
 
     fma: float
     load: float
+    vnni: float | None = None
 
 
 class Case(Struct, frozen=True, kw_only=True):

@@ -218,7 +218,7 @@ class _Runner:
             found = measure_roofs()
         except (NmcompileError, ImportError):
             return None
-        return Roofs(fma=found.fma, load=found.load)
+        return Roofs(fma=found.fma, load=found.load, vnni=found.vnni)
 
     def _result(self, complete: bool = True) -> Run:
         return make_run(

@@ -130,6 +130,12 @@ def test_both_precisions_stand_side_by_side(sparse_onnx: Path, output: Path) -> 
     for case in run.cases:
         assert case.accuracy is not None and case.accuracy.reference == named[case.dtype]
         assert case.accuracy.max_error < 1e-2 and case.accuracy.same_top1 == 1.0
+    assert run.roofs is not None and run.roofs.vnni is not None
+    assert run.roofs.vnni > run.roofs.fma
+    for case in run.cases[:2]:
+        rated = [row for row in case.layers if row.roof_share is not None]
+        assert rated
+        assert all((row.roof == "vnni") == (case.dtype == "int8") for row in rated)
     rows = {(row["engine"], row["dtype"]): row for row in all_rows(run)}
     assert rows["nmcompile", "int8"]["over"] == "onnxruntime-int8"
     assert rows["nmcompile", "float32"]["over"] == "onnxruntime"
