@@ -28,6 +28,7 @@ from nmcompile.inspection import (
     real_notes,
     report_choice,
     scattered_notes,
+    target_notes,
 )
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
@@ -357,6 +358,7 @@ def _build(
         (
             *scattered_notes(layers),
             *real_notes(source, lowered.real),
+            *target_notes(source, target),
             *backend.note(zip(owners, lowered.calls, strict=True)),
             *(tuning.notes if tuning is not None else ()),
         ),

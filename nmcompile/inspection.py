@@ -27,7 +27,7 @@ from nmcompile.sparsity import (
     detect,
     parse_pattern,
 )
-from nmcompile.targets import Target, find_target
+from nmcompile.targets import TARGETS, Target, find_target
 
 if TYPE_CHECKING:
     from nmcompile.passes.lowering.kernels import Found
@@ -138,7 +138,7 @@ def inspect(
     if chosen.integers:
         layers = _as_integers(source, layers, found, chosen.name)
     notes = tuple(f"{note.layer}: {note.text}" for note in result.notes) + scattered_notes(layers)
-    notes += real_notes(source, found.real)
+    notes += real_notes(source, found.real) + target_notes(source, chosen)
     return InspectionReport(source.title, layers, notes, dict(Counter(found.leftovers)))
 
 
@@ -168,6 +168,18 @@ def _as_integers(
             first_violation=row.first_violation,
         )
     return tuple(others.values())
+
+
+def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
+    """What to say where another target would run a quantised model as it is meant."""
+    count = sum(layer.integers is not None for layer in source.graph.layers())
+    if not count or target.integers:
+        return ()
+    better = ", ".join(other.name for other in TARGETS if other.integers)
+    return (
+        f"{count} layers are quantised, and computed in {target.dtype}: --target {better} runs "
+        "them on integers",
+    )
 
 
 def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[str, ...]:

@@ -73,11 +73,10 @@ def compile_roofs(target: str) -> tuple[Any, RoofLoop]:
     if row.integers:
         functions["vnni"] = integers.emit_roof_loop("vnni")
         operations["vnni"] = integers.OPERATIONS
-    llvm: dict[str, Any] = {"kind": "llvm", "mcpu": row.llvm_cpu}
-    if row.llvm_features:
-        llvm["mattr"] = row.llvm_features.split(",")
     module = tvm.compile(
-        tvm.IRModule(functions), target=tvm.target.Target(llvm), tir_pipeline=TIR_PIPELINE
+        tvm.IRModule(functions),
+        target=tvm.target.Target(row.llvm_options),
+        tir_pipeline=TIR_PIPELINE,
     )
     return module, RoofLoop(roof_loop.DATA_FLOATS, roof_loop.OUT_FLOATS, operations)
 

@@ -132,3 +132,40 @@ def assert_few_steps(found: Array, expected: Array) -> None:
     step = np.diff(np.unique(expected)).min()
     assert float(np.abs(found - expected).max()) <= 2.01 * step
     assert float((np.abs(found - expected) < 0.1 * step).mean()) >= 0.9
+
+
+def tiny(**options: Any) -> Any:
+    """A convolution and a classifier, quantised."""
+    torch.manual_seed(0)
+    layers = {"stem": nn.Conv2d(3, 16, 3), "head": nn.Linear(16, 5)}
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.head(functional.adaptive_avg_pool2d(net.stem(x), 1).flatten(1))  # type: ignore[no-any-return]
+
+    model = export_onnx(Net(layers, forward).eval(), torch.zeros(1, 3, 8, 8))
+    return quantised(model, (1, 3, 8, 8), quant_format=QuantFormat.QDQ, **UNSIGNED, **options)
+
+
+def test_layers_that_stay_float_are_named_with_what_to_change() -> None:
+    model = tiny(op_types_to_quantize=["Conv"])
+    report = nmc.inspect(model, target="avx512_vnni")
+    kernels = {layer.name: layer.kernel for layer in report.layers}
+    assert "_i8_" in kernels["layers.stem"] and "_f32_" in kernels["layers.head"]
+    (note,) = report.notes
+    assert note.startswith("layers.head: is computed in float32: its input is not rounded")
+    assert "QuantizeLinear" in note
+
+
+def test_other_targets_say_who_runs_integers() -> None:
+    (note,) = nmc.inspect(tiny()).notes
+    assert "2 layers are quantised" in note and "--target avx512_vnni" in note
+
+
+def test_float_models_compile_for_it_as_for_avx512(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()).eval(), torch.randn(1, 3, 9, 9)
+    path = tmp_path / "m.nmc"
+    result = nmc.compile(model, output=path, target="avx512_vnni", example_inputs=(x,))
+    assert result.report.layers[0].kernel.endswith("__avx512") and not result.report.notes
+    (found,) = nmc.runtime.load(path).run(x).values()
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)

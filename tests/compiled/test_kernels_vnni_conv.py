@@ -22,7 +22,8 @@ from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
 from tests.support.examples import examples
-from tests.support.integer_runner import exact_sums, finished, guarded, run_integers, shapes_of
+from tests.support.fence import guarded
+from tests.support.integer_runner import exact_sums, finished, run_integers, shapes_of
 from tests.support.kernel_runner import activation
 
 pytestmark = [pytest.mark.isa("avx512_vnni"), pytest.mark.isa("avx512vbmi")]
@@ -114,7 +115,7 @@ def assert_sums(kernel: Kernel, problem: Problem, x: Any, config: Any = None) ->
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(12)
+@examples(8)
 @given(conv=convolutions(), seed=st.integers(0, 1 << 16), data=st.data())
 def test_sums_are_exact(kernel: Kernel, conv: Conv2d, seed: int, data: st.DataObject) -> None:
     pattern, density = data.draw(st.sampled_from(PATTERNS[method_of(kernel)]))
@@ -150,7 +151,7 @@ def test_sparse_groups_share_no_channels() -> None:
 
 
 @pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
-@examples(8)
+@examples(5)
 @given(
     rows=st.sampled_from([(1,), (2, 3), (17,), (50,)]),
     features=st.sampled_from([1, 3, 30, 64, 100, 256, 700]),
@@ -207,7 +208,7 @@ def epilogues(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(12)
+@examples(6)
 @given(
     epilogue=epilogues(), outputs=st.sampled_from([16, 32, 40, 72]), seed=st.integers(0, 1 << 16)
 )

@@ -48,13 +48,13 @@ def digits() -> Digits:
     pruned = model[3]
     assert isinstance(pruned, nn.Conv2d)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for epoch in range(12):
-        for at in range(0, TRAINED, 100):
+    for epoch in range(9):
+        for at in range(0, TRAINED, 150):
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(images[at : at + 100]), labels[at : at + 100])
+            loss = functional.cross_entropy(model(images[at : at + 150]), labels[at : at + 150])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            if epoch >= 6:
+            if epoch >= 5:
                 weight = project(pruned.weight.detach().numpy(), parse_pattern("2:4"))
                 with torch.no_grad():
                     pruned.weight.copy_(torch.from_numpy(weight))

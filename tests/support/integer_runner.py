@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,10 +17,10 @@ from nmcompile.kernels.problem import Lowered, Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.runtime.native import native_runtime
 from nmcompile.targets import find_target
+from tests.support.fence import Fenced
 from tests.support.kernel_runner import ACTIVATIONS
 
 Array = npt.NDArray[Any]
-PROT_NONE = 0
 UNWRITTEN = {"uint8": 0xA5, "float32": np.nan}  # what an output is filled with beforehand
 
 
@@ -42,8 +38,7 @@ def shapes_of(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def compile_integers(lowered: Lowered, target: str = "avx512_vnni") -> Any:
     """The function of one lowering, for this machine."""
-    row = find_target(target)
-    options = {"kind": "llvm", "mcpu": row.llvm_cpu, "mattr": row.llvm_features.split(",")}
+    options = find_target(target).llvm_options
     function = lowered.emit_func().with_attr("global_symbol", "kernel")
     module = tvm.IRModule({"kernel": function})
     library = tvm.compile(module, target=tvm.target.Target(options), tir_pipeline=TIR_PIPELINE)
@@ -71,32 +66,6 @@ def run_integers(
     return result
 
 
-class Fenced(np.ndarray[Any, Any]):
-    """An array around which nothing can be read."""
-
-
-@contextlib.contextmanager
-def guarded(array: Array) -> Iterator[Fenced]:
-    """A copy that ends where a page does, behind which there is one that cannot be read.
-
-    It begins on a cache line, so its size has to be a multiple of one.
-    """
-    pages = -(-array.nbytes // mmap.PAGESIZE)
-    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
-    whole = np.frombuffer(memory, np.uint8)
-    end = pages * mmap.PAGESIZE
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    fence = ctypes.c_void_p(whole.ctypes.data + end)
-    if protect(fence, ctypes.c_size_t(mmap.PAGESIZE), PROT_NONE):
-        raise OSError(ctypes.get_errno(), "mprotect")
-    copy = whole[end - array.nbytes : end].view(array.dtype).reshape(array.shape).view(Fenced)
-    copy[...] = array
-    try:
-        yield copy
-    finally:
-        protect(fence, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE)
-
-
 def exact_sums(problem: Problem, x: Array) -> npt.NDArray[np.int64]:
     """What is summed, in torch's float64, where such sums are exact: (..., out)."""
     integers, spec = problem.integers, problem.spec
@@ -118,7 +87,7 @@ def exact_sums(problem: Problem, x: Array) -> npt.NDArray[np.int64]:
 
 def finished(integers: Integers, sums: npt.NDArray[np.int64], residual: Array | None) -> Array:
     """What `nmcompile.kernels.integers` says becomes of the sums, in its order, in float32."""
-    v = sums.astype(np.float32) * integers.scale
+    v: Array = sums.astype(np.float32) * integers.scale
     if integers.middle is not None:
         middle = integers.middle
         v = np.clip(np.rint(v), middle.low, middle.high) * np.float32(middle.factor)
@@ -131,5 +100,6 @@ def finished(integers: Integers, sums: npt.NDArray[np.int64], residual: Array | 
         v = ACTIVATIONS[integers.activation.kind](real).numpy().astype(np.float32)
         v = v * np.float32(integers.factor)
     if integers.out == "float32":
-        return np.asarray(v)
-    return np.asarray(np.clip(np.rint(v) + integers.zero, integers.low, integers.high), np.uint8)
+        return v
+    y: Array = np.clip(np.rint(v) + integers.zero, integers.low, integers.high)
+    return y.astype(np.uint8)

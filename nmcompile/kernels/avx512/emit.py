@@ -37,12 +37,16 @@ def first_lanes(active: int) -> Expr:
 def masked_load(
     buffer: Buffer, index: Expr, mask: Expr, width: int = LANES, fill: float = 0.0
 ) -> Expr:
-    """The floats at a vector of `width` indices; lanes outside the mask are `fill`, never read.
+    """The elements at a vector of `width` indices; lanes outside the mask are `fill`, never read.
 
-    TVM leaves masked lanes undefined; LLVM turns the selection into the load's own zeroing.
+    TVM leaves masked lanes undefined; LLVM turns the selection into the load's own zeroing. Written
+    inside of the selection, the load would lose its mask: TVM takes the condition for true there.
     """
-    value = tirx.op.masked_load(f"float32x{width}", buffer, index, mask)
-    return T.Select(mask, value, splat(fill, width))
+    dtype = str(buffer.dtype)
+    value = T.bind(tirx.op.masked_load(f"{dtype}x{width}", buffer, index, mask))
+    if dtype == "float32":
+        return T.Select(mask, value, splat(fill, width))
+    return T.Select(mask, value, T.broadcast(T.Cast(dtype, T.int32(int(fill))), width))
 
 
 def load(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, splat
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, masked_load, splat
 
 BYTES = 64  # of one 512-bit register
 QUAD = 4  # bytes that one lane of a product adds up
@@ -22,10 +22,7 @@ def load_bytes(buffer: Buffer, start: Expr, active: int = BYTES, width: int = BY
     if active >= width:
         return T.reinterpret(f"int8x{width}", buffer[index])
     mask = T.ramp(0, 1, width) < splat(T.int32(active), width)
-    kind = f"{buffer.dtype}x{width}"
-    value = tirx.op.masked_load(kind, buffer, index, mask)
-    zero = T.broadcast(T.Cast(str(buffer.dtype), T.int32(0)), width)
-    return T.reinterpret(f"int8x{width}", T.Select(mask, value, zero))
+    return T.reinterpret(f"int8x{width}", masked_load(buffer, index, mask, width))
 
 
 def store_bytes(buffer: Buffer, start: Expr, value: Expr, active: int) -> None:
@@ -63,9 +60,7 @@ def widen_bytes(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
     if active >= LANES:
         return T.Cast("int32x16", buffer[index])
     mask = T.ramp(0, 1, LANES) < splat(T.int32(active))
-    value = tirx.op.masked_load("uint8x16", buffer, index, mask)
-    zero = T.broadcast(T.Cast("uint8", T.int32(0)), LANES)
-    return T.Cast("int32x16", T.Select(mask, value, zero))
+    return T.Cast("int32x16", masked_load(buffer, index, mask))
 
 
 def unpack(a: Expr, b: Expr, *, high: bool, size: int) -> Expr:

@@ -85,8 +85,12 @@ class IntegerMatcher(Matcher):
         ]
 
     def reason(self, group: Group) -> str:
-        """Why a convolution or matrix product is computed on real numbers; "" for all others."""
-        if isinstance(group, IntegerGroup) or group.weight is None:
+        """Why a convolution or matrix product is computed on real numbers; "" for all others.
+
+        A model without any quantised value is meant to be.
+        """
+        quantised = any(isinstance(other, IntegerGroup) for other in self.groups)
+        if not quantised or isinstance(group, IntegerGroup) or group.weight is None:
             return ""
         reasons = (self._stays_float.get(member, "") for member in group.members)
         return next(filter(None, reasons), "")

@@ -19,7 +19,8 @@ from nmcompile.kernels.avx512_vnni.lanes.packing import (
     kept_channels,
     pack_lanes,
     positions_of,
-    quads_per_block,
+    quads_of,
+    quads_per_group,
     segments_of,
 )
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
@@ -42,6 +43,7 @@ def conv_of(problem: Problem) -> Conv2d:
     return problem.conv
 
 
+@functools.lru_cache(maxsize=4)
 def _refuse_sums(problem: Problem) -> str | None:
     """Sums that may leave int32."""
     integers = problem.integers
@@ -109,10 +111,10 @@ def nm_configs(problem: Problem) -> Sequence[Candidate]:
     """A list per output channel."""
     conv = conv_of(problem)
     reading = Reading.of(conv, quads=False)
-    segments = segments_of(_oihw(problem), reading)
+    each = quads_of(segments_of(_oihw(problem), reading))
     works = []
     for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
-        needed = quads_per_block(segments, vectors)
+        needed = quads_per_group(each, vectors)
         quads = needed.sum(axis=(1, 2)).astype(float)
         works.append(Work(vectors, quads, np.count_nonzero(needed, axis=(1, 2)).astype(float)))
     return ranked(reading, "picked", works)
@@ -127,8 +129,10 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
     assert isinstance(pattern, OneByN)
     kept = kept_channels(positions_of(_oihw(problem), conv), pattern.n)
     quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
-    edges = range(0, conv.in_channels, BYTES)
-    gathers = np.count_nonzero(np.add.reduceat(kept, edges, axis=1), axis=1).astype(float)
+    pieces = -(-np.count_nonzero(kept, axis=1) // BYTES)
+    blocks = np.add.reduceat(kept, range(0, conv.in_channels, BYTES), axis=1)
+    # Where one piece ends and the next begins, a block is read for both.
+    sources = np.count_nonzero(blocks, axis=1) + np.maximum(pieces - 1, 0)
     works = []
     per_list = pattern.n // LANES
     for vectors in vectors_of(pattern.n, DENSE_VECTORS):
@@ -136,7 +140,8 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
             groups = OutputGroups.of(conv.out_channels, vectors).count
             each = np.repeat(quads, per_list // vectors)[:groups].astype(float)
             starts = np.full(groups, float(conv.taps))
-            works.append(Work(vectors, each, starts, gathers, pattern.n))
+            gathers = sources.astype(float), pieces.astype(float)
+            works.append(Work(vectors, each, starts, *gathers, pattern.n))
     return ranked(Reading.of(conv, quads=False), "gathered", works)
 
 
