@@ -24,12 +24,12 @@ from benchmarks.models import MODELS
 from benchmarks.problems import is_prunable, make_problem, title_of
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
-from nmcompile.kernels.avx512_vnni import roof_loop
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
+from nmcompile.machine.roofs import measure_roofs
 from nmcompile.runtime import cpu
 from nmcompile.sparsity import Dense, detect, parse_pattern
 from nmcompile.targets import find_target
@@ -54,14 +54,6 @@ def best_seconds(call: Callable[[], object]) -> float:
         call()
         times.append(time.thread_time() - start)
     return min(times)
-
-
-def measure_roof() -> float:
-    """GOP/s of one core."""
-    function = compiled(roof_loop.emit_vnni_roof_loop("kernel"))
-    data = tvm.runtime.tensor(np.ones(roof_loop.DATA_BYTES, np.int8))
-    out = tvm.runtime.tensor(np.zeros(roof_loop.OUT_LANES, np.int32))
-    return roof_loop.OPS / best_seconds(lambda: function(data, out)) * 1e-9
 
 
 def problem_of(conv: Conv2d, spec: str) -> Problem | None:
@@ -135,7 +127,8 @@ def main() -> int:
     numbers = options.layers.split(",") if options.layers else range(1, len(convs) + 1)
     if not all(1 <= int(number) <= len(convs) for number in numbers):
         parser.error(f"--layers: expected numbers from 1 to {len(convs)}, found {options.layers}")
-    roof = measure_roof()
+    roof = measure_roofs().vnni
+    assert roof is not None, "the CPU has it"
     table = Table(title=f"one core: vpdpbusd {roof:.0f} GOP/s")
     for name in ("shape", "pattern", "kernel"):
         table.add_column(name)

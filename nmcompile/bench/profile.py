@@ -11,12 +11,11 @@ from nmcompile.bench.results import LayerRow, Roofs
 if TYPE_CHECKING:
     from nmcompile.runtime import LayerTime
 
-MEASURED = ("fma", "load")  # the roofs that a run knows
 
-
-def roof_of(roofs: Roofs, kind: str, threads: int) -> float:
-    """GFLOP/s of a roof on `threads` cores, taken to be equally fast."""
-    return (roofs.load if kind == "load" else roofs.fma) * threads
+def roof_of(roofs: Roofs, kind: str, threads: int) -> float | None:
+    """GFLOP/s of a roof on `threads` cores, taken to be equally fast; None if it is not known."""
+    known = {"fma": roofs.fma, "load": roofs.load, "vnni": roofs.vnni}[kind]
+    return None if known is None else known * threads
 
 
 def layer_rows(
@@ -48,9 +47,7 @@ def layer_rows(
         kernel = find_row(call.symbol)
         rated = bool(flops and call.ms)
         kind = kernel.roof if kernel is not None and rated else None
-        roof = None
-        if roofs is not None and kind is not None and kind in MEASURED:
-            roof = roof_of(roofs, kind, threads)
+        roof = roof_of(roofs, kind, threads) if kind is not None and roofs is not None else None
         rows.append(
             LayerRow(
                 layer=call.layer,
