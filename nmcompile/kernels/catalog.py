@@ -137,7 +137,7 @@ def _channel_rows() -> Iterator[Kernel]:
     for name, op, refuse, lower in rows:
         yield Kernel(
             f"{name}__avx512_vnni", op, "avx512_vnni", "int8", False,
-            refuse, accept, one_config, lower, None,
+            refuse, accept, one_config, lower, "vnni" if op == "conv2d" else None,
         )  # fmt: skip
 
 
