@@ -64,10 +64,7 @@ class CpuBackend:
 
     def build(self, module: Module) -> bytes:
         """See `build_library`."""
-        options: dict[str, Any] = {"kind": "llvm", "mcpu": self.target.llvm_cpu}
-        if self.target.llvm_features:
-            options["mattr"] = self.target.llvm_features.split(",")
-        return build_library(module, tvm.target.Target(options))
+        return build_library(module, tvm.target.Target(self.target.llvm_options))
 
     def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
         """Nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 from nmcompile.errors import DeviceError, TargetError
 
@@ -34,6 +35,12 @@ class Target:
     def machine(self) -> str:
         """What the artifact's code is for: the architecture of the GPU, or the CPU."""
         return self.arch or self.llvm_cpu + self.llvm_features
+
+    @property
+    def llvm_options(self) -> dict[str, Any]:
+        """What TVM calls the target of a CPU."""
+        features = {"mattr": self.llvm_features.split(",")} if self.llvm_features else {}
+        return {"kind": "llvm", "mcpu": self.llvm_cpu, **features}
 
 
 TARGETS: tuple[Target, ...] = (

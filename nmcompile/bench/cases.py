@@ -28,7 +28,7 @@ def new_case(
         pattern=setting.pattern.text,
         density=variant.density if variant is not None else 1.0,
         target=compiled.target if compiled is not None else setting.target,
-        dtype=setting.engine.dtype,
+        dtype=compiled.dtype if compiled is not None else setting.dtype,
         threads=group.threads,
         batch=batch,
         device=LOCAL,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nmcompile.bench.engines.table import OURS, EngineRow
+from nmcompile.bench.engines.table import INT8, OURS, EngineRow
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import Dense, OneByN, Pattern, Unstructured, parse_pattern
+from nmcompile.targets import find_target
 
 AS_IS = "as-is"
 
@@ -67,6 +68,14 @@ class Setting:
     pattern: PatternSpec
     engine: EngineRow
     target: str = ""
+
+    @property
+    def dtype(self) -> str:
+        """That it computes in."""
+        if not self.target:
+            return self.engine.dtype
+        target = find_target(self.target)
+        return INT8 if target.integers else target.dtype
 
 
 @dataclass(frozen=True)

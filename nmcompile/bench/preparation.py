@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from nmcompile.bench.accuracy import judge, outputs_of, rows_of
-from nmcompile.bench.engines import Engine, find_engine, is_installed, open_engine
+from nmcompile.bench.engines import (
+    AS_DEFINED,
+    Engine,
+    EngineRow,
+    find_engine,
+    is_installed,
+    open_row,
+)
 from nmcompile.bench.matrix import PatternSpec, Setting
 from nmcompile.bench.results import Accuracy
 from nmcompile.bench.samples import (
@@ -28,10 +35,17 @@ from nmcompile.frontends import SourceModel
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 REFERENCES = ("onnxruntime", "torch")  # the first that takes the model
+RANDOM = "random inputs"
+CALIBRATED = 32
+"""Images that a model is quantised on, at most: its time does not depend on them."""
 
 
 class Preparation:
-    """Makes everything once, when it is first asked for, and fails every time in the same way."""
+    """Makes everything once, when it is first asked for, and fails every time in the same way.
+
+    Attributes:
+        calibration: what models were quantised on; "" while none was.
+    """
 
     def __init__(
         self, source: Source, batch: int | None, folder: Path, data: Path | None, limit: int
@@ -40,6 +54,7 @@ class Preparation:
         self._source, self._batch, self._folder = source, batch, folder
         self._data, self._limit = data, limit
         self._made: dict[Any, Any] = {}
+        self.calibration = ""
 
     def variant(self, spec: PatternSpec) -> Variant:
         """The model with weights of a pattern."""
@@ -56,15 +71,14 @@ class Preparation:
         made: Accuracy | None = self._once(key, lambda: self._accuracy(setting, engine))
         return made
 
-    def agreement(self, spec: PatternSpec, outputs: Sequence[Array]) -> Accuracy | None:
+    def agreement(self, setting: Setting, outputs: Sequence[Array]) -> Accuracy | None:
         """As `accuracy`, for outputs that were made of `inputs` elsewhere.
 
         Raises:
             NmcompileError: they are of another model.
         """
         samples = Samples([self.inputs], self._any.batch)
-        key = ("expected of inputs", spec.text)
-        found = self._once(key, lambda: self._expected(spec, samples))
+        found = self._expected_by("expected of inputs", setting, samples)
         if found is None:
             return None
         return judge(*found, rows_of(outputs, samples), None)
@@ -84,15 +98,19 @@ class Preparation:
         if isinstance(self._source, ArtifactSource):
             return ArtifactVariant(self._source)
         folded: SourceModel = self._once(("folded",), lambda: self._source.open(self._batch))
-        return FoldedVariant(folded, spec, self._folder)
+        return FoldedVariant(folded, spec, self._folder, self._calibrate, self._source.file)
+
+    def _calibrate(self) -> list[dict[str, Array]]:
+        """What models are quantised on: images of the data, else random inputs."""
+        self.calibration = RANDOM if self._data is None else f"images of {self._data.name}"
+        return self._samples.batches[: -(-CALIBRATED // self._any.batch)]
 
     def _accuracy(self, setting: Setting, engine: Engine) -> Accuracy | None:
-        spec = setting.pattern
-        found = self._once(("expected", spec.text), lambda: self._expected(spec, self._samples))
+        samples = self._samples
+        found = self._expected_by("expected", setting, samples)
         if found is None:
             return None
         reference, expected = found
-        samples = self._samples
         outputs = outputs_of(setting.engine.name, engine, samples)
         return judge(reference, expected, outputs, samples.labels)
 
@@ -103,23 +121,33 @@ class Preparation:
             return read_samples(self._data, specs, self._limit)
         return random_samples(specs, self._any.batch)
 
-    def _expected(self, spec: PatternSpec, samples: Samples) -> tuple[str, list[Array]] | None:
-        variant = self.variant(spec)
-        for name in REFERENCES:
-            row = find_engine(name)
+    def _expected_by(
+        self, what: str, setting: Setting, samples: Samples
+    ) -> tuple[str, list[Array]] | None:
+        """What the reference returns for the same weights, in float32 or quantised as here."""
+        spec = setting.pattern
+        integers = self.variant(spec).runs_integers(setting.engine, setting.target)
+        rows = [AS_DEFINED] if integers else [find_engine(name) for name in REFERENCES]
+        key = (what, spec.text, integers)
+        return self._once(key, lambda: self._expected(self.variant(spec), rows, samples))
+
+    def _expected(
+        self, variant: Variant, rows: Sequence[EngineRow], samples: Samples
+    ) -> tuple[str, list[Array]] | None:
+        for row in rows:
             if not is_installed(row):
                 continue
             try:
-                engine = open_engine(name, variant.form_of(row, ""), variant.shapes, 1)
+                engine = open_row(row, variant.form_of(row, ""), variant.shapes, 1)
             except NmcompileError:
                 continue  # measured or not, another one may take it
             try:
-                expected = outputs_of(name, engine, samples)
+                expected = outputs_of(row.name, engine, samples)
             finally:
                 engine.close()
             if self._data is not None:
                 check_labels(self._data, samples, expected[0].shape[1])
-            return name, expected
+            return row.name, expected
         return None
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:

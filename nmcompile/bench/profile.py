@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from nmcompile.runtime import LayerTime
 
 
-def roof_of(roofs: Roofs, kind: str, threads: int) -> float:
-    """GFLOP/s of a roof on `threads` cores, taken to be equally fast."""
-    return (roofs.load if kind == "load" else roofs.fma) * threads
+def roof_of(roofs: Roofs, kind: str, threads: int) -> float | None:
+    """GFLOP/s of a roof on `threads` cores, taken to be equally fast; None if it is not known."""
+    known = {"fma": roofs.fma, "load": roofs.load, "vnni": roofs.vnni}[kind]
+    return None if known is None else known * threads
 
 
 def layer_rows(

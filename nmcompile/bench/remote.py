@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from nmcompile.bench.preparation import Preparation
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.ratios import median_interval
 from nmcompile.bench.results import Case, Model, Roofs, Run
-from nmcompile.bench.run import Failure, Outcome, Plan, make_run
+from nmcompile.bench.run import Failure, Outcome, Plan, calibration_note, make_run
 from nmcompile.bench.sources import Source
 from nmcompile.bench.variants import Compiled, Variant
 from nmcompile.devices import Fleet, Job
@@ -33,7 +32,7 @@ from nmcompile.devices import Outcome as JobOutcome
 from nmcompile.errors import DeviceError, NmcompileError
 from nmcompile.machine.describe import Machine, describe_machine
 from nmcompile.machine.load import Load
-from nmcompile.machine.roofs import TARGET as ROOFS_TARGET
+from nmcompile.machine.roofs import TARGETS as ROOF_TARGETS
 from nmcompile.machine.roofs import RoofLoop, compile_roofs
 from nmcompile.progress import Progress, silent
 from nmcompile.runtime import LayerTime, read_artifact
@@ -108,6 +107,8 @@ class _RemoteRun:
         self.roofs: dict[str, Roofs] = {}
         self.failures: list[Failure] = []
         self.notes: list[str] = []
+        self.calibration = ""
+        self._roof_libraries: dict[str, tuple[Path, RoofLoop]] = {}
 
     def run(self) -> Outcome:
         interrupted, late = False, False
@@ -119,6 +120,8 @@ class _RemoteRun:
             except KeyboardInterrupt:
                 interrupted = True
         run = self._result(complete=not interrupted and not late)
+        if self.calibration:
+            self.notes.append(calibration_note(self.calibration))
         return Outcome(run, tuple(self.failures), interrupted, tuple(self.notes))
 
     def _measure(self, work: Mapping[Job, _Work]) -> bool:
@@ -161,6 +164,7 @@ class _RemoteRun:
         try:
             variant = ready.variant(setting.pattern)
             compiled = variant.compiled(setting.target, report)
+            self.calibration = ready.calibration or self.calibration
             known = read_artifact(compiled.path).manifest.layers
             if all(model.name != source.name for model in self.models):
                 self.models.append(source.describe(variant.macs // max(variant.batch, 1)))
@@ -173,8 +177,8 @@ class _RemoteRun:
         results = Path(tempfile.mkdtemp(dir=place)) / OUTPUTS
         files = {ARTIFACT: compiled.path, INPUTS: inputs}
         roofs = None
-        if compiled.target == ROOFS_TARGET:
-            library, loop = self._roof_library
+        if compiled.target in ROOF_TARGETS:
+            library, loop = self._roof_library(compiled.target)
             files[ROOFS] = library
             roofs = {"library": ROOFS, "loop": asdict(loop)}
         request = {
@@ -190,13 +194,14 @@ class _RemoteRun:
         job = Job(f"{shown}, {group.threads} threads", request, files, {OUTPUTS: results})
         yield _Work(group, setting, ready, variant, compiled, known, job)
 
-    @functools.cached_property
-    def _roof_library(self) -> tuple[Path, RoofLoop]:
+    def _roof_library(self, target: str) -> tuple[Path, RoofLoop]:
         """The loops that reach a device's roofs, compiled."""
-        module, loop = compile_roofs()
-        path = self.folder / ROOFS
-        module.export_library(str(path))
-        return path, loop
+        if target not in self._roof_libraries:
+            module, loop = compile_roofs(target)
+            path = self.folder / f"{target}-{ROOFS}"
+            module.export_library(str(path))
+            self._roof_libraries[target] = path, loop
+        return self._roof_libraries[target]
 
     def _add(self, work: _Work, outcome: JobOutcome) -> None:
         for failure in outcome.failures:
@@ -226,7 +231,10 @@ class _RemoteRun:
         """Keep the highest: others on a machine only slow it down."""
         before = self.roofs.get(device, found)
         self.roofs[device] = Roofs(
-            fma=max(before.fma, found.fma), load=max(before.load, found.load)
+            fma=max(before.fma, found.fma),
+            load=max(before.load, found.load),
+            # Only libraries for CPUs that have it measure it.
+            vnni=max((r.vnni for r in (before, found) if r.vnni is not None), default=None),
         )
 
     def _measured(self, work: _Work, case: Case, response: Mapping[str, Any]) -> Case:
@@ -245,7 +253,7 @@ class _RemoteRun:
             samples_ms=samples,
             noise=noise,
             noise_reason=reason,
-            accuracy=work.ready.agreement(work.setting.pattern, outputs),
+            accuracy=work.ready.agreement(work.setting, outputs),
             artifact=facts,
         )
 
@@ -260,4 +268,5 @@ class _RemoteRun:
             cases=[done.rated(self.roofs.get(done.case.device)) for done in self.answered],
             devices=self.devices,
             device_roofs=self.roofs,
+            calibration=self.calibration,
         )

@@ -16,7 +16,8 @@ from nmcompile.machine.describe import Machine, Struct
 from nmcompile.runtime.files import replace_file
 
 FORMAT: Final = "nmcompile-bench"
-VERSION: Final = 1
+VERSION: Final = 2
+READ: Final = (1, 2)  # a file of version 1 is one of version 2 without what may be missing
 LOCAL: Final = "local"  # the device of cases that ran where the file was written
 
 
@@ -69,7 +70,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
 class LayerRow(Struct, frozen=True, kw_only=True):
     """One layer in the profile of a case; rates are None where there is no multiplication.
 
-    roof: what bounds the kernel, "fma" or "load"; roof_share: of it, by the non-zero work.
+    roof: what bounds the kernel, "fma", "load" or "vnni"; roof_share: of it, by the non-zero work.
     lost_ms: time above what the non-zero work takes at the roof. All three are None on a GPU, whose
         roofs are not measured.
     """
@@ -87,10 +88,15 @@ class LayerRow(Struct, frozen=True, kw_only=True):
 
 
 class Roofs(Struct, frozen=True, kw_only=True):
-    """GFLOP/s of one core in float32: multiply-adds on registers, and with a load from L1 each."""
+    """GFLOP/s of one core.
+
+    fma, load: float32 multiply-adds on registers, and with a load from L1 each.
+    vnni: sums of products of bytes on registers; None where the CPU has no such instruction.
+    """
 
     fma: float
     load: float
+    vnni: float | None = None
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -148,6 +154,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     rounds, warmup: timed and untimed turns that were asked for.
     pinned: the cores that the engines were kept to, empty where they were not.
     budget_s, memory_bytes: limits, None where there were none.
+    calibration: what models were quantised on ("random inputs", "images of val"), "" where none
+        was, or where they came quantised.
     """
 
     rounds: int
@@ -155,6 +163,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     pinned: list[int]
     budget_s: float | None
     memory_bytes: int | None
+    calibration: str = ""
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -168,7 +177,7 @@ class Run(Struct, frozen=True, kw_only=True):
     """
 
     format: Literal["nmcompile-bench"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = VERSION
     label: str
     started: str
     seconds: float
@@ -216,7 +225,7 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{path} is no result of nmc bench: expected format {FORMAT!r}, found {found!r}"
         )
-    if head.get("version") != VERSION:
+    if head.get("version") not in READ:
         raise InputError(
             f"{path} has version {head.get('version')!r}, this nmcompile reads version {VERSION}; "
             "measure again, or read it with the nmcompile that wrote it"

@@ -15,7 +15,7 @@ from nmcompile.bench.cores import Cores
 from nmcompile.bench.engines import OURS
 from nmcompile.bench.group import GroupRun, Limits
 from nmcompile.bench.matrix import Group
-from nmcompile.bench.preparation import Preparation
+from nmcompile.bench.preparation import RANDOM, Preparation
 from nmcompile.bench.remaining import TimeLeft
 from nmcompile.bench.results import Case, Model, Roofs, Run, Settings
 from nmcompile.bench.sources import Source
@@ -110,6 +110,7 @@ class _Runner:
         self.cases: list[Case] = []
         self.failures: list[Failure] = []
         self.interrupted = self.late = False
+        self.calibration = ""
         prepared = {(group.model, group.batch) for group in plan.groups}
         self.rounds = plan.warmup + plan.rounds  # of a group that is not noisy
         self.left = TimeLeft({"prepare": len(prepared), "round": len(plan.groups) * self.rounds})
@@ -124,7 +125,8 @@ class _Runner:
             for source in self.plan.sources:
                 self._measure_source(source)
             self.interrupted = False
-        return Outcome(self._result(), tuple(self.failures), self.interrupted)
+        notes = [calibration_note(self.calibration)] if self.calibration else []
+        return Outcome(self._result(), tuple(self.failures), self.interrupted, tuple(notes))
 
     def _measure_source(self, source: Source) -> None:
         groups = [group for group in self.plan.groups if group.model == source.name]
@@ -154,6 +156,7 @@ class _Runner:
                 self._describe(source, variant.macs // max(variant.batch, 1))
                 variant.form_of(setting.engine, setting.target, report)
         self.left.add("prepare", 1, self.now() - begin)
+        self.calibration = ready.calibration or self.calibration
 
     def _describe(self, source: Source, macs: int) -> None:
         if all(model.name != source.name for model in self.models):
@@ -215,7 +218,7 @@ class _Runner:
             found = measure_roofs()
         except (NmcompileError, ImportError):
             return None
-        return Roofs(fma=found.fma, load=found.load)
+        return Roofs(fma=found.fma, load=found.load, vnni=found.vnni)
 
     def _result(self, complete: bool = True) -> Run:
         return make_run(
@@ -226,6 +229,7 @@ class _Runner:
             machine=self.machine,
             pinned=self.pinned,
             roofs=self.__dict__.get("_roofs"),
+            calibration=self.calibration,
             models=self.models,
             cases=self.cases,
         )
@@ -244,11 +248,12 @@ def make_run(
     roofs: Roofs | None = None,
     devices: Mapping[str, Machine] | None = None,
     device_roofs: Mapping[str, Roofs] | None = None,
+    calibration: str = "",
 ) -> Run:
     """The file of a run; arguments as its fields."""
     settings = Settings(
         rounds=plan.rounds, warmup=plan.warmup, pinned=list(pinned),
-        budget_s=plan.budget_s, memory_bytes=plan.memory_bytes,
+        budget_s=plan.budget_s, memory_bytes=plan.memory_bytes, calibration=calibration,
     )  # fmt: skip
     others = {case.engine: case.engine_version for case in cases if case.engine_version}
     return Run(
@@ -265,6 +270,14 @@ def make_run(
         models=list(models),
         cases=list(cases),
     )
+
+
+def calibration_note(calibration: str) -> str:
+    """What has to be said of models that were quantised here."""
+    note = f"int8 models were quantised by nmcompile on {calibration}"
+    if calibration == RANDOM:
+        note += ": their latency does not depend on the values, what a trained model loses does"
+    return note
 
 
 class _RoundClock:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmcompile.bench.quantised import read_graph
 from nmcompile.bench.results import Model
 from nmcompile.errors import ModelError, ShapeError
 
@@ -25,6 +26,11 @@ class Source(ABC):
 
     name: str
     text: str
+
+    @property
+    def file(self) -> Path | None:
+        """The ONNX file that it is; None where it is none."""
+        return None
 
     @abstractmethod
     def digest(self) -> str:
@@ -54,6 +60,11 @@ class OnnxSource(Source):
     text: str
     path: Path
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """The file itself."""
+        return self.path
 
     def digest(self) -> str:
         """Sha256 of the file."""
@@ -96,16 +107,7 @@ class OnnxSource(Source):
     @cached_property
     def _declared(self) -> dict[str, list[int | None]]:
         """Dimensions by input, None where open; none at all where the rank is unknown."""
-        import onnx
-
-        try:
-            proto = onnx.load(self.path, load_external_data=False)
-        except Exception as error:
-            why = getattr(error, "strerror", None) or type(error).__name__
-            raise ModelError(
-                f"model file {self.path} cannot be read as ONNX: {why}; check the path, or export "
-                "it again"
-            ) from error
+        proto = read_graph(self.path)
         constants = {tensor.name for tensor in proto.graph.initializer}
         return {
             value.name: [

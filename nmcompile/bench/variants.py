@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nmcompile.bench.engines.table import EngineRow
+from nmcompile.bench.engines.table import INT8, EngineRow
 from nmcompile.bench.matrix import PatternSpec
+from nmcompile.bench.quantised import Calibrate, is_quantised, quantise_file, read_graph
 from nmcompile.bench.results import Artifact
+from nmcompile.bench.samples import random_samples
 from nmcompile.bench.sources import ArtifactSource, file_digest
-from nmcompile.errors import DeclinedError, InputError
+from nmcompile.errors import DeclinedError, InputError, NmcompileError
 from nmcompile.frontends.onnx_export import arguments, onnx_bytes
 from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.graphs.interface import Graph
 from nmcompile.progress import Progress, silent
 from nmcompile.sparsity import Dense, Pruning, detect
+from nmcompile.targets import find_target
 
 if TYPE_CHECKING:
     from nmcompile.frontends import SourceModel
@@ -33,11 +36,12 @@ InputSpec = tuple[str, tuple[int, ...], str]
 
 @dataclass(frozen=True)
 class Compiled:
-    """An artifact on disk, and what results say about it."""
+    """An artifact on disk, and what results say about it; dtype: that it computes in."""
 
     path: Path
     facts: Artifact
     target: str
+    dtype: str
 
 
 class Variant:
@@ -71,7 +75,27 @@ class Variant:
         """
         if row.form == "artifact":
             return self.compiled(target, progress).path
+        if row.dtype == INT8:
+            return self.quantised(progress)
+        if self.came_quantised:
+            raise DeclinedError(
+                f"{row.name} is measured on float32 models, this one is quantised; measure "
+                "onnxruntime-int8 or openvino-int8"
+            )
         return self.onnx if row.form == "onnx" else self.module
+
+    def runs_integers(self, row: EngineRow, target: str) -> bool:
+        """Whether it is the quantised model that an engine is to agree with."""
+        return self.came_quantised
+
+    @property
+    def came_quantised(self) -> bool:
+        """Whether the model was quantised before it came here."""
+        raise NotImplementedError
+
+    def quantised(self, progress: Progress = silent) -> Path:
+        """The quantised model, an ONNX file, made at the first call where it did not come so."""
+        raise NotImplementedError
 
     def compiled(self, target: str, progress: Progress = silent) -> Compiled:
         """The artifact for a target, compiled at the first call."""
@@ -91,13 +115,30 @@ class Variant:
 class FoldedVariant(Variant):
     """Made from a folded model; files go to `folder`, made when they are asked for."""
 
-    def __init__(self, source: SourceModel, spec: PatternSpec, folder: Path) -> None:
+    def __init__(
+        self,
+        source: SourceModel,
+        spec: PatternSpec,
+        folder: Path,
+        calibrate: Calibrate | None = None,
+        file: Path | None = None,
+    ) -> None:
         """Project a copy of the weights.
+
+        Args:
+            source: the model, which stays as it is.
+            spec: what is asked of its weights.
+            folder: for files.
+            calibrate: gives what quantised forms are calibrated with; by default random inputs.
+            file: that the model was read from.
 
         Raises:
             PatternError: the pattern cannot be had.
         """
         self._kind, self._spec, self._folder = source.kind, spec, folder
+        self._calibrate = calibrate or (lambda: random_samples(self.inputs, self.batch).batches)
+        self._file = file
+        self._quantised: Path | NmcompileError | None = None
         self._source = replace(source, graph=source.graph.copy())
         self.inputs, self.outputs = source.inputs, source.outputs
         self._compiled: dict[str, Compiled] = {}
@@ -143,28 +184,64 @@ class FoldedVariant(Variant):
         path.write_bytes(onnx_bytes(self._source))
         return path
 
+    @cached_property
+    def came_quantised(self) -> bool:
+        """Whether the model was quantised before it came here."""
+        return self._kind == "onnx" and is_quantised(self._native)
+
+    def runs_integers(self, row: EngineRow, target: str) -> bool:
+        """Whether it is the quantised model that an engine is to agree with."""
+        integers = bool(target) and find_target(target).integers
+        return self.came_quantised or integers or row.dtype == INT8
+
+    def quantised(self, progress: Progress = silent) -> Path:
+        """The quantised model; the file that was named, where that is it.
+
+        Raises:
+            NmcompileError: it cannot be quantised, every time in the same way.
+        """
+        if self.came_quantised:
+            return self.onnx if self._file is None or self._spec.changes_weights else self._file
+        if self._quantised is None:
+            path = self._folder / f"{self._stem}-int8.onnx"
+            try:
+                quantise_file(self.onnx, self._source.title, path, self._calibrate, progress)
+                self._quantised = path
+            except NmcompileError as error:
+                self._quantised = error
+        if isinstance(self._quantised, NmcompileError):
+            raise self._quantised
+        return self._quantised
+
     def compiled(self, target: str, progress: Progress = silent) -> Compiled:
-        """The artifact for a target."""
+        """The artifact for a target; where that computes on integers, of the quantised model."""
         if target not in self._compiled:
             self._compiled[target] = self._compile(target, progress)
         return self._compiled[target]
 
     def _compile(self, target: str, progress: Progress) -> Compiled:
+        import onnx
+
         from nmcompile.compiler import compile
 
         path = self._folder / f"{self._stem}-{target}.nmc"
+        row = find_target(target)
+        model, more = self._native, self._examples()
+        if row.integers and not self.came_quantised:
+            model, more = onnx.load(self.quantised(progress)), {}
         begin = time.perf_counter()
         result = compile(
-            self._native,
+            model,
             output=path,
             target=target,
-            **self._examples(),
+            **more,
             pattern="dense" if isinstance(self._spec.pattern, Dense) else "auto",
             progress=progress,
         )
         seconds = time.perf_counter() - begin
         dense = sum(4 * math.prod(layer.shape) for layer in result.report.layers)
-        return Compiled(path, artifact_facts(path, dense, seconds), target)
+        dtype = INT8 if row.integers else row.dtype
+        return Compiled(path, artifact_facts(path, dense, seconds), target, dtype)
 
     def _examples(self) -> dict[str, Any]:
         """What the driver has to know about the inputs."""
@@ -200,7 +277,36 @@ class ArtifactVariant(Variant):
     def compiled(self, target: str, progress: Progress = silent) -> Compiled:
         """The file, whatever the target; it took no time to compile here."""
         kind = self._source.artifact.manifest.target.kind
-        return Compiled(self._source.path, self._facts, kind)
+        return Compiled(self._source.path, self._facts, kind, self._dtype)
+
+    @cached_property
+    def _dtype(self) -> str:
+        """On a target for both, that of its layers' kernels."""
+        from nmcompile.kernels.catalog import find_row
+
+        manifest = self._source.artifact.manifest
+        rows = [find_row(call.symbol) for call in manifest.calls]
+        if any(row is not None and row.dtype == INT8 for row in rows):
+            return INT8
+        return find_target(manifest.target.kind).dtype
+
+    @cached_property
+    def came_quantised(self) -> bool:
+        """Whether the model that others run is quantised."""
+        return self._source.model is not None and is_quantised(read_graph(self._source.model))
+
+    def quantised(self, progress: Progress = silent) -> Path:
+        """What others run.
+
+        Raises:
+            InputError: it is not quantised, or nobody said what.
+        """
+        if not self.came_quantised:
+            raise InputError(
+                f"{self.onnx} is not quantised: expected the model that {self._source.text} was "
+                "made from, in integers; name it with --model (`nmc quantize` makes one)"
+            )
+        return self.onnx
 
     @property
     def onnx(self) -> Path:

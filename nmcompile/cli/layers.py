@@ -13,8 +13,8 @@ from nmcompile.cli.printing import say
 if TYPE_CHECKING:
     from nmcompile.bench.results import LayerRow, Roofs
 
-ROOF_NAMES = {"fma": "FMA", "load": "L1 load"}
-COLOURS = {"fma": "#1f6feb", "load": "#bc4c00"}
+ROOF_NAMES = {"fma": "FMA", "load": "L1 load", "vnni": "VNNI"}
+COLOURS = {"fma": "#1f6feb", "load": "#bc4c00", "vnni": "#8250df"}
 LABELS = 5  # layers named in the picture: those that lose most time
 
 
@@ -46,7 +46,9 @@ def print_layer_times(rows: Sequence[LayerRow], roofs: Roofs | None, threads: in
     if roofs is None or not any(row.roof for row in rows):
         return  # a GPU's layers are under no roof that was measured
     each = f" x {threads} threads" if threads > 1 else ""
-    say(f"roofs of the machine: FMA {roofs.fma:.0f}{each}, L1 load {roofs.load:.0f}{each} GFLOP/s")
+    known = {kind: getattr(roofs, kind) for kind in ROOF_NAMES}
+    named = [f"{ROOF_NAMES[k]} {v:.0f}{each}" for k, v in known.items() if v is not None]
+    say(f"roofs of the machine: {', '.join(named)} GFLOP/s")
     rated = _slowest(rows)
     if rated:
         worst = rated[0]
@@ -73,9 +75,12 @@ def plot_layers(
     total = sum(row.ms for row in rows) or 1.0
     for kind, colour in COLOURS.items():
         height = roof_of(roofs, kind, threads)
+        own = [(index, row) for index, row in enumerate(rows, 1) if row.roof == kind]
+        # The roof of integers is far above what bounds a float32 model, and would flatten it.
+        if height is None or (kind == "vnni" and not own):
+            continue
         name = ROOF_NAMES[kind]
         axes.axhline(height, color=colour, linestyle="--", linewidth=1)
-        own = [(index, row) for index, row in enumerate(rows, 1) if row.roof == kind]
         axes.scatter(
             [index for index, _ in own],
             [row.nonzero_gflops for _, row in own],
@@ -102,7 +107,9 @@ def plot_layers(
         color=INK,
     )
     # Winograd's method stands above the roofs: it multiplies less than the weights ask for.
-    highest = [roofs.fma * threads, *(row.nonzero_gflops or 0.0 for row in rows)]
+    bounds = {row.roof for row in rows if row.roof is not None} | {"fma"}
+    highest = [roof_of(roofs, kind, threads) or 0.0 for kind in bounds]
+    highest += [row.nonzero_gflops or 0.0 for row in rows]
     axes.set_ylim(0, max(highest) * 1.08)
     axes.set_xlabel("kernel call, in order of execution (area: time)")
     axes.set_ylabel("non-zero GFLOP/s")

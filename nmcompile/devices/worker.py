@@ -38,7 +38,7 @@ def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Answer: `samples_ms` of all timed runs; `layers`, a list of {layer, symbol, ms}; `threads`;
     `load_ms`; `machine`, as results of nmc bench describe it; `load`, what else was on its cores;
-    `roofs`, null or {fma, load} in GFLOP/s.
+    `roofs`, null or {fma, load, vnni} in GFLOP/s, vnni null where the library has no such loop.
 
     Raises:
         NmcompileError: this machine cannot run the artifact, or the inputs do not fit it.
@@ -56,7 +56,7 @@ def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
         roofs = request["roofs"]
         if roofs is not None:  # the artifact has shown that this machine can run them
             found = time_roofs(_load_library(roofs["library"]), RoofLoop(**roofs["loop"]))
-            roofs = {"fma": found.fma, "load": found.load}
+            roofs = asdict(found)
         return {
             "samples_ms": [second * 1e3 for second in seconds],
             "layers": [{"layer": t.layer, "symbol": t.symbol, "ms": t.ms} for t in layers],

@@ -181,8 +181,8 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
     ),
-    *_lanes_rows(),
     *_channel_rows(),
+    *_lanes_rows(),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip
 

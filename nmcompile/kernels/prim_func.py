@@ -50,6 +50,7 @@ class PrimFuncBuilder:
         residual_dtype: str = "float32",
     ) -> tuple[Buffer | None, Buffer]:
         """Declare the last arguments, [residual] and out; flat views, the same one in place."""
+        assert not epilogue.in_place or dtype == residual_dtype
         # All arguments come before the first view.
         residual = self.tensor("residual", shape, residual_dtype) if epilogue.residual else None
         out = None if epilogue.in_place else self.tensor("out", shape, dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,54 +21,64 @@ from nmcompile.targets import find_target
 if TYPE_CHECKING:
     from nmcompile.kernels.catalog import RoofKind
 
-TARGET = "avx512"
+TARGETS = ("avx512_vnni", "avx512")
+"""Whose kernels run under roofs; the first that a machine can run has all that can be measured."""
 VECTOR = 16  # floats
 RUNS = 25  # the fastest counts: others on the machine only slow it down
 
 
 @dataclass(frozen=True)
 class Roofs:
-    """GFLOP/s of one core, float32.
+    """GFLOP/s of one core.
 
-    fma: 512-bit multiply-adds on registers.
+    fma: 512-bit multiply-adds of float32 on registers.
     load: one 64-byte aligned load from L1 for each multiply-add.
+    vnni: products of bytes in fours, and their sums, on registers; None where the CPU has none.
     """
 
     fma: float
     load: float
+    vnni: float | None = None
 
-    def of(self, kind: RoofKind, threads: int) -> float:
-        """The roof of a kernel on `threads` cores, taken to be equally fast."""
-        return (self.load if kind == "load" else self.fma) * threads
+    def of(self, kind: RoofKind, threads: int) -> float | None:
+        """The roof of a kernel on `threads` cores, taken to be equally fast; None if unknown."""
+        known = {"fma": self.fma, "load": self.load, "vnni": self.vnni}[kind]
+        return None if known is None else known * threads
 
 
 @dataclass(frozen=True)
 class RoofLoop:
-    """What has to be known of the functions `fma` and `load` (data, out) of a library to time them.
+    """What has to be known of the functions (data, out) of a library to time them.
 
     data, out: floats of their arguments.
-    flops: of one call.
+    operations: of one call of each function, by its name, a field of `Roofs`.
     """
 
     data: int
     out: int
-    flops: float
+    operations: Mapping[str, float]
 
 
-def compile_roofs() -> tuple[Any, RoofLoop]:
-    """Compile both loops; the library is a TVM executable."""
+def compile_roofs(target: str) -> tuple[Any, RoofLoop]:
+    """Compile the loops for one of `TARGETS`; the library is a TVM executable."""
     import tvm
 
     from nmcompile.kernels.avx512 import roof_loop
+    from nmcompile.kernels.avx512_vnni import roof_loop as integers
     from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 
-    emit = roof_loop.emit_roof_loop
+    row, emit = find_target(target), roof_loop.emit_roof_loop
+    functions = {"fma": emit("fma", loads=False), "load": emit("load", loads=True)}
+    operations = dict.fromkeys(functions, roof_loop.FLOPS)
+    if row.integers:
+        functions["vnni"] = integers.emit_roof_loop("vnni")
+        operations["vnni"] = integers.OPERATIONS
     module = tvm.compile(
-        tvm.IRModule({"fma": emit("fma", loads=False), "load": emit("load", loads=True)}),
-        target=tvm.target.Target({"kind": "llvm", "mcpu": find_target(TARGET).llvm_cpu}),
+        tvm.IRModule(functions),
+        target=tvm.target.Target(row.llvm_options),
         tir_pipeline=TIR_PIPELINE,
     )
-    return module, RoofLoop(roof_loop.DATA_FLOATS, roof_loop.OUT_FLOATS, roof_loop.FLOPS)
+    return module, RoofLoop(roof_loop.DATA_FLOATS, roof_loop.OUT_FLOATS, operations)
 
 
 def time_roofs(module: Any, loop: RoofLoop) -> Roofs:
@@ -77,14 +88,14 @@ def time_roofs(module: Any, loop: RoofLoop) -> Roofs:
     ones_and_zeros = np.array([1, 0], np.float32).repeat(VECTOR)
     data = from_numpy(native, np.tile(ones_and_zeros, loop.data // (2 * VECTOR)))
     out = from_numpy(native, np.zeros(loop.out, np.float32))
-    best = {"fma": 0.0, "load": 0.0}
+    best = dict.fromkeys(loop.operations, 0.0)
     for _ in range(RUNS):
-        for name in best:
+        for name, operations in loop.operations.items():
             function = module[name]
             start = time.perf_counter()
             function(data, out)
-            best[name] = max(best[name], loop.flops / (time.perf_counter() - start) * 1e-9)
-    return Roofs(best["fma"], best["load"])
+            best[name] = max(best[name], operations / (time.perf_counter() - start) * 1e-9)
+    return Roofs(**best)
 
 
 @functools.cache
@@ -94,5 +105,8 @@ def measure_roofs() -> Roofs:
     Raises:
         DeviceError: the machine has no AVX-512.
     """
-    cpu.require(find_target(TARGET).cpu_features, "measuring the roofs")
-    return time_roofs(*compile_roofs())
+    _, flags = cpu.host()
+    able = [name for name in TARGETS if flags.issuperset(find_target(name).cpu_features)]
+    target = next(iter(able), TARGETS[-1])
+    cpu.require(find_target(target).cpu_features, "measuring the roofs")
+    return time_roofs(*compile_roofs(target))

@@ -6,16 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from nmcompile.bench.engines import ENGINES, find_engine, is_installed, name_inputs, open_engine
+from nmcompile.bench.engines import (
+    AS_DEFINED,
+    ENGINES,
+    INT8,
+    find_engine,
+    is_installed,
+    name_inputs,
+    open_engine,
+    open_row,
+)
 from nmcompile.bench.engines import worker as worker_module
 from nmcompile.bench.engines.deep_sparse import deepsparse_version
 from nmcompile.bench.matrix import parse_spec
-from nmcompile.bench.sources import TorchSource
-from nmcompile.bench.variants import FoldedVariant
+from nmcompile.bench.sources import ArtifactSource, OnnxSource, TorchSource
+from nmcompile.bench.variants import ArtifactVariant, FoldedVariant
 from nmcompile.errors import DeclinedError, DeviceError, InputError, ModelError
+from nmcompile.sparsity import check, parse_pattern
 from tests.support.tiny_models import SHAPE, example, tiny_net
 
 DOUBLING = """
@@ -41,7 +52,10 @@ class Engine:
         time.sleep(60)
 """
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}  # of the output range
-MEASURED = [row for row in ENGINES if row.name not in ("deepsparse", "torch-compile")]
+INTEGERS = 1e-2  # likewise: a step or two of 8 bits in what comes before
+MEASURED = [
+    row for row in ENGINES if not row.name.startswith("deepsparse") and row.name != "torch-compile"
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +75,68 @@ def images() -> torch.Tensor:
     return example((2, *SHAPE[1:]))
 
 
+@pytest.fixture(scope="module")
+def as_defined(variant: FoldedVariant) -> Any:
+    """What the quantised model is, operator by operator."""
+    engine = open_row(AS_DEFINED, variant.quantised(), variant.shapes, 1)
+    return engine.compute({"x": images().numpy()})[0]
+
+
+@pytest.mark.isa("avx512_vnni")
+@pytest.mark.parametrize(
+    "row", [ENGINES[0], *(r for r in MEASURED if r.dtype == INT8)], ids=lambda row: row.name
+)
+def test_engines_in_int8_compute_the_quantised_model(
+    row: Any, variant: FoldedVariant, as_defined: Any
+) -> None:
+    if not is_installed(row):
+        pytest.skip(f"{row.name} is not installed")
+    model = variant.form_of(row, "avx512_vnni")
+    engine = open_engine(row.name, model, variant.shapes, 1)
+    try:
+        (found,), _ = engine.run(name_inputs(engine, {"x": images().numpy()}))
+        assert np.abs(found - as_defined).max() <= INTEGERS * np.ptp(as_defined)
+    finally:
+        engine.close()
+
+
+def test_quantising_stays_near_torch_and_keeps_zeros(
+    variant: FoldedVariant, as_defined: Any, expected: Any
+) -> None:
+    assert 0 < np.abs(as_defined - expected).max() <= 0.1 * np.ptp(expected)
+    tensors = onnx.load(variant.quantised()).graph.initializer
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in tensors]
+    pruned = [w for w in weights if w.dtype == np.int8 and w.ndim == 4 and w.shape[1] == 16]
+    assert len(pruned) == 2
+    assert all(check(weight, parse_pattern("2:4")).ok for weight in pruned)
+
+
+def test_a_model_that_came_quantised_goes_as_it_is(variant: FoldedVariant, tmp_path: Path) -> None:
+    path = variant.quantised()
+    source = OnnxSource("q", str(path), path)
+    opened = source.open(None)
+    made = FoldedVariant(opened, parse_spec("as-is"), tmp_path, file=source.file)
+    assert made.came_quantised and not variant.came_quantised
+    assert made.form_of(find_engine("openvino-int8"), "") == path
+    with pytest.raises(DeclinedError, match="this one is quantised; measure onnxruntime-int8"):
+        made.form_of(find_engine("onnxruntime"), "")
+    pruned = FoldedVariant(opened, parse_spec("1:4"), tmp_path, file=source.file)
+    assert pruned.form_of(find_engine("openvino-int8"), "") != path
+    assert pruned.density == pytest.approx(0.25, abs=0.01)
+
+
+def test_an_artifact_needs_a_quantised_model_beside_it(
+    sparse_artifact: Path, sparse_onnx: Path
+) -> None:
+    made = ArtifactVariant(ArtifactSource("m", "m.nmc", sparse_artifact, sparse_onnx))
+    with pytest.raises(InputError, match=r"is not quantised: .* name it with --model"):
+        made.form_of(find_engine("onnxruntime-int8"), "")
+
+
 @pytest.mark.isa("avx512f")
-@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in MEASURED if row.dtype != INT8], ids=lambda row: row.name
+)
 def test_engines_compute_what_torch_does(row: Any, variant: FoldedVariant, expected: Any) -> None:
     if not is_installed(row):
         pytest.skip(f"{row.name} is not installed")
@@ -125,8 +199,6 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_torch_declines_onnx_models(sparse_onnx: Path, tmp_path: Path) -> None:
-    from nmcompile.bench.sources import OnnxSource
-
     source = OnnxSource("m", str(sparse_onnx), sparse_onnx)
     made = FoldedVariant(source.open(None), parse_spec("as-is"), tmp_path)
     with pytest.raises(DeclinedError, match="name its factory"):

@@ -16,6 +16,7 @@ from nmcompile.bench.results import Run, read_run, write_run
 from nmcompile.cli import app
 from nmcompile.cli.bench.plan import default_output, parse_duration, parse_size
 from nmcompile.cli.bench.plan import parse_counts as counts
+from nmcompile.cli.bench.table import all_rows
 from tests.plain.test_bench_compare import run as planted
 from tests.support.tiny_models import SHAPE, conv_onnx, conv_weight, example
 
@@ -108,6 +109,36 @@ def test_a_matrix_of_a_torch_factory(
         assert case.accuracy.max_error < 1e-4 and case.accuracy.same_top1 == 1.0
         assert case.accuracy.top1 is None
         assert bool(case.layers) == (case.engine == "nmcompile")
+
+
+@pytest.mark.isa("avx512_vnni")
+def test_both_precisions_stand_side_by_side(sparse_onnx: Path, output: Path) -> None:
+    options = ("--targets", "avx512,avx512_vnni", "--against", "onnxruntime,onnxruntime-int8")
+    done = bench(sparse_onnx, *options, *QUICK, "-o", output)
+    assert done.exit_code == 0, done.output
+    assert "int8 models were quantised by nmcompile on random inputs" in done.stderr
+    run = read(output)
+    assert run.settings.calibration == "random inputs"
+    found = [(case.engine, case.target, case.dtype) for case in run.cases]
+    assert found == [
+        ("nmcompile", "avx512", "float32"),
+        ("nmcompile", "avx512_vnni", "int8"),
+        ("onnxruntime", "", "float32"),
+        ("onnxruntime-int8", "", "int8"),
+    ]
+    named = {"float32": "onnxruntime", "int8": "onnxruntime, not optimised"}
+    for case in run.cases:
+        assert case.accuracy is not None and case.accuracy.reference == named[case.dtype]
+        assert case.accuracy.max_error < 1e-2 and case.accuracy.same_top1 == 1.0
+    assert run.roofs is not None and run.roofs.vnni is not None
+    assert run.roofs.vnni > run.roofs.fma
+    for case in run.cases[:2]:
+        rated = [row for row in case.layers if row.roof_share is not None]
+        assert rated
+        assert all((row.roof == "vnni") == (case.dtype == "int8") for row in rated)
+    rows = {(row["engine"], row["dtype"]): row for row in all_rows(run)}
+    assert rows["nmcompile", "int8"]["over"] == "onnxruntime-int8"
+    assert rows["nmcompile", "float32"]["over"] == "onnxruntime"
 
 
 @avx512

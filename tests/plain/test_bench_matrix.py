@@ -64,6 +64,19 @@ def test_engines_that_do_not_see_zeros_run_once_per_group() -> None:
     ]
 
 
+def test_ours_computes_in_what_its_target_does() -> None:
+    engines = [find_engine(name) for name in ("nmcompile", "onnxruntime-int8", "onnxruntime")]
+    targets = ["avx512", "avx512_vnni", "sm_80"]
+    (group,) = expand(["a"], [parse_spec("2:4")], targets, [1], [None], engines)
+    assert [(s.engine.name, s.pattern.text, s.dtype) for s in group.settings] == [
+        ("nmcompile", "2:4", "float32"),
+        ("nmcompile", "2:4", "int8"),
+        ("nmcompile", "2:4", "float16"),
+        ("onnxruntime-int8", "dense", "int8"),
+        ("onnxruntime", "dense", "float32"),
+    ]
+
+
 def test_weights_that_stay_are_what_the_others_run_too() -> None:
     (group,) = expand(
         ["a"], [parse_spec("as-is")], ["avx512"], [1], [None], [find_engine("onnxruntime")]

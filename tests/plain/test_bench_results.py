@@ -58,6 +58,15 @@ def test_run_survives_its_file(tmp_path: Path) -> None:
     assert read_run(tmp_path / "run.json") == run
 
 
+def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_run(make_run(make_case()), path)
+    document = json.loads(path.read_text())
+    del document["settings"]["calibration"]
+    path.write_text(json.dumps(document | {"version": 1}))
+    assert read_run(path).settings.calibration == ""
+
+
 def test_median_is_of_the_samples() -> None:
     assert make_case().median_ms == 2.0
     assert make_case(samples=[]).median_ms is None
@@ -68,7 +77,7 @@ def damaged(document: dict[str, Any], fault: str) -> dict[str, Any]:
     if fault == "format":
         document["format"] = "other"
     elif fault == "version":
-        document["version"] = 2
+        document["version"] = 3
     elif fault == "missing":
         del case["threads"]
     elif fault == "unknown":
@@ -84,7 +93,7 @@ def damaged(document: dict[str, Any], fault: str) -> dict[str, Any]:
     ("fault", "said"),
     [
         ("format", "expected format 'nmcompile-bench', found 'other'"),
-        ("version", "has version 2, this nmcompile reads version 1"),
+        ("version", "has version 3, this nmcompile reads version 2"),
         ("missing", "missing required field `threads` - at `$.cases[0]`"),
         ("unknown", "unknown field `speed` - at `$.cases[0]`"),
         ("type", "$.cases[0].samples_ms[1]"),

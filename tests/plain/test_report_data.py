@@ -14,6 +14,7 @@ from nmcompile.bench.report.data import (
 from nmcompile.bench.report.layers import layer_panels
 from nmcompile.bench.report.panels import break_even_words, density_panels
 from nmcompile.bench.report.plots import log_ticks
+from nmcompile.bench.report.precisions import precisions_table
 from nmcompile.bench.report.series import COLOURS, Palette, legend
 from nmcompile.bench.results import Case, Run
 from nmcompile.errors import InputError
@@ -220,6 +221,53 @@ def test_colours_are_in_the_style_sheet() -> None:
     page = render_report([make_run(models=("net",), threads=(1,), batches=(1,))])
     for name in [f"--s{place}" for place in range(COLOURS)]:
         assert f"{name}: light-dark(" in page
+
+
+@pytest.fixture
+def mixed() -> Run:
+    """Both precisions of one model, each with peers of its own; only one pattern in both."""
+    int8 = {"target": "avx512_vnni", "dtype": "int8"}
+    return run_of(
+        case("onnxruntime", 8.0),
+        case("openvino-f32", 9.0),
+        case("openvino-int8", 3.0, dtype="int8"),
+        case("nmcompile", 4.0, "2:4", 0.5),
+        case("nmcompile", 3.0, "1:4", 0.25),
+        case("nmcompile", 1.5, "2:4", 0.5, **int8),
+        case("nmcompile", 1.0, "1:16", 0.0625, **int8),
+    )
+
+
+def test_precisions_stand_side_by_side(mixed: Run) -> None:
+    entries = entries_of(mixed)
+    table = precisions_table(entries, False)
+    assert table is not None and table.caption == "float32 and int8 side by side"
+    assert [[cell.text for cell in row.cells[1:]] for row in table.rows] == [
+        "2:4 onnxruntime 8.00 4.00 2.00 openvino-int8 3.00 1.50 2.00 2.67".split(),
+        ["1:4", "onnxruntime", "8.00", "3.00", "2.67", "", "", "", "", ""],
+        ["1:16", "", "", "", "", "openvino-int8", "3.00", "1.00", "3.00", ""],
+    ]
+    assert precisions_table(entries_of(run_of(*mixed.cases[:5])), False) is None
+
+
+def test_each_precision_has_a_row_and_a_plot_of_its_own(mixed: Run) -> None:
+    entries = entries_of(mixed)
+    table = summary.matrix(entries, False)
+    assert table is not None
+    assert [column.name for column in table.columns][1:5] == ["precision", "2:4", "1:4", "1:16"]
+    assert [[cell.text for cell in row.cells[1:]] for row in table.rows] == [
+        ["float32", "2.00", "2.67", "", "onnxruntime", "8.00"],
+        ["int8", "2.00", "", "3.00", "openvino-int8", "3.00"],
+    ]
+    panels = density_panels(entries, palette_of(entries), False)
+    assert [panel.tags["precision"] for panel in panels] == ["float32", "int8"]
+    assert panels[1].said.startswith("Speed-up over openvino-int8 ")
+    names = [palette_of(entries).of_case(entry.case).name for entry in entries if entry.ours]
+    assert set(names) == {"2:4, float32", "1:4, float32", "2:4, int8", "1:16, int8"}
+    assert "2 sparse cases in float32" in summary.whole(entries)
+    assert "2 sparse cases in int8" in summary.whole(entries)
+    page = render_report([mixed])
+    assert '<select data-tag="precision">' in page and '<section id="precisions">' in page
 
 
 @pytest.mark.parametrize("low", [1e-3, 0.7, 1.0, 93.0, 4e5])

@@ -2,17 +2,22 @@
 
 from nmcompile.bench.engines.engine import Array, Engine, Outputs
 from nmcompile.bench.engines.table import (
+    AS_DEFINED,
     ENGINES,
+    INT8,
     OURS,
     EngineRow,
     find_engine,
     is_installed,
     name_inputs,
     open_engine,
+    open_row,
 )
 
 __all__ = [
+    "AS_DEFINED",
     "ENGINES",
+    "INT8",
     "OURS",
     "Array",
     "Engine",
@@ -22,4 +27,5 @@ __all__ = [
     "is_installed",
     "name_inputs",
     "open_engine",
+    "open_row",
 ]

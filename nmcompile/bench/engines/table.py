@@ -18,6 +18,7 @@ Form = Literal["artifact", "onnx", "torch"]
 """What an engine loads: the path of a `.nmc` or ONNX file, or a torch module."""
 
 OURS = "nmcompile"
+INT8 = "int8"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class EngineRow:
     name: as in `--against` and in results.
     loader: "module:class" under nmcompile.bench.engines; imported when it is used.
     form: of the models that it takes.
-    dtype: that it computes in.
+    dtype: that it computes in; in int8 it loads the quantised model. Ours is the target's.
     sees_zeros: whether its time depends on the weights, so that it runs with every pattern.
     needs: the module that is imported, "" where something else decides.
     extra: of nmcompile that installs it, "" where none does.
@@ -45,15 +46,25 @@ class EngineRow:
 ENGINES: tuple[EngineRow, ...] = (
     EngineRow(OURS, "ours:Nmcompile", "artifact", "float32", True, "tvm_ffi", ""),
     EngineRow("onnxruntime", "onnx_runtime:OnnxRuntime", "onnx", "float32", False, "onnxruntime"),
+    EngineRow("onnxruntime-int8", "onnx_runtime:OnnxRuntime", "onnx", INT8, False, "onnxruntime"),
     EngineRow("openvino-f32", "open_vino:OpenVinoF32", "onnx", "float32", False, "openvino"),
     EngineRow("openvino-bf16", "open_vino:OpenVinoBf16", "onnx", "bfloat16", False, "openvino"),
+    EngineRow("openvino-int8", "open_vino:OpenVinoInt8", "onnx", INT8, False, "openvino"),
     EngineRow("torch", "torch_engine:TorchEager", "torch", "float32", False, "torch", "torch"),
     EngineRow(
         "torch-compile", "torch_engine:TorchCompiled", "torch", "float32", False, "torch", "torch"
     ),
     EngineRow("tvm", "tvm_stock:StockTvm", "onnx", "float32", False, "tvm", ""),
     EngineRow("deepsparse", "deep_sparse:DeepSparse", "onnx", "float32", True, "", ""),
+    EngineRow("deepsparse-int8", "deep_sparse:DeepSparse", "onnx", INT8, True, "", ""),
 )
+AS_DEFINED = EngineRow(
+    "onnxruntime, not optimised",
+    "onnx_runtime:OnnxRuntimeAsDefined",
+    "onnx", INT8, False, "onnxruntime",
+)  # fmt: skip
+"""Not measured: what the outputs of quantised models are held against."""
+
 OTHER_NAMES = {"openvino": "openvino-f32"}
 
 
@@ -85,21 +96,31 @@ def is_installed(row: EngineRow) -> bool:
 
 
 def open_engine(name: str, model: Any, shapes: Mapping[str, Sequence[int]], threads: int) -> Engine:
+    """Load a model into an engine; arguments as `open_row`, which takes a row of `ENGINES`.
+
+    Raises:
+        InputError: no such engine.
+        NmcompileError: as `open_row`.
+    """
+    return open_row(find_engine(name), model, shapes, threads)
+
+
+def open_row(
+    row: EngineRow, model: Any, shapes: Mapping[str, Sequence[int]], threads: int
+) -> Engine:
     """Load a model into an engine.
 
     Args:
-        name: of a row of `ENGINES`.
+        row: of the engine.
         model: in the row's form.
         shapes: the shape of every input, in the model's order.
         threads: cores to run on.
 
     Raises:
-        InputError: no such engine.
         DeviceError: the engine is not installed.
         DeclinedError: the engine says that this model is not for it.
         ModelError: the engine does not take the model.
     """
-    row = find_engine(name)
     module, _, attribute = row.loader.partition(":")
     title = model if row.form != "torch" else f"the {type(model).__name__}"
     try:

@@ -11,6 +11,7 @@ from nmcompile.bench.report.panels import (
     Point,
     grouped,
     headline,
+    mixed_tags,
     noise_words,
     ratio_words,
     tags,
@@ -53,7 +54,7 @@ def scaling_panels(
                 title,
                 f"{what}, {title}. {note}",
                 note,
-                {key: value for key, value in tags(first).items() if key != over},
+                {key: value for key, value in mixed_tags(first).items() if key != over},
                 [
                     _scaling_point(entry, series, by_threads)
                     for series, line in lines.items()
@@ -124,7 +125,7 @@ def accuracy_panels(entries: Sequence[Entry], palette: Palette, several: bool) -
                 f"Most accurate: {_name(best)}, {_top1(best) or 0:.1%} at "
                 f"{short_ms(best.image_ms)}. {note}",
                 note,
-                tags(group[0]),
+                mixed_tags(group[0]),
                 [
                     Point(
                         entry.image_ms,
@@ -180,7 +181,10 @@ def _top1(entry: Entry) -> float | None:
 
 
 def _name(entry: Entry) -> str:
-    return pattern_name(entry.case) if entry.ours else engine_name(entry.case)
+    if not entry.ours:
+        return engine_name(entry.case)
+    said = entry.case.dtype == "float32"
+    return pattern_name(entry.case) + ("" if said else f", {entry.case.dtype}")
 
 
 def site_panels(entries: Sequence[Entry], palette: Palette) -> list[Panel]:
@@ -216,7 +220,7 @@ def site_panels(entries: Sequence[Entry], palette: Palette) -> list[Panel]:
                     cells.append(number(first.ms / here.ms if here else None))
             table_rows.append(Row(cells))
         heads = [(Column(site.name, "ms"), Column("speed-up", "x")) for site in sites]
-        where = {key: value for key, value in tags(fastest).items() if key != "site"}
+        where = {key: value for key, value in mixed_tags(fastest).items() if key != "site"}
         panels.append(
             Panel(
                 "sites",

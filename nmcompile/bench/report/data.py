@@ -15,6 +15,7 @@ from nmcompile.bench.results import LOCAL, Case, Roofs, Run
 from nmcompile.machine.describe import Machine
 
 ROUNDS: Final = 5  # fewer say nothing about the spread
+PRECISIONS: Final = ("-f32", "-bf16", "-int8")  # how engines of several are called
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +190,9 @@ def pattern_name(case: Case) -> str:
 
 
 def engine_name(case: Case, common: str = "float32") -> str:
-    """The engine, with its dtype where that is not the common one."""
-    return case.engine if case.dtype == common else f"{case.engine} {case.dtype}"
+    """The engine, with its dtype where that is not the common one and its name does not say it."""
+    said = case.dtype == common or case.engine.endswith(PRECISIONS)
+    return case.engine if said else f"{case.engine} {case.dtype}"
 
 
 def setting(case: Case) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from nmcompile.bench.profile import roof_of
 from nmcompile.bench.report.data import Entry, pattern_name, setting
 from nmcompile.bench.report.panels import Guide, Panel, Point, headline, tags
 from nmcompile.bench.report.series import Series
@@ -15,6 +16,12 @@ WORST: Final = 5  # layers named
 ROOFS: Final = {
     "fma": Series("bound by multiply-adds", "--s0"),
     "load": Series("bound by loads from L1", "--s3", "square"),
+    "vnni": Series("bound by products of bytes", "--s2", "triangle-up"),
+}
+NAMES: Final = {
+    "fma": "multiply-adds",
+    "load": "loads from L1",
+    "vnni": "products of bytes",
 }
 OTHER: Final = Series("no roof known", "--dense", "diamond")
 
@@ -40,11 +47,10 @@ def _panel(entry: Entry, several: bool) -> Panel:
     title = headline(entry, several, pattern_name(case), setting(case))
     guides = []
     if roofs is not None:
-        for kind, gflops in (("fma", roofs.fma), ("load", roofs.load)):
+        for kind, name in NAMES.items():
+            at = roof_of(roofs, kind, case.threads)
             # A roof that bounds no layer would only stretch the axis.
-            if any(layer.roof == kind for layer in case.layers):
-                name = {"fma": "multiply-adds", "load": "loads from L1"}[kind]
-                at = gflops * case.threads
+            if at is not None and any(layer.roof == kind for layer in case.layers):
                 guides.append(Guide("y", at, f"{name}: {at:.0f} GFLOP/s", ROOFS[kind].colour))
     named = [
         f"{place} {layer.layer} ({short_ms(layer.lost_ms or 0.0)} of {short_ms(layer.ms)})"

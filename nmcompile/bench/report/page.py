@@ -16,6 +16,7 @@ from nmcompile.bench.report.data import Entry, find_entries, find_sites
 from nmcompile.bench.report.layers import layer_panels
 from nmcompile.bench.report.panels import Panel, density_panels
 from nmcompile.bench.report.plots import alternative, draw
+from nmcompile.bench.report.precisions import precisions_table
 from nmcompile.bench.report.series import Palette, Series, legend
 from nmcompile.bench.results import Run
 from nmcompile.errors import InputError
@@ -67,6 +68,7 @@ def render_report(runs: Sequence[Run], title: str = "") -> str:
     labels = list(dict.fromkeys(run.label for run in runs if run.label))
     tables = {
         "matrix": summary.matrix(entries, several),
+        "precisions": precisions_table(entries, several),
         "latency": summary.latencies(entries, several),
         "files": summary.artifacts(entries, several),
         "problems": summary.problems(entries, several),
@@ -146,6 +148,7 @@ def _filters(entries: Sequence[Entry]) -> list[tuple[str, str, list[str]]]:
         ("site", "machine or run", dict.fromkeys(entry.site.name for entry in entries)),
         ("threads", "threads", dict.fromkeys(_sorted(e.case.threads for e in entries))),
         ("batch", "batch", dict.fromkeys(_sorted(e.case.batch for e in entries))),
+        ("precision", "precision", dict.fromkeys(e.case.dtype for e in entries)),
     ]
     return [(tag, name, list(values)) for tag, name, values in found if len(values) > 1]
 

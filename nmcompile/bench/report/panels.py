@@ -71,7 +71,13 @@ def tags(entry: Entry) -> dict[str, str]:
         "model": case.model,
         "threads": str(case.threads),
         "batch": str(case.batch),
+        "precision": case.dtype,
     }
+
+
+def mixed_tags(entry: Entry) -> dict[str, str]:
+    """Of what shows all precisions."""
+    return {name: value for name, value in tags(entry).items() if name != "precision"}
 
 
 def grouped(items: Iterable[_T], key: Callable[[_T], _K]) -> dict[_K, list[_T]]:
@@ -111,10 +117,16 @@ def noise_words(entry: Entry) -> str:
 
 
 def density_panels(entries: Sequence[Entry], palette: Palette, several: bool) -> list[Panel]:
-    """Speed-up over density, one panel per site, model and setting with two densities or more."""
+    """Speed-up over density, one panel for each site, model, setting and precision.
+
+    Only where there are two densities or more.
+    """
+    several_dtypes = len({entry.case.dtype for entry in entries if entry.ours}) > 1
     rated = [e for e in entries if e.ratio is not None and e.case.density > 0]
     panels = []
-    for group in grouped(rated, lambda e: (e.site, e.case.model, setting(e.case))).values():
+    for group in grouped(
+        rated, lambda e: (e.site, e.case.model, setting(e.case), e.case.dtype)
+    ).values():
         if len({entry.case.density for entry in group if not entry.dense}) < 2:
             continue
         lines = grouped(group, lambda e: palette.of_family(e.case))
@@ -134,7 +146,8 @@ def density_panels(entries: Sequence[Entry], palette: Palette, several: bool) ->
         best = max(group, key=lambda e: e.ratio or 0.0)
         worst = min(group, key=lambda e: e.ratio or 0.0)
         over = " or ".join(dict.fromkeys(baseline_name(entry) for entry in group))
-        title = headline(best, several, setting(best.case))
+        precision = [best.case.dtype] if several_dtypes else []
+        title = headline(best, several, *precision, setting(best.case))
         said = break_even_words(marks, highest)
         panels.append(
             Panel(

@@ -48,6 +48,8 @@ class Palette:
         ours = [entry.case for entry in entries if entry.ours]
         # What tells apart two of our cases of one pattern.
         self._variants = list(dict.fromkeys(_variant(case) for case in ours))
+        # Each precision is one target's, as a rule, and says enough.
+        self._clear = len({case.dtype for case in ours}) == len(self._variants)
         ranked = sorted({family_rank(case) for case in ours if family(case) != "dense"})
         self._families = [name for _, name in ranked]
         peers = dict.fromkeys(engine_name(e.case) for e in entries if not e.ours)
@@ -88,7 +90,8 @@ class Palette:
         return "--dense" if name == "dense" else f"--s{self._families.index(name) % COLOURS}"
 
     def _named(self, name: str, case: Case) -> str:
-        return f"{name}, {_variant(case)}" if len(self._variants) > 1 else name
+        variant = case.dtype if self._clear else _variant(case)
+        return f"{name}, {variant}" if len(self._variants) > 1 else name
 
 
 def _variant(case: Case) -> str:

@@ -49,6 +49,8 @@ def finding(entries: Sequence[Entry]) -> str:
     )
     assert best.baseline is not None and best.baseline.median_ms is not None
     where = setting(best.case)
+    if _several_precisions(entries):
+        where += f", {best.case.dtype}"
     if len({entry.site for entry in entries}) > 1:
         where += f", {best.site.name}"
     return (
@@ -58,7 +60,18 @@ def finding(entries: Sequence[Entry]) -> str:
 
 
 def whole(entries: Sequence[Entry]) -> str:
-    """All sparse cases in one sentence: mean, how many are slower, how many cannot be told."""
+    """All sparse cases of a precision in one sentence each: mean, how many are slower or level."""
+    if not _several_precisions(entries):
+        return _whole(entries, "")
+    parts = grouped([entry for entry in entries if entry.ours], lambda e: e.case.dtype)
+    return " ".join(filter(None, (_whole(part, f" in {name}") for name, part in parts.items())))
+
+
+def _several_precisions(entries: Sequence[Entry]) -> bool:
+    return len({entry.case.dtype for entry in entries if entry.ours}) > 1
+
+
+def _whole(entries: Sequence[Entry], where: str) -> str:
     ratios = [
         (entry.ratio, entry.interval)
         for entry in entries
@@ -71,7 +84,7 @@ def whole(entries: Sequence[Entry]) -> str:
     unclear = sum(1 for _, between in ratios if between and between[0] <= 1 <= between[1])
     if len(ratios) == 1:
         return ""
-    text = f"Over {len(ratios)} sparse cases the geometric mean is {times(mean)}; "
+    text = f"Over {len(ratios)} sparse cases{where} the geometric mean is {times(mean)}; "
     text += f"{slower or 'none'} {'is' if slower == 1 else 'are'} slower than what "
     text += f"{'it is' if slower == 1 else 'they are'} compared with"
     if unclear:
@@ -128,7 +141,10 @@ def matrix(entries: Sequence[Entry], several: bool) -> Table | None:
         for e in sorted(rated, key=lambda e: (*family_rank(e.case), -e.case.density))
     )
     varied, rows = varying(entries), []
-    for group in grouped(rated, lambda e: (e.site, e.case.model, setting(e.case))).values():
+    precisions = len({entry.case.dtype for entry in rated}) > 1
+    for group in grouped(
+        rated, lambda e: (e.site, e.case.model, setting(e.case), e.case.dtype)
+    ).values():
         first = group[0]
         found = {_column(entry, rated): entry for entry in group}
         fastest = min(group, key=lambda e: e.baseline.median_ms or 0.0 if e.baseline else 0.0)
@@ -136,6 +152,7 @@ def matrix(entries: Sequence[Entry], several: bool) -> Table | None:
         cells = [words(first.case.model)]
         cells += [words(first.site.name)] if several else []
         cells += [number(getattr(first.case, name), "{:d}") for name in varied]
+        cells += [words(first.case.dtype)] if precisions else []
         cells += [_ratio_cell(found.get(head)) for head in heads]
         cells += [words(baseline_name(fastest)), number(over, "{:.2f}")]
         rows.append(Row(cells, tags(first)))
@@ -146,6 +163,7 @@ def matrix(entries: Sequence[Entry], several: bool) -> Table | None:
             Column("model", number=False),
             *([Column("machine or run", number=False)] if several else []),
             *(Column(name) for name in varied),
+            *([Column("precision", number=False)] if precisions else []),
             *(Column(head, "x") for head in heads),
             *(Column("compared with", number=False), Column("its median", "ms")),
         ),
@@ -155,8 +173,8 @@ def matrix(entries: Sequence[Entry], several: bool) -> Table | None:
 
 def _column(entry: Entry, rated: Sequence[Entry]) -> str:
     name = pattern_name(entry.case)
-    several = len({(e.case.target, e.case.dtype) for e in rated}) > 1
-    return f"{name}, {entry.case.target} {entry.case.dtype}" if several else name
+    targets = {e.case.target for e in rated if e.case.dtype == entry.case.dtype}
+    return f"{name}, {entry.case.target}" if len(targets) > 1 else name
 
 
 def _ratio_cell(entry: Entry | None) -> Cell:
@@ -301,6 +319,8 @@ def cards(sites: Sequence[Site]) -> list[Card]:
 def _card(site: Site) -> Card:
     run, machine = site.run, site.machine
     settings, roofs = run.settings, site.roofs
+    vnni = roofs.vnni if roofs is not None else None
+    integers = "" if vnni is None else f", {vnni:.0f} of products of bytes"
     limits = [f"{settings.budget_s:.0f} s"] if settings.budget_s is not None else []
     if settings.memory_bytes is not None:
         limits.append(_size(settings.memory_bytes))
@@ -320,12 +340,13 @@ def _card(site: Site) -> Card:
         ("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())),
         (
             "roofs of a core",
-            f"{roofs.fma:.0f} GFLOP/s, {roofs.load:.0f} with loads" if roofs else "",
+            f"{roofs.fma:.0f} GFLOP/s, {roofs.load:.0f} with loads" + integers if roofs else "",
         ),
         ("taken", f"{run.started}, {_duration(run.seconds)}"),
         ("rounds", f"{settings.rounds} after {settings.warmup} to warm up"),
         ("pinned to cores", ", ".join(map(str, settings.pinned)) or "no"),
         ("limits", ", ".join(limits)),
+        ("quantised on", settings.calibration),
     ]
     warning = "" if run.complete else "Incomplete: interrupted, or its time was spent."
     return Card(site.name, [(name, value) for name, value in facts if value], warning)

@@ -51,7 +51,8 @@ def bench_models(
         typer.Option(
             metavar="LIST",
             help="Engines to measure too: onnxruntime, openvino-f32, openvino-bf16, torch, "
-            "torch-compile, tvm, deepsparse; all for those that are installed.",
+            "torch-compile, tvm, deepsparse; in int8, on the model quantised: onnxruntime-int8, "
+            "openvino-int8, deepsparse-int8; all for those that are installed.",
         ),
     ] = "",
     patterns: Annotated[
@@ -62,7 +63,12 @@ def bench_models(
         ),
     ] = "as-is",
     targets: Annotated[
-        str, typer.Option(metavar="LIST", help="What to compile for, see `nmc targets`.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What to compile for, see `nmc targets`; for avx512_vnni a model that is not "
+            "quantised is, on seeded random inputs or on --data.",
+        ),
     ] = "avx512",
     threads: Annotated[
         str, typer.Option(metavar="LIST", help="Cores to run on, as 1,2; all by default.")

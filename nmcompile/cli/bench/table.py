@@ -126,12 +126,16 @@ def _ordered(run: "Run") -> list["Case"]:
 
 
 def _title(case: "Case") -> str:
-    return f"{case.engine} {case.pattern}".strip()
+    from nmcompile.bench.report.data import engine_name
+
+    return f"{engine_name(case)} {case.pattern}".strip()
 
 
 def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
+    # Other engines' names say their precision; ours has that of the target.
+    precision = row["dtype"] if row["target"] and row["dtype"] != "float32" else ""
     cells = [
-        f"{row['engine']} {row['version']}".strip(),
+        " ".join(word for word in (row["engine"], row["version"], precision) if word),
         row["pattern"] or "as it is",
         f"{row['density']:.3f}",
         f"{row['median_ms']:.3f}",

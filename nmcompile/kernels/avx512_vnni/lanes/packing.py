@@ -131,60 +131,71 @@ class Blocks:
         return cls((*range(0, (count - 1) * BYTES, BYTES), max(0, segment - BYTES)))
 
 
-def quads_per_block(segments: Bytes, vectors: int) -> npt.NDArray[np.int64]:
+def quads_of(segments: Bytes) -> npt.NDArray[np.uint8]:
+    """Quads that each output needs of each block: (out, segments, blocks)."""
+    edges = range(0, segments.shape[2], BYTES)
+    kept = np.add.reduceat((segments != 0).view(np.uint8), edges, axis=2)
+    quads: npt.NDArray[np.uint8] = (kept + np.uint8(QUAD - 1)) // np.uint8(QUAD)
+    return quads
+
+
+def quads_per_group(quads: npt.NDArray[np.uint8], vectors: int) -> npt.NDArray[np.int64]:
     """Quads of each block for each group of outputs: (groups, segments, blocks).
 
-    As many as the output of the group needs that has most weights there.
+    As many as the output of the group needs that has most weights there; `quads` are of each.
     """
-    outputs, _, size = segments.shape
-    edges = range(0, size, BYTES)
-    kept = np.add.reduceat((segments != 0).astype(np.int32), edges, axis=2)
-    padded = np.zeros((-(-outputs // (LANES * vectors)) * LANES * vectors, *kept.shape[1:]), int)
-    padded[:outputs] = -(-kept // QUAD)
-    most: npt.NDArray[np.int64] = padded.reshape(-1, vectors * LANES, *kept.shape[1:]).max(axis=1)
-    return most
+    size = vectors * LANES
+    firsts = range(0, len(quads), size)
+    return np.maximum.reduceat(quads, firsts, axis=0).astype(np.int64)
 
 
 def _pack_picked(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
     segments = segments_of(weight, reading)
     blocks = Blocks.of(reading.segment)
-    vectors = config.vectors
-    needed = quads_per_block(segments, vectors)
-    groups = OutputGroups.of(len(segments), vectors)
+    needed = quads_per_group(quads_of(segments), config.vectors)
     group, segment, block = np.nonzero(needed)  # the blocks with work, in order
     counts = needed[group, segment, block]
     quads = np.concatenate([[0], np.cumsum(counts)])
-    starts = np.searchsorted(group, np.arange(groups.count + 1))
-    first_bytes = np.asarray(reading.segments)[segment] + np.asarray(blocks.starts)[block]
+    starts = np.searchsorted(group, np.arange(len(needed) + 1))
     first_quads = np.zeros(needed.shape, np.int64)
     first_quads[group, segment, block] = quads[:-1]
-
-    output, where, place = np.nonzero(segments)
-    in_block = place // BYTES
-    # The weights of one output in one block follow each other: count from the first of them.
-    run = (output * segments.shape[1] + where) * len(blocks.starts) + in_block
-    begins = np.flatnonzero(np.diff(run, prepend=-1))
-    rank = np.arange(run.size) - np.repeat(begins, np.diff(begins, append=run.size))
-    quad = first_quads[output // (vectors * LANES), where, in_block] + rank // QUAD
-    # Streams in vectors of 64 bytes: the last group's quads may have fewer of them.
-    boundary = quads[starts[-2]]
-    last = output // (vectors * LANES) == groups.count - 1
-    width = np.where(last, groups.last, vectors)
-    base = np.where(last, 2 * (boundary * vectors + (quad - boundary) * width), 2 * quad * width)
-    vector = output // LANES % vectors
-    lane = output % LANES * QUAD + rank % QUAD
-    size = 2 * (boundary * vectors + (quads[-1] - boundary) * groups.last)
-    stream = np.zeros((max(int(size), 1), BYTES), np.int8)
-    stream[base + vector, lane] = place - np.asarray(blocks.starts)[in_block]
-    stream[base + width + vector, lane] = segments[output, where, place]
-    # A kernel argument may not be empty: an all-zero layer still gets one element.
-    offsets = first_bytes if first_bytes.size else np.zeros(1)
+    groups = OutputGroups.of(len(segments), config.vectors)
+    before_last = int(quads[starts[-2]])
+    rows = 2 * (before_last * config.vectors + int(quads[-1] - before_last) * groups.last)
+    # A kernel argument may not be empty: an all-zero layer still has one block without quads.
+    stream = np.zeros((max(rows, 1), BYTES), np.int8)
+    size = config.vectors * LANES
+    row = 0
+    for number, first in enumerate(range(0, len(segments), size)):
+        vectors = config.vectors if number < groups.count - 1 else groups.last
+        begin, end = quads[starts[number]], quads[starts[number + 1]]
+        part = stream[row : row + 2 * vectors * (end - begin)]
+        own = segments[first : first + size]
+        _fill(part.reshape(-1, 2, vectors, BYTES), own, blocks, first_quads[number] - begin)
+        row += len(part)
+    offsets = np.asarray(reading.segments)[segment] + np.asarray(blocks.starts)[block]
     return PackedWeights(
         stream.reshape(-1),
         starts=starts.astype(np.int32),
-        offsets=offsets.astype(np.int32),
-        quads=(quads if first_bytes.size else np.zeros(2)).astype(np.int32),
+        offsets=(offsets if offsets.size else np.zeros(1)).astype(np.int32),
+        quads=(quads if offsets.size else np.zeros(2)).astype(np.int32),
     )
+
+
+def _fill(
+    stream: Bytes, segments: Bytes, blocks: Blocks, first_quads: npt.NDArray[np.int64]
+) -> None:
+    """Indices and weights of one group of outputs: stream of (quads, 2, vectors, 64)."""
+    output, segment, place = np.nonzero(segments)
+    block = place // BYTES
+    # The weights of one output in one block follow each other: count from the first of them.
+    run = (output * segments.shape[1] + segment) * len(blocks.starts) + block
+    begins = np.flatnonzero(np.diff(run, prepend=-1))
+    rank = np.arange(run.size) - np.repeat(begins, np.diff(begins, append=run.size))
+    quad = first_quads[segment, block] + rank // QUAD
+    vector, lane = output // LANES, output % LANES * QUAD + rank % QUAD
+    stream[quad, 0, vector, lane] = place - np.asarray(blocks.starts)[block]
+    stream[quad, 1, vector, lane] = segments[output, segment, place]
 
 
 def kept_channels(positions: Bytes, outputs: int) -> npt.NDArray[np.bool_]:

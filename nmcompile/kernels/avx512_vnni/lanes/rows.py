@@ -19,7 +19,8 @@ from nmcompile.kernels.avx512_vnni.lanes.packing import (
     kept_channels,
     pack_lanes,
     positions_of,
-    quads_per_block,
+    quads_of,
+    quads_per_group,
     segments_of,
 )
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
@@ -30,6 +31,7 @@ from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.kernels.verdict import MADE_FOR
 from nmcompile.sparsity import Dense, OneByN
 
+LARGEST_PRODUCT = 255 * 128
 DENSE_VECTORS = 8
 PICKED_VECTORS = 4
 
@@ -42,14 +44,18 @@ def conv_of(problem: Problem) -> Conv2d:
     return problem.conv
 
 
+@functools.lru_cache(maxsize=4)
 def _refuse_sums(problem: Problem) -> str | None:
     """Sums that may leave int32."""
     integers = problem.integers
     assert integers is not None
-    weights = _oihw(problem).reshape(conv_of(problem).out_channels, -1).astype(np.int64)
+    weight = _oihw(problem)
+    offset = np.zeros(1, np.int64) if integers.offset is None else integers.offset.astype(np.int64)
+    if weight[0].size * LARGEST_PRODUCT + int(np.abs(offset).max()) < 1 << 31:
+        return None
+    weights = weight.reshape(len(weight), -1).astype(np.int64)
     above, below = 255 - integers.x_zero, integers.x_zero
     rising, falling = weights.clip(0).sum(axis=1), (-weights).clip(0).sum(axis=1)
-    offset = 0 if integers.offset is None else integers.offset.astype(np.int64)
     highest = int((rising * above + falling * below + offset).max())
     lowest = int((offset - rising * below - falling * above).min())
     if -(1 << 31) <= lowest and highest < 1 << 31:
@@ -109,10 +115,10 @@ def nm_configs(problem: Problem) -> Sequence[Candidate]:
     """A list per output channel."""
     conv = conv_of(problem)
     reading = Reading.of(conv, quads=False)
-    segments = segments_of(_oihw(problem), reading)
+    each = quads_of(segments_of(_oihw(problem), reading))
     works = []
     for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
-        needed = quads_per_block(segments, vectors)
+        needed = quads_per_group(each, vectors)
         quads = needed.sum(axis=(1, 2)).astype(float)
         works.append(Work(vectors, quads, np.count_nonzero(needed, axis=(1, 2)).astype(float)))
     return ranked(reading, "picked", works)
@@ -127,8 +133,10 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
     assert isinstance(pattern, OneByN)
     kept = kept_channels(positions_of(_oihw(problem), conv), pattern.n)
     quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
-    edges = range(0, conv.in_channels, BYTES)
-    gathers = np.count_nonzero(np.add.reduceat(kept, edges, axis=1), axis=1).astype(float)
+    pieces = -(-np.count_nonzero(kept, axis=1) // BYTES)
+    blocks = np.add.reduceat(kept, range(0, conv.in_channels, BYTES), axis=1)
+    # Where one piece ends and the next begins, a block is read for both.
+    sources = np.count_nonzero(blocks, axis=1) + np.maximum(pieces - 1, 0)
     works = []
     per_list = pattern.n // LANES
     for vectors in vectors_of(pattern.n, DENSE_VECTORS):
@@ -136,7 +144,8 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
             groups = OutputGroups.of(conv.out_channels, vectors).count
             each = np.repeat(quads, per_list // vectors)[:groups].astype(float)
             starts = np.full(groups, float(conv.taps))
-            works.append(Work(vectors, each, starts, gathers, pattern.n))
+            gathers = sources.astype(float), pieces.astype(float)
+            works.append(Work(vectors, each, starts, *gathers, pattern.n))
     return ranked(Reading.of(conv, quads=False), "gathered", works)
 
 
