@@ -85,7 +85,7 @@ def assert_agrees(model: onnx.ModelProto, folder: Path, dtypes: set[str]) -> Non
 )
 def test_onnxruntimes_pairs(form: str, tmp_path: Path) -> None:
     model = quantised_onnx(quant_format=QuantFormat.QDQ, **QDQ[form])
-    stored = {U8: "uint8", S8: "int8"}.get(QDQ[form]["weight_type"], "float32")
+    stored = {U8: "uint8", S8: "int8"}.get(QDQ[form]["weight_type"], "int8")
     assert_agrees(model, tmp_path, {stored})
     assert {layer.name for layer in inspect(model).layers} >= {"wide", "narrow", "head"}
 
@@ -95,6 +95,8 @@ def test_onnxruntimes_operators(tmp_path: Path) -> None:
         quant_format=QuantFormat.QOperator, activation_type=U8, weight_type=S8, per_channel=True
     )
     assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {n.op_type for n in model.graph.node}
+    names = {layer.name for layer in open_folded(model)[0].graph.layers()}
+    assert names == {"stem", "wide", "depth", "narrow", "head"}
     assert_agrees(model, tmp_path, {"int8"})
 
 

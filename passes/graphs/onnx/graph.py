@@ -28,7 +28,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     int_attribute,
     layer_name,
 )
-from nmcompile.passes.graphs.onnx.quantised import is_kept, is_view, viewed
+from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.graphs.quantised import Integers
 
@@ -137,9 +137,17 @@ class OnnxGraph(OnnxReader):
         return gone
 
     def _move_dequantisation(self) -> list[str]:
-        """Apply views of dequantised constants to the integers; returns their names."""
+        """Apply views of dequantised constants to the integers, and widen narrow ones.
+
+        Returns the names of the nodes concerned.
+        """
         moved = []
         for node in list(self.model.graph):
+            packed = self.integers(node.outputs[0]) if is_packed(node) else None
+            if packed is not None:
+                # Kernels and operator sets begin at 8 bits.
+                self._read_integers(node, str(node.outputs[0].name), packed)
+                moved.append(str(node.name or node.op_type))
             data = (
                 node.inputs[0] if is_view(node) and not node.outputs[0].is_graph_output() else None
             )

@@ -28,7 +28,7 @@ def rewrite_conv(new: Rewriting) -> None:
         steps = Steps(scale, np.zeros(scale.shape, np.int32))
         inputs.append(new.dequantise(new.operand(8, "B"), steps))
     kept = {name: attribute(new.node, name) for name in GEOMETRY if name in new.node.attributes}
-    new.finish(new.quantise(new.add("Conv", *inputs, **kept), y_steps))
+    new.finish(new.quantise(new.layer("Conv", *inputs, **kept), y_steps))
 
 
 def rewrite_matmul(new: Rewriting) -> None:
@@ -41,7 +41,7 @@ def rewrite_matmul(new: Rewriting) -> None:
             raise Reason(f"its {name} has scales of {steps.scale.ndim} dimensions")
     left = new.dequantise(a, a_steps, axis=new.rank(a) - 2)
     right = new.dequantise(b, b_steps, axis=new.rank(b) - 1)
-    new.finish(new.quantise(new.add("MatMul", left, right), y_steps))
+    new.finish(new.quantise(new.layer("MatMul", left, right), y_steps))
 
 
 def rewrite_gemm(new: Rewriting) -> None:
@@ -64,7 +64,7 @@ def rewrite_gemm(new: Rewriting) -> None:
     kept = {
         "alpha": float(alpha), "transA": int(new.number("transA", 0)), "transB": turned,
     }  # fmt: skip
-    real = new.add("Gemm", *inputs, **kept)
+    real = new.layer("Gemm", *inputs, **kept)
     if operand(new.node, 7) is None:
         new.finish(real)
         return

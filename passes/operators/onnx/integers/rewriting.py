@@ -119,6 +119,15 @@ class Rewriting(Replacement):
             raise Reason(f"the shape of {value.name} is not known")
         return len(shape)
 
+    def layer(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """The operator over real numbers, under the name of the old one as it was in float32."""
+        value = self.add(operator, *inputs, **attributes)
+        maker = value.producer()
+        assert maker is not None
+        # onnxruntime's quantiser calls what it makes of /a/Conv so.
+        maker.name = (self.node.name or "").removesuffix("_quant") or maker.name
+        return value
+
     def dequantise(self, value: ir.Value, steps: Steps, axis: int = 0) -> ir.Value:
         """What integers stand for; per slice along the axis where the steps are."""
         given = {}

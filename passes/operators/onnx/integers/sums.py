@@ -22,14 +22,14 @@ def rewrite_conv_integer(new: Rewriting) -> None:
     """ConvInteger(x, w, x's zero point, w's zero point)."""
     kept = {name: attribute(new.node, name) for name in GEOMETRY if name in new.node.attributes}
     x = _counted(new, 0, 2, 0)
-    _finish(new, new.add("Conv", x, _counted(new, 1, 3, 0), **kept))
+    _finish(new, new.layer("Conv", x, _counted(new, 1, 3, 0), **kept))
 
 
 def rewrite_matmul_integer(new: Rewriting) -> None:
     """MatMulInteger(a, b, a's zero point, b's zero point); per row of a, per column of b."""
     a = _counted(new, 0, 2, new.rank(new.operand(0, "A")) - 2)
     b = _counted(new, 1, 3, new.rank(new.operand(1, "B")) - 1)
-    _finish(new, new.add("MatMul", a, b))
+    _finish(new, new.layer("MatMul", a, b))
 
 
 def rewrite_dynamic(new: Rewriting) -> None:
