@@ -150,7 +150,7 @@ def picture(run: Run, path: Path) -> None:
         panel.axvline(1.0, color="#24292f", linewidth=1, linestyle="--")
         panel.set_facecolor("#fafafa")
         panel.set_title(TITLES.get(model, model), loc="left", fontsize=10, fontweight="bold")
-        panel.set_xlim(0, max(ratios) * 1.12)
+        panel.set_xlim(0, max(*ratios, 1.0) * 1.12)
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
     if len(dtypes) > 1:
