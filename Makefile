@@ -13,10 +13,21 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
 # What README.md shows. `make bench PEERS=onnxruntime,openvino-f32,deepsparse` after `make deepsparse`.
+# BENCH_SET: float32, int8, or both of them; by default what this CPU can run.
+BENCH_SET ?= $(if $(shell grep -m1 -o avx512_vnni /proc/cpuinfo),both,float32)
 BENCH_MODELS ?= resnet18 resnet50 mobilenet_v1 mobilenet_v2
 BENCH_PATTERNS ?= dense,1x16@0.5,1x16@0.25,1x4@0.5,2:4,1:4,1:16,unstructured@0.1
 BENCH_THREADS ?= 1,2
-PEERS ?= onnxruntime,openvino-f32
+DTYPES_float32 := float32
+TARGETS_float32 := avx512
+PEERS_float32 := onnxruntime,openvino-f32
+DTYPES_int8 := int8
+TARGETS_int8 := avx512_vnni
+PEERS_int8 := onnxruntime-int8,openvino-int8
+DTYPES_both := float32 int8
+TARGETS_both := $(TARGETS_float32),$(TARGETS_int8)
+PEERS_both := $(PEERS_float32),$(PEERS_int8)
+PEERS ?= $(PEERS_$(BENCH_SET))
 RESULTS := benchmarks/results
 # Debian's package without a desktop: 100 MB of downloads.
 CHROMIUM := chromium-headless-shell
@@ -74,12 +85,15 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
+	@test -n '$(TARGETS_$(BENCH_SET))' || { \
+	  echo "error: BENCH_SET is '$(BENCH_SET)': expected float32, int8 or both"; exit 1; }
 	mkdir -p out
 	$(BIN)/nmc bench $(BENCH_MODELS:%=benchmarks.zoo:%) --shape input=1,3,224,224 \
-	  --patterns $(BENCH_PATTERNS) --threads $(BENCH_THREADS) --against $(PEERS) \
+	  --patterns $(BENCH_PATTERNS) --threads $(BENCH_THREADS) \
+	  --targets $(TARGETS_$(BENCH_SET)) --against $(PEERS) \
 	  --rounds 8 --patience 900 --output $(RESULTS)/models.json $(BENCH_ARGS)
 	$(BIN)/nmc bench report $(RESULTS)/models.json --output out/report.html
-	$(BIN)/python -m benchmarks.bench_density
+	for dtype in $(DTYPES_$(BENCH_SET)); do $(BIN)/python -m benchmarks.bench_density --dtype $$dtype; done
 	$(BIN)/python -m benchmarks.report
 
 bench-kernels: setup

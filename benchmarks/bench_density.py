@@ -1,17 +1,18 @@
 """Times sparse convolutions at falling density, and says where they overtake the dense ones.
 
     python -m benchmarks.bench_density --model resnet50 --densities 1,0.9,0.5,0.25
+    python -m benchmarks.bench_density --dtype int8
 
 Each layer runs sparse even where the compiler would run it dense, interleaved with the dense kernel
-that the compiler picks. Weights are out of cache, the input is in it, as in a model. Prints tables,
-writes JSON and a picture.
+that the compiler picks; other engines run it dense, right after. Weights are out of cache, the
+input is in it, as in a model. Prints tables, writes JSON and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.density import RESULTS, Layer, Result, picture, tables, write_result
+from benchmarks.density import (
+    DTYPES,
+    Layer,
+    Result,
+    path_of,
+    picture,
+    tables,
+    write_result,
+)
 from benchmarks.models import MODELS
-from benchmarks.problems import is_prunable, make_problem, title_of
+from benchmarks.peer_layers import time_peers
+from benchmarks.problems import is_prunable, make_int8_problem, make_problem, title_of
 from benchmarks.report import TITLES
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
@@ -29,11 +39,13 @@ from nmcompile.kernels.catalog import Kernel, choose, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.machine.describe import machine_document
+from nmcompile.runtime import cpu
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import measure
 
-TARGET = "avx512"
+TARGETS = {"float32": "avx512", "int8": "avx512_vnni"}
+MAKERS = {"float32": make_problem, "int8": make_int8_problem}
 GROUP = 16  # weights of an N:M group
 DENSITIES = "1,0.875,0.75,0.625,0.5,0.375,0.25,0.125,0.0625"  # whole weights of a group
 
@@ -56,22 +68,29 @@ class Family:
     def row(self, problem: Problem) -> Kernel:
         """The sparse kernel for a problem, whether or not the dense one is faster."""
         if self.kernel is None:
-            picked = choose("conv2d", TARGET, problem).kernel
+            picked = choose("conv2d", TARGETS[problem.dtype], problem).kernel
             if picked.sparse:
                 return picked
         return next(
             row
-            for row in rows_for("conv2d", TARGET, problem.dtype)
+            for row in rows_for("conv2d", TARGETS[problem.dtype], problem.dtype)
             if row.sparse and self.kernel in (None, row.name) and row.refuse(problem) is None
         )
 
 
-FAMILIES = (
-    Family("1x16", OneByN(16)),
-    Family("1x16, without Winograd", OneByN(16), "conv2d_f32_one_by_n__avx512"),
-    Family(f"N:{GROUP}", None, "conv2d_f32_nm__avx512"),
-    Family("unstructured", Unstructured(), "conv2d_f32_nm__avx512"),
-)
+FAMILIES: Mapping[str, tuple[Family, ...]] = {
+    "float32": (
+        Family("1x16", OneByN(16)),
+        Family("1x16, without Winograd", OneByN(16), "conv2d_f32_one_by_n__avx512"),
+        Family(f"N:{GROUP}", None, "conv2d_f32_nm__avx512"),
+        Family("unstructured", Unstructured(), "conv2d_f32_nm__avx512"),
+    ),
+    "int8": (
+        Family("1x16", OneByN(16), "conv2d_i8_one_by_n__avx512_vnni"),
+        Family(f"N:{GROUP}", None, "conv2d_i8_nm__avx512_vnni"),
+        Family("unstructured", Unstructured(), "conv2d_i8_nm__avx512_vnni"),
+    ),
+}
 
 
 def heaviest(
@@ -86,27 +105,31 @@ def heaviest(
     return kept, float(work[len(kept) - 1] / work[-1])
 
 
-def time_layer(conv: Conv2d, count: int, densities: Sequence[float], threads: int) -> Layer:
-    """One layer dense and with all families at all densities, in turns."""
-    dense = make_problem(conv, Dense())
-    picked = choose("conv2d", TARGET, dense).kernel
+def time_layer(
+    conv: Conv2d, count: int, densities: Sequence[float], threads: int, dtype: str
+) -> Layer:
+    """One layer dense and with all families at all densities, in turns; then in other engines."""
+    make, families = MAKERS[dtype], FAMILIES[dtype]
+    dense = make(conv, Dense())
+    picked = choose("conv2d", TARGETS[dtype], dense).kernel
     candidates = [picked.lower(dense)]
     # Where two families run the same row, it is timed once.
     at: dict[tuple[Pattern, float, str], int] = {}
-    runs: dict[str, list[int]] = {family.name: [] for family in FAMILIES}
-    for family in FAMILIES:
+    runs: dict[str, list[int]] = {family.name: [] for family in families}
+    for family in families:
         for density in densities:
             pattern = family.pattern_at(density)
-            problem = make_problem(conv, pattern, density)
+            problem = make(conv, pattern, density)
             row = family.row(problem)
             key = (pattern, density, row.name)
             if key not in at:
                 at[key] = len(candidates)
                 candidates.append(row.lower(problem))
             runs[family.name].append(at[key])
-    (times,) = measure(dense, candidates, find_target(TARGET).llvm_cpu, (threads,)).ms
+    (times,) = measure(dense, candidates, find_target(TARGETS[dtype]), (threads,)).ms
     ms = {name: [times[i] for i in indices] for name, indices in runs.items()}
-    return Layer(title_of(conv), count, picked.name, times[0], ms)
+    peers = time_peers(dense, threads)
+    return Layer(title_of(conv), count, picked.name, times[0], ms, peers)
 
 
 def _densities(text: str) -> list[float]:
@@ -144,17 +167,21 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="run only the heaviest layers that make up this share of the multiplications",
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    return parser.parse_args(words)
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    parser.add_argument("--output", type=Path, help="results/density.json, or that of the dtype")
+    options = parser.parse_args(words)
+    options.output = options.output or path_of(options.dtype)
+    return options
 
 
 def main() -> int:
     """Run the benchmark."""
     options = parse_arguments()
     runtime.configure_environment()
+    cpu.require(find_target(TARGETS[options.dtype]).cpu_features, f"timing {options.dtype} kernels")
     shapes, share = heaviest(read_shapes(options.model), options.share)
     layers = [
-        time_layer(conv, count, options.densities, options.threads)
+        time_layer(conv, count, options.densities, options.threads, options.dtype)
         for conv, count in track(shapes, "measuring", console=Console(stderr=True))
     ]
     result = Result(
@@ -163,8 +190,9 @@ def main() -> int:
         share=share,
         threads=options.threads,
         densities=options.densities,
-        families=[family.name for family in FAMILIES],
+        families=[family.name for family in FAMILIES[options.dtype]],
         layers=layers,
+        dtype=options.dtype,
     )
     write_result(result, options.output)
     picture(result, TITLES[options.model], options.output.with_suffix(".png"))

@@ -73,8 +73,7 @@ def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, r
     if problem is None or problem.detection is None:
         raise ValueError(f"{spec} does not fit {conv}")
     kernel = choose("conv2d", TARGET, problem).kernel
-    llvm_cpu = find_target(TARGET).llvm_cpu
-    (times,) = measure(problem, [kernel.lower(problem)], llvm_cpu, (threads,)).ms
+    (times,) = measure(problem, [kernel.lower(problem)], find_target(TARGET), (threads,)).ms
     flops = 2e-6 * conv.macs / times[0]
     nonzero = flops * problem.detection.density
     roof = kernel.roof or "fma"

@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.models import MODELS
-from benchmarks.problems import is_prunable, make_problem, title_of
+from benchmarks.problems import is_prunable, make_int8_problem, title_of
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
 from nmcompile.kernels.catalog import Kernel, choose, rows_for
-from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
@@ -62,14 +62,9 @@ def problem_of(conv: Conv2d, spec: str) -> Problem | None:
     pattern = parse_pattern(name)
     if not isinstance(pattern, Dense) and not is_prunable(conv):
         return None
-    floats = make_problem(conv, pattern, float(density) if density else None).weight
-    assert floats is not None
-    weight = np.rint(floats / np.abs(floats).max() * 127).astype(np.int8)
-    weight[(weight == 0) & (floats != 0)] = 1
-    outputs = conv.out_channels
-    scale, offset = np.full(outputs, 1e-4, np.float32), np.zeros(outputs, np.int32)
-    integers = Integers(0, scale, offset)
-    return Problem(conv, weight=weight, detection=detect(weight), dtype="int8", integers=integers)
+    problem = make_int8_problem(conv, pattern, float(density) if density else None)
+    assert problem.weight is not None
+    return replace(problem, detection=detect(problem.weight))
 
 
 def seconds_of(kernel: Kernel, problem: Problem) -> float:

@@ -3,8 +3,10 @@
     python -m benchmarks.demo_digits
 
 One model has a SpRe branch over 2:4 SR-STE, the other one 1x16 blocks. Both have to give the same
-prediction for every held-out image before and after compilation, else the exit status is 1. Then a
-ResNet-50 with random 1x16 weights shows the speed at a size that matters. Artifacts go to out/.
+prediction for every held-out image before and after compilation, else the exit status is 1. Where
+the CPU has AVX-512 VNNI, both are quantised to int8, too, and compared with onnxruntime on the same
+quantised model. Then a ResNet-50 with random 1x16 weights shows the speed at a size that matters.
+Artifacts go to out/.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,11 +34,16 @@ from benchmarks.models import build
 from benchmarks.training import digits, digits_net, train
 from nmcompile import CompileResult, InspectionReport, runtime
 from nmcompile.bench.clock import interleave
-from nmcompile.bench.engines import Engine, name_inputs, open_engine
+from nmcompile.bench.engines import AS_DEFINED, Engine, name_inputs, open_engine, open_row
+from nmcompile.errors import DeviceError
 from nmcompile.frontends.onnx_export import export_onnx
+from nmcompile.runtime import cpu
+from nmcompile.targets import find_target
 from nmcompile.train import SUBP, Method, SpRe
 
 HELD_OUT = 500
+CALIBRATED = 128  # training images that show the ranges of activations
+INT8_TARGET = "avx512_vnni"
 # Logs and pipes have no width of their own; rich would take them for 80 columns.
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 METHODS: dict[str, Method] = {
@@ -89,34 +97,103 @@ def print_layers(report: InspectionReport) -> None:
         CONSOLE.print(f"[dim]{note}[/]")
 
 
-def compare_latency(artifact: Path, model: nn.Module, x: Tensor, rounds: int) -> float:
-    """Print medians of one thread beside onnxruntime's; returns the speed-up.
+def missing_int8() -> str:
+    """Why int8 cannot run on this CPU; "" where it can."""
+    try:
+        cpu.require(find_target(INT8_TARGET).cpu_features, "int8")
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+def compile_int8(model: nn.Module, x: Tensor, shown: Tensor, output: Path) -> Path:
+    """Quantise a model on calibration images and compile it; returns the quantised ONNX file.
+
+    Args:
+        model: the trained model.
+        x: an input of the shape to compile for.
+        shown: calibration images.
+        output: the artifact to write; the ONNX file is written beside it.
+    """
+    path = output.with_suffix(".onnx")
+    with _bar(f"quantising {path.name}") as advance:
+        done = nmcompile.quantize(
+            model, shown, output=path, example_inputs=(x,), progress=advance
+        ).report
+    with _bar(f"compiling {output.name}") as advance:
+        result = nmcompile.compile(path, output=output, target=INT8_TARGET, progress=advance)
+    sparse = sum(layer.sparse for layer in result.report.layers)
+    CONSOLE.print(
+        f"int8: quantised on {done.calibrated} image{'s' * (done.calibrated != 1)}, output at {done.loss.decibels:.0f} dB; "
+        f"{sparse} of {len(result.report.layers)} layers sparse"
+    )
+    return path
+
+
+def agree_int8(artifact: Path, quantised: Path, held: Tensor, truth: np.ndarray[Any, Any]) -> bool:
+    """Print how an int8 model predicts; whether it does as onnxruntime on the same ONNX file.
+
+    Both round where the other may not: of a hundred predictions one may differ.
+    """
+    session = runtime.load(artifact)
+    engine = open_row(AS_DEFINED, quantised, {"x": tuple(held[:1].shape)}, 1)
+    (name,) = engine.inputs
+    ours, theirs = [], []
+    with _bar("running the held-out images in int8", len(held)) as advance:
+        for index in range(len(held)):
+            image = held[index : index + 1].numpy()
+            ours.append(next(iter(session.run(image).values()))[0].argmax())
+            theirs.append(engine.compute({name: image})[0][0].argmax())
+            advance()
+    same = int(np.equal(ours, theirs).sum())
+    CONSOLE.print(
+        f"accuracy in int8 {(np.array(ours) == truth).mean():.1%}; same prediction as onnxruntime "
+        f"on the same quantised model for {same} of {len(held)}"
+    )
+    return same >= 0.99 * len(held)
+
+
+def compare_latency(
+    artifacts: Mapping[str, Path], quantised: Path | None, model: nn.Module, x: Tensor, rounds: int
+) -> dict[str, float]:
+    """Print medians of one thread beside onnxruntime's; returns the speed-up by precision.
 
     onnxruntime gets the folded model too: what is compared is the running, not the folding.
+
+    Args:
+        artifacts: ours, by precision.
+        quantised: what onnxruntime runs in int8.
+        model: what it runs in float32, once it is folded.
+        x: an input.
+        rounds: of all engines in turns.
     """
     exported = onnx.load_model_from_string(export_onnx(model, (x,), ["x"], ["y"]))
     with tempfile.TemporaryDirectory() as folder:
-        folded = Path(folder, "folded.onnx")
-        onnx.save(nmcompile.fold(exported), folded)
+        peers = {"float32": Path(folder, "folded.onnx")}
+        onnx.save(nmcompile.fold(exported), peers["float32"])
+        if quantised is not None:
+            peers["int8"] = quantised
         shapes = {"x": tuple(x.shape)}
-        engines = {
-            "onnxruntime": open_engine("onnxruntime", folded, shapes, threads=1),
-            "nmcompile": open_engine("nmcompile", artifact, shapes, threads=1),
-        }
+        engines = {}
+        for dtype, path in artifacts.items():
+            peer = "onnxruntime" if dtype == "float32" else f"onnxruntime-{dtype}"
+            engines["nmcompile", dtype] = open_engine("nmcompile", path, shapes, threads=1)
+            engines["onnxruntime", dtype] = open_engine(peer, peers[dtype], shapes, threads=1)
     with _bar("timing", rounds + 3) as advance:
         turns = {name: _turn(engine, x) for name, engine in engines.items()}
         timing = interleave(turns, rounds, on_round=advance)
     if timing.stopped:
         raise KeyboardInterrupt
-    times = timing.samples
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    speed = medians["onnxruntime"] / medians["nmcompile"]
-    CONSOLE.print(
-        f"latency, batch 1, 1 thread, median of {rounds}: nmcompile "
-        f"{medians['nmcompile']:.3f} ms, onnxruntime {medians['onnxruntime']:.3f} ms: "
-        f"[bold]{speed:.2f}x[/]"
-    )
-    return speed
+    medians = {name: statistics.median(values) for name, values in timing.samples.items()}
+    speeds = {}
+    for dtype in artifacts:
+        ours, theirs = medians["nmcompile", dtype], medians["onnxruntime", dtype]
+        speeds[dtype] = theirs / ours
+        CONSOLE.print(
+            f"latency in {dtype}, batch 1, 1 thread, median of {rounds}: nmcompile {ours:.3f} ms, "
+            f"onnxruntime {theirs:.3f} ms: [bold]{speeds[dtype]:.2f}x[/]"
+        )
+    return speeds
 
 
 def _turn(engine: Engine, x: Tensor) -> Callable[[], float]:
@@ -124,8 +201,8 @@ def _turn(engine: Engine, x: Tensor) -> Callable[[], float]:
     return lambda: engine.run(inputs)[1]
 
 
-def run_digits(title: str, method: Method, output: Path, epochs: int) -> bool:
-    """Train, compile and run one model; returns whether all predictions are the same."""
+def run_digits(title: str, method: Method, output: Path, epochs: int, int8: bool) -> bool:
+    """Train, compile and run one model; returns whether the predictions are the same."""
     CONSOLE.rule(title)
     images, labels = digits()
     torch.manual_seed(0)
@@ -159,11 +236,17 @@ def run_digits(title: str, method: Method, output: Path, epochs: int) -> bool:
         f"same prediction for {same} of {HELD_OUT}, largest difference "
         f"{np.abs(before - after).max() / np.ptp(before):.0e} of the output range"
     )
-    compare_latency(output, model, held[:1], 200)
-    return same == HELD_OUT
+    artifacts, quantised, agrees = {"float32": output}, None, True
+    if int8:
+        artifacts["int8"] = output.with_name(f"{output.stem}-int8.nmc")
+        shown = images[HELD_OUT : HELD_OUT + CALIBRATED]
+        quantised = compile_int8(model, held[:1], shown, artifacts["int8"])
+        agrees = agree_int8(artifacts["int8"], quantised, held, truth)
+    compare_latency(artifacts, quantised, model, held[:1], 200)
+    return same == HELD_OUT and agrees
 
 
-def run_resnet50(output: Path) -> None:
+def run_resnet50(output: Path, int8: bool) -> None:
     """Compile a ResNet-50 with random 1x16 weights, half of them kept, and time it."""
     CONSOLE.rule("ResNet-50, random 1x16 weights, half kept")
     model = build("resnet50", "1x16@0.5")
@@ -181,7 +264,12 @@ def run_resnet50(output: Path) -> None:
         f"file {output.stat().st_size / 2**20:.0f} MiB, dense weights {dense / 2**20:.0f} MiB; "
         f"loaded in {load * 1e3:.0f} ms"
     )
-    compare_latency(output, model, x, 20)
+    artifacts, quantised = {"float32": output}, None
+    if int8:
+        artifacts["int8"] = output.with_name(f"{output.stem}-int8.nmc")
+        # Latency does not depend on the values, and each image takes a while.
+        quantised = compile_int8(model, x, x, artifacts["int8"])
+    compare_latency(artifacts, quantised, model, x, 20)
 
 
 def main() -> int:
@@ -196,13 +284,16 @@ def main() -> int:
     # Layers this small gain nothing from threads, and lose much where another process wants a core.
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
+    missing = missing_int8()
+    if missing:
+        CONSOLE.print(f"float32 only: {missing}")
     names = ("digits-2of4.nmc", "digits-1x16.nmc")
     same = [
-        run_digits(title, method, options.output / name, options.epochs)
+        run_digits(title, method, options.output / name, options.epochs, not missing)
         for (title, method), name in zip(METHODS.items(), names, strict=True)
     ]
     if not options.no_resnet50:
-        run_resnet50(options.output / "resnet50-1x16.nmc")
+        run_resnet50(options.output / "resnet50-1x16.nmc", not missing)
     if not all(same):
         CONSOLE.print("[red]error: a compiled model predicts something else than its source[/]")
         return 1

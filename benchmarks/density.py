@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from rich.table import Table
 
 from nmcompile.bench.break_even import break_even
 
-RESULTS = Path(__file__).parent / "results" / "density.json"
+FOLDER = Path(__file__).parent / "results"
+DTYPES = ("float32", "int8")
+PEERS = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-int8": "onnxruntime",
+    "openvino-f32": "OpenVINO",
+    "openvino-int8": "OpenVINO",
+}
+"""Engines whose time does not depend on the weights, and what to call them."""
 COLOURS = ("#1f6feb", "#0a8f6c", "#8250df", "#c2410c")
 STYLES = ("-", "--", "-", "-")  # the second often lies on the first
 
@@ -24,6 +32,7 @@ class Layer:
     count: how often the model has it.
     dense: the kernel that lowers it dense, which takes dense_ms.
     ms: by family, one for each density.
+    peers: of other engines, dense.
     """
 
     shape: str
@@ -31,6 +40,7 @@ class Layer:
     dense: str
     dense_ms: float
     ms: Mapping[str, Sequence[float]]
+    peers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Result:
     share: of the model's prunable multiplications that the layers make up.
     densities: falling.
     families: the lines of the picture.
+    dtype: of weights and activations.
     """
 
     machine: Mapping[str, Any]
@@ -49,18 +60,44 @@ class Result:
     densities: Sequence[float]
     families: Sequence[str]
     layers: Sequence[Layer]
+    dtype: str = "float32"
+
+    @property
+    def dense_ms(self) -> float:
+        """Time of all layers dense."""
+        return sum(layer.count * layer.dense_ms for layer in self.layers)
+
+    @property
+    def peer(self) -> tuple[str, float] | None:
+        """The engine that is fastest over all layers, dense, and its time; None without any."""
+        names = set.intersection(*(set(layer.peers) for layer in self.layers))
+        times = {
+            name: sum(layer.count * layer.peers[name] for layer in self.layers) for name in names
+        }
+        return min(times.items(), key=lambda item: item[1], default=None)
+
+    @property
+    def peer_speed(self) -> float | None:
+        """How many times faster than our dense kernels that engine is."""
+        return None if self.peer is None else self.dense_ms / self.peer[1]
 
     def speed_ups(self, family: str) -> list[float]:
         """Time of all layers dense over their time sparse, for each density."""
-        dense = sum(layer.count * layer.dense_ms for layer in self.layers)
         return [
-            dense / sum(layer.count * layer.ms[family][i] for layer in self.layers)
+            self.dense_ms / sum(layer.count * layer.ms[family][i] for layer in self.layers)
             for i in range(len(self.densities))
         ]
 
     def break_even(self, family: str) -> float | None:
         """The density under which the family is faster than dense; see the function."""
         return break_even(self.densities, self.speed_ups(family))
+
+    def break_even_over_peer(self, family: str) -> float | None:
+        """As `break_even`, over the fastest other engine; None without one, too."""
+        if self.peer_speed is None:
+            return None
+        speed_ups = [ratio / self.peer_speed for ratio in self.speed_ups(family)]
+        return break_even(self.densities, speed_ups)
 
     def said(self, mark: float | None) -> str:
         """A break-even in words."""
@@ -69,12 +106,18 @@ class Result:
         return "never slower" if mark == max(self.densities) else f"{mark:.2f}"
 
 
+def path_of(dtype: str) -> Path:
+    """Where results of a precision are kept."""
+    return FOLDER / ("density.json" if dtype == DTYPES[0] else f"density-{dtype}.json")
+
+
 def write_result(result: Result, path: Path) -> None:
     """As JSON, the totals and break-evens with it for people."""
     document = asdict(result)
     document["totals"] = {
         family: {
             "break_even": result.break_even(family),
+            "break_even_over_peer": result.break_even_over_peer(family),
             "speed_ups": result.speed_ups(family),
         }
         for family in result.families
@@ -93,13 +136,14 @@ def read_result(path: Path) -> Result:
 
 def tables(result: Result) -> list[Table]:
     """For the terminal: speed-ups by density, and break-evens by layer."""
-    title = f"{result.model}: speed-up over our dense kernels, {_threads(result)}"
+    title = f"{result.model}: speed-up over our dense kernels, {result.dtype}, {_threads(result)}"
     totals = Table(title=title)
     totals.add_column("density", justify="right")
     layers = Table(title="break-even by layer")
     for name in ("layer", "dense kernel"):
         layers.add_column(name)
-    for name in ("count", "dense ms"):
+    peers = list(result.layers[0].peers)
+    for name in ("count", "dense ms", *peers):
         layers.add_column(name, justify="right")
     for family in result.families:
         totals.add_column(family, justify="right")
@@ -110,6 +154,9 @@ def tables(result: Result) -> list[Table]:
     totals.add_section()
     marks = [result.break_even(family) for family in result.families]
     totals.add_row("break-even", *map(result.said, marks))
+    if result.peer is not None:
+        over = [result.said(result.break_even_over_peer(family)) for family in result.families]
+        totals.add_row(f"over {_peer(result)}", *over)
     for layer in result.layers:
         own = [
             break_even(result.densities, [layer.dense_ms / ms for ms in layer.ms[family]])
@@ -117,6 +164,7 @@ def tables(result: Result) -> list[Table]:
         ]
         layers.add_row(
             *(layer.shape, layer.dense, str(layer.count), f"{layer.dense_ms:.3f}"),
+            *(f"{layer.peers[name]:.3f}" for name in peers),
             *map(result.said, own),
         )
     return [totals, layers]
@@ -125,11 +173,20 @@ def tables(result: Result) -> list[Table]:
 def caption(result: Result, title: str) -> str:
     """One line for README.md: what the picture shows, and the break-evens."""
     marks = [f"{name}: {result.said(result.break_even(name))}" for name in result.families]
-    return (
-        f"{title}'s convolutions ({result.share:.0%} of the multiplications that can be pruned), "
-        f"{_threads(result)}, all run sparse, over our dense kernels. Break-even density: "
-        f"{'; '.join(marks)}. A compiled model runs each layer in the way expected to be faster."
+    text = (
+        f"{title}'s convolutions in {result.dtype} ({result.share:.0%} of the multiplications that "
+        f"can be pruned), {_threads(result)}, all run sparse, over our dense kernels. Break-even "
+        f"density: {'; '.join(marks)}."
     )
+    if result.peer_speed is not None:
+        over = [
+            f"{name}: {result.said(result.break_even_over_peer(name))}" for name in result.families
+        ]
+        text += (
+            f" Over dense {result.dtype} convolutions of {_peer(result)}, {result.peer_speed:.2f}x "
+            f"as fast as ours: {'; '.join(over)}."
+        )
+    return f"{text} A compiled model runs each layer in the way expected to be faster."
 
 
 def picture(result: Result, title: str, path: Path) -> None:
@@ -148,6 +205,9 @@ def picture(result: Result, title: str, path: Path) -> None:
     ideal = [1 / density for density in result.densities]
     axes.plot(result.densities, ideal, color="#9aa5b1", linestyle=":", label="ideal: 1 / density")
     axes.axhline(1, color=ink, linewidth=1, linestyle="--")
+    if result.peer_speed is not None:
+        name = f"{_peer(result)}, dense"
+        axes.axhline(result.peer_speed, color="#9a6700", linewidth=1, linestyle="-.", label=name)
     marks = []
     for family, colour, style in zip(result.families, COLOURS, STYLES, strict=False):
         mark, label = result.break_even(family), family
@@ -163,7 +223,11 @@ def picture(result: Result, title: str, path: Path) -> None:
             markersize=3.5,
             label=label,
         )
-    lowest = min(1.0, *(min(result.speed_ups(family)) for family in result.families))
+    lowest = min(
+        1.0,
+        result.peer_speed or 1.0,
+        *(min(result.speed_ups(family)) for family in result.families),
+    )
     # Each value stands under its point, beneath all lines. Higher densities, further left, stand
     # lower, so that no text meets another's leader.
     levels = [lowest * 0.88 * 0.84**i for i in range(len(marks) + 1)]
@@ -193,11 +257,18 @@ def picture(result: Result, title: str, path: Path) -> None:
     axes.set_xlabel("density: share of weights kept")
     axes.set_ylabel("speed-up over our dense kernels")
     axes.set_title(
-        f"{title}, convolutions, {_threads(result)}, batch 1, float32", loc="left", fontsize=10
+        f"{title}, convolutions, {_threads(result)}, batch 1, {result.dtype}",
+        loc="left",
+        fontsize=10,
     )
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150, facecolor=ground)
     pyplot.close(figure)
+
+
+def _peer(result: Result) -> str:
+    assert result.peer is not None
+    return PEERS.get(result.peer[0], result.peer[0])
 
 
 def _threads(result: Result) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
 from nmcompile.sparsity import Dense, Detection, Pattern, project
+
+STEP = 1e-4
+"""What a unit of the sum counts in steps of the output, of `make_int8_problem`."""
 
 NARROWEST = 16  # channels of a prunable layer, and the widest block of outputs that has to fit
 
@@ -20,6 +24,21 @@ def title_of(conv: Conv2d) -> str:
     """The shape as tables name it."""
     size, stride = conv.kernel[0], conv.stride[0]
     return f"{conv.in_channels}->{conv.out_channels} {size}x{size}/{stride} {conv.in_height}²"
+
+
+def make_int8_problem(conv: Conv2d, pattern: Pattern, density: float | None = None) -> Problem:
+    """As `make_problem`, of u8 to u8 with int8 weights and zero points of 0; no zeros but its."""
+    problem = make_problem(conv, pattern, density)
+    floats = problem.weight
+    assert floats is not None
+    weight = np.rint(floats / np.abs(floats).max() * 127).astype(np.int8)
+    weight[(weight == 0) & (floats != 0)] = 1
+    outputs = conv.out_channels
+    scale, offset = np.full(outputs, STEP, np.float32), np.zeros(outputs, np.int32)
+    integers = Integers(0, scale, offset)
+    return Problem(
+        conv, weight=weight, detection=problem.detection, dtype="int8", integers=integers
+    )
 
 
 def make_problem(conv: Conv2d, pattern: Pattern, density: float | None = None) -> Problem:

@@ -5,12 +5,15 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import density
-from nmcompile.bench.baselines import baseline_of, speedup
+from benchmarks.density import PEERS
+from nmcompile.bench.baselines import groups_of, speedup
 from nmcompile.bench.engines import OURS
+from nmcompile.bench.precisions import Line, lines_of, our_dtypes
 from nmcompile.bench.report.data import pattern_name
 from nmcompile.bench.results import Case, Run, read_run
 
@@ -23,86 +26,100 @@ TITLES = {
     "mobilenet_v1": "MobileNetV1",
     "mobilenet_v2": "MobileNetV2",
 }
-PEERS = {"onnxruntime": "onnxruntime", "openvino-f32": "OpenVINO"}
-"""Engines whose time does not depend on the weights, and what to call them."""
-
-SPARSE_PEER = "deepsparse"
+SPARSE_PEERS = {"deepsparse": "DeepSparse", "deepsparse-int8": "DeepSparse"}
 BUSY = "†"
+COLOURS = {"float32": "#1f6feb", "int8": "#8250df"}
+"""Of a precision's bars; those of dense weights are paler."""
 
 
-def markdown(run: Run, densities: density.Result | None = None) -> str:
-    """README.md's table: one line per model, pattern and number of threads; then break-evens."""
+def markdown(run: Run, densities: Sequence[density.Result] = ()) -> str:
+    """README.md's table: one line per model and pattern, precisions side by side; break-evens."""
     machine = run.machine
     caches = ", ".join(f"{level} {size}" for level, size in machine.caches.items())
-    peers = [name for name in PEERS if any(case.engine == name for case in run.cases)]
-    sparse = any(case.engine == SPARSE_PEER for case in run.cases)
-    names = " and ".join(f"{PEERS[name]} {run.versions.get(name, '')}".strip() for name in peers)
+    dtypes, lines = our_dtypes(run.cases), _lines(run)
+    threads = lines[0].threads
+    versions = {PEERS[name]: run.versions.get(name, "") for name in PEERS if _has(run, name)}
+    names = " and ".join(f"{name} {version}".strip() for name, version in versions.items())
     rounds = max(len(case.samples_ms) for case in run.cases)
-    lines = [
-        "![Speed-up over the faster of onnxruntime and OpenVINO](benchmarks/results/speedup.png)",
-        "",
-        f"Batch 1, 224², float32, medians of {run.settings.rounds} to {rounds} interleaved rounds, "
-        f"on {machine.cpu} ({machine.cores} cores, {caches}), against {names}, whose times do not "
-        "depend on the weights. Speed-up is over the faster of the two, round by round.",
+    said = [
+        f"Batch 1, 224², {threads} thread{'s' * (threads > 1)}, medians of {run.settings.rounds} "
+        f"to {rounds} interleaved rounds, on {machine.cpu} ({machine.cores} cores, {caches}). "
+        f"Speed-up is over the faster of {names} in the same precision with all weights, round by "
+        "round: their times do not depend on the weights."
     ]
-    if sparse:
-        version = run.versions.get(SPARSE_PEER, "")
-        lines[-1] += f" DeepSparse {version} (discontinued) runs each pattern's own model."
+    if run.settings.calibration:
+        said.append(f"int8: the same models, quantised on {run.settings.calibration}.")
+    said += [*_scaling(run, dtypes, threads), *_sparse_peers(run)]
     if any(case.noise == "busy" for case in run.cases):
-        lines[-1] += f" {BUSY} The machine was busy with other things."
-    lines += [
+        said.append(f"{BUSY} The machine was busy with other things.")
+    text = [
+        "![Speed-up over the fastest dense engine](benchmarks/results/speedup.png)",
         "",
-        f"| model | threads | {' | '.join(PEERS[name] for name in peers)} | pattern |"
-        f"{' DeepSparse |' if sparse else ''} nmcompile | speed-up | file |",
-        f"| --- | --: |{' --: |' * len(peers)} --- |{' --: |' if sparse else ''} --: | --: | --: |",
+        " ".join(said),
+        "",
+        *table(lines, dtypes),
+        "",
+        "Dense: the fastest other engine. File: size of the artifact as a share of the dense "
+        "float32 weights. `nmc bench report` has every engine, thread and round.",
     ]
-    for (model, threads), cases in _groups(run).items():
-        times = {case.engine: _ms(case) for case in cases if case.engine in peers}
-        head = f"| {TITLES.get(model, model)} | {threads} |"
-        head += "".join(f" {times.get(name, '')} |" for name in peers)
-        for case in cases:
-            if case.engine != OURS or not case.samples_ms:
-                continue
-            cells = [pattern_name(case)]
-            if sparse:
-                same = (c for c in cases if c.engine == SPARSE_PEER and c.pattern == case.pattern)
-                cells.append(next(map(_ms, same), ""))
-            ratio = _ratio(case, cases)
-            cells += [_ms(case), f"**{ratio:.2f}x**" if ratio else "", _share(case)]
-            lines.append(f"{head} {' | '.join(cells)} |")
-            head = "| | |" + " |" * len(peers)
-    lines += ["", "File: size of the artifact as a share of the dense float32 weights."]
-    if densities is not None:
-        lines += [
+    for result in densities:
+        text += [
             "",
-            "![Speed-up over density, with break-even](benchmarks/results/density.png)",
+            f"![Speed-up over density, with break-even](benchmarks/results/{_name(result)}.png)",
             "",
-            density.caption(densities, TITLES.get(densities.model, densities.model)),
+            density.caption(result, TITLES.get(result.model, result.model)),
         ]
-        if densities.machine["cpu"] != machine.cpu:
-            lines[-1] += f" Measured on {densities.machine['cpu']}."
-    return "\n".join(lines)
+        if result.machine["cpu"] != machine.cpu:
+            text[-1] += f" Measured on {result.machine['cpu']}."
+    return "\n".join(text)
+
+
+def table(lines: Sequence[Line], dtypes: Sequence[str]) -> list[str]:
+    """The table's lines: of each precision the fastest dense engine, ours and their ratio."""
+    heads, marks = ["model", "pattern"], ["---", "---"]
+    for dtype in dtypes:
+        heads += [f"dense {dtype}", f"nmcompile {dtype}", "speed-up", "file"]
+        marks += ["--:"] * 4
+    if len(dtypes) > 1:
+        heads.append(f"{dtypes[1]} over {dtypes[0]}")
+        marks.append("--:")
+    rows, shown = [heads, marks], ""
+    for line in lines:
+        first = line.model != shown
+        shown = line.model
+        cells = [TITLES.get(line.model, line.model) if first else "", pattern_name(line.any)]
+        for dtype in dtypes:
+            half = line.halves.get(dtype)
+            if half is None:
+                cells += [""] * 4
+                continue
+            peer = half.peer
+            dense = f"{_ms(peer)} {PEERS.get(peer.engine, peer.engine)}" if peer else ""
+            cells += [dense if first else "", _ms(half.ours), _times(half.ratio), _share(half.ours)]
+        if len(dtypes) > 1:
+            gain = line.gain(dtypes[1], dtypes[0])
+            cells.append(f"{gain:.2f}x" if gain else "")
+        rows.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def picture(run: Run, path: Path) -> None:
-    """Speed-up over the faster peer as bars, one panel per model; threads: the fewest measured."""
+    """Speed-up over the fastest dense engine as bars, one panel per model, of a table's lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
-    groups = _groups(run)
-    fewest = min(threads for _, threads in groups)
-    panels = {
-        model: [(case, _ratio(case, cases)) for case in cases if case.engine == OURS]
-        for (model, threads), cases in groups.items()
-        if threads == fewest
-    }
-    height = 0.9 + sum(0.3 * len(rows) + 0.35 for rows in panels.values())
+    dtypes, lines = our_dtypes(run.cases), _lines(run)
+    panels: dict[str, list[Line]] = {}
+    for line in lines:
+        panels.setdefault(line.model, []).append(line)
+    step = 0.17 * len(dtypes) + 0.1
     figure, axes = pyplot.subplots(
         len(panels),
         1,
-        figsize=(8, height),
+        figsize=(8, 0.9 + step * len(lines) + 0.35 * len(panels)),
         sharex=True,
         squeeze=False,
         height_ratios=[len(rows) for rows in panels.values()],
@@ -110,26 +127,40 @@ def picture(run: Run, path: Path) -> None:
         # An own light ground, so that the text is readable on dark pages too.
         facecolor="#fafafa",
     )
-    top = max(ratio or 0.0 for rows in panels.values() for _, ratio in rows)
+    ratios = [half.ratio or 0.0 for line in lines for half in line.halves.values()]
+    height = 0.8 / len(dtypes)
     for panel, (model, rows) in zip(axes[:, 0], panels.items(), strict=True):
-        labels = [pattern_name(case) for case, _ in rows]
-        ratios = [ratio or 0.0 for _, ratio in rows]
-        colours = ["#9aa5b1" if case.pattern == "dense" else "#1f6feb" for case, _ in rows]
-        bars = panel.barh(labels, ratios, color=colours, height=0.7)
-        # A ground of their own keeps the figures just under 1 clear of the dashed line.
-        ground = {"facecolor": "#fafafa", "edgecolor": "none", "pad": 1}
-        texts = [f"{ratio:.2f}x" for ratio in ratios]
-        panel.bar_label(bars, texts, padding=4, fontsize=9, bbox=ground)
+        for place, dtype in enumerate(dtypes):
+            at = [y + (place - (len(dtypes) - 1) / 2) * height for y in range(len(rows))]
+            halves = [line.halves.get(dtype) for line in rows]
+            values = [(half.ratio if half else None) or 0.0 for half in halves]
+            bars = panel.barh(
+                *(at, values),
+                height=height * 0.92,
+                color=COLOURS.get(dtype, "#0a8f6c"),
+                label=dtype,
+            )
+            for bar, line in zip(bars, rows, strict=True):
+                bar.set_alpha(0.45 if line.pattern == "dense" else 1.0)
+            # A ground of their own keeps the figures just under 1 clear of the dashed line.
+            ground = {"facecolor": "#fafafa", "edgecolor": "none", "pad": 1}
+            texts = [f"{value:.2f}x" if value else "" for value in values]
+            panel.bar_label(bars, texts, padding=4, fontsize=8, bbox=ground)
+        panel.set_yticks(range(len(rows)), [pattern_name(line.any) for line in rows])
         panel.axvline(1.0, color="#24292f", linewidth=1, linestyle="--")
         panel.set_facecolor("#fafafa")
         panel.set_title(TITLES.get(model, model), loc="left", fontsize=10, fontweight="bold")
-        panel.set_xlim(0, top * 1.12)
+        panel.set_xlim(0, max(*ratios, 1.0) * 1.12)
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
+    if len(dtypes) > 1:
+        handles = [Patch(color=COLOURS.get(dtype, "#0a8f6c")) for dtype in dtypes]
+        axes[0, 0].legend(handles, dtypes, loc="lower right", frameon=False, fontsize=9)
+    threads = lines[0].threads
     # Of the figure, not of a panel: long pattern names leave a panel too little room for it.
     figure.supxlabel(
-        "speed-up over the faster of onnxruntime and OpenVINO (dashed), "
-        f"{fewest} thread{'s' if fewest > 1 else ''}, batch 1, float32",
+        "speed-up over the fastest dense engine of the same precision (dashed), "
+        f"{threads} thread{'s' if threads > 1 else ''}, batch 1",
         fontsize=10,
     )
     figure.savefig(path, dpi=144, facecolor=figure.get_facecolor())
@@ -152,24 +183,70 @@ def update_readme(results: Path = RESULTS, readme: Path = ROOT / "README.md") ->
     if not begin or not end:
         raise ValueError(f"{readme}: expected the marks {BEGIN} and {END}")
     picture(run, results.with_name("speedup.png"))
-    densities = density.read_result(density.RESULTS) if density.RESULTS.exists() else None
-    if densities is not None:
-        title = TITLES.get(densities.model, densities.model)
-        density.picture(densities, title, density.RESULTS.with_suffix(".png"))
+    paths = [path for path in map(density.path_of, density.DTYPES) if path.exists()]
+    densities = [density.read_result(path) for path in paths]
+    for path, result in zip(paths, densities, strict=True):
+        title = TITLES.get(result.model, result.model)
+        density.picture(result, title, path.with_suffix(".png"))
     readme.write_text(f"{before}{BEGIN}\n{markdown(run, densities)}\n{END}{after}")
 
 
-def _groups(run: Run) -> dict[tuple[str, int], list[Case]]:
-    groups: dict[tuple[str, int], list[Case]] = {}
-    for case in run.cases:
-        groups.setdefault((case.model, case.threads), []).append(case)
-    return groups
+def _lines(run: Run) -> list[Line]:
+    """Of the fewest threads that were measured."""
+    lines = lines_of(run.cases)
+    fewest = min(line.threads for line in lines)
+    return [line for line in lines if line.threads == fewest]
 
 
-def _ratio(case: Case, cases: Sequence[Case]) -> float | None:
-    """Over the faster dense peer, also where DeepSparse is faster."""
-    found = speedup(case, baseline_of(case, [c for c in cases if c.engine != SPARSE_PEER]))
-    return found.value if found else None
+def _scaling(run: Run, dtypes: Sequence[str], fewest: int) -> Iterator[str]:
+    """How much faster ours is on more threads."""
+    lines = {(line.model, line.pattern, line.threads): line for line in lines_of(run.cases)}
+    for threads in sorted({line.threads for line in lines.values()} - {fewest}):
+        gains = []
+        for dtype in dtypes:
+            pairs = [
+                (found.halves[dtype].ours.median_ms, line.halves[dtype].ours.median_ms)
+                for (model, pattern, count), line in lines.items()
+                if count == threads
+                and dtype in line.halves
+                and (found := lines.get((model, pattern, fewest))) is not None
+                and dtype in found.halves
+            ]
+            ratios = [slow / fast for slow, fast in pairs if slow and fast]
+            if ratios:
+                gains.append(f"{statistics.geometric_mean(ratios):.2f}x as fast in {dtype}")
+        if gains:
+            yield f"On {threads} threads nmcompile is {' and '.join(gains)} (geometric means)."
+
+
+def _sparse_peers(run: Run) -> Iterator[str]:
+    """How ours compares with an engine that gains from zeros, on the same pattern."""
+    for name, title in SPARSE_PEERS.items():
+        ratios, dtype = [], ""
+        for group in groups_of(run.cases).values():
+            theirs = {case.pattern: case for case in group if case.engine == name}
+            for case in group:
+                peer = theirs.get(case.pattern)
+                if case.engine == OURS and peer is not None and case.dtype == peer.dtype:
+                    found, dtype = speedup(case, peer), case.dtype
+                    ratios += [found.value] if found else []
+        if ratios:
+            yield (
+                f"{title} {run.versions.get(name, '')} (discontinued) runs each pattern's own "
+                f"model, in {dtype}: nmcompile is {min(ratios):.2f}x to {max(ratios):.2f}x as fast."
+            )
+
+
+def _has(run: Run, engine: str) -> bool:
+    return any(case.engine == engine and case.samples_ms for case in run.cases)
+
+
+def _name(result: density.Result) -> str:
+    return density.path_of(result.dtype).stem
+
+
+def _times(ratio: float | None) -> str:
+    return f"**{ratio:.2f}x**" if ratio else ""
 
 
 def _ms(case: Case) -> str:

@@ -51,12 +51,15 @@ class Trial:
     """Kernels of one library that compute the same.
 
     x, out: shapes of input and output; residual: whether another of the output's shape is added.
+    x_dtype, out_dtype: their elements; a residual has those of x.
     """
 
     x: tuple[int, ...]
     out: tuple[int, ...]
     residual: bool
     kernels: tuple[TimedKernel, ...]
+    x_dtype: str = "float32"
+    out_dtype: str = "float32"
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Trial:
@@ -75,6 +78,8 @@ class Trial:
                 )
                 for kernel in document["kernels"]
             ),
+            document["x_dtype"],
+            document["out_dtype"],
         )
 
 
@@ -111,11 +116,15 @@ def measure_trial(
     """
     native = native_runtime()
     before = native.num_threads()
-    x = _aligned(np.random.default_rng(0).standard_normal(trial.x, dtype=np.float32))
-    residual = [_aligned(np.ones(trial.out, np.float32))] if trial.residual else []
+    random = np.random.default_rng(0)
+    if trial.x_dtype == "float32":
+        x = _aligned(random.standard_normal(trial.x, dtype=np.float32))
+    else:
+        x = _aligned(random.integers(0, 256, trial.x).astype(trial.x_dtype))
+    residual = [_aligned(np.ones(trial.out, trial.x_dtype))] if trial.residual else []
     calls, outputs = [], []
     for function, operands in ready_kernels(module, trial.kernels, arrays):
-        outputs.append(_aligned(np.zeros(trial.out, np.float32)))
+        outputs.append(_aligned(np.zeros(trial.out, trial.out_dtype)))
         first, *last = (native.from_dlpack(a) for a in (x, *residual, outputs[-1]))
         calls.append((function, [first, *operands, *last]))
     medians = []
@@ -123,8 +132,9 @@ def measure_trial(
         native.use_threads(count)
         medians.append(_medians(calls, x))
     native.use_threads(before)
-    scale = float(np.abs(outputs[0]).max()) or 1.0
-    differences = [float(np.abs(output - outputs[0]).max()) / scale for output in outputs]
+    found = [output.astype(np.float64) for output in outputs]  # bytes would wrap around
+    scale = float(np.abs(found[0]).max()) or 1.0
+    differences = [float(np.abs(output - found[0]).max()) / scale for output in found]
     return Measured(medians, differences)
 
 
@@ -151,7 +161,7 @@ def ready_kernels(
     return ready
 
 
-def _medians(calls: Sequence[tuple[Any, Sequence[Any]]], x: npt.NDArray[np.float32]) -> list[float]:
+def _medians(calls: Sequence[tuple[Any, Sequence[Any]]], x: Array) -> list[float]:
     """Median milliseconds of each call on the pool as it is."""
     flush = np.zeros(FLUSH_BYTES // 4, np.float32)
     seconds: list[list[float]] = [[] for _ in calls]

@@ -14,6 +14,7 @@ import tvm
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.machine.trial import Measured, Operand, TimedKernel, Trial, measure_trial
+from nmcompile.targets import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,16 @@ class KernelLibrary:
 
     def trial_of(self, problem: Problem) -> Trial:
         """The kernels as lowerings of a convolution."""
-        conv = problem.conv
+        conv, integers = problem.conv, problem.integers
+        if integers is not None:
+            return Trial(
+                (conv.batch, conv.in_height, conv.in_width, conv.in_channels),
+                (conv.batch, conv.out_height, conv.out_width, conv.out_channels),
+                integers.residual is not None,
+                self.kernels,
+                "uint8",
+                integers.out,
+            )
         return Trial(
             (conv.batch, conv.in_channels, conv.in_height, conv.in_width),
             (conv.batch, conv.out_channels, conv.out_height, conv.out_width),
@@ -44,15 +54,15 @@ class KernelLibrary:
         np.savez(arrays, **self.arrays)  # type: ignore[arg-type]
 
 
-def compile_kernels(candidates: Sequence[Lowered], llvm_cpu: str) -> KernelLibrary:
-    """Compile kernels, and what prepares their operands, for a CPU as LLVM calls it."""
+def compile_kernels(candidates: Sequence[Lowered], target: Target) -> KernelLibrary:
+    """Compile kernels, and what prepares their operands, for a target's CPU."""
     prepares = {p for lowered in candidates for p in lowered.prepare.values()}
     preparing = {p: f"prepare_{i}" for i, p in enumerate(prepares)}
     functions = {f"kernel_{i}": lowered.emit_func() for i, lowered in enumerate(candidates)}
     named = functions | {name: p.emit_func() for p, name in preparing.items()}
     module = tvm.compile(
         tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()}),
-        target=tvm.target.Target({"kind": "llvm", "mcpu": llvm_cpu}),
+        target=tvm.target.Target(target.llvm_options),
         tir_pipeline=TIR_PIPELINE,
     )
     arrays: dict[str, Array] = {}
@@ -81,8 +91,8 @@ def compile_kernels(candidates: Sequence[Lowered], llvm_cpu: str) -> KernelLibra
 
 
 def measure(
-    problem: Problem, candidates: Sequence[Lowered], llvm_cpu: str, threads: Sequence[int]
+    problem: Problem, candidates: Sequence[Lowered], target: Target, threads: Sequence[int]
 ) -> Measured:
     """Compile lowerings of a convolution and time them on this machine."""
-    library = compile_kernels(candidates, llvm_cpu)
+    library = compile_kernels(candidates, target)
     return measure_trial(library.module, library.trial_of(problem), library.arrays, threads)

@@ -76,7 +76,7 @@ class RemoteMeasurer:
         """Compile one contest after the other, as the devices ask for them."""
         for contest in contests:
             place = Path(tempfile.mkdtemp(dir=folder))
-            library = compile_kernels(contest.lower(), self._target.llvm_cpu)
+            library = compile_kernels(contest.lower(), self._target)
             files = {LIBRARY: place / LIBRARY, ARRAYS: place / ARRAYS}
             library.write(files[LIBRARY], files[ARRAYS])
             request = {

@@ -69,10 +69,10 @@ class LocalMeasurer:
         self, contests: Iterable[Contest], target: str
     ) -> Generator[tuple[Contest, Measured]]:
         """Yield each with what was measured."""
-        llvm_cpu = find_target(target).llvm_cpu
+        row = find_target(target)
         for contest in contests:
             problem = contest.layer.problem
-            yield contest, measure(problem, contest.lower(), llvm_cpu, thread_counts())
+            yield contest, measure(problem, contest.lower(), row, thread_counts())
 
 
 def tune(

@@ -1,11 +1,14 @@
 """Break-even densities: how they are found, told and drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.bench_density import (
     FAMILIES,
+    MAKERS,
     Family,
     heaviest,
     parse_arguments,
@@ -20,10 +23,16 @@ from benchmarks.density import (
     tables,
     write_result,
 )
-from benchmarks.problems import make_problem
+from benchmarks.peer_layers import ENGINES, layer_model
+from benchmarks.problems import make_int8_problem
 from benchmarks.shapes import read_shapes
 from nmcompile.bench.break_even import break_even
+from nmcompile.bench.engines import find_engine, is_installed
+from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.spec import Conv2d
+from nmcompile.sparsity import Dense
+from tests.support.integer_runner import run_integers
+from tests.support.quantised import as_defined
 
 DENSITIES = [1.0, 0.5, 0.25]
 
@@ -97,21 +106,55 @@ def test_depthwise_layers_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("density", [1.0, 0.25])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_families_stay_sparse_above_break_even(family: Family, density: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "family"),
+    [(dtype, family) for dtype, families in FAMILIES.items() for family in families],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_families_stay_sparse_above_break_even(dtype: str, family: Family, density: float) -> None:
     conv = Conv2d(1, 32, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1))
-    row = family.row(make_problem(conv, family.pattern_at(density), density))
-    assert row.sparse
+    row = family.row(MAKERS[dtype](conv, family.pattern_at(density), density))
+    assert row.sparse and row.dtype == dtype
     assert family.kernel in (None, row.name)
 
 
-@pytest.mark.isa("avx512f")
-def test_a_layer_is_timed_in_all_families() -> None:
-    layer = time_layer(Conv2d(1, 16, 8, 8, 16, (1, 1)), 2, [1.0, 0.5], 1)
+@pytest.mark.parametrize(
+    ("dtype", "dense"),
+    [
+        pytest.param("float32", "conv2d_f32_dense__avx512", marks=pytest.mark.isa("avx512f")),
+        pytest.param("int8", "conv2d_i8_dense__avx512_vnni", marks=pytest.mark.isa("avx512_vnni")),
+    ],
+)
+def test_a_layer_is_timed_in_all_families(dtype: str, dense: str) -> None:
+    layer = time_layer(Conv2d(1, 16, 8, 8, 16, (1, 1)), 2, [1.0, 0.5], 1, dtype)
     assert layer.shape == "16->16 1x1/1 8²"
-    assert layer.dense == "conv2d_f32_dense__avx512"
-    assert list(layer.ms) == [family.name for family in FAMILIES]
+    assert layer.dense == dense
+    assert list(layer.ms) == [family.name for family in FAMILIES[dtype]]
     assert all(len(times) == 2 for times in layer.ms.values())
+    installed = [name for name in ENGINES[dtype] if is_installed(find_engine(name))]
+    assert list(layer.peers) == installed and min(layer.peers.values(), default=1.0) > 0
+
+
+@pytest.mark.isa("avx512_vnni")
+def test_other_engines_are_given_the_same_convolution() -> None:
+    problem = make_int8_problem(Conv2d(1, 32, 7, 9, 16, (3, 3), (2, 2), (1, 1, 1, 1)), Dense())
+    x = np.random.default_rng(1).integers(0, 256, (1, 7, 9, 32)).astype(np.uint8)
+    row = choose("conv2d", "avx512_vnni", problem).kernel
+    ours = run_integers(row, problem, x, None)
+    (theirs,) = as_defined(layer_model(problem), {"x": x.transpose(0, 3, 1, 2)})
+    difference = np.abs(ours.astype(int) - theirs.transpose(0, 2, 3, 1))
+    assert ours.any() and difference.max() <= 1
+
+
+def test_break_even_over_another_engine_counts_its_speed(result: Result) -> None:
+    assert result.peer is None and result.break_even_over_peer("early") is None
+    layers = [replace(layer, peers={"quick": 0.5, "slow": 3.0}) for layer in result.layers]
+    faster = replace(result, layers=layers)
+    # 3 * 0.5 + 0.5 ms, where our dense kernels take 5 ms, and 3.5 and 1.5 ms at 0.5 and 0.25.
+    assert faster.peer == ("quick", 2.0) and faster.peer_speed == 2.5
+    found = faster.break_even_over_peer("early")
+    assert found == pytest.approx(0.25 + 0.25 * (2 - 1.5) / (3.5 - 1.5))
+    assert "2.50x as fast as ours: early: 0.31" in caption(faster, "ResNet-50")
 
 
 @pytest.mark.parametrize(

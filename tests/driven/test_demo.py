@@ -7,15 +7,37 @@ import pytest
 import torch
 
 import nmcompile
-from benchmarks.demo_digits import METHODS
+from benchmarks.demo_digits import METHODS, agree_int8, compile_int8, missing_int8
 from benchmarks.training import digits_net, train
 from nmcompile import runtime
+from nmcompile.runtime import cpu
 
 pytestmark = pytest.mark.isa("avx512f")
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.isa("avx512_vnni")
+def test_int8_model_predicts_what_onnxruntime_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = torch.randn(48, 1, 16, 16, generator=generator())
+    torch.manual_seed(0)
+    model = digits_net().eval()
+    artifact = tmp_path / "digits-int8.nmc"
+    quantised = compile_int8(model, images[:1], images[16:], artifact)
+    with torch.no_grad():
+        truth = model(images[:16]).numpy().argmax(1)
+    assert agree_int8(artifact, quantised, images[:16], truth)
+    assert "same prediction as onnxruntime on the same quantised model" in capsys.readouterr().out
+
+
+def test_a_cpu_without_vnni_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "host", lambda: ("an old CPU", frozenset({"avx512f"})))
+    assert "int8 needs the CPU features" in missing_int8()
+    assert "avx512_vnni" in missing_int8() and "an old CPU" in missing_int8()
 
 
 @pytest.mark.parametrize("title", METHODS)

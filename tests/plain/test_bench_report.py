@@ -37,9 +37,16 @@ def run() -> Run:
 
 
 @pytest.fixture
-def with_deepsparse(run: Run) -> Run:
-    more = [case("deepsparse", "dense", 42), case("deepsparse", "1x16@0.25", 14.25, 0.25)]
-    return change(run, cases=[*run.cases, *more])
+def with_int8(run: Run) -> Run:
+    more = [
+        case("openvino-int8", "dense", 12),
+        case("onnxruntime-int8", "dense", 13),
+        case("nmcompile", "dense", 10, size=30),
+        case("nmcompile", "1x16@0.25", 4, 0.25, size=9),
+    ]
+    settings = change(run.settings, calibration="random inputs")
+    int8 = [change(c, dtype="int8", target="avx512_vnni" * (c.engine == "nmcompile")) for c in more]
+    return change(run, cases=[*run.cases, *int8], settings=settings)
 
 
 @pytest.fixture
@@ -56,23 +63,43 @@ def cells(text: str) -> list[list[str]]:
     ]
 
 
-def test_table_without_deepsparse_has_no_column_for_it(run: Run) -> None:
+def test_a_precision_that_was_not_measured_has_no_columns(run: Run) -> None:
     text = markdown(run)
-    assert "DeepSparse" not in text
+    assert "DeepSparse" not in text and "int8" not in text and "On 2 threads" not in text
     assert cells(text)[2:] == [
-        ["ResNet-50", "1", "50.0 ms", "40.0 ms", "dense", "41.0 ms", "**0.98x**", "101%"],
-        ["", "", "", "", "1x16, 25% kept", "16.0 ms", "**2.50x**", "32%"],
+        ["ResNet-50", "dense", "40.0 ms OpenVINO", "41.0 ms", "**0.98x**", "101%"],
+        ["", "1x16, 25% kept", "", "16.0 ms", "**2.50x**", "32%"],
     ]
 
 
-def test_deepsparse_stands_beside_the_pattern_it_ran(with_deepsparse: Run) -> None:
-    text = markdown(with_deepsparse)
+def test_precisions_stand_side_by_side(with_int8: Run) -> None:
+    text = markdown(with_int8)
+    assert "quantised on random inputs." in text
     head, _, dense, sparse = cells(text)
-    assert "DeepSparse 1.8.0 (discontinued)" in text
-    assert (head[5], dense[5], sparse[5]) == ("DeepSparse", "42.0 ms", "14.2 ms")
-    # Still over the faster dense peer.
-    assert sparse[7] == "**2.50x**"
+    assert head[6:] == ["dense int8", "nmcompile int8", "speed-up", "file", "int8 over float32"]
+    assert dense[6:] == ["12.0 ms OpenVINO", "10.0 ms", "**1.20x**", "30%", "4.10x"]
+    assert sparse[1:6] == ["1x16, 25% kept", "", "16.0 ms", "**2.50x**", "32%"]
+    assert sparse[6:] == ["", "4.0 ms", "**3.00x**", "9%", "4.00x"]
     assert len({len(line) for line in cells(text)}) == 1
+
+
+def test_more_threads_are_told_in_a_sentence(run: Run) -> None:
+    halved = [
+        change(c, threads=2, group="two", samples_ms=[ms / 2 for ms in c.samples_ms])
+        for c in run.cases
+    ]
+    text = markdown(change(run, cases=[*run.cases, *halved]))
+    assert "On 2 threads nmcompile is 2.00x as fast in float32 (geometric means)." in text
+    assert len(cells(text)) == 4
+
+
+def test_deepsparse_is_told_in_a_sentence(run: Run) -> None:
+    more = [case("deepsparse", "dense", 82), case("deepsparse", "1x16@0.25", 20, 0.25)]
+    text = markdown(change(run, cases=[*run.cases, *more]))
+    assert "DeepSparse 1.8.0 (discontinued)" in text
+    assert "in float32: nmcompile is 1.25x to 2.00x as fast." in text
+    # Still over the fastest dense engine.
+    assert cells(text)[3][4] == "**2.50x**"
 
 
 def test_a_busy_machine_is_marked(run: Run) -> None:
@@ -83,12 +110,12 @@ def test_a_busy_machine_is_marked(run: Run) -> None:
 
 
 def test_break_evens_follow_the_table(run: Run, densities: density.Result) -> None:
-    text = markdown(run, densities)
+    text = markdown(run, [densities])
     assert "(benchmarks/results/density.png)" in text
     assert "Break-even density: 1x16: 0.75." in text
     assert "Measured on" not in text
     densities = density.Result(**{**vars(densities), "machine": {"cpu": "another CPU"}})
-    assert markdown(run, densities).endswith("Measured on another CPU.")
+    assert markdown(run, [densities]).endswith("Measured on another CPU.")
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -99,7 +126,7 @@ def test_readme_is_rewritten_between_the_marks(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(density, "RESULTS", tmp_path / "density.json")
+    monkeypatch.setattr(density, "FOLDER", tmp_path)
     write_run(run, tmp_path / "models.json")
     if measured:
         density.write_result(densities, tmp_path / "density.json")

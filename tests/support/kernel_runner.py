@@ -47,7 +47,7 @@ def run_kernel(
     In place, the residual's copy is the output. What leaves a tensor ends the process.
     """
     lowered = kernel.lower(problem, config)
-    library = compile_kernels([lowered], find_target(kernel.target).llvm_cpu)
+    library = compile_kernels([lowered], find_target(kernel.target))
     ((function, operands),) = ready_kernels(library.module, library.kernels, library.arrays)
     out = np.full(output_shape(problem), np.nan, np.float32)
     arrays = [x, *([] if residual is None else [residual]), out]

@@ -44,7 +44,8 @@ def _panel(entry: Entry, several: bool) -> Panel:
         key=lambda layer: -(layer.lost_ms or 0.0),
     )[:WORST]
     places = {id(layer): str(place) for place, layer in enumerate(losers, 1)}
-    title = headline(entry, several, pattern_name(case), setting(case))
+    precision = [case.dtype] if case.dtype != "float32" else []
+    title = headline(entry, several, pattern_name(case), *precision, setting(case))
     guides = []
     if roofs is not None:
         for kind, name in NAMES.items():
