@@ -21,6 +21,7 @@ from nmcompile.kernels.avx512_vnni.lanes.config import (
     OutputGroups,
     PackedSizes,
     padded_outputs,
+    picks_of,
     tiles_of,
 )
 from nmcompile.kernels.avx512_vnni.lanes.finish import Finish
@@ -103,8 +104,9 @@ class _Emitter:
             self.gathers = gather.Lists(starts, sources, offsets, index, quads)
         else:
             offsets = func.tensor("offsets", (count,), "int32")
+            index = func.tensor("index", (self.sizes.index,), "int8")
             quads = func.tensor("quads", (count + 1,), "int32")
-            self.picks = Lists(starts, offsets, quads)
+            self.picks = Lists(starts, offsets, index, quads)
 
     def _lists_of_outputs(self) -> int:
         return -(-self.reading.conv.out_channels // self.config.list_outputs)
@@ -212,8 +214,10 @@ class _Emitter:
         narrower = self.config.vectors - sums.vectors
         if narrower:  # the last group, behind wider ones
             boundary = self.picks.quads[self.picks.starts[self.groups.count - 1]]
-            origin = T.bind(boundary * (2 * BYTES * narrower))
-        add_picked(sums, pixels, self.picks, group, self.weights, origin)
+            origin = T.bind(boundary * narrower)
+        shared = self.config.list_outputs
+        picks = picks_of(self.config.vectors, shared) if shared else None
+        add_picked(sums, pixels, self.picks, group, self.weights, origin, picks)
 
     def _dense(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
         reading, vectors = self.reading, self.config.vectors

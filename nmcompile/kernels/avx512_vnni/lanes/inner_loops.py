@@ -53,6 +53,7 @@ class Lists:
 
     starts: Buffer
     offsets: Buffer
+    index: Buffer
     quads: Buffer
 
 
@@ -84,13 +85,26 @@ class Window:
 
 
 def add_picked(
-    sums: Sums, pixels: Pixels, lists: Lists, group: Expr, weights: Buffer, origin: Expr
+    sums: Sums,
+    pixels: Pixels,
+    lists: Lists,
+    group: Expr,
+    weights: Buffer,
+    origin: Expr,
+    picks: int | None,
 ) -> None:
     """Per block of 64 bytes and quad of a list: every lane picks four of them.
 
-    `origin` is where the quads of the whole layer would begin if all groups were as wide.
+    Args:
+        sums: of the tile.
+        pixels: of the tile.
+        lists: of the layer.
+        group: of outputs.
+        weights: of the layer.
+        origin: the number of vectors of weights before the group's, less those of its quads if all
+            groups were as wide.
+        picks: where outputs share lists, how many picks a quad takes; None where each has its own.
     """
-    step = 2 * BYTES * sums.vectors
     start = T.bind(lists.starts[group])
     with T.serial(0, lists.starts[group + 1] - start) as nth:
         block = T.bind(start + nth)
@@ -100,14 +114,20 @@ def add_picked(
             for t in range(sums.pixels)
         ]
         begin = T.bind(lists.quads[block])
-        stream = T.bind(origin + begin * step)
+        stream = T.bind(origin + begin * sums.vectors)
         with T.serial(0, lists.quads[block + 1] - begin) as quad:
-            where = T.bind(stream + quad * step)
+            row = T.bind(stream + quad * sums.vectors)
+            picked: list[Expr] = []
             for u in range(sums.vectors):
-                index = T.bind(load_bytes(weights, where + u * BYTES))
-                weight = T.bind(load_bytes(weights, where + (sums.vectors + u) * BYTES))
-                for t in range(sums.pixels):
-                    sums.add(t, u, pick_bytes(x[t], index), weight)
+                if picks is None:
+                    index = T.bind(load_bytes(lists.index, (row + u) * BYTES))
+                    picked = [pick_bytes(value, index) for value in x]
+                elif u < picks:
+                    index = T.bind(broadcast_quad(lists.index, (row + u) * QUAD))
+                    picked = [T.bind(pick_bytes(value, index)) for value in x]
+                weight = T.bind(load_bytes(weights, (row + u) * BYTES))
+                for t, value in enumerate(picked):
+                    sums.add(t, u, value, weight)
 
 
 def add_shared(sums: Sums, pixels: Pixels, window: Window, weights: Buffer, start: Expr) -> None:

@@ -24,13 +24,14 @@ class PackedWeights:
     weights: int8. Dense: per group of outputs, segment and quad, per vector of the group 16 lanes
         of four weights. Gathered: likewise, kernel positions for segments, and quads of kept bytes.
         Picked: per group of outputs, per block with work, per quad: for each vector of the group 64
-        indices into the block, then for each vector 64 weights.
+        weights.
     starts: int32. Picked: the first block of each group of outputs, and the end. Gathered: the
         first piece of each list, and the end; a piece is 64 kept bytes.
     sources: int32, gathered only: the first block of each piece, and the end.
     offsets: int32, where each block begins, counted from the first byte under a pixel.
-    index: int8, gathered only: for each byte of a piece where in its block it is, 64 of them, then
-        which of the piece's blocks that is.
+    index: int8. Gathered: for each byte of a piece where in its block it is, 64 of them, then
+        which of the piece's blocks that is. Picked: for each of the weights where in its block the
+        byte is; four for each vector where its outputs share a list.
     quads: int32. Picked: the first quad of each block, and the end. Gathered: the first quad of
         each list, all positions counted as one, and the end.
     gathered: bytes from one gathered pixel to the next; an odd number of cache lines.
@@ -72,6 +73,14 @@ def pack_lanes(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWe
     if config.method == "gathered":
         return _pack_gathered(weight, reading.conv, config)
     return _pack_picked(weight, reading, config)
+
+
+def listed(segments: Bytes, outputs: int) -> Bytes:
+    """Weights (out, segments, bytes), 1 where a list of `outputs` outputs keeps the byte."""
+    kept = np.zeros((-(-len(segments) // outputs) * outputs, *segments.shape[1:]), np.int8)
+    kept[: len(segments)] = segments != 0
+    each = kept.reshape(-1, outputs, *segments.shape[1:]).max(axis=1)
+    return np.repeat(each, outputs, axis=0)[: len(segments)]
 
 
 def positions_of(weight: Bytes, conv: Conv2d) -> Bytes:
@@ -151,8 +160,9 @@ def quads_per_group(quads: npt.NDArray[np.uint8], vectors: int) -> npt.NDArray[n
 
 def _pack_picked(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
     segments = segments_of(weight, reading)
+    kept = listed(segments, config.list_outputs) if config.list_outputs else segments
     blocks = Blocks.of(reading.segment)
-    needed = quads_per_group(quads_of(segments), config.vectors)
+    needed = quads_per_group(quads_of(kept), config.vectors)
     group, segment, block = np.nonzero(needed)  # the blocks with work, in order
     counts = needed[group, segment, block]
     quads = np.concatenate([[0], np.cumsum(counts)])
@@ -161,41 +171,53 @@ def _pack_picked(weight: Bytes, reading: Reading, config: LanesConfig) -> Packed
     first_quads[group, segment, block] = quads[:-1]
     groups = OutputGroups.of(len(segments), config.vectors)
     before_last = int(quads[starts[-2]])
-    rows = 2 * (before_last * config.vectors + int(quads[-1] - before_last) * groups.last)
+    rows = before_last * config.vectors + int(quads[-1] - before_last) * groups.last
     # A kernel argument may not be empty: an all-zero layer still has one block without quads.
     stream = np.zeros((max(rows, 1), BYTES), np.int8)
+    index = np.zeros((max(rows, 1), BYTES), np.int8)
     size = config.vectors * LANES
     row = 0
     for number, first in enumerate(range(0, len(segments), size)):
         vectors = config.vectors if number < groups.count - 1 else groups.last
         begin, end = quads[starts[number]], quads[starts[number + 1]]
-        part = stream[row : row + 2 * vectors * (end - begin)]
-        own = segments[first : first + size]
-        _fill(part.reshape(-1, 2, vectors, BYTES), own, blocks, first_quads[number] - begin)
-        row += len(part)
+        part = slice(row, row + vectors * (end - begin))
+        own = slice(first, first + size)
+        quad, lane, place, weights = _places(kept[own], segments[own], blocks)
+        at = first_quads[number][quad[0], quad[1]] - begin + quad[2]
+        vector, byte = lane
+        index[part].reshape(-1, vectors, BYTES)[at, vector, byte] = place
+        stream[part].reshape(-1, vectors, BYTES)[at, vector, byte] = weights
+        row = part.stop
     offsets = np.asarray(reading.segments)[segment] + np.asarray(blocks.starts)[block]
     return PackedWeights(
         stream.reshape(-1),
         starts=starts.astype(np.int32),
         offsets=(offsets if offsets.size else np.zeros(1)).astype(np.int32),
+        index=(index[:, :QUAD] if config.list_outputs else index).reshape(-1),
         quads=(quads if offsets.size else np.zeros(2)).astype(np.int32),
     )
 
 
-def _fill(
-    stream: Bytes, segments: Bytes, blocks: Blocks, first_quads: npt.NDArray[np.int64]
-) -> None:
-    """Indices and weights of one group of outputs: stream of (quads, 2, vectors, 64)."""
-    output, segment, place = np.nonzero(segments)
+Indices = npt.NDArray[np.intp]
+
+
+def _places(
+    kept: Bytes, segments: Bytes, blocks: Blocks
+) -> tuple[tuple[Indices, Indices, Indices], tuple[Indices, Indices], Indices, Bytes]:
+    """Where the kept weights of one group of outputs go.
+
+    Returns:
+        Segment, block and quad therein; vector and byte of it; the place in the block; the weight.
+    """
+    output, segment, place = np.nonzero(kept)
     block = place // BYTES
     # The weights of one output in one block follow each other: count from the first of them.
     run = (output * segments.shape[1] + segment) * len(blocks.starts) + block
     begins = np.flatnonzero(np.diff(run, prepend=-1))
     rank = np.arange(run.size) - np.repeat(begins, np.diff(begins, append=run.size))
-    quad = first_quads[segment, block] + rank // QUAD
-    vector, lane = output // LANES, output % LANES * QUAD + rank % QUAD
-    stream[quad, 0, vector, lane] = place - np.asarray(blocks.starts)[block]
-    stream[quad, 1, vector, lane] = segments[output, segment, place]
+    lane = output // LANES, output % LANES * QUAD + rank % QUAD
+    within = place - np.asarray(blocks.starts)[block]
+    return (segment, block, rank // QUAD), lane, within, segments[output, segment, place]
 
 
 def kept_channels(positions: Bytes, outputs: int) -> npt.NDArray[np.bool_]:

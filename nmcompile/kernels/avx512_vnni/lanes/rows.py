@@ -17,6 +17,7 @@ from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.conv import emit_lanes
 from nmcompile.kernels.avx512_vnni.lanes.packing import (
     kept_channels,
+    listed,
     pack_lanes,
     positions_of,
     quads_of,
@@ -116,17 +117,37 @@ def nm_configs(problem: Problem) -> Sequence[Candidate]:
     conv = conv_of(problem)
     reading = Reading.of(conv, quads=False)
     each = quads_of(segments_of(_oihw(problem), reading))
-    works = []
-    for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
-        needed = quads_per_group(each, vectors)
-        quads = needed.sum(axis=(1, 2)).astype(float)
-        works.append(Work(vectors, quads, np.count_nonzero(needed, axis=(1, 2)).astype(float)))
-    return ranked(reading, "picked", works)
+    return ranked(reading, "picked", _picked_works(conv, each))
 
 
 @functools.lru_cache(maxsize=4)
 def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
-    """A list per block of output channels."""
+    """A list per block of output channels: gathered first, or picked by all lanes alike."""
+    found = (*_gathered_configs(problem), *_shared_configs(problem))
+    return tuple(sorted(found, key=lambda candidate: candidate.cycles))
+
+
+def _shared_configs(problem: Problem) -> Sequence[Candidate]:
+    assert problem.detection is not None
+    conv, pattern = conv_of(problem), problem.detection.pattern
+    assert isinstance(pattern, OneByN)
+    reading = Reading.of(conv, quads=False)
+    each = quads_of(listed(segments_of(_oihw(problem), reading), pattern.n))
+    return ranked(reading, "picked", _picked_works(conv, each, pattern.n))
+
+
+def _picked_works(conv: Conv2d, quads: npt.NDArray[np.uint8], list_outputs: int = 0) -> list[Work]:
+    """What tiles have to do, by vectors, where each output needs so many quads of each block."""
+    works = []
+    for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
+        needed = quads_per_group(quads, vectors)
+        total = needed.sum(axis=(1, 2)).astype(float)
+        starts = np.count_nonzero(needed, axis=(1, 2)).astype(float)
+        works.append(Work(vectors, total, starts, list_outputs=list_outputs))
+    return works
+
+
+def _gathered_configs(problem: Problem) -> Sequence[Candidate]:
     conv = conv_of(problem)
     assert problem.detection is not None
     pattern = problem.detection.pattern

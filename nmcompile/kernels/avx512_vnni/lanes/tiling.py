@@ -19,7 +19,13 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel.tiling import time_of
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.avx512_vnni.lanes import gather
-from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, Method, OutputGroups, tiles_of
+from nmcompile.kernels.avx512_vnni.lanes.config import (
+    LanesConfig,
+    Method,
+    OutputGroups,
+    picks_of,
+    tiles_of,
+)
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.cores import cores
 from nmcompile.kernels.problem import Candidate
@@ -60,20 +66,28 @@ def fits(method: Method, pixels: int, vectors: int) -> bool:
 
 
 def tile_cycles(
-    method: Method, pixels: int, vectors: int, quads: Counts, beyond: float, crowded: bool
+    method: Method,
+    pixels: int,
+    vectors: int,
+    quads: Counts,
+    beyond: float,
+    crowded: bool,
+    list_outputs: int,
 ) -> Counts:
     """Cycles of the products of one tile, for each group of outputs.
 
     beyond: share of the weights that come from L2.
     crowded: whether the pixels of a tile evict each other from L1.
+    list_outputs: outputs that share a list.
     """
     products: float = pixels * vectors
     streams = vectors
     loads: float = vectors
     if method == "picked":
-        products *= 1 + PICK
-        streams *= 2
-        loads = streams
+        picks = picks_of(vectors, list_outputs)
+        products += PICK * pixels * picks
+        streams += 0 if list_outputs else vectors
+        loads += picks
     else:
         loads += pixels * (CROWDED if crowded else 1)
     loads = loads / LOADS + beyond * streams / L2_LOADS / 2
@@ -176,7 +190,8 @@ def _sizes(whole: int, part: int) -> Counts:
 def _row(reading: Reading, method: Method, pixels: int, work: Work) -> Counts:
     """Cycles of one row of output pixels, for each group of outputs."""
     groups = OutputGroups.of(reading.conv.out_channels, work.vectors)
-    stream = work.vectors * BYTES * (2 if method == "picked" else 1) * work.quads.mean()
+    own = method == "picked" and not work.list_outputs
+    stream = work.vectors * BYTES * (2 if own else 1) * work.quads.mean()
     beyond = max(0.0, 1 - L1_BYTES / max(stream, 1.0))
     full, rest = tiles_of(reading.grid[2], pixels)
     cycles = np.zeros(len(work.quads))
@@ -185,7 +200,8 @@ def _row(reading: Reading, method: Method, pixels: int, work: Work) -> Counts:
             continue
         for part, wide in ((slice(-1), work.vectors), (slice(-1, None), groups.last)):
             crowded = method == "dense" and size > ways_for(reading.pitch)
-            tile = tile_cycles(method, size, wide, work.quads[part], beyond, crowded)
+            quads, shared = work.quads[part], work.list_outputs
+            tile = tile_cycles(method, size, wide, quads, beyond, crowded, shared)
             start = BLOCK + size / LOADS if method == "picked" else SEGMENT
             finish = TILE + VECTOR * size * wide
             cycles[part] += count * (tile + start * work.starts[part] + finish)
