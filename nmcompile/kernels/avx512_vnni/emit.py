@@ -85,6 +85,11 @@ def round_to_int(value: Expr) -> Expr:
     return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), current_rounding)
 
 
+def round_to_whole(value: Expr) -> Expr:
+    """float32x16 to whole numbers in float32x16, halves to even."""
+    return T.call_llvm_pure_intrin("float32x16", "llvm.rint", value)
+
+
 def pack_words(a: Expr, b: Expr) -> Expr:
     """vpackssdw: two int32x16 as int16x32, saturated, in turn by 128 bits."""
     return T.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", a, b)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, activate, extreme, splat
-from nmcompile.kernels.avx512_vnni.emit import BYTES, pack_bytes, pack_words, round_to_int
+from nmcompile.kernels.avx512_vnni.emit import (
+    BYTES,
+    pack_bytes,
+    pack_words,
+    round_to_int,
+    round_to_whole,
+)
 from nmcompile.kernels.integers import STEPS, IntegerEpilogue
 
 
@@ -28,10 +34,10 @@ class Requantiser:
         epilogue = self.epilogue
         value = T.bind(T.Cast("float32x16", sums) * scale)
         if epilogue.middle:
-            rounded = T.bind(T.Cast("float32x16", round_to_int(value)))
+            # Limits are whole numbers: clamping first gives the same, and takes fewer conversions.
             low, high = self._step("middle_low"), self._step("middle_high")
-            value = extreme("min", extreme("max", rounded, low), high)
-            value = T.bind(value * self._step("middle_factor"))
+            limited = T.bind(extreme("min", extreme("max", value, low), high))
+            value = T.bind(round_to_whole(limited) * self._step("middle_factor"))
         if residual is not None:
             added = T.Cast("float32x16", residual) * self._step("residual_factor")
             value = T.bind(value + self._step("shift") + added)

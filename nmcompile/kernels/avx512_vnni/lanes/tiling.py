@@ -60,9 +60,7 @@ def fits(method: Method, pixels: int, vectors: int) -> bool:
     sums = pixels * vectors  # weights beyond three vectors are read as they are multiplied
     if method == "picked":
         return sums + pixels + 3 <= REGISTERS
-    return (
-        sums + min(vectors, 3) + 1 <= REGISTERS
-    )  # further weights are read as they are multiplied
+    return sums + min(vectors, 4) + 1 <= REGISTERS
 
 
 def tile_cycles(
