@@ -89,6 +89,8 @@ def _by_rules(func: Any, target: Any) -> Any | None:
     try:
         with target:
             found = dlight.ApplyDefaultSchedule(*RULES)(tvm.IRModule({"main": func}))["main"]
+            # The rules also divide reductions among threads that cannot be: positions of maxima.
+            s_tir.transform.LowerCrossThreadReduction()(tvm.IRModule({"main": found}))
     except (RuntimeError, ValueError, AssertionError):
         return None
     return found if _has_threads(found) else None

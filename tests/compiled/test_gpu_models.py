@@ -112,6 +112,23 @@ def test_windows_of_changing_size_get_threads_but_no_cuda_graph() -> None:
 # ---- Built with nvcc
 
 
+class Positions(nn.Module):
+    """Reductions that cannot be divided among threads, and comparisons that NaN fails."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.argmax(1), x.argmin(), torch.where(x == x, x - 1, 0 * x)
+
+
+@pytest.mark.tool("nvcc")
+def test_positions_of_maxima_are_built(tmp_path: Path) -> None:
+    x, path = torch.ones(4, 64), tmp_path / "m.nmc"
+    nmcompile.compile(Positions(), output=path, example_inputs=x, target="sm_80")
+    outputs = runtime.read_artifact(path).manifest.outputs
+    assert [(spec.shape, spec.dtype) for spec in outputs] == [
+        ((4,), "int64"), ((), "int64"), ((4, 64), "float32")
+    ]  # fmt: skip
+
+
 @pytest.mark.tool("nvcc")
 def test_zeros_are_ignored_where_dense_is_asked_for(tmp_path: Path) -> None:
     result = nmcompile.compile(

@@ -125,7 +125,7 @@ def epilogues(draw: st.DrawFn, kinds: list[str]) -> Epilogue:
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(8)
+@examples(5)
 @given(data=st.data())
 def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries(kernel))

@@ -115,14 +115,14 @@ def test_ctrl_c_keeps_what_was_measured(
     def working() -> Iterator[Progress]:
         yield interrupt
 
-    monkeypatch.setattr("nmcompile.cli.compile.working", working)
     path = tmp_path / "tuning.json"
     where = ("--tune", "--tracker", fleet.tracker, "--key", fleet.key, "--tuning-db", path)
-    done = nmc_compile(sparse_onnx, *where)
+    with monkeypatch.context() as patch:
+        patch.setattr("nmcompile.cli.compile.working", working)
+        done = nmc_compile(sparse_onnx, *where)
     assert done.exit_code == 130
     assert f"what was measured is in {path}" in done.stderr
     (first,) = entries_of(path).items()
-    monkeypatch.undo()
     assert nmc_compile(sparse_onnx, *where).exit_code == 0
     assert len(entries_of(path)) == LAYERS and first in entries_of(path).items()
 

@@ -38,14 +38,15 @@ def tiles_of_row(kernel: Kernel) -> tuple[TileConfig, ...]:
 VARIANTS = [(row, tile) for row in ROWS for tile in tiles_of_row(row)]
 
 
-def emulated_variants() -> list[Any]:
+def emulated_variants(part: Callable[[TileConfig], object] = lambda tile: tile) -> list[Any]:
     """Every tile of every row; what is the same code on another architecture is long.
 
-    But for the first tile of each row, so that every row runs.
+    But for the first tile of each row, so that every row runs. Tiles of the same `part` are taken
+    for the same code.
     """
-    found, seen = [], set[tuple[str, TileConfig]]()
+    found, seen = [], set[tuple[str, object]]()
     for row, tile in VARIANTS:
-        code = (row.name.partition("__")[0], tile)
+        code = (row.name.partition("__")[0], part(tile))
         again = code in seen and tile != tiles_of_row(row)[0]
         found.append(pytest.param(row, tile, marks=pytest.mark.long if again else []))
         seen.add(code)

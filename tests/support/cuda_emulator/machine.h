@@ -80,7 +80,7 @@ struct Meeting {
 
 alignas(1024) static unsigned char memory[kShared];
 static Word words[kShared / 4];
-static std::vector<Fiber> fibers(kThreads);
+static std::vector<Fiber> fibers;  // their stacks are let go of with each launch
 static ucontext_t scheduler;
 static Meeting block_meeting, warp_meetings[kThreads / 32];
 static std::vector<Buffer> buffers;
@@ -229,11 +229,13 @@ static const char* run_grid(Index grid, int block_threads, int bytes, std::funct
   threads = block_threads;
   shared_bytes = bytes;
   body = kernel;
+  fibers = std::vector<Fiber>((block_threads + 31) / 32 * 32);
   for (int y = 0; y < grid.y; y++)
     for (int x = 0; x < grid.x && !*error; x++) {
       block_index = {x, y, 0};
       run_block();
     }
+  std::vector<Fiber>().swap(fibers);
   return *error ? error : nullptr;
 }
 
