@@ -203,9 +203,11 @@ def _check_operators(model: ir.Model, title: str) -> None:
     for node in model.graph.all_nodes():
         if node.op_identifier() in model.functions:
             continue
-        version = model.graph.opset_imports.get(node.domain)
+        version = model.graph.opset_imports.get(node.domain, 0)
+        # A name that is no text is handed on as bytes.
+        sound = isinstance(node.op_type, str) and 0 < version < 1 << 31
         if node.domain == "" and not (
-            version and onnx.defs.has(node.op_type, max_inclusive_version=version)
+            sound and onnx.defs.has(node.op_type, max_inclusive_version=version)
         ):
             raise UnsupportedOperatorError(
                 f"{title}: node {node.name or node.outputs[0].name} has the operator "
@@ -215,12 +217,12 @@ def _check_operators(model: ir.Model, title: str) -> None:
 
 
 def _check(model: ir.Model, title: str) -> None:
-    proto = ir.to_proto(model)
-    for output in proto.graph.output:
-        # Where inference fails too, a missing shape is no reason to refuse: runtimes take that.
-        if not output.type.tensor_type.HasField("shape"):
-            output.type.tensor_type.shape.SetInParent()
     try:
+        proto = ir.to_proto(model)
+        for output in proto.graph.output:
+            # Where inference fails too, a missing shape is no reason to refuse: runtimes take that.
+            if not output.type.tensor_type.HasField("shape"):
+                output.type.tensor_type.shape.SetInParent()
         onnx.checker.check_model(proto)
     except Exception as error:
         raise _invalid(title, error) from error

@@ -23,7 +23,7 @@ def check_nodes(model: ir.Model, title: str) -> None:
         proto = ir.serde.serialize_node(node)
         try:
             onnx.shape_inference.infer_node_outputs(schema, proto, types, opset_imports=opsets)
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             name = node.name or node.outputs[0].name
             raise ModelError(
                 f"{title} is not a valid ONNX model: {node.op_type} (node {name}): {error}; "

@@ -8,6 +8,9 @@ import onnx
 
 from nmcompile.errors import ModelError
 
+PACKED = {"FLOAT4E2M1": 4, "INT2": 2, "INT4": 4, "UINT2": 2, "UINT4": 4}
+"""Bits of the data types of which a byte holds several."""
+
 
 def check_tensor_data(proto: onnx.ModelProto, path: Path | None, title: str) -> None:
     """Hold every tensor against its data, and external files against what is there.
@@ -53,9 +56,13 @@ def _check(tensor: onnx.TensorProto, folder: Path, title: str) -> None:
             f"{title} keeps weight {weight} in the external file {location!r:.200}, which is "
             "outside of the model's own folder and is not opened; put it next to the model"
         )
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise ModelError(
-            f"{title} keeps weight {weight} in the external file {path}: expected that "
+            f"{title} keeps weight {weight} in the external file {path!s:.200}: expected that "
             "file, found none; put it next to the model (an ONNX model in memory must "
             "have its external data loaded)"
         )
@@ -81,9 +88,12 @@ def _check_size(tensor: onnx.TensorProto, title: str) -> None:
         )
     count = math.prod(dims)
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
-    if kind.endswith(("4", "2")) and not kind.endswith(("64", "32")):
-        return  # several to a byte
-    if tensor.HasField("raw_data") and kind != "STRING":
+    bits = PACKED.get(kind)
+    if bits is not None:  # several to a byte
+        expected, found, unit = -(-count * bits // 8), len(tensor.raw_data), "bytes"
+        if not tensor.HasField("raw_data"):
+            return
+    elif tensor.HasField("raw_data") and kind != "STRING":
         size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         expected, found, unit = count * size, len(tensor.raw_data), "bytes"
     else:

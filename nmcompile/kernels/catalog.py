@@ -137,7 +137,7 @@ def _channel_rows() -> Iterator[Kernel]:
     for name, op, refuse, lower in rows:
         yield Kernel(
             f"{name}__avx512_vnni", op, "avx512_vnni", "int8", False,
-            refuse, accept, one_config, lower, None,
+            refuse, accept, one_config, lower, "vnni" if op == "conv2d" else None,
         )  # fmt: skip
 
 
@@ -181,8 +181,8 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
     ),
-    *_lanes_rows(),
     *_channel_rows(),
+    *_lanes_rows(),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
 )  # fmt: skip
 

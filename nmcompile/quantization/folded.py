@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -21,6 +21,8 @@ from nmcompile.progress import Progress, silent
 
 OPSET = 13
 """The first whose QuantizeLinear takes a scale per channel."""
+
+_INTEGER = re.compile(r"quantize|^QLinear|^QGemm|Integer\b", re.IGNORECASE)
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 
@@ -76,9 +78,17 @@ def fold_for_quantization(
     layers = {layer.name: layer for layer in graph.layers()}
     taken: set[str] = set()
     named: dict[int, str] = {}
+    found = []
     for op in products.values():
-        name = names.find(layers[op.name].weight) or op.name
-        named[id(op.handle)] = unique_name(name, taken)
+        layer = layers[op.name]
+        name = unique_name(names.find(layer.weight) or layer.name, taken)
+        named[id(op.handle)] = name
+        found.append(replace(layer, name=name))
+    if not found:
+        raise ModelError(
+            f"{source.title} has no convolution or matrix product with constant weights: there is "
+            "nothing to quantise"
+        )
     others = []
     for op in graph.ops():
         node: ir.Node = op.handle
@@ -86,14 +96,8 @@ def fold_for_quantization(
         if id(node) not in named and node.op_type in PRODUCTS:
             others.append(node.name)
     _name_weights(exported.graph, named)
-    known = {layer.name: layer for layer in source.graph.layers()}
-    found = tuple(known[name] for name in named.values() if name in known)
-    if not found:
-        raise ModelError(
-            f"{source.title} has no convolution or matrix product with constant weights: there is "
-            "nothing to quantise"
-        )
-    return FoldedModel(source.title, exported.native(), found, exported.inputs, tuple(others))
+    proto, inputs = exported.native(), exported.inputs
+    return FoldedModel(source.title, proto, tuple(found), inputs, tuple(others))
 
 
 def _name_weights(graph: Graph, named: Mapping[int, str]) -> None:
@@ -114,13 +118,12 @@ def outputs_first(node: onnx.NodeProto) -> bool:
 
 
 def _check_float(source: SourceModel) -> None:
-    kinds = Counter(op.where.partition(" ")[0] for op in source.graph.ops())
-    quantised = [kind for kind in kinds if kind.startswith(("QuantizeLinear", "QLinear", "QGemm"))]
-    if quantised:
-        raise ModelError(
-            f"{source.title} is quantised already: expected a float32 model, found "
-            f"{kinds[quantised[0]]} {quantised[0]}; compile it as it is"
-        )
+    for op in source.graph.ops():
+        if op.integers is not None or _INTEGER.search(op.where):
+            raise ModelError(
+                f"{source.title} is quantised already: expected a float32 model, found integers at "
+                f"{op.where}; compile it as it is"
+            )
 
 
 def _fused(proto: onnx.ModelProto) -> ir.Model:

@@ -52,7 +52,7 @@ def find_ranges(
     """Run the model on the calibration data; `onnxruntime.quantization.TensorsData`.
 
     Raises:
-        ModelError: onnxruntime cannot run the model.
+        ModelError: onnxruntime cannot run the model, or a tensor of it is not finite.
     """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -79,9 +79,16 @@ def find_ranges(
                 calibrator.collect_data(_Once(inputs))
                 done += count
                 progress(stage, done, total)
-            return calibrator.compute_data()
+            ranges = calibrator.compute_data()
         except Exception as error:
             raise _not_run(model, error) from error
+    for name, found in sorted(ranges.items(), key=lambda item: item[0]):
+        if not np.isfinite(found.range_value).all():
+            raise ModelError(
+                f"{model.title}: the tensor {name} is infinite or not a number on the calibration "
+                "data; check the data and the weights: float32 has to represent all of it"
+            )
+    return ranges
 
 
 def write_integers(

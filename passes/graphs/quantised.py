@@ -51,13 +51,17 @@ class Integers:
         """Whether slices along the axis have their own scale or zero point."""
         return max(self.scale.size, self.zero.size) > 1
 
-    def transposed(self, order: Sequence[int]) -> Integers:
-        """The same numbers with their axes in another order."""
+    def transposed(self, order: Sequence[int]) -> Integers | None:
+        """The same numbers with their axes in another order; None where it is none of them."""
+        if sorted(order) != list(range(self.values.ndim)):
+            return None
         axis = list(order).index(self.axis) if self.per_slice else 0
         return replace(self, values=self.values.transpose(order), axis=axis)
 
     def reshaped(self, shape: Sequence[int]) -> Integers | None:
         """The same numbers in another shape; None where the slices do not lie along one axis."""
+        if math.prod(shape) != self.values.size:
+            return None
         values = self.values.reshape(shape)
         if not self.per_slice:
             return replace(self, values=values, axis=0)

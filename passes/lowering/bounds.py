@@ -1,94 +1,146 @@
-"""Operators that TVM compiles to code that is wrong, or fails when it runs or is loaded.
+"""Indices that stay within the axis that they are for.
 
-1. A gather reads whatever memory an index points at. Constant indices are looked at here; those
-   that are computed give NaN outside of the axis, and the nearest element of integers.
-2. Constants without elements, which a library cannot hold: concatenation does without them.
-3. Products with a constant zero, and quotients of one, which TVM holds to be zero: of NaN they
-   are NaN. What it does not know for a constant stays. Leaky relu with a slope of zero is prelu.
+TVM reads, and writes, whatever memory an index points at. Constant ones are looked at here. Those
+that are computed are limited; where one was outside, floats become NaN: what was gathered with it,
+the maximum over nothing in a region of another image, and all of what was scattered. Of integers
+and truth values it is the nearest element.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.passes.lowering.view import constant, shape_of
 
 Expr = Any
 
+NAMES = {
+    "gather_elements": "a gather (GatherElements, torch.gather)",
+    "gather_nd": "a gather (GatherND)",
+    "scatter_elements": "a scatter (ScatterElements)",
+    "scatter_nd": "a scatter (ScatterND)",
+    "take": "a gather (Gather, index_select, embedding)",
+}
 
-def make_safe(module: Any) -> Any:
-    """The module without such operators.
+
+def check_indices(function: Any) -> None:
+    """Refuse constant indices outside of their axis.
 
     Raises:
-        UnsupportedOperatorError: a constant index outside of its axis.
+        UnsupportedOperatorError: names the first of them.
     """
-    for var, func in module.functions_items():
-        if isinstance(func, relax.Function):
-            module.update_func(var, _Safe(module).visit_expr(func))
-    return module
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, relax.Call) and _name(binding.value) in NAMES:
+                _check(binding.value)
 
 
-@mutator
-class _Safe(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
-
-    def visit_call_(self, call: Expr) -> Expr:
-        call = self.visit_expr_post_order(call)
-        name = str(getattr(call.op, "name", ""))
-        if name == "relax.take":
-            return _take(call)
-        if name == "relax.concat" and isinstance(call.args[0], relax.Tuple):
-            return _concat(call)
-        if name in ("relax.multiply", "relax.divide"):
-            return self._with_zero(call)
-        if name == "relax.nn.leakyrelu" and not call.attrs.alpha and shape_of(call):
-            return relax.op.nn.prelu(call.args[0], relax.const(np.zeros(1, "float32")), -1)
-        return call
-
-    def _with_zero(self, call: Expr) -> Expr:  # case 3
-        zeros = [_is_zero(argument) for argument in call.args]
-        if not any(zeros[: 1 if str(call.op.name) == "relax.divide" else 2]):
-            return call
-        dtype = str(call.ty.dtype)
-        hidden = relax.const(np.zeros(1, dtype))
-        result = relax.Call(
-            call.op, [hidden if z else a for z, a in zip(zeros, call.args, strict=True)]
-        )
-        if shape_of(call):
-            return result
-        return relax.op.reshape(self.builder_.normalize(result), ())
-
-
-def _is_zero(value: Expr) -> bool:
-    found = constant(value)
-    return found is not None and not found.shape and found.dtype.kind == "f" and not found
-
-
-def _take(call: Expr) -> Expr:  # case 1
-    data, indices = call.args
-    shape, axis = shape_of(data), call.attrs.axis
-    if str(call.attrs.mode) not in ("fast", "nan") or shape is None:
-        return call
-    extent = shape[int(axis)] if axis is not None else shape[0]
-    known = constant(indices)
-    if known is not None and known.size and not (-extent <= known.min() <= known.max() < extent):
-        bad = next(i for i in known.reshape(-1) if not -extent <= i < extent)
+def _check(call: Expr) -> None:
+    shape, known = shape_of(call.args[0]), constant(call.args[1])
+    if shape is None or known is None or (_name(call) == "take" and not _is_open(call)):
+        return
+    known, extents = np.atleast_1d(known), _extents(call, shape)
+    bad = known[(known < -np.array(extents)) | (known >= np.array(extents))]
+    if bad.size:
+        expected = " and ".join(f"from {-extent} to {extent - 1}" for extent in extents)
         raise UnsupportedOperatorError(
-            f"a gather (Gather, index_select, embedding) along axis {axis} of shape {shape}: "
-            f"expected indices from {-extent} to {extent - 1}, found {bad}; correct the model"
+            f"{NAMES[_name(call)]} in a tensor of shape {shape}: expected indices {expected}, "
+            f"found {bad[0]}; correct the model"
         )
-    mode = "nan" if known is None and str(data.ty.dtype).startswith("float") else "clip"
+
+
+def _extents(call: Expr, shape: tuple[int, ...]) -> Sequence[int]:
+    """Of the axes that indices are for: one, or one for each coordinate."""
+    name = _name(call)
+    if name in ("gather_nd", "scatter_nd"):
+        first = 0 if name == "scatter_nd" else int(call.attrs.batch_dims)
+        places = shape_of(call.args[1])
+        return shape[first:] if places is None else shape[first : first + places[-1]]
+    axis = call.attrs.axis
+    return shape[:1] if axis is None else [shape[int(axis)]]
+
+
+def limit_take(call: Expr, indices: Expr) -> Expr:
+    """A `relax.take` by these indices, which are its own before they were cast."""
+    data, axis = call.args[0], call.attrs.axis
+    if not _is_open(call):
+        return call
+    mode = "nan" if constant(indices) is None and _is_float(data) else "clip"
     return relax.op.take(data, indices, axis, mode)
 
 
-def _concat(call: Expr) -> Expr:  # case 2
-    kept = [part for part in call.args[0].fields if 0 not in (shape_of(part) or ())]
-    if len(kept) == len(call.args[0].fields) or not kept:
+def limit_regions(call: Expr) -> Expr:
+    """A `relax.vision.roi_align`, whose regions begin with the number of their image."""
+    data, regions = call.args
+    shape, listed = shape_of(data), shape_of(regions)
+    if shape is None or listed is None or constant(regions) is not None:
         return call
-    return kept[0] if len(kept) == 1 else relax.op.concat(relax.Tuple(kept), call.attrs.axis)
+    limits = np.full((2, 5), [[-np.inf], [np.inf]], np.float32)
+    limits[:, 0] = 0, shape[0] - 1
+    within = relax.op.minimum(
+        relax.op.maximum(regions, relax.const(limits[0], "float32")),
+        relax.const(limits[1], "float32"),
+    )
+    image, limited = (
+        relax.op.strided_slice(value, axes=[1], begin=[0], end=[1]) for value in (regions, within)
+    )
+    bad = relax.op.reshape(relax.op.not_equal(image, limited), (listed[0], 1, 1, 1))
+    return _marked(bad, relax.Call(call.op, [data, within], call.attrs), str(data.ty.dtype))
+
+
+def limit_indices(call: Expr) -> Expr:
+    """A gather or scatter of `NAMES`."""
+    name, (data, indices, *others) = _name(call), call.args
+    shape, places = shape_of(data), shape_of(indices)
+    if shape is None or places is None or constant(indices) is not None:
+        return call
+    extents, dtype = _extents(call, shape), str(indices.ty.dtype)
+    # Those from the end are counted from the front already, but for one operator.
+    lowest = np.array([-n if name == "scatter_elements" else 0 for n in extents], dtype)
+    highest = np.array([n - 1 for n in extents], dtype)
+    within = relax.op.minimum(
+        relax.op.maximum(indices, relax.const(lowest, dtype)), relax.const(highest, dtype)
+    )
+    result = relax.Call(call.op, [data, within, *others], call.attrs)
+    if not _is_float(data):
+        return result
+    bad = relax.op.not_equal(indices, within)
+    if name == "gather_nd":
+        rest = len(shape) - int(call.attrs.batch_dims) - places[-1]
+        bad = relax.op.reshape(_any(bad, -1), (*places[:-1], *[1] * rest))
+    elif name != "gather_elements":
+        bad = _any(bad, None)
+    return _marked(bad, result, str(data.ty.dtype))
+
+
+def _any(values: Expr, axis: int | None) -> Expr:
+    count = relax.op.max(relax.op.astype(values, "int32"), axis)
+    return relax.op.greater(count, relax.const(0, "int32"))
+
+
+def _marked(bad: Expr, result: Expr, dtype: str) -> Expr:
+    return relax.op.where(bad, relax.const(np.nan, dtype), result)
+
+
+def _is_open(take: Expr) -> bool:
+    """Whether it says nothing yet of indices outside."""
+    return str(take.attrs.mode) in ("fast", "nan")
+
+
+def _name(call: Expr) -> str:
+    return str(call.op.name).removeprefix("relax.")
+
+
+def _is_float(value: Expr) -> bool:
+    return str(value.ty.dtype).startswith(("float", "bfloat"))
+
+
+LIMITS: dict[str, Callable[[Expr], Expr]] = {
+    **{f"relax.{name}": limit_indices for name in NAMES if name != "take"},
+    "relax.vision.roi_align": limit_regions,
+}

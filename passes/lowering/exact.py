@@ -10,6 +10,7 @@ negation of a < b to be b <= a.
    an instruction of floats.
 3. A negation is an exclusive or with true.
 4. a or b is a bitwise one.
+5. A product of truth values, which LLVM has none of, is a and b.
 
 LLVM makes one instruction of each.
 """
@@ -32,6 +33,7 @@ def keep_exact(func: Any) -> Any:
         ((tirx.EQ, tirx.NE), _equality),
         ((tirx.Not,), _negation),
         ((tirx.Or,), _disjunction),
+        ((tirx.Mul,), _product),
     )
     body = func.body
     for kinds, change in cases:
@@ -72,6 +74,10 @@ def _negation(value: Expr) -> Expr:  # case 3
 
 def _disjunction(value: Expr) -> Expr:  # case 4
     return tirx.bitwise_or(value.a, value.b) if _is_of_data(value) else value
+
+
+def _product(value: Expr) -> Expr:  # case 5
+    return tirx.And(value.a, value.b) if _dtype(value) == "bool" else value
 
 
 def _negated(value: Expr) -> Expr:

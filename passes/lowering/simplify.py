@@ -1,6 +1,6 @@
 """Bring an imported Relax module into the few forms that the kernel matcher knows.
 
-1. gathers and constants without elements are made safe, see `bounds.py`;
+1. gathers and constants without elements are made safe, see `safe.py`;
 2. batch norms that no pass folded become arithmetic;
 3. what depends on constants only is computed;
 4. bindings to tuples and aliases are looked through, dead ones dropped.
@@ -13,8 +13,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from nmcompile.passes.lowering.bounds import make_safe
 from nmcompile.passes.lowering.constants import fold_views
+from nmcompile.passes.lowering.safe import make_safe
 
 IRModule = Any
 
@@ -31,4 +31,5 @@ def simplify(module: IRModule) -> IRModule:
         ]
     )
     # Once more for the indices and shapes that folding has made known.
-    return make_safe(passes(fold_views(make_safe(module))))
+    folded = passes(fold_views(make_safe(module, limit=False)))
+    return make_safe(folded, limit=True)

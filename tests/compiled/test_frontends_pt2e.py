@@ -14,8 +14,9 @@ from nmcompile import inspect
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.folding import open_folded
 from nmcompile.frontends import open_model
+from nmcompile.passes.permute_channels import PermuteChannels
 from nmcompile.passes.pipeline import check_graph
-from nmcompile.sparsity import parse_pattern, project
+from nmcompile.sparsity import NM, parse_pattern, project
 from tests.support.quantised import SHAPE, compiled, images, mixed_net, weight_dtypes
 
 with warnings.catch_warnings():
@@ -149,3 +150,14 @@ def test_steps_that_are_computed_are_refused_by_name() -> None:
     model = Spelled("dynamic").eval()
     with pytest.raises(UnsupportedOperatorError, match="quantized_decomposed"):
         open_model(model, example_inputs=(torch.zeros(1, 48),)).to_relax()
+
+
+def test_channels_of_quantised_models_are_reordered() -> None:
+    model = quantised("xnnpack")
+    source, _ = open_folded(model, (X,))
+    assert PermuteChannels(NM(1, 4), {"narrow", "depth"}).call(source.graph).modified
+    check_graph(source.graph)
+    folded = source.native()
+    for image in map(torch.from_numpy, images(3)):
+        with torch.no_grad():
+            np.testing.assert_allclose(folded(image), model(image), rtol=1e-5, atol=1e-5)

@@ -12,7 +12,9 @@ from onnxruntime.quantization import QuantFormat, QuantType
 
 from nmcompile import inspect
 from nmcompile.folding import open_folded
+from nmcompile.passes.permute_channels import PermuteChannels
 from nmcompile.passes.pipeline import check_graph
+from nmcompile.sparsity import NM
 from tests.support.quantised import (
     as_defined,
     compiled,
@@ -29,15 +31,26 @@ QDQ: dict[str, dict[str, Any]] = {
     "unsigned activations, per channel": {
         "activation_type": U8, "weight_type": S8, "per_channel": True,
     },
+    "unsigned and asymmetric": {"activation_type": U8, "weight_type": U8},
+    "16 bits in its own domain": {
+        "activation_type": QuantType.QUInt16, "weight_type": S8, "per_channel": True,
+        "extra_options": {"UseQDQContribOps": True},
+    },
+    "pairs around weights, one for each reader": {
+        "activation_type": U8, "weight_type": S8,
+        "extra_options": {"AddQDQPairToWeight": True, "DedicatedQDQPair": True},
+    },
     "signed and symmetric": {
         "activation_type": S8, "weight_type": S8,
         "extra_options": {"ActivationSymmetric": True},
     },
-    "unsigned and asymmetric": {"activation_type": U8, "weight_type": U8},
     "reduced range": {
         "activation_type": S8, "weight_type": S8, "reduce_range": True, "per_channel": True,
     },
+    "4 bits": {"activation_type": S8, "weight_type": QuantType.QInt4},
 }  # fmt: skip
+USUAL = 4
+"""So many of them are a part of every run."""
 
 
 def assert_one_step(found: Array, expected: Array, step: float) -> None:
@@ -63,10 +76,16 @@ def assert_agrees(model: onnx.ModelProto, folder: Path, dtypes: set[str]) -> Non
         assert_one_step(found, expected, output_step(model))
 
 
-@pytest.mark.parametrize("form", QDQ)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[pytest.mark.long] if index >= USUAL else [])
+        for index, form in enumerate(QDQ)
+    ],
+)
 def test_onnxruntimes_pairs(form: str, tmp_path: Path) -> None:
     model = quantised_onnx(quant_format=QuantFormat.QDQ, **QDQ[form])
-    stored = "uint8" if QDQ[form]["weight_type"] is U8 else "int8"
+    stored = {U8: "uint8", S8: "int8"}.get(QDQ[form]["weight_type"], "int8")
     assert_agrees(model, tmp_path, {stored})
     assert {layer.name for layer in inspect(model).layers} >= {"wide", "narrow", "head"}
 
@@ -76,7 +95,15 @@ def test_onnxruntimes_operators(tmp_path: Path) -> None:
         quant_format=QuantFormat.QOperator, activation_type=U8, weight_type=S8, per_channel=True
     )
     assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {n.op_type for n in model.graph.node}
+    names = {layer.name for layer in open_folded(model)[0].graph.layers()}
+    assert names == {"stem", "wide", "depth", "narrow", "head"}
     assert_agrees(model, tmp_path, {"int8"})
+
+
+def test_onnxruntimes_dynamic_quantisation(tmp_path: Path) -> None:
+    model = quantised_onnx(dynamic=True, weight_type=U8, per_channel=True)
+    assert {"ConvInteger", "MatMulInteger"} <= {n.op_type for n in model.graph.node}
+    assert_agrees(model, tmp_path, {"uint8"})
 
 
 def tiny(
@@ -267,3 +294,20 @@ def test_integers_are_kept_where_they_can_stand_for_an_edited_weight() -> None:
     assert layer.integers is None
     np.testing.assert_array_equal(layer.weight, other)
     check_graph(source.graph)
+
+
+def test_channels_of_quantised_models_are_reordered() -> None:
+    model = quantised_onnx(quant_format=QuantFormat.QDQ, **QDQ["unsigned activations, per channel"])
+    source, _ = open_folded(model)
+    before = {layer.name: layer.integers for layer in source.graph.layers()}
+    result = PermuteChannels(NM(1, 4), {"wide", "depth", "narrow"}).call(source.graph)
+    assert result.modified
+    check_graph(source.graph)
+    moved = {layer.name: layer.integers for layer in source.graph.layers()}
+    for name in ("wide", "narrow"):
+        old, new = before[name], moved[name]
+        assert old is not None and new is not None
+        assert not np.array_equal(old.values, new.values)
+    for x in images(3):
+        (found,), (expected,) = (as_defined(m, {"x": x}) for m in (source.native(), model))
+        assert_one_step(found, expected, output_step(model))

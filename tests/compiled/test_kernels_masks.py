@@ -14,7 +14,7 @@ from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.runtime.native import native_runtime
 from nmcompile.targets import find_target
-from tests.support.fence import guarded
+from tests.support.fence import between_guards
 
 ACTIVE = 9
 LOADS: dict[str, tuple[str, str, Callable[[Any, Any], Any]]] = {
@@ -42,8 +42,8 @@ def test_masked_lanes_are_not_read_and_zero(name: str) -> None:
     numbers = np.arange(1, 65).astype(read)
     found = tvm.runtime.tensor(np.zeros(64, written))
     first = len(numbers) - ACTIVE
-    with guarded(numbers) as fenced:
-        start = tvm.runtime.tensor(np.array([first], np.int32))
-        module["masked"](native_runtime().from_dlpack(fenced), start, found)
+    fenced = between_guards(numbers)
+    start = tvm.runtime.tensor(np.array([first], np.int32))
+    module["masked"](native_runtime().from_dlpack(fenced), start, found)
     np.testing.assert_array_equal(found.numpy()[:ACTIVE], numbers[first:])
     assert not found.numpy()[ACTIVE:].any()

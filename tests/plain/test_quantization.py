@@ -235,6 +235,30 @@ def test_a_filter_of_zeros_keeps_its_bias() -> None:
     np.testing.assert_allclose(bias, first.bias.detach().numpy(), atol=1e-4)
 
 
+def test_layers_that_share_a_weight_are_layers_each() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(functional.relu(self.conv(x)))
+            return y
+
+    torch.manual_seed(0)
+    model = randomised(Twice())
+    found = quantize(model, data(), example_inputs=torch.zeros(SHAPE))
+    names = [layer.name for layer in found.report.layers]
+    assert names == [layer.name for layer in open_folded(found.model)[0].graph.layers()]
+    assert names == folded_names(model) and len(names) == 2
+    assert found.report.loss.decibels > 20
+
+
+def folded_names(model: nn.Module) -> list[str]:
+    source, _ = open_folded(model, torch.zeros(SHAPE))
+    return [layer.name for layer in source.graph.layers()]
+
+
 def test_an_onnx_file_and_the_torch_model_give_the_same_model(
     sparse_onnx: Path, tmp_path: Path
 ) -> None:
@@ -471,6 +495,10 @@ def without_layers() -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def overflowing() -> ModelProto:
+    return conv_onnx(np.full((4, 16, 3, 3), 1e38, np.float32))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -478,8 +506,9 @@ def without_layers() -> ModelProto:
         (without_layers, "there is nothing to quantise"),
         (
             lambda: quantize(conv_onnx(conv_weight()), data((1, 16, 8, 8))).model,
-            "is quantised already: expected a float32 model, found 1 QuantizeLinear",
+            "is quantised already: expected a float32 model, found integers at ",
         ),
+        (overflowing, "the tensor c is infinite or not a number on the calibration data"),
     ],
 )
 def test_a_model_that_cannot_be_quantised_is_named(

@@ -15,6 +15,7 @@ from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Po
 from nmcompile.machine.trial import ready_kernels
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import compile_kernels
+from tests.support.fence import between_guards
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +44,7 @@ def run_kernel(
 ) -> Array:
     """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes.
 
-    In place, the residual's copy is the output.
+    In place, the residual's copy is the output. What leaves a tensor ends the process.
     """
     lowered = kernel.lower(problem, config)
     library = compile_kernels([lowered], find_target(kernel.target))
@@ -52,10 +53,10 @@ def run_kernel(
     arrays = [x, *([] if residual is None else [residual]), out]
     if problem.epilogue.in_place:
         arrays.pop()
-    first, *last = (tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays)
+    guarded = [between_guards(array) for array in arrays]
+    first, *last = (tvm.runtime.from_dlpack(array) for array in guarded)
     function(first, *operands, *last)
-    result: Array = last[-1].numpy()
-    return result
+    return guarded[-1]
 
 
 def output_shape(problem: Problem) -> tuple[int, ...]:

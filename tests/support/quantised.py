@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 from torch.nn import functional
 from tvm import relax
@@ -77,13 +77,18 @@ def quantised_onnx(**options: Any) -> onnx.ModelProto:
     return quantised(mixed_onnx(), SHAPE, **options)
 
 
-def quantised(model: onnx.ModelProto, shape: tuple[int, ...], **options: Any) -> onnx.ModelProto:
+def quantised(
+    model: onnx.ModelProto, shape: tuple[int, ...], *, dynamic: bool = False, **options: Any
+) -> onnx.ModelProto:
     """A model of one input x as onnxruntime quantises it."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, before)
-        quantize_static(before, after, _Reader(shape), **options)
+        if dynamic:
+            quantize_dynamic(before, after, **options)
+        else:
+            quantize_static(before, after, _Reader(shape), **options)
         return onnx.load(after)
 
 

@@ -98,6 +98,12 @@ _RESHAPE = VIEW | {
     aten.unsqueeze.default,
 }
 
+# PT2E's operators, which are there once something has imported them, with one step for all.
+_QUANTISED = {
+    "quantized_decomposed.dequantize_per_tensor.default",
+    "quantized_decomposed.quantize_per_tensor.default",
+}
+
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
 
@@ -106,7 +112,7 @@ def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> ChannelFlow:
     target = node.target
     if kind in ("batch_norm", "identity") or target in _POINTWISE or is_identity(node):
         return "channelwise"
-    if target in DROPOUT and not node.args[2]:
+    if (target in DROPOUT and not node.args[2]) or str(target) in _QUANTISED:
         return "channelwise"
     if target in _ELEMENTWISE:
         return "elementwise"

@@ -92,7 +92,9 @@ class FxGraph(FxReader):
         if source is not None:
             with self.module.graph.inserting_before(node):
                 moved = self._dequantised(node.name, source.reordered(axis, order))
-            self.replace(node, moved)
+            # The node stays the constant that is reordered, along another axis next.
+            node.target, node.args = moved.target, moved.args
+            self.module.graph.erase_node(moved)
             self.sweep()
             return
         tensor = self._tensor(node)

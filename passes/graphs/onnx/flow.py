@@ -44,6 +44,7 @@ _POINTWISE = {
 _POOL = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 _REDUCE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
 _ELEMENTWISE = {"Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum"}
+_QUANTISED = {"DequantizeLinear", "QuantizeLinear"}
 _RESHAPE = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
@@ -63,6 +64,10 @@ def channel_flow(node: ir.Node, kind: OpKind, shape: ShapeOf, constant: Constant
         return "elementwise"
     if operator in _RESHAPE:
         return "reshape"
+    if operator in _QUANTISED:
+        steps = [constant(value) for value in node.inputs[1:] if value is not None]
+        single = all(array is not None and array.size == 1 for array in steps)
+        return "channelwise" if single else "opaque"
     known = shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
     rank = len(known or ())
     if operator == "Concat":

@@ -28,7 +28,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     int_attribute,
     layer_name,
 )
-from nmcompile.passes.graphs.onnx.quantised import is_kept, is_view, viewed
+from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.graphs.quantised import Integers
 
@@ -97,8 +97,9 @@ class OnnxGraph(OnnxReader):
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
         name = f"{op.name}.weight"
         if source is not None:
-            source = source.transposed((1, 0)) if turned else source
-            made = self._dequantised(node, name, source)
+            held = source.transposed((1, 0)) if turned else source
+            assert held is not None
+            made = self._dequantised(node, name, held)
         else:
             made = self.new_constant(name, (weight.T if turned else weight).astype(dtype))
         node.resize_inputs(2 if bias is None else 3)
@@ -113,8 +114,7 @@ class OnnxGraph(OnnxReader):
         value, source = cast(ir.Value, constant), self.integers(constant)
         producer = value.producer()
         if source is not None and producer is not None:
-            moved = self._dequantised(producer, str(value.name), source.reordered(axis, order))
-            self.replace(value, moved)
+            self._read_integers(producer, str(value.name), source.reordered(axis, order))
             self.sweep()
             return
         assert value.const_value is not None
@@ -137,9 +137,17 @@ class OnnxGraph(OnnxReader):
         return gone
 
     def _move_dequantisation(self) -> list[str]:
-        """Apply views of dequantised constants to the integers; returns their names."""
+        """Apply views of dequantised constants to the integers, and widen narrow ones.
+
+        Returns the names of the nodes concerned.
+        """
         moved = []
         for node in list(self.model.graph):
+            packed = self.integers(node.outputs[0]) if is_packed(node) else None
+            if packed is not None:
+                # Kernels and operator sets begin at 8 bits.
+                self._read_integers(node, str(node.outputs[0].name), packed)
+                moved.append(str(node.name or node.op_type))
             data = (
                 node.inputs[0] if is_view(node) and not node.outputs[0].is_graph_output() else None
             )
@@ -156,10 +164,9 @@ class OnnxGraph(OnnxReader):
 
     def _dequantised(self, before: ir.Node, name: str, found: Integers) -> ir.Value:
         """New integers with a dequantisation, which stands in front of a node."""
-        parts = {"quantized": found.values, "scale": found.scale, "zero_point": found.zero}
-        inputs = [self.new_constant(f"{name}_{part}", array) for part, array in parts.items()]
         axis = {"axis": found.axis} if found.per_slice else {}
-        made = ir.node("DequantizeLinear", inputs, axis, name=f"{name}_dequantize")
+        made = ir.node("DequantizeLinear", [None] * 3, axis, name=f"{name}_dequantize")
+        self._read_integers(made, name, found)
         result = made.outputs[0]
         result.name = unique_name(f"{name}_dequantized", self.value_names())
         result.shape, result.type = ir.Shape(found.values.shape), ir.TensorType(ir.DataType.FLOAT)
@@ -184,6 +191,13 @@ class OnnxGraph(OnnxReader):
         if taken:
             self._name_layers()
         return taken
+
+    def _read_integers(self, node: ir.Node, name: str, found: Integers) -> None:
+        """Let a dequantisation read new integers."""
+        node.resize_inputs(3)
+        parts = {"quantized": found.values, "scale": found.scale, "zero_point": found.zero}
+        for index, (part, array) in enumerate(parts.items()):
+            node.replace_input_with(index, self.new_constant(f"{name}_{part}", array))
 
     def _fold_constants_once(self) -> list[str]:
         graph, gone = self.model.graph, list[str]()

@@ -14,6 +14,9 @@ from nmcompile.passes.graphs.quantised import STORED, Integers
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that move elements and leave them as they are."""
 
+_WIDENED = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
+"""What integers of which a byte holds several are read as."""
+
 StoredOf = Callable[[ir.Value], Array | None]
 
 
@@ -21,14 +24,28 @@ def is_kept(node: ir.Node) -> bool:
     """Whether the node is a dequantisation that is never folded, if it reads constants."""
     if node.op_type != "DequantizeLinear" or node.domain not in ("", "com.microsoft"):
         return False
-    values, scale = node.inputs[:2]
+    values, scale = (*node.inputs, None, None)[:2]
     known = values is not None and values.dtype is not None and scale is not None
+    axis = node.attributes.get("axis")
+    if axis is not None and axis.type is not ir.AttributeType.INT:
+        return False  # nobody checks onnxruntime's own operators
     if not known or int_attribute(node, "block_size", 0):
         return False
     assert values is not None and values.dtype is not None and scale is not None
     wanted = ir.DataType(int_attribute(node, "output_dtype", 0) or ir.DataType.FLOAT)
-    names = str(values.dtype.name).lower()
-    return names in STORED and scale.dtype is ir.DataType.FLOAT and wanted is ir.DataType.FLOAT
+    stored = values.dtype.name.lower() in STORED or is_packed(node)
+    return stored and scale.dtype is ir.DataType.FLOAT and wanted is ir.DataType.FLOAT
+
+
+def is_packed(node: ir.Node) -> bool:
+    """Whether a dequantisation reads integers of which a byte holds several."""
+    values = node.inputs[0] if node.inputs else None
+    return (
+        node.op_type == "DequantizeLinear"
+        and values is not None
+        and values.dtype is not None
+        and values.dtype.name.lower() in _WIDENED
+    )
 
 
 def integers(value: ir.Value, stored: StoredOf) -> Integers | None:
@@ -47,6 +64,9 @@ def integers(value: ir.Value, stored: StoredOf) -> Integers | None:
     values, scale = found[0], found[1]
     assert values is not None and scale is not None
     given = found[2] if len(found) > 2 else None
+    if is_packed(node):
+        wide = _WIDENED[values.dtype.name]
+        values, given = values.astype(wide), None if given is None else given.astype(wide)
     zero = np.zeros(scale.shape, values.dtype) if given is None else given
     axis = int_attribute(node, "axis", 1)
     # Of vectors the default axis is the only one that there is.

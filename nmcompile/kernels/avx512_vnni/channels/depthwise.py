@@ -40,6 +40,7 @@ from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d
 
 TILE = 4  # output pixels whose 16 accumulators leave registers for a column and its unpacking
+# Tiles of kernels with more than four rows are written out longer, and as much narrower.
 FEWEST_ROWS = 6  # output rows of a task: above and below them rows are copied twice
 MANY_TASKS = 16  # enough for the cores at hand to end together
 NARROWEST = 8  # bytes of a stretch of rows in a vector
@@ -165,12 +166,13 @@ class _Emitter:
                 T.buffer_store(lines, line * (self._ring_width * BYTES), [kh])
             starts = [T.bind(lines[kh]) for kh in range(conv.kernel[0])]
             place = _Place(block, which, image, T.bind(top + row))
-            full, rest = divmod(conv.out_width, TILE)
+            pixels = max(1, TILE // kernel_quads(conv))
+            full, rest = divmod(conv.out_width, pixels)
             if full:
                 with T.serial(0, full) as tile:
-                    self._tile(place, ring, starts, T.bind(tile * TILE), TILE)
+                    self._tile(place, ring, starts, T.bind(tile * pixels), pixels)
             if rest:
-                self._tile(place, ring, starts, T.int32(full * TILE), rest)
+                self._tile(place, ring, starts, T.int32(full * pixels), rest)
 
     @property
     def _inner(self) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.kernels.verdict import MADE_FOR
 from nmcompile.sparsity import Dense, OneByN
 
+LARGEST_PRODUCT = 255 * 128
 DENSE_VECTORS = 8
 PICKED_VECTORS = 4
 
@@ -48,10 +49,13 @@ def _refuse_sums(problem: Problem) -> str | None:
     """Sums that may leave int32."""
     integers = problem.integers
     assert integers is not None
-    weights = _oihw(problem).reshape(conv_of(problem).out_channels, -1).astype(np.int64)
+    weight = _oihw(problem)
+    offset = np.zeros(1, np.int64) if integers.offset is None else integers.offset.astype(np.int64)
+    if weight[0].size * LARGEST_PRODUCT + int(np.abs(offset).max()) < 1 << 31:
+        return None
+    weights = weight.reshape(len(weight), -1).astype(np.int64)
     above, below = 255 - integers.x_zero, integers.x_zero
     rising, falling = weights.clip(0).sum(axis=1), (-weights).clip(0).sum(axis=1)
-    offset = 0 if integers.offset is None else integers.offset.astype(np.int64)
     highest = int((rising * above + falling * below + offset).max())
     lowest = int((offset - rising * below - falling * above).min())
     if -(1 << 31) <= lowest and highest < 1 << 31:

@@ -8,6 +8,7 @@ few of the ranking.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ TILE = 18.0  # cycles to start a tile
 BLOCK = 3.0  # cycles to start a block of source bytes
 SEGMENT = 6.0  # cycles to start a segment
 VECTOR = 1.7  # cycles to requantise and store a vector of sums
+SETS, WAYS = 64, 8  # of L1
+CROWDED = 3.3  # times as long as a load of four bytes takes whose line was evicted since
 SHORTLIST = 6  # pairs of pixels and vectors for which blocks and chunks are tried
 PIXELS = (14, 28, 56, 112, 224)  # of a block
 CHUNKS = (1, 2, 4, 8)
@@ -48,16 +51,21 @@ Counts = npt.NDArray[np.float64]
 
 def fits(method: Method, pixels: int, vectors: int) -> bool:
     """Whether the sums and what they are made of have registers."""
-    sums = pixels * vectors
+    sums = pixels * vectors  # weights beyond three vectors are read as they are multiplied
     if method == "picked":
         return sums + pixels + 3 <= REGISTERS
-    return sums + min(vectors, 4) + 1 <= REGISTERS
+    return (
+        sums + min(vectors, 3) + 1 <= REGISTERS
+    )  # further weights are read as they are multiplied
 
 
-def tile_cycles(method: Method, pixels: int, vectors: int, quads: Counts, beyond: float) -> Counts:
+def tile_cycles(
+    method: Method, pixels: int, vectors: int, quads: Counts, beyond: float, crowded: bool
+) -> Counts:
     """Cycles of the products of one tile, for each group of outputs.
 
     beyond: share of the weights that come from L2.
+    crowded: whether the pixels of a tile evict each other from L1.
     """
     products: float = pixels * vectors
     streams = vectors
@@ -67,9 +75,16 @@ def tile_cycles(method: Method, pixels: int, vectors: int, quads: Counts, beyond
         streams *= 2
         loads = streams
     else:
-        loads += pixels
+        loads += pixels * (CROWDED if crowded else 1)
     loads = loads / LOADS + beyond * streams / L2_LOADS / 2
     return quads * max(products, loads, LATENCY)
+
+
+def ways_for(pitch: int) -> int:
+    """Lines that L1 holds of addresses `pitch` bytes apart."""
+    if pitch % BYTES:
+        return SETS * WAYS
+    return SETS // math.gcd(pitch // BYTES, SETS) * WAYS
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,8 @@ def _row(reading: Reading, method: Method, pixels: int, work: Work) -> Counts:
         if not size or not count:
             continue
         for part, wide in ((slice(-1), work.vectors), (slice(-1, None), groups.last)):
-            tile = tile_cycles(method, size, wide, work.quads[part], beyond)
+            crowded = method == "dense" and size > ways_for(reading.pitch)
+            tile = tile_cycles(method, size, wide, work.quads[part], beyond, crowded)
             start = BLOCK + size / LOADS if method == "picked" else SEGMENT
             finish = TILE + VECTOR * size * wide
             cycles[part] += count * (tile + start * work.starts[part] + finish)

@@ -19,9 +19,9 @@ from nmcompile.passes.operators.onnx.integers.linear import (
 )
 from nmcompile.passes.operators.onnx.integers.moved import rewrite_clip, rewrite_moved
 from nmcompile.passes.operators.onnx.integers.rewriting import (
+    LATER,
+    LATER_OPSET,
     PER_SLICE,
-    SIXTEEN_BITS,
-    WIDE,
     Reason,
     Rewriting,
 )
@@ -92,8 +92,8 @@ def opset_for(model: ir.Model) -> int:
     """The first operator set that has words for what a model's integers are rewritten as."""
     used = [node for node in model.graph if key(node) in FORMS]
     for node in used:
-        if node.domain == DOMAIN and any(v is not None and v.dtype in WIDE for v in node.inputs):
-            return SIXTEEN_BITS
+        if node.domain == DOMAIN and any(v is not None and v.dtype in LATER for v in node.inputs):
+            return LATER_OPSET
     return PER_SLICE if used else 0
 
 
@@ -102,7 +102,7 @@ def rewrite_integers(graph: OnnxGraph) -> None:
 
     What cannot stays as it is: it is refused when the model is to be compiled.
     """
-    changed = False
+    before, changed = set(graph.model.graph), False
     for node in list(graph.model.graph):
         data = node.inputs[0] if node.inputs else None
         if node.graph is None or data is None:
@@ -112,5 +112,9 @@ def rewrite_integers(graph: OnnxGraph) -> None:
             form = _OVER_INTEGERS.get(key(node))
         if form is not None:
             changed |= form(graph, node) is None
+    for node in graph.model.graph:
+        # Inference has to say it again of new nodes: it leaves it open where they are wrong.
+        for value in () if node in before else node.outputs:
+            value.type = value.type if value.is_graph_output() else None
     if changed:
         ShapeInferencePass(strict_mode=False)(graph.model)

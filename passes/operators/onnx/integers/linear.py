@@ -28,7 +28,7 @@ def rewrite_conv(new: Rewriting) -> None:
         steps = Steps(scale, np.zeros(scale.shape, np.int32))
         inputs.append(new.dequantise(new.operand(8, "B"), steps))
     kept = {name: attribute(new.node, name) for name in GEOMETRY if name in new.node.attributes}
-    new.finish(new.quantise(new.add("Conv", *inputs, **kept), y_steps))
+    new.finish(new.quantise(new.layer("Conv", *inputs, **kept), y_steps))
 
 
 def rewrite_matmul(new: Rewriting) -> None:
@@ -41,7 +41,7 @@ def rewrite_matmul(new: Rewriting) -> None:
             raise Reason(f"its {name} has scales of {steps.scale.ndim} dimensions")
     left = new.dequantise(a, a_steps, axis=new.rank(a) - 2)
     right = new.dequantise(b, b_steps, axis=new.rank(b) - 1)
-    new.finish(new.quantise(new.add("MatMul", left, right), y_steps))
+    new.finish(new.quantise(new.layer("MatMul", left, right), y_steps))
 
 
 def rewrite_gemm(new: Rewriting) -> None:
@@ -50,8 +50,8 @@ def rewrite_gemm(new: Rewriting) -> None:
     The scale of c is alpha * a's * b's, its zero point 0.
     """
     a_steps, b_steps = new.single_steps(1, 2, "A"), new.steps(4, 5, "B")
-    alpha = np.float32(attribute(new.node, "alpha", 1.0))
-    turned = int(attribute(new.node, "transB", 0))
+    alpha = np.float32(new.number("alpha", 1.0))
+    turned = int(new.number("transB", 0))
     inputs = [
         new.dequantise(new.operand(0, "A"), a_steps),
         new.dequantise(new.operand(3, "B"), b_steps, axis=0 if turned else 1),
@@ -62,9 +62,9 @@ def rewrite_gemm(new: Rewriting) -> None:
         steps = Steps(scale, np.zeros(scale.shape, np.int32))
         inputs.append(new.dequantise(c, steps, axis=max(new.rank(c) - 1, 0)))
     kept = {
-        "alpha": float(alpha), "transA": int(attribute(new.node, "transA", 0)), "transB": turned,
+        "alpha": float(alpha), "transA": int(new.number("transA", 0)), "transB": turned,
     }  # fmt: skip
-    real = new.add("Gemm", *inputs, **kept)
+    real = new.layer("Gemm", *inputs, **kept)
     if operand(new.node, 7) is None:
         new.finish(real)
         return

@@ -35,6 +35,8 @@ def rewrite_clip(new: Rewriting) -> None:
         raise Reason("others read the integers too")
     info = np.iinfo(steps.zero.dtype)
     given = (new.known(1, "min"), new.known(2, "max"))
+    if any(limit is not None and limit.size != 1 for limit in given):
+        raise Reason("its limits are no single numbers")
     limits = [
         np.asarray(end if limit is None else limit, np.int64).reshape(())
         for limit, end in zip(given, (info.min, info.max), strict=True)

@@ -11,13 +11,13 @@ import onnx_ir as ir
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.editing import Replacement
-from nmcompile.passes.operators.onnx.limits import operand
+from nmcompile.passes.operators.onnx.limits import attribute, operand
 
 PER_SLICE = 13
 """The operator set from which on a DequantizeLinear has an axis."""
-SIXTEEN_BITS = 21
-"""That from which on quantisation takes 16 bits."""
-WIDE = (ir.DataType.INT16, ir.DataType.UINT16)
+LATER_OPSET = 21
+"""That from which on quantisation takes the dtypes of `LATER`."""
+LATER = (ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4)
 
 
 class Reason(Exception):
@@ -80,7 +80,10 @@ class Rewriting(Replacement):
             raise Reason(f"its {name} has no {'scale' if found is None else 'zero point'}")
         if found.dtype != np.float32:
             raise Reason(f"its {name} scale is {found.dtype}, not float32")
-        return Steps(found, np.zeros((), dtype) if point is None else point)
+        steps = Steps(found, np.zeros((), dtype) if point is None else point)
+        if steps.zero.size not in (1, found.size) and found.size != 1:
+            raise Reason(f"its {name} has {found.size} scales and {steps.zero.size} zero points")
+        return steps
 
     def single_steps(self, scale: int, zero: int, name: str, dtype: Any = None) -> Steps:
         """As `steps`, one of each for the whole tensor."""
@@ -102,12 +105,28 @@ class Rewriting(Replacement):
             raise Reason(f"the dtype of its {name} is not known")
         return np.dtype(found)
 
+    def number(self, name: str, default: float | None = None) -> float:
+        """An attribute that has to be a number: nobody checks onnxruntime's own operators."""
+        found = attribute(self.node, name, default)
+        if not isinstance(found, int | float):
+            raise Reason(f"its {name} is {found!r:.60}, no number")
+        return found
+
     def rank(self, value: ir.Value) -> int:
         """The number of dimensions of a value, which has to be known."""
         shape = value.shape
         if shape is None:
             raise Reason(f"the shape of {value.name} is not known")
         return len(shape)
+
+    def layer(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """The operator over real numbers, under the name of the old one as it was in float32."""
+        value = self.add(operator, *inputs, **attributes)
+        maker = value.producer()
+        assert maker is not None
+        # onnxruntime's quantiser calls what it makes of /a/Conv so.
+        maker.name = (self.node.name or "").removesuffix("_quant") or maker.name
+        return value
 
     def dequantise(self, value: ir.Value, steps: Steps, axis: int = 0) -> ir.Value:
         """What integers stand for; per slice along the axis where the steps are."""

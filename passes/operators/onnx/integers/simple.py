@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from nmcompile.passes.operators.onnx.integers.rewriting import SIXTEEN_BITS, WIDE, Reason, Rewriting
+from nmcompile.passes.operators.onnx.integers.rewriting import LATER, LATER_OPSET, Reason, Rewriting
 from nmcompile.passes.operators.onnx.limits import attribute
 
 POOLING = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
@@ -51,19 +51,19 @@ def rewrite_concat(new: Rewriting) -> None:
     for at in range(2, len(new.node.inputs), 3):
         name = f"part {len(parts)}"
         parts.append(new.dequantise(new.operand(at, name), new.single_steps(at + 1, at + 2, name)))
-    axis = attribute(new.node, "axis")
-    if axis is None or not parts:
-        raise Reason("it has no axis" if parts else "it has nothing to join")
+    axis = int(new.number("axis"))
+    if not parts:
+        raise Reason("it has nothing to join")
     new.finish(new.quantise(new.add("Concat", *parts, axis=axis), steps))
 
 
 def rewrite_standard(new: Rewriting) -> None:
-    """Onnxruntime's own QuantizeLinear and DequantizeLinear: as ONNX's, for 16 bits too."""
+    """Onnxruntime's own QuantizeLinear and DequantizeLinear: as ONNX's, of 4 and 16 bits too."""
     inputs = [value for value in new.node.inputs if value is not None]
-    if any(value.dtype in WIDE for value in inputs):
-        new.expect_opset(SIXTEEN_BITS, "it is of 16 bits")
-    axis = attribute(new.node, "axis")
-    value = new.add(new.node.op_type, *inputs, **({} if axis is None else {"axis": axis}))
+    if any(value.dtype in LATER for value in inputs):
+        new.expect_opset(LATER_OPSET, "it is of 4 or 16 bits")
+    given = {"axis": int(new.number("axis"))} if "axis" in new.node.attributes else {}
+    value = new.add(new.node.op_type, *inputs, **given)
     if new.node.op_type == "DequantizeLinear":
         value.type = ir.TensorType(ir.DataType.FLOAT)
     else:

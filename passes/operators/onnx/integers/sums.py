@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,14 +22,14 @@ def rewrite_conv_integer(new: Rewriting) -> None:
     """ConvInteger(x, w, x's zero point, w's zero point)."""
     kept = {name: attribute(new.node, name) for name in GEOMETRY if name in new.node.attributes}
     x = _counted(new, 0, 2, 0)
-    _finish(new, new.add("Conv", x, _counted(new, 1, 3, 0), **kept))
+    _finish(new, new.layer("Conv", x, _counted(new, 1, 3, 0), **kept))
 
 
 def rewrite_matmul_integer(new: Rewriting) -> None:
     """MatMulInteger(a, b, a's zero point, b's zero point); per row of a, per column of b."""
     a = _counted(new, 0, 2, new.rank(new.operand(0, "A")) - 2)
     b = _counted(new, 1, 3, new.rank(new.operand(1, "B")) - 1)
-    _finish(new, new.add("MatMul", a, b))
+    _finish(new, new.layer("MatMul", a, b))
 
 
 def rewrite_dynamic(new: Rewriting) -> None:
@@ -97,11 +99,15 @@ def _finish(new: Rewriting, real: ir.Value) -> None:
 
 def _largest(new: Rewriting) -> int:
     """What no sum can exceed, whatever the input; more than `EXACT` where that is not known."""
-    weight, value = new.graph.constant(new.operand(1, "B")), operand(new.node, 3)
+    source, value = new.operand(1, "B"), operand(new.node, 3)
+    weight, shape = new.graph.constant(source), new.graph.shape(source)
     point = np.zeros((), np.int8) if value is None else new.graph.constant(value)
-    if weight is None or point is None:
-        return EXACT + 1
     conv = new.node.op_type == "ConvInteger"
+    if shape is None:
+        return EXACT + 1
+    if weight is None or point is None:
+        terms = math.prod(shape[1:]) if conv else shape[-min(len(shape), 2)]
+        return terms * RANGE * RANGE
     if conv and point.ndim:
         point = point.reshape(-1, *[1] * (weight.ndim - 1))
     distance = np.abs(weight.astype(np.int64) - point.astype(np.int64))
