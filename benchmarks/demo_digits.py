@@ -123,10 +123,9 @@ def compile_int8(model: nn.Module, x: Tensor, shown: Tensor, output: Path) -> Pa
     with _bar(f"compiling {output.name}") as advance:
         result = nmcompile.compile(path, output=output, target=INT8_TARGET, progress=advance)
     sparse = sum(layer.sparse for layer in result.report.layers)
-    images = f"{done.calibrated} image{'s' * (done.calibrated != 1)}"
     CONSOLE.print(
-        f"int8: quantised on {images}, output at {done.loss.decibels:.0f} dB; "
-        f"{sparse} of {len(result.report.layers)} layers sparse"
+        f"int8: quantised on {done.calibrated} image{'s' * (done.calibrated != 1)}, output at "
+        f"{done.loss.decibels:.0f} dB; {sparse} of {len(result.report.layers)} layers sparse"
     )
     return path
 

@@ -3,8 +3,10 @@
 TVM's pool belongs to the thread that calls a library: it is made with the first call and ends with
 the thread, which takes tenths of a second of a core. So a run on one thread happens where it is
 called, without a pool. One on several happens there in the main thread only, whose one pool lives
-as long as the process; other threads hand it to workers: as many as have room on the machine,
-shared by all sessions that use so many threads, and gone soon after the last of these.
+as long as the process: TVM has nothing that ends or shrinks it (`threading::ResetThreadPool` makes
+as many threads anew), and to hand every run to a worker would add 13 us to it. Other threads do
+hand it to workers: as many as have room on the machine, shared by all sessions that use so many
+threads, and gone soon after the last of these.
 """
 
 import atexit

@@ -32,6 +32,9 @@ from nmcompile.passes.operators.onnx.settle import settle
 OLDEST_OPSET = 11
 """Models of older operator sets are converted to this one, quantised ones to a later one."""
 
+LARGE = 1 << 16
+"""Bytes of a weight that are worth not to be copied."""
+
 # Whoever configures logging sees what they say; standard error is not written to otherwise.
 for _name in ("onnx_ir", "onnxscript"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -111,9 +114,10 @@ def to_relax(proto: onnx.ModelProto) -> Any:
     Raises:
         UnsupportedOperatorError: TVM has no conversion for an operator; names the node.
     """
-    from tvm.relax.frontend.onnx import from_onnx
+    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     proto = _settled(proto)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in proto.graph.input
@@ -122,7 +126,9 @@ def to_relax(proto: onnx.ModelProto) -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
+            # What `from_onnx` does besides is to check the model, once more.
+            importer = ONNXGraphImporter(shapes, "float32", keep_params_in_input=False)
+            return importer.from_onnx(proto.graph, opset)
         except Exception as error:
             refusal = _unsupported(proto, error)
             # What the importer leaves half-built complains when it is freed: now, and not later.
@@ -219,6 +225,7 @@ def _check_operators(model: ir.Model, title: str) -> None:
 def _check(model: ir.Model, title: str) -> None:
     try:
         proto = ir.to_proto(model)
+        _make_light(proto.graph)
         for output in proto.graph.output:
             # Where inference fails too, a missing shape is no reason to refuse: runtimes take that.
             if not output.type.tensor_type.HasField("shape"):
@@ -226,6 +233,18 @@ def _check(model: ir.Model, title: str) -> None:
         onnx.checker.check_model(proto)
     except Exception as error:
         raise _invalid(title, error) from error
+
+
+def _make_light(graph: onnx.GraphProto) -> None:
+    """Make inputs of the weights: the checker would copy them, and their data has been checked."""
+    weights = [tensor for tensor in graph.initializer if len(tensor.raw_data) > LARGE]
+    for tensor in weights:
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    kept = [tensor for tensor in graph.initializer if len(tensor.raw_data) <= LARGE]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _invalid(title: str, error: Exception) -> ModelError:
