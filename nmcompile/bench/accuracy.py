@@ -57,9 +57,21 @@ def rows_of(outputs: Sequence[Array], samples: Samples) -> list[Array]:
 
 
 def judge(
-    reference: str, expected: list[Array], found: list[Array], labels: Array | None
+    reference: str,
+    expected: list[Array],
+    found: list[Array],
+    labels: Array | None,
+    step: float = 0.0,
 ) -> Accuracy:
     """Compare an engine's outputs with the reference's.
+
+    Args:
+        reference: who computed what is expected.
+        expected: outputs as `outputs_of` has them.
+        found: likewise.
+        labels: one per row, or None.
+        step: of a quantised output: values that are no further apart are equal but for rounding, so
+            that a largest one is any that is as close to the reference's.
 
     Raises:
         InputError: they have other shapes: another model.
@@ -81,11 +93,13 @@ def judge(
         for a, b in zip(found, expected, strict=True)
         if a.size
     ]
-    ours, theirs = found[0].argmax(1), expected[0].argmax(1)
+    ours = found[0].argmax(1)
+    held = np.take_along_axis(expected[0], ours[:, None], 1)[:, 0]
+    same = held >= expected[0].max(1) - 1.001 * step  # not less for the last bit of a float
     return Accuracy(
         reference=reference,
         max_error=max(errors, default=0.0),
-        same_top1=float((ours == theirs).mean()),
+        same_top1=float(same.mean()),
         top1=float((ours == labels).mean()) if labels is not None else None,
         samples=len(ours),
     )

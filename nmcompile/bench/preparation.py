@@ -19,6 +19,7 @@ from nmcompile.bench.engines import (
     open_row,
 )
 from nmcompile.bench.matrix import PatternSpec, Setting
+from nmcompile.bench.quantised import output_step
 from nmcompile.bench.results import Accuracy
 from nmcompile.bench.samples import (
     Samples,
@@ -81,7 +82,7 @@ class Preparation:
         found = self._expected_by("expected of inputs", setting, samples)
         if found is None:
             return None
-        return judge(*found, rows_of(outputs, samples), None)
+        return self._judged(setting, found, rows_of(outputs, samples), None)
 
     @cached_property
     def inputs(self) -> dict[str, Array]:
@@ -110,9 +111,20 @@ class Preparation:
         found = self._expected_by("expected", setting, samples)
         if found is None:
             return None
-        reference, expected = found
         outputs = outputs_of(setting.engine.name, engine, samples)
-        return judge(reference, expected, outputs, samples.labels)
+        return self._judged(setting, found, outputs, samples.labels)
+
+    def _judged(
+        self,
+        setting: Setting,
+        expected: tuple[str, list[Array]],
+        outputs: list[Array],
+        labels: Array | None,
+    ) -> Accuracy:
+        variant = self.variant(setting.pattern)
+        integers = variant.runs_integers(setting.engine, setting.target)
+        step = output_step(variant.quantised()) if integers else 0.0
+        return judge(*expected, outputs, labels, step)
 
     @cached_property
     def _samples(self) -> Samples:

@@ -45,6 +45,25 @@ def read_graph(path: Path) -> onnx.ModelProto:
         ) from error
 
 
+def output_step(path: Path) -> float:
+    """The step of the first output of an ONNX file; 0 where it is not quantised.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from onnx import numpy_helper
+
+    graph = read_graph(path).graph
+    name = graph.output[0].name
+    makers = [n for n in graph.node if name in n.output and n.op_type == "DequantizeLinear"]
+    scales = [
+        numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if makers and tensor.name == makers[0].input[1]
+    ]
+    return float(scales[0].max()) if scales else 0.0
+
+
 def quantise_file(
     path: Path, title: str, output: Path, calibrate: Calibrate, progress: Progress
 ) -> None:

@@ -41,7 +41,7 @@ class Accuracy(Struct, frozen=True, kw_only=True):
 
     reference: the engine that the outputs are compared with.
     max_error: the largest difference, as a share of the reference's range.
-    same_top1: share of samples with the same largest output.
+    same_top1: share of samples with the same largest output; of quantised ones, to a step.
     top1: share of labelled samples that are right, None without labels.
     samples: how many were compared.
     """

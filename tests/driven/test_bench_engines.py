@@ -23,10 +23,13 @@ from nmcompile.bench.engines import (
 from nmcompile.bench.engines import worker as worker_module
 from nmcompile.bench.engines.deep_sparse import deepsparse_version
 from nmcompile.bench.matrix import parse_spec
+from nmcompile.bench.quantised import output_step
 from nmcompile.bench.sources import ArtifactSource, OnnxSource, TorchSource
 from nmcompile.bench.variants import ArtifactVariant, FoldedVariant
 from nmcompile.errors import DeclinedError, DeviceError, InputError, ModelError
 from nmcompile.sparsity import check, parse_pattern
+from tests.support import quantised
+from tests.support.quantised import quantised_onnx
 from tests.support.tiny_models import SHAPE, example, tiny_net
 
 DOUBLING = """
@@ -123,6 +126,15 @@ def test_a_model_that_came_quantised_goes_as_it_is(variant: FoldedVariant, tmp_p
     pruned = FoldedVariant(opened, parse_spec("1:4"), tmp_path, file=source.file)
     assert pruned.form_of(find_engine("openvino-int8"), "") != path
     assert pruned.density == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_step_of_an_output_is_found_where_it_is_quantised(
+    variant: FoldedVariant, tmp_path: Path
+) -> None:
+    model = quantised_onnx()
+    onnx.save(model, tmp_path / "q.onnx")
+    assert output_step(tmp_path / "q.onnx") == quantised.output_step(model) > 0
+    assert output_step(variant.quantised()) == 0.0
 
 
 def test_an_artifact_needs_a_quantised_model_beside_it(

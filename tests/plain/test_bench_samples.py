@@ -102,3 +102,10 @@ def test_outputs_are_compared_with_the_reference() -> None:
         judge("torch", expected, [np.zeros((2, 3))], None)
     with pytest.raises(ModelError, match="infinite or not a number"):
         judge("torch", expected, [np.full((2, 2), np.nan)], None)
+
+
+def test_the_largest_of_a_quantised_output_is_known_to_a_step() -> None:
+    expected = [np.array([[0.5, 0.4, 0.1], [0.5, 0.4, 0.1]])]
+    found = [np.array([[0.4, 0.5, 0.1], [0.4, 0.1, 0.5]])]
+    assert judge("onnxruntime", expected, found, None, step=0.1).same_top1 == 0.5
+    assert judge("onnxruntime", expected, found, None).same_top1 == 0.0
