@@ -298,9 +298,8 @@ class Lowering:
         except TargetError as error:
             raise UnsupportedOperatorError(f"{group.op} of {group.spec}: {error}") from error
         # Chosen, and measured, with an output of its own: that makes no difference to the choice.
-        if group.overwrites:
-            problem = problem.in_place()
-        lowered = choice.kernel.lower(problem, choice.config)
+        written = problem.in_place() if group.overwrites else problem
+        lowered = choice.kernel.lower(written, choice.config)
         callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
         params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self.operand(group, group.residual)]

@@ -166,18 +166,19 @@ def test_matrix_products_are_exact(
 
 
 TILED = [
-    *(("picked", vectors) for vectors in (1, 2, 3, 4, 5)),
-    *(("dense", vectors) for vectors in (1, 2, 3, 4, 5)),
-    *(("gathered", vectors) for vectors in (1, 2, 3, 4)),
+    *(("picked", vectors, 0) for vectors in (1, 2, 3, 4, 5)),
+    *(("dense", vectors, 0) for vectors in (1, 2, 3, 4, 5)),
+    *(("gathered", vectors, 16 * vectors) for vectors in (1, 2, 3, 4)),
+    # Lists of one vector, of the group's, and of some that do not part as groups do.
+    *(("picked", vectors, shared) for vectors, shared in ((1, 16), (3, 16), (2, 32), (2, 48))),
 ]
 
 
-@pytest.mark.parametrize(("method", "vectors"), TILED)
-def test_any_tile_is_exact(method: Method, vectors: int) -> None:
+@pytest.mark.parametrize(("method", "vectors", "shared"), TILED)
+def test_any_tile_is_exact(method: Method, vectors: int, shared: int) -> None:
     """Whole and ragged tiles, vectors and outputs, in whole and partial blocks and chunks."""
-    names = {"picked": "nm", "gathered": "one_by_n", "dense": "dense"}
-    kernel = CONVOLUTIONS[METHODS.index(names[method])]
-    shared = 16 * vectors if method == "gathered" else 0
+    name = "one_by_n" if shared else "nm" if method == "picked" else "dense"
+    kernel = CONVOLUTIONS[METHODS.index(name)]
     pattern: Pattern = OneByN(shared) if shared else NM(2, 4)
     conv = Conv2d(2, 72, 6, 8, 150, (3, 3), (1, 1), (1, 1, 1, 1))
     problem, x = make_problem(conv, pattern, 0.5, 2)

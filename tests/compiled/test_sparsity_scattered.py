@@ -97,7 +97,7 @@ def test_filters_that_are_zero_alone_make_no_blocks() -> None:
     assert scattered_order(weight != 0, 16) is None
 
 
-ROWS = [row for row in CATALOG if "one_by_n" in row.name]
+ROWS = [row for row in CATALOG if "one_by_n" in row.name and row.dtype == "float32"]
 
 
 @pytest.mark.parametrize(
