@@ -22,6 +22,7 @@ HOPELESS = 2.0  # times the cycles of the model's choice: not measured
 LEAST_GAIN = 0.02  # a smaller one may be noise: keep the model's choice
 AGREEMENT = 1e-4  # of the largest output
 HALF_AGREEMENT = 2.0**-9  # where outputs are rounded to float16: two units in its last place
+STEP = 1.01 / 128  # one step of rounding, where the largest of 8 bits is above the middle
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +135,9 @@ def _contest(layer: Layer, target: str) -> Contest:
 
 
 def _fastest(contest: Contest, measured: Measured) -> Tuned:
-    agreement = HALF_AGREEMENT if contest.layer.problem.dtype == "float16" else AGREEMENT
+    agreement = {"float16": HALF_AGREEMENT, "int8": STEP}.get(
+        contest.layer.problem.dtype, AGREEMENT
+    )
     times = [statistics.geometric_mean(values) for values in zip(*measured.ms, strict=True)]
     best = 0
     for index in range(1, len(times)):

@@ -169,3 +169,13 @@ def test_float_models_compile_for_it_as_for_avx512(tmp_path: Path) -> None:
     assert result.report.layers[0].kernel.endswith("__avx512") and not result.report.notes
     (found,) = nmc.runtime.load(path).run(x).values()
     np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
+
+
+def test_integer_layers_are_tuned(tmp_path: Path) -> None:
+    database = tmp_path / "tuning.json"
+    options: dict[str, Any] = {"target": "avx512_vnni", "output": tmp_path / "m.nmc"}
+    tuning = nmc.Tuning(database=database, measure=True)
+    result = nmc.compile(tiny(), tuning=tuning, **options)
+    assert {layer.layer for layer in result.tuning} == {"layers.stem", "layers.head"}
+    again = nmc.compile(tiny(), tuning=nmc.Tuning(database=database), **options)
+    assert again.tuning == result.tuning
