@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -41,6 +42,13 @@ class PrimFuncBuilder:
     def tensor(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Buffer:
         """Declare the next argument."""
         return T.arg(name, T.buffer(shape, dtype))
+
+    def list_of(self, name: str, dtype: str) -> Buffer:
+        """Declare the next argument, one-dimensional and of any length.
+
+        Layers whose lists differ in length alone can then share the function.
+        """
+        return T.arg(name, T.buffer((tirx.Var(f"{name}_length", "int64"),), dtype))
 
     def output(
         self,

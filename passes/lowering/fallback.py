@@ -191,7 +191,10 @@ def build_library(module: Any, target: Any) -> bytes:
         )
         path = folder / "model.so"
         # TVM leaves the folder that it makes itself to the end of the process.
-        executable.export_library(str(path), workspace_dir=str(folder))
+        # LLVM's notes for debuggers are more than half of it.
+        executable.export_library(
+            str(path), workspace_dir=str(folder), options=["-Wl,--strip-debug"]
+        )
         return path.read_bytes()
 
 

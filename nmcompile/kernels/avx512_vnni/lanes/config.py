@@ -64,19 +64,6 @@ class OutputGroups:
         return cls(count, -(-left // LANES), left)
 
 
-@dataclass(frozen=True)
-class PackedSizes:
-    """Lengths of the packed arrays, which are part of the compiled function's type.
-
-    gathered: bytes from one pixel to the next where they are gathered.
-    """
-
-    weights: int
-    offsets: int = 0
-    index: int = 0
-    gathered: int = 0
-
-
 def tiles_of(width: int, pixels: int) -> tuple[int, int]:
     """Full tiles of a row of output pixels, and the pixels that are left."""
     return divmod(width, pixels)

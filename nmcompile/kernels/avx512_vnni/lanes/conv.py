@@ -19,7 +19,6 @@ from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import (
     LanesConfig,
     OutputGroups,
-    PackedSizes,
     padded_outputs,
     picks_of,
     tiles_of,
@@ -39,6 +38,7 @@ from nmcompile.kernels.integers import STEPS, IntegerEpilogue
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 
 Shape = tuple[int, ...]
+LISTS = (("offsets", "int32"), ("index", "int8"), ("quads", "int32"))
 
 
 def emit_lanes(
@@ -48,14 +48,15 @@ def emit_lanes(
     reading: Reading,
     epilogue: IntegerEpilogue,
     config: LanesConfig,
-    sizes: PackedSizes,
+    gathered: int,
     zero: int,
 ) -> Any:
     """The TIR function (x, weights, [lists], offset, scale, steps, [residual], out).
 
-    The lists are as `PackedWeights` names them; `zero` is what borders are filled with.
+    The lists are as `PackedWeights` names them, and so is `gathered`; `zero` is what borders are
+    filled with.
     """
-    return _Emitter(reading, epilogue, config, sizes, zero).emit(name, x_shape, out_shape)
+    return _Emitter(reading, epilogue, config, gathered, zero).emit(name, x_shape, out_shape)
 
 
 class _Emitter:
@@ -66,11 +67,11 @@ class _Emitter:
         reading: Reading,
         epilogue: IntegerEpilogue,
         config: LanesConfig,
-        sizes: PackedSizes,
+        gathered: int,
         zero: int,
     ) -> None:
         self.reading, self.epilogue, self.config = reading, epilogue, config
-        self.sizes, self.zero = sizes, zero
+        self.pitch, self.zero = gathered, zero
         self.groups = OutputGroups.of(reading.conv.out_channels, config.vectors)
         self.full, self.rest = tiles_of(reading.grid[2], config.pixels)
 
@@ -78,7 +79,7 @@ class _Emitter:
         outputs = self.reading.conv.out_channels
         with PrimFuncBuilder(name) as func:
             x = func.tensor("x", x_shape, "uint8")
-            self.weights = func.tensor("weights", (self.sizes.weights,), "int8")
+            self.weights = func.list_of("weights", "int8")
             if self.config.method != "dense":
                 self._lists(func)
             self.offset = func.tensor("offset", (padded_outputs(self.reading.conv),), "int32")
@@ -92,21 +93,13 @@ class _Emitter:
         return func.result()
 
     def _lists(self, func: PrimFuncBuilder) -> None:
-        count = self.sizes.offsets
-        gathered = self.config.method == "gathered"
-        lists = self._lists_of_outputs() if gathered else self.groups.count
-        starts = func.tensor("starts", (lists + 1,), "int32")
-        if gathered:
-            sources = func.tensor("sources", (self.sizes.index // (2 * BYTES) + 1,), "int32")
-            offsets = func.tensor("offsets", (count,), "int32")
-            index = func.tensor("index", (self.sizes.index,), "int8")
-            quads = func.tensor("quads", (lists + 1,), "int32")
-            self.gathers = gather.Lists(starts, sources, offsets, index, quads)
+        starts = func.list_of("starts", "int32")
+        if self.config.method == "gathered":
+            sources = func.list_of("sources", "int32")
+            lists = [func.list_of(name, kind) for name, kind in LISTS]
+            self.gathers = gather.Lists(starts, sources, *lists)
         else:
-            offsets = func.tensor("offsets", (count,), "int32")
-            index = func.tensor("index", (self.sizes.index,), "int8")
-            quads = func.tensor("quads", (count + 1,), "int32")
-            self.picks = Lists(starts, offsets, index, quads)
+            self.picks = Lists(starts, *(func.list_of(name, kind) for name, kind in LISTS))
 
     def _lists_of_outputs(self) -> int:
         return -(-self.reading.conv.out_channels // self.config.list_outputs)
@@ -146,9 +139,7 @@ class _Emitter:
     def _chunk_of_lists(self, chunk: Expr, block: _Block) -> None:
         """Gather what a list keeps of the block, then run its outputs over it."""
         config, columns = self.config, self.reading.grid[2]
-        self.gathered = gather.Gathered(
-            self.reading, config, self.gathers, self.raster, self.sizes.gathered
-        )
+        self.gathered = gather.Gathered(self.reading, config, self.gathers, self.raster, self.pitch)
         column = T.bind(block.tile * config.pixels)
         width = T.bind(T.min(block.tiles * config.pixels, columns - column))
         at = T.bind(self.reading.position(block.image, block.row, column))

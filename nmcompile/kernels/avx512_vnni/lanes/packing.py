@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
-from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups, PackedSizes
+from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.spec import Conv2d
 
@@ -44,13 +44,6 @@ class PackedWeights:
     index: Array | None = None
     quads: Array | None = None
     gathered: int = 0
-
-    @property
-    def sizes(self) -> PackedSizes:
-        """Lengths, as the emitter wants them."""
-        offsets = 0 if self.offsets is None else self.offsets.size
-        index = 0 if self.index is None else self.index.size
-        return PackedSizes(self.weights.size, offsets, index, self.gathered)
 
     @property
     def arrays(self) -> dict[str, Array]:

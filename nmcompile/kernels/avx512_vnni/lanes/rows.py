@@ -201,7 +201,7 @@ def lower_lanes(name: str, problem: Problem, config: LanesConfig | None) -> Lowe
     arrays |= {"offset": offset, "scale": scale, "steps": integers.steps}
     zero = integers.x_zero if any(conv.padding) else 0
     x_shape, out_shape = _shapes(problem)
-    args = (name, x_shape, out_shape, reading, integers.epilogue, config, packed.sizes, zero)
+    args = (name, x_shape, out_shape, reading, integers.epilogue, config, packed.gathered, zero)
     return Lowered(emit_lanes, args, arrays)
 
 
