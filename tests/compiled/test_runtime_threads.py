@@ -318,7 +318,12 @@ def slow(*arguments):
 session._loaded.idle.append(slow)
 import nmcompile.runtime.crew as crew
 crew._home = None  # the main thread hands over too
-threading.Thread(target=lambda: (begun.wait(), _thread.interrupt_main(), end.set())).start()
+def interrupt():
+    begun.wait()
+    _thread.interrupt_main()
+    end.wait(1)  # for the main thread to wake up, on a machine that is busy too
+    end.set()
+threading.Thread(target=interrupt).start()
 try:
     session.run(x)
 except KeyboardInterrupt:
