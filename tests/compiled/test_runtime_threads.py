@@ -308,7 +308,9 @@ def test_an_interrupt_leaves_the_session_in_order(path: Path) -> None:
     code = (
         FORK
         + """
-import _thread
+import _thread, signal
+# What runs in the background of a shell ignores interrupts, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 begun, end = threading.Event(), threading.Event()
 entry = session._loaded.idle.pop()
 def slow(*arguments):
