@@ -10,7 +10,7 @@ import onnx
 
 from nmcompile.errors import PatternError, WeightError
 from nmcompile.folding import open_checked
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.quantization.folded import FoldedModel
 from nmcompile.sparsity import Dense, Unstructured, check, detect
 
@@ -29,14 +29,14 @@ class Proof:
     rounded: int
 
 
-def read_integers(quantised: onnx.ModelProto) -> dict[str, Integers]:
+def read_integers(quantised: onnx.ModelProto) -> dict[str, QuantisedConstant]:
     """What the compiler reads as the integers of layers, by node; others are in float32."""
     ops = open_checked(quantised).graph.ops()
     return {str(op.handle.name): op.integers for op in ops if op.integers is not None}
 
 
 def prove(
-    model: FoldedModel, integers: dict[str, Integers], leave: Collection[str]
+    model: FoldedModel, integers: dict[str, QuantisedConstant], leave: Collection[str]
 ) -> dict[str, Proof]:
     """Check what a sparse kernel relies on, layer by layer.
 

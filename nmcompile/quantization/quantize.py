@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmcompile.explain import explained
 from nmcompile.frontends.onnx_export import serialized
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.progress import Progress, silent
 from nmcompile.quantization.calibration import Calibration, read_calibration
 from nmcompile.quantization.choice import leave_worst, named_layers, rank_layers
@@ -132,7 +132,7 @@ def quantize(
 def _layers(
     folded: FoldedModel,
     quantised: onnx.ModelProto,
-    integers: Mapping[str, Integers],
+    integers: Mapping[str, QuantisedConstant],
     proofs: Mapping[str, Proof],
     data: Calibration,
     alone: Mapping[str, float],

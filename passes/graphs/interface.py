@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 Array = npt.NDArray[Any]
 
@@ -96,7 +96,7 @@ class Op:
     handle: Any
     weight: Array | None = None
     bias: Array | None = None
-    integers: Integers | None = None
+    integers: QuantisedConstant | None = None
     conv: ConvAttrs | None = None
     affine: Affine | None = None
     flow: ChannelFlow = "opaque"
@@ -123,7 +123,7 @@ class Layer:
     input_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
     macs: int | None
-    integers: Integers | None = None
+    integers: QuantisedConstant | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,7 @@ class Graph(ABC):
         """The contents of a constant, or None for anything computed from inputs."""
 
     @abstractmethod
-    def integers(self, value: Value) -> Integers | None:
+    def integers(self, value: Value) -> QuantisedConstant | None:
         """What a constant is stored as, if as integers; `constant` gives what they stand for."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Integers:
+class QuantisedConstant:
     """real = (values - zero) * scale, in float32.
 
     values: as they are stored, of a dtype in `STORED`.
@@ -51,14 +51,14 @@ class Integers:
         """Whether slices along the axis have their own scale or zero point."""
         return max(self.scale.size, self.zero.size) > 1
 
-    def transposed(self, order: Sequence[int]) -> Integers | None:
+    def transposed(self, order: Sequence[int]) -> QuantisedConstant | None:
         """The same numbers with their axes in another order; None where it is none of them."""
         if sorted(order) != list(range(self.values.ndim)):
             return None
         axis = list(order).index(self.axis) if self.per_slice else 0
         return replace(self, values=self.values.transpose(order), axis=axis)
 
-    def reshaped(self, shape: Sequence[int]) -> Integers | None:
+    def reshaped(self, shape: Sequence[int]) -> QuantisedConstant | None:
         """The same numbers in another shape; None where the slices do not lie along one axis."""
         if math.prod(shape) != self.values.size:
             return None
@@ -71,7 +71,7 @@ class Integers:
                 return replace(self, values=values, axis=axis)
         return None
 
-    def reordered(self, axis: int, order: Array) -> Integers:
+    def reordered(self, axis: int, order: Array) -> QuantisedConstant:
         """Slice i along an axis becomes the former slice order[i]."""
         changed = replace(self, values=np.take(self.values, order, axis))
         if axis % self.values.ndim != self.axis:
@@ -79,7 +79,7 @@ class Integers:
         scale, zero = (a if a.size == 1 else np.take(a, order) for a in (self.scale, self.zero))
         return replace(changed, scale=scale, zero=zero)
 
-    def holding(self, real: Array) -> Integers | None:
+    def holding(self, real: Array) -> QuantisedConstant | None:
         """Integers that stand for other numbers of the same shape; None if there are none.
 
         1. The numbers are multiples of the scale: the integers change, as when some become zero.
@@ -106,7 +106,7 @@ class Integers:
         if not (scale > 0).all():
             return None
         zero = np.zeros(len(real), self.values.dtype)
-        return Integers(self.values, scale.astype(np.float32), zero, axis=0)
+        return QuantisedConstant(self.values, scale.astype(np.float32), zero, axis=0)
 
     def _spread(self, numbers: Array) -> Array:
         """One number for all, or shaped so that it broadcasts along the axis."""

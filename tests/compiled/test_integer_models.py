@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType
 from torch import Tensor, nn
 from torch.nn import functional
@@ -179,3 +180,31 @@ def test_integer_layers_are_tuned(tmp_path: Path) -> None:
     assert {layer.layer for layer in result.tuning} == {"layers.stem", "layers.head"}
     again = nmc.compile(tiny(), tuning=nmc.Tuning(database=database), **options)
     assert again.tuning == result.tuning
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_a_function_without_a_value_is_the_lowest_integer(dtype: Any, tmp_path: Path) -> None:
+    """As onnxruntime rounds NaN: here of square roots of negative numbers."""
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+        node("DequantizeLinear", ["q", "xs", "xz"], ["d"]),
+        node("Sqrt", ["d"], ["r"]),
+        node("QuantizeLinear", ["r", "ys", "yz"], ["p"]),
+        node("DequantizeLinear", ["p", "ys", "yz"], ["y"]),
+    ]
+    arrays = {"xs": np.float32(0.1), "xz": dtype(9), "ys": np.float32(0.02), "yz": dtype(20)}
+    image = [1, 4, 4, 4]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, image)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, image)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = tmp_path / "m.nmc"
+    nmc.compile(model, output=path, target="avx512_vnni")
+    (x,) = images(1, shape=(1, 4, 4, 4))
+    (found,) = nmc.runtime.load(path).run({"x": x}).values()
+    np.testing.assert_array_equal(found, as_defined(model, {"x": x})[0])

@@ -22,7 +22,7 @@ import nmcompile
 from nmcompile import MaxLoss, Quantization, QuantizeResult, quantize
 from nmcompile.errors import InputError, ModelError, NmcompileError, PatternError, WeightError
 from nmcompile.folding import open_folded
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.quantization.folded import FoldedModel, fold_for_quantization
 from nmcompile.quantization.proof import prove, read_integers
 from nmcompile.sparsity import Detection, detect
@@ -551,13 +551,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def proven() -> tuple[FoldedModel, dict[str, Integers]]:
+def proven() -> tuple[FoldedModel, dict[str, QuantisedConstant]]:
     folded = fold_for_quantization(exported())
     return folded, read_integers(quantised().model)
 
 
 def test_a_zero_that_is_none_any_more_is_found(
-    proven: tuple[FoldedModel, dict[str, Integers]],
+    proven: tuple[FoldedModel, dict[str, QuantisedConstant]],
 ) -> None:
     folded, integers = proven
     prove(folded, integers, ())
@@ -568,7 +568,7 @@ def test_a_zero_that_is_none_any_more_is_found(
 
 
 def test_a_pattern_that_is_none_any_more_is_found(
-    proven: tuple[FoldedModel, dict[str, Integers]], monkeypatch: pytest.MonkeyPatch
+    proven: tuple[FoldedModel, dict[str, QuantisedConstant]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folded, integers = proven
     wrong = nmcompile.sparsity.parse_pattern("1:4")
@@ -581,7 +581,7 @@ def test_a_pattern_that_is_none_any_more_is_found(
 
 
 def test_a_layer_that_was_left_alone_unasked_is_found(
-    proven: tuple[FoldedModel, dict[str, Integers]],
+    proven: tuple[FoldedModel, dict[str, QuantisedConstant]],
 ) -> None:
     folded, integers = proven
     missing = {name: entry for name, entry in integers.items() if name != "head"}
@@ -590,7 +590,9 @@ def test_a_layer_that_was_left_alone_unasked_is_found(
         prove(folded, missing, ())
 
 
-def test_asymmetric_weights_are_found(proven: tuple[FoldedModel, dict[str, Integers]]) -> None:
+def test_asymmetric_weights_are_found(
+    proven: tuple[FoldedModel, dict[str, QuantisedConstant]],
+) -> None:
     folded, _ = proven
     proto = quantised().model
     for tensor in proto.graph.initializer:

@@ -27,7 +27,7 @@ from nmcompile.passes.graphs.fx.nodes import (
 from nmcompile.passes.graphs.fx.quantised import dequantise, is_dequantisation, viewed
 from nmcompile.passes.graphs.fx.reading import FxReader
 from nmcompile.passes.graphs.interface import Array, Op, Value, unique_name
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 aten = torch.ops.aten
 
@@ -128,7 +128,7 @@ class FxGraph(FxReader):
             self.sweep()
         return moved
 
-    def _dequantised(self, name: str, found: Integers) -> fx.Node:
+    def _dequantised(self, name: str, found: QuantisedConstant) -> fx.Node:
         """New integers and their dequantisation, at the place where nodes are inserted."""
 
         def constant(leaf: str, array: Array) -> fx.Node:

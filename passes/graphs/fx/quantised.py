@@ -14,7 +14,7 @@ from torch import fx
 
 from nmcompile.passes.graphs.fx.nodes import VIEW, arguments_of
 from nmcompile.passes.graphs.interface import Array
-from nmcompile.passes.graphs.quantised import STORED, Integers
+from nmcompile.passes.graphs.quantised import STORED, QuantisedConstant
 
 aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ def is_dequantisation(node: fx.Node) -> bool:
     return str(node.target) in _DEQUANTISE
 
 
-def integers(node: fx.Node, stored: ConstantOf) -> Integers | None:
+def integers(node: fx.Node, stored: ConstantOf) -> QuantisedConstant | None:
     """What stands behind a node that dequantises constants.
 
     Args:
@@ -67,10 +67,12 @@ def integers(node: fx.Node, stored: ConstantOf) -> Integers | None:
     points = zero.astype(values.dtype)
     if not np.array_equal(points, zero):
         return None
-    return Integers(values, scale.astype(np.float32), points, axis)
+    return QuantisedConstant(values, scale.astype(np.float32), points, axis)
 
 
-def viewed(node: fx.Node, source: Integers, shape: tuple[int, ...] | None) -> Integers | None:
+def viewed(
+    node: fx.Node, source: QuantisedConstant, shape: tuple[int, ...] | None
+) -> QuantisedConstant | None:
     """What a node makes of dequantised constants, if it moves the elements of its first argument.
 
     Args:
@@ -97,7 +99,7 @@ def viewed(node: fx.Node, source: Integers, shape: tuple[int, ...] | None) -> In
 
 
 def dequantise(
-    graph: fx.Graph, found: Integers, constant: Callable[[str, Array], fx.Node]
+    graph: fx.Graph, found: QuantisedConstant, constant: Callable[[str, Array], fx.Node]
 ) -> fx.Node:
     """Add a dequantisation of new constants, which `constant` makes from a leaf and an array."""
     library = getattr(torch.ops, _LIBRARY)

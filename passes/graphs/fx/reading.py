@@ -42,7 +42,7 @@ from nmcompile.passes.graphs.interface import (
     Weighted,
     unique_name,
 )
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 aten = torch.ops.aten
 
@@ -74,7 +74,7 @@ class FxReader(Graph):
             return found.real
         return array
 
-    def integers(self, value: Value) -> Integers | None:
+    def integers(self, value: Value) -> QuantisedConstant | None:
         """What a dequantisation of constants reads."""
         return integers(cast(fx.Node, value), self.stored)
 
@@ -145,7 +145,7 @@ class FxReader(Graph):
     def readers(self, constant: Value) -> int:
         """Readers of every node whose tensor lies in the same memory.
 
-        Integers are not edited in place: of them, only what reads the node counts.
+        QuantisedConstant are not edited in place: of them, only what reads the node counts.
         """
         if cast(fx.Node, constant).op != "get_attr":
             return self.uses(constant)
@@ -198,7 +198,7 @@ class FxReader(Graph):
                 weight = weight.T
         return weight, bias, known
 
-    def _whole(self, node: fx.Node) -> Integers | None:
+    def _whole(self, node: fx.Node) -> QuantisedConstant | None:
         """What the weight is stored as, outputs first."""
         found = self.integers(weight_node(node))
         turned = node.target in LINEAR and node.target is not aten.linear.default

@@ -30,7 +30,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
 )
 from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 
 class OnnxGraph(OnnxReader):
@@ -162,7 +162,7 @@ class OnnxGraph(OnnxReader):
             self.sweep()
         return moved
 
-    def _dequantised(self, before: ir.Node, name: str, found: Integers) -> ir.Value:
+    def _dequantised(self, before: ir.Node, name: str, found: QuantisedConstant) -> ir.Value:
         """New integers with a dequantisation, which stands in front of a node."""
         axis = {"axis": found.axis} if found.per_slice else {}
         made = ir.node("DequantizeLinear", [None] * 3, axis, name=f"{name}_dequantize")
@@ -192,7 +192,7 @@ class OnnxGraph(OnnxReader):
             self._name_layers()
         return taken
 
-    def _read_integers(self, node: ir.Node, name: str, found: Integers) -> None:
+    def _read_integers(self, node: ir.Node, name: str, found: QuantisedConstant) -> None:
         """Let a dequantisation read new integers."""
         node.resize_inputs(3)
         parts = {"quantized": found.values, "scale": found.scale, "zero_point": found.zero}

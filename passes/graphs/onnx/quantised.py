@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
-from nmcompile.passes.graphs.quantised import STORED, Integers
+from nmcompile.passes.graphs.quantised import STORED, QuantisedConstant
 
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that move elements and leave them as they are."""
@@ -48,7 +48,7 @@ def is_packed(node: ir.Node) -> bool:
     )
 
 
-def integers(value: ir.Value, stored: StoredOf) -> Integers | None:
+def integers(value: ir.Value, stored: StoredOf) -> QuantisedConstant | None:
     """What stands behind a value that a dequantisation of constants makes.
 
     Args:
@@ -72,7 +72,7 @@ def integers(value: ir.Value, stored: StoredOf) -> Integers | None:
     # Of vectors the default axis is the only one that there is.
     axis = axis % values.ndim if -values.ndim <= axis < values.ndim else 0
     fits = all(array.size in (1, *values.shape[axis : axis + 1]) for array in (scale, zero))
-    return Integers(values, scale, zero, axis) if fits else None
+    return QuantisedConstant(values, scale, zero, axis) if fits else None
 
 
 def is_view(node: ir.Node) -> bool:
@@ -80,7 +80,9 @@ def is_view(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type in _VIEWS
 
 
-def viewed(node: ir.Node, source: Integers, shape: tuple[int, ...] | None) -> Integers | None:
+def viewed(
+    node: ir.Node, source: QuantisedConstant, shape: tuple[int, ...] | None
+) -> QuantisedConstant | None:
     """What a view of dequantised constants makes; None where that has no such form.
 
     Args:

@@ -33,7 +33,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
 )
 from nmcompile.passes.graphs.onnx.quantised import integers
 from nmcompile.passes.graphs.onnx.weights import weighted_node
-from nmcompile.passes.graphs.quantised import Integers
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 
 class OnnxReader(Graph):
@@ -66,7 +66,7 @@ class OnnxReader(Graph):
         """Whether `constant` knows the value, which it then does not compute."""
         return self.stored(cast(ir.Value, value)) is not None or self.integers(value) is not None
 
-    def integers(self, value: Value) -> Integers | None:
+    def integers(self, value: Value) -> QuantisedConstant | None:
         """The integers that a constant is stored as; None for all other values."""
         return integers(cast(ir.Value, value), self.stored)
 
@@ -171,7 +171,7 @@ class OnnxReader(Graph):
                 bias = np.broadcast_to(bias.reshape(-1), weight.shape[:1]) if known else None
         return weight, bias, known
 
-    def _whole(self, node: ir.Node) -> Integers | None:
+    def _whole(self, node: ir.Node) -> QuantisedConstant | None:
         """What the weight is stored as, outputs first."""
         found = self.integers(node.inputs[1])
         turned = node.op_type != "Conv" and not int_attribute(node, "transB", 0)

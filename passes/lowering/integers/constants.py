@@ -8,7 +8,6 @@ the integers. Behind everything that has no kernel for integers it becomes a flo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, shape_of
 
@@ -23,76 +23,32 @@ PRODUCTS = ("nn.conv2d", "matmul")
 """Operators whose second argument may be a weight of integers."""
 
 
-@dataclass(frozen=True, eq=False)
-class QuantisedConstant:
-    """(values - zero) * scale; `scale` and `zero` broadcast and have as many dimensions."""
+def read_quantised(call: Expr, values: npt.NDArray[Any] | None = None) -> QuantisedConstant | None:
+    """What a `dequantize` of constants stands for; None for anything else.
 
-    values: npt.NDArray[Any]
-    scale: npt.NDArray[np.float32]
-    zero: npt.NDArray[Any]
-
-    @classmethod
-    def of(cls, call: Expr, values: npt.NDArray[Any]) -> QuantisedConstant | None:
-        """What a `dequantize` of constants stands for; None where its scale is computed."""
-        scale, zero = constant(call.args[1]), constant(call.args[2])
-        if scale is None or zero is None:
-            return None
-        axis = int(call.attrs.axis) % max(values.ndim, 1)
-
-        def along(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            shape = [1] * values.ndim
-            if array.size > 1:
-                shape[axis] = array.size
-            return array.reshape(shape)
-
-        return cls(values, along(scale), along(zero))
-
-    def floats(self) -> npt.NDArray[np.float32]:
-        """The real numbers, as DequantizeLinear computes them."""
-        whole = self.values.astype(np.int64) - self.zero.astype(np.int64)
-        real: npt.NDArray[np.float32] = whole.astype(np.float32) * self.scale
-        return real
-
-    def transposed(self, order: list[int] | None) -> QuantisedConstant:
-        """With the dimensions in another order."""
-        return QuantisedConstant(
-            *(
-                np.ascontiguousarray(a.transpose(order))
-                for a in (self.values, self.scale, self.zero)
-            )
-        )
-
-    def reshaped(self, shape: tuple[int, ...]) -> QuantisedConstant:
-        """The same elements in another shape."""
-        parts = [self.values.reshape(shape)]
-        for array in (self.scale, self.zero):
-            if array.size == 1:
-                parts.append(array.reshape((1,) * len(shape)))
-            else:
-                parts.append(np.broadcast_to(array, self.values.shape).reshape(shape))
-        return QuantisedConstant(*parts)
-
-    def call(self) -> Expr | None:
-        """As a `dequantize` of constants; None where no single axis has the scales."""
-        both = np.broadcast_shapes(self.scale.shape, self.zero.shape)
-        varying = [axis for axis, extent in enumerate(both) if extent > 1]
-        if len(varying) > 1:
-            return None
-        axis = varying[0] if varying else 0
-        flat = (both[axis],) if varying else ()
-        scale, zero = (np.broadcast_to(a, both).reshape(flat) for a in (self.scale, self.zero))
-        zero = zero.astype(self.values.dtype)
-        return relax.op.dequantize(
-            relax.const(self.values), relax.const(scale), relax.const(zero), axis
-        )
-
-
-def read_quantised(call: Expr) -> QuantisedConstant | None:
-    """What a `dequantize` of constants stands for; None for anything else."""
+    `values` are what it reads, where that is not written in the call itself.
+    """
     if not isinstance(call, relax.Call) or operator_name(call) != "dequantize":
         return None
-    values = constant(call.args[0])
-    return None if values is None else QuantisedConstant.of(call, values)
+    values = constant(call.args[0]) if values is None else values
+    scale, zero = constant(call.args[1]), constant(call.args[2])
+    if values is None or scale is None or zero is None:
+        return None
+    return QuantisedConstant(values, scale, zero, int(call.attrs.axis) % max(values.ndim, 1))
+
+
+def _call(known: QuantisedConstant) -> Expr:
+    """A `dequantize` of constants."""
+    size = max(known.scale.size, known.zero.size)
+    shape = (size,) if size > 1 else ()
+    scale, zero = (
+        np.broadcast_to(numbers.reshape(-1), (size,)).reshape(shape)
+        for numbers in (known.scale, known.zero)
+    )
+    values = np.ascontiguousarray(known.values)
+    return relax.op.dequantize(
+        relax.const(values), relax.const(scale), relax.const(zero.astype(values.dtype)), known.axis
+    )
 
 
 def has_quantised(module: Any) -> bool:
@@ -135,7 +91,17 @@ class _Lifting(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Expr) -> Expr:
         call = self.visit_expr_post_order(call)
-        made = self._read(call)
+        source = self._source(call.args[0]) if call.args else None
+        made = read_quantised(call, None if source is None else constant(source))
+        if made is None and source in self.found:
+            known, shape, name = self.found[source], shape_of(call), operator_name(call)
+            if name == "permute_dims":
+                axes = call.attrs.axes or reversed(range(known.values.ndim))
+                made = known.transposed([int(axis) for axis in axes])
+            elif name in RESHAPES and shape is not None:
+                made = known.reshaped(shape)
+                if made is None:  # its slices lie along no axis any more
+                    return relax.const(known.real.reshape(shape))
         if made is None:
             return call
         var = relax.Var(
@@ -143,21 +109,6 @@ class _Lifting(PyExprMutator):  # type: ignore[misc]
         )
         self.found[var] = made
         return var
-
-    def _read(self, call: Expr) -> QuantisedConstant | None:
-        name = operator_name(call)
-        if name == "dequantize":
-            values = constant(self._source(call.args[0]))
-            return None if values is None else QuantisedConstant.of(call, values)
-        if name not in (*RESHAPES, "permute_dims"):
-            return None
-        known, shape = self.found.get(self._source(call.args[0])), shape_of(call)
-        if known is None or shape is None:
-            return None
-        if name == "permute_dims":
-            axes = call.attrs.axes
-            return known.transposed(None if axes is None else [int(axis) for axis in axes])
-        return known.reshaped(shape)
 
     def _source(self, value: Expr) -> Expr:
         """What a variable is bound to, through names of names."""
@@ -179,17 +130,14 @@ class _Restoring(PyExprMutator):  # type: ignore[misc]
         self._made: dict[Expr, Expr] = {}
 
     def visit_call_(self, call: Expr) -> Expr:
-        known = None
-        if operator_name(call) in PRODUCTS:
-            known = self._constants.get(call.args[1])
-        restored = None if known is None else known.call()
         arguments = [self.visit_expr(argument) for argument in call.args]
-        if restored is not None:
-            if call.args[1] not in self._made:
-                self._made[call.args[1]] = self.builder_.emit(restored)
-            arguments[1] = self._made[call.args[1]]
+        weight = call.args[1] if operator_name(call) in PRODUCTS else None
+        if weight in self._constants:
+            if weight not in self._made:
+                self._made[weight] = self.builder_.emit(_call(self._constants[weight]))
+            arguments[1] = self._made[weight]
         return relax.Call(call.op, arguments, call.attrs, call.ty_args)
 
     def visit_var_(self, var: Expr) -> Expr:
         known = self._constants.get(var)
-        return super().visit_var_(var) if known is None else relax.const(known.floats())
+        return super().visit_var_(var) if known is None else relax.const(known.real)

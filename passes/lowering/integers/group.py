@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.spec import Activation
-from nmcompile.passes.lowering.integers.constants import QuantisedConstant
+from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.passes.lowering.integers.values import Quantisation
 from nmcompile.passes.lowering.match import Group
 
@@ -39,5 +39,5 @@ class IntegerGroup(Group):
         """The weight as it stands in the model's graph."""
         if self.weights is None:
             return None
-        floats = self.weights.floats()
-        return floats if self.op == "conv2d" else np.ascontiguousarray(floats.T)
+        real = self.weights.real
+        return real if self.op == "conv2d" else np.ascontiguousarray(real.T)

@@ -23,7 +23,6 @@ from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Sum, Table
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.match import IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined
-from nmcompile.passes.lowering.integers.table import dequantise, quantise
 from nmcompile.passes.lowering.integers.values import SIGN, Quantisation
 from nmcompile.passes.lowering.kernels import Lowering
 from nmcompile.passes.lowering.match import Group, Matcher
@@ -148,7 +147,7 @@ class IntegerLowering(Lowering):
             held = self.bytes_of(part.var, part.meaning)
             if part.meaning != joined.target:
                 shape = shape_of(part.var) or ()
-                table = quantise(dequantise(part.meaning), joined.target)
+                table = joined.target.stored(part.meaning.numbers)
                 group = IntegerGroup(
                     "table", Table(math.prod(shape)), part.var, part.var,
                     source=part.meaning, target=joined.target, table=table,

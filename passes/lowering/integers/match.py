@@ -32,7 +32,7 @@ from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.moves import Joined, Moved, find_joined, find_moved
 from nmcompile.passes.lowering.integers.settle import LIMITS, settle
-from nmcompile.passes.lowering.integers.table import Function, quantise
+from nmcompile.passes.lowering.integers.table import Function
 from nmcompile.passes.lowering.integers.values import Quantisation, QuantisedView
 from nmcompile.passes.lowering.match import Group, Matcher
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, shape_of
@@ -208,7 +208,7 @@ class IntegerMatcher(Matcher):
         members = [m for m in function.members if set(self._view.users.get(m, ())) <= inner]
         return IntegerGroup(
             "table", Table(math.prod(shape)), source.var, var, members=[*members, var],
-            source=source.meaning, target=target, table=quantise(function.results(), target),
+            source=source.meaning, target=target, table=target.stored(function.results()),
         )  # fmt: skip
 
     def _gate(self, var: Expr) -> IntegerGroup | None:
@@ -359,9 +359,9 @@ def _signed_weight(group: IntegerGroup) -> npt.NDArray[np.int8] | None:
     """The weight as s8 with zero point 0, outputs first; None where it does not fit."""
     weights = group.weights
     assert weights is not None
-    whole = weights.values.astype(np.int64) - weights.zero.astype(np.int64)
-    outputs = 0 if group.op == "conv2d" else 1
-    varying = [axis for axis, extent in enumerate(weights.scale.shape) if extent > 1]
-    if varying not in ([], [outputs]) or whole.max(initial=0) > 127 or whole.min(initial=0) < -128:
+    whole, outputs = weights.whole, 0 if group.op == "conv2d" else 1
+    if weights.scale.size > 1 and weights.axis != outputs:
+        return None
+    if whole.max(initial=0) > 127 or whole.min(initial=0) < -128:
         return None
     return np.ascontiguousarray(whole if group.op == "conv2d" else whole.T, np.int8)

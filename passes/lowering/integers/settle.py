@@ -40,19 +40,24 @@ def settle(group: IntegerGroup) -> bool:
         return False
     first = step if group.middle is None else group.middle.scale
     scale = unit / first
-    if not _fits(group, scale, offset):
+    middle = None if group.middle is None else _middle(group, group.middle, step)
+    added = group.added
+    residual = None if added is None else Residual(added.zero, added.scale / step)
+    factor = 1.0 if target is None or limited else 1.0 / target.scale
+    sums = _largest_sums(group, offset)
+    if sums.max() > MAX_SUM or (sums * scale).max() >= MAX_STEPS:
+        return False
+    if _largest(float((sums * scale).max()), middle, residual) * factor >= MAX_STEPS:
         return False
     low, high = (0, 255) if target is None else _limits(target, group.activation, limited)
     group.integers = Integers(
         x_zero=group.source.zero,
         scale=scale.astype(np.float32),
         offset=offset if offset.size else None,
-        middle=None if group.middle is None else _middle(group, group.middle, step),
-        residual=None
-        if group.added is None
-        else Residual(group.added.zero, group.added.scale / step),
+        middle=middle,
+        residual=residual,
         activation=Activation() if limited else group.activation,
-        factor=1.0 if target is None or limited else 1.0 / target.scale,
+        factor=factor,
         out="float32" if target is None else "uint8",
         zero=0 if target is None else target.zero,
         low=low,
@@ -82,14 +87,26 @@ def _offset(group: IntegerGroup, unit: Array) -> Array | None:
     return np.asarray(whole, np.int32)
 
 
-def _fits(group: IntegerGroup, scale: Array, offset: Array) -> bool:
-    """Whether neither a sum nor what is rounded can overflow."""
+def _largest_sums(group: IntegerGroup, offset: Array) -> Array:
+    """The largest magnitude of each output's sum, or of all."""
     if group.weight is None:
-        return bool(scale.max() * 255 * 255 < MAX_STEPS)
-    total = np.abs(group.weight.reshape(group.weight.shape[0], -1).astype(np.int64)).sum(1) * 255
-    if offset.size:
-        total = total + np.abs(offset.astype(np.int64))
-    return bool(total.max() <= MAX_SUM and (total * scale).max() < MAX_STEPS)
+        # A gate multiplies two bytes; means and sums of bytes are smaller.
+        return np.array([255 * 255])
+    weight = group.weight.reshape(group.weight.shape[0], -1).astype(np.int64)
+    total = np.abs(weight).sum(1) * 255
+    return np.asarray(total + np.abs(offset.astype(np.int64)) if offset.size else total)
+
+
+def _largest(value: float, middle: Rounding | None, residual: Residual | None) -> float:
+    """The largest magnitude of what is rounded last, where sums count up to `value`.
+
+    Activations make numbers no larger than they are, or than one.
+    """
+    if middle is not None:
+        value = max(-middle.low, middle.high) * middle.factor
+    if residual is not None:
+        value += 255 * residual.factor
+    return max(value, 1.0)
 
 
 def _middle(group: IntegerGroup, middle: Quantisation, step: float) -> Rounding:
@@ -104,8 +121,5 @@ def _limits(meaning: Quantisation, activation: Activation, limited: bool) -> tup
         low = 0.0
     elif limited and activation.kind == "clip":
         low, high = activation.low, activation.high
-
-    def stored(value: float, otherwise: int) -> int:
-        return otherwise if math.isinf(value) else min(max(meaning.round(value), 0), 255)
-
-    return stored(low, 0), stored(high, 255)
+    lowest, highest = meaning.stored([low, high]).tolist()
+    return lowest, highest

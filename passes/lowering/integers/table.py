@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.passes.lowering.integers.values import Quantisation, Quantised, QuantisedView
+from nmcompile.passes.lowering.integers.values import Quantised, QuantisedView
 from nmcompile.passes.lowering.view import Expr, constant, shape_of
 
 Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
@@ -45,6 +44,10 @@ _BINARY: dict[str, Callable[[Floats, Floats], Any]] = {
 }
 
 
+_LIMITED = ("clip", "nn.leakyrelu")
+"""Functions of a tensor and numbers."""
+
+
 class Function:
     """A real value of the graph as a function of the one quantised value that it depends on.
 
@@ -52,89 +55,86 @@ class Function:
     """
 
     def __init__(self, view: QuantisedView, expr: Expr) -> None:
-        self._view, self._shape = view, shape_of(expr)
-        self._through: list[Expr] = []  # integers on the way, rounded and read again
-        self.members: list[Expr] = []
-        self.source = self._common_source(expr)
-        self._expr = expr
+        self._view, self._expr, self._shape = view, expr, shape_of(expr)
+        self._through: set[Expr] = set()  # integers on the way, rounded and read again
+        self.members: dict[Expr, None] = {}  # in order, each once
+        self._known: dict[Expr, Floats] = {}
+        self.source = self._common_source()
 
     def results(self) -> Floats:
         """The real numbers for the 256 integers of the source."""
         with np.errstate(all="ignore"):
             return np.broadcast_to(self._evaluate(self._expr), (256,)).astype(np.float32)
 
-    def _common_source(self, expr: Expr) -> Quantised | None:
+    def _common_source(self) -> Quantised | None:
         """The one quantised value: of several, the latest are looked through."""
         places = {var: place for place, var in enumerate(self._view.definitions)}
         while True:
-            self.members = []
-            leaves = self._leaves(expr)
-            found = {leaf.var: leaf for leaf in leaves or ()}
+            self.members.clear()
+            found: dict[Expr, Quantised] = {}
+            if not self._find_sources(self._expr, found):
+                return None
             if len(found) < 2:
                 return next(iter(found.values()), None)
             latest = max(found, key=lambda var: places.get(var, -1))
             if self._view.rounding(latest) is None or latest in self._view.taken:
                 return None
-            self._through.append(latest)
+            self._through.add(latest)
 
-    def _leaves(self, expr: Expr) -> list[Quantised] | None:
-        """The quantised values that a value is computed of; None where it is no such function."""
+    def _find_sources(self, expr: Expr, found: dict[Expr, Quantised]) -> bool:
+        """Collect the quantised values that a value is computed of; whether it is a function."""
         value = constant(expr)
         if value is not None:
-            return [] if value.dtype == np.float32 and value.size == 1 else None
+            return value.dtype == np.float32 and value.size == 1
+        if expr in self.members:
+            return True
         if shape_of(expr) != self._shape or expr not in self._view.definitions:
-            return None
+            return False
         quantised = self._view.quantised(expr)
         if quantised is not None:
             if quantised.var not in self._through:
-                return [quantised]
-            self.members += [expr, quantised.var]
-            return self._leaves(self._view.source(quantised.var))
+                found[quantised.var] = quantised
+                return True
+            self.members |= {expr: None, quantised.var: None}
+            return self._find_sources(self._view.source(quantised.var), found)
         op = self._view.op(expr)
-        if op not in _UNARY and op not in _BINARY and op not in ("clip", "nn.leakyrelu"):
-            return None
-        self.members.append(expr)
+        if op not in _UNARY and op not in _BINARY and op not in _LIMITED:
+            return False
+        self.members[expr] = None
+        return all(self._find_sources(argument, found) for argument in self._arguments(expr, op))
+
+    def _arguments(self, expr: Expr, op: str) -> list[Expr]:
+        """The tensors that an operator reads."""
         arguments = self._view.args(expr)
-        parts = [self._leaves(a) for a in (arguments[:1] if op == "clip" else arguments)]
-        return None if None in parts else [leaf for part in parts for leaf in part or ()]
+        return arguments[:1] if op in _LIMITED else arguments
 
     def _evaluate(self, expr: Expr) -> Floats:
+        if expr not in self._known:
+            self._known[expr] = np.asarray(self._compute(expr), np.float32)
+        return self._known[expr]
+
+    def _compute(self, expr: Expr) -> Any:
         value = constant(expr)
         if value is not None:
-            return np.asarray(value.reshape(1), np.float32)
+            return value.reshape(1)
         quantised = self._view.quantised(expr)
         if quantised is not None:
-            real = dequantise(quantised.meaning)
+            real = quantised.meaning.numbers
             if quantised.var not in self._through:
                 return real
             inner = self._evaluate(self._view.source(quantised.var))
-            return real[quantise(inner, quantised.meaning)]
-        op, arguments = self._view.op(expr), self._view.args(expr)
+            return real[quantised.meaning.stored(np.broadcast_to(inner, (256,)))]
+        op = self._view.op(expr)
+        values = [self._evaluate(argument) for argument in self._arguments(expr, op)]
         if op == "clip":
-            low, high = map(_number, arguments[1:3])
-            return np.asarray(np.clip(self._evaluate(arguments[0]), low, high), np.float32)
+            low, high = map(_number, self._view.args(expr)[1:3])
+            return np.clip(values[0], low, high)
         if op == "nn.leakyrelu":
-            x, alpha = (
-                self._evaluate(arguments[0]),
-                np.float32(self._view.definitions[expr].attrs.alpha),
-            )
-            return np.where(x < 0, x * alpha, x)
+            slope = np.float32(self._view.definitions[expr].attrs.alpha)
+            return np.where(values[0] < 0, values[0] * slope, values[0])
         function: Callable[..., Any] = _UNARY.get(op) or _BINARY[op]
-        return np.asarray(function(*map(self._evaluate, arguments)), np.float32)
+        return function(*values)
 
 
 def _number(limit: Any) -> float:
     return float(getattr(limit, "value", limit))
-
-
-def quantise(real: Floats, meaning: Quantisation) -> Bytes:
-    """Stored values of real numbers, as QuantizeLinear computes them."""
-    steps = np.rint(np.broadcast_to(real, (256,)) / np.float32(meaning.scale))
-    whole = np.clip(np.nan_to_num(steps), -(2.0**20), 2.0**20) + meaning.zero
-    return np.asarray(whole.clip(0, 255), np.uint8)
-
-
-def dequantise(meaning: Quantisation) -> Floats:
-    """The real numbers of the 256 stored values."""
-    stored = np.arange(256) - meaning.zero
-    return stored.astype(np.float32) * np.float32(meaning.scale)

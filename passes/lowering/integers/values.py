@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from nmcompile.passes.lowering.integers.constants import QuantisedConstant, read_quantised
+from nmcompile.passes.graphs.quantised import QuantisedConstant
+from nmcompile.passes.lowering.integers.constants import read_quantised
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant
 
 SIGN = 128  # what is added to a signed value so that it is unsigned
@@ -23,10 +24,19 @@ class Quantisation:
     zero: int
     signed: bool
 
-    def round(self, value: float) -> int:
-        """The stored value of a real number, as QuantizeLinear computes it."""
-        steps = np.rint(np.float32(value) / np.float32(self.scale))
-        return int(np.clip(np.nan_to_num(steps), -(1 << 20), 1 << 20)) + self.zero
+    def stored(self, real: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """The stored values of real numbers, as QuantizeLinear computes them.
+
+        Of NaN it is the lowest, as onnxruntime has it.
+        """
+        steps = np.rint(np.asarray(real, np.float32) / np.float32(self.scale)) + self.zero
+        return np.asarray(np.clip(np.nan_to_num(steps, nan=0.0), 0, 255), np.uint8)
+
+    @property
+    def numbers(self) -> npt.NDArray[np.float32]:
+        """The real numbers of the 256 stored values."""
+        steps = (np.arange(256) - self.zero).astype(np.float32)
+        return np.asarray(steps * np.float32(self.scale))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +68,7 @@ class QuantisedView(FunctionView):
     def weight(self, expr: Expr) -> npt.NDArray[Any] | None:
         """The real numbers of a constant weight, or None."""
         known = self.integer_weight(expr)
-        return super().weight(expr) if known is None else known.floats()
+        return super().weight(expr) if known is None else known.real
 
     def integer_weight(self, expr: Expr) -> QuantisedConstant | None:
         """The integers behind a weight, or None."""
