@@ -31,7 +31,7 @@ from benchmarks.density import (
 )
 from benchmarks.models import MODELS
 from benchmarks.peer_layers import time_peers
-from benchmarks.problems import is_prunable, make_int8_problem, make_problem, title_of
+from benchmarks.problems import MAKERS, TARGETS, is_prunable, title_of
 from benchmarks.report import TITLES
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
@@ -44,8 +44,6 @@ from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import measure
 
-TARGETS = {"float32": "avx512", "int8": "avx512_vnni"}
-MAKERS = {"float32": make_problem, "int8": make_int8_problem}
 GROUP = 16  # weights of an N:M group
 DENSITIES = "1,0.875,0.75,0.625,0.5,0.375,0.25,0.125,0.0625"  # whole weights of a group
 

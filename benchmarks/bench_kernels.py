@@ -1,6 +1,6 @@
 """Times single convolutions, each with the kernel that a compiled model would use.
 
-    python -m benchmarks.bench_kernels --models resnet50 --patterns dense,1x16@0.5,2:4
+    python -m benchmarks.bench_kernels --models resnet50 --patterns dense,1x16@0.5,2:4 --dtype int8
 
 Weights are out of cache, the input is in it, as in a model. Prints a table with the share that each
 layer reaches of its roof, and writes JSON.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -19,25 +19,23 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.models import MODELS
-from benchmarks.problems import is_prunable, make_problem, title_of
+from benchmarks.problems import TARGETS, problem_of, title_of
 from benchmarks.shapes import read_shapes
 from nmcompile import runtime
 from nmcompile.kernels.catalog import choose
-from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.machine.describe import machine_document
 from nmcompile.machine.roofs import Roofs, measure_roofs
-from nmcompile.sparsity import Dense, detect, parse_pattern
+from nmcompile.runtime import cpu
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import measure
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
-TARGET = "avx512"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One convolution. Rates in GFLOP/s; roof_share of the roof that bounds the kernel."""
+    """One convolution. Rates in GFLOP/s, or GOP/s; share of the roof that bounds the kernel."""
 
     model: str
     shape: str
@@ -52,33 +50,30 @@ class Row:
     roof_share: float
 
 
-def problem_of(conv: Conv2d, spec: str) -> Problem | None:
-    """A convolution with a pattern as detected in its weights; None where it is not pruned."""
-    name, _, density = spec.partition("@")
-    pattern = parse_pattern(name)
-    if not isinstance(pattern, Dense) and not is_prunable(conv):
-        return None
-    problem = make_problem(conv, pattern, float(density) if density else None)
-    assert problem.weight is not None
-    return replace(problem, detection=detect(problem.weight))
-
-
-def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, roofs: Roofs) -> Row:
+def time_kernel(
+    model: str,
+    conv: Conv2d,
+    count: int,
+    spec: str,
+    threads: int,
+    roofs: Roofs,
+    dtype: str = "float32",
+) -> Row:
     """Measure one convolution of a model.
 
     Raises:
         ValueError: the pattern does not fit it.
     """
-    problem = problem_of(conv, spec)
+    problem, target = problem_of(conv, spec, dtype), TARGETS[dtype]
     if problem is None or problem.detection is None:
         raise ValueError(f"{spec} does not fit {conv}")
-    kernel = choose("conv2d", TARGET, problem).kernel
-    (times,) = measure(problem, [kernel.lower(problem)], find_target(TARGET), (threads,)).ms
+    kernel = choose("conv2d", target, problem).kernel
+    (times,) = measure(problem, [kernel.lower(problem)], find_target(target), (threads,)).ms
     flops = 2e-6 * conv.macs / times[0]
     nonzero = flops * problem.detection.density
     roof = kernel.roof or "fma"
     bound = roofs.of(roof, threads)
-    assert bound is not None, "float32 is measured wherever there is AVX-512"
+    assert bound is not None, "a CPU that runs the kernels has their roof"
     return Row(
         *(model, title_of(conv), count, spec, kernel.name, threads, times[0], nonzero, flops),
         roof=roof,
@@ -89,6 +84,8 @@ def time_kernel(model: str, conv: Conv2d, count: int, spec: str, threads: int, r
 def table_of(rows: list[Row], roofs: Roofs) -> Table:
     """The rows for the terminal."""
     title = f"one core: FMA {roofs.fma:.0f}, L1 load {roofs.load:.0f} GFLOP/s"
+    if roofs.vnni is not None:
+        title += f", vpdpbusd {roofs.vnni:.0f} GOP/s"
     table = Table(title=title)
     for name in ("model", "shape", "pattern", "kernel"):
         table.add_column(name)
@@ -108,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench_kernels", description=__doc__.split("\n")[0])
     parser.add_argument("--models", default="resnet50", help=f"some of {','.join(MODELS)}")
     parser.add_argument("--patterns", default="dense,1x16@0.5,2:4")
+    parser.add_argument("--dtype", choices=tuple(TARGETS), default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -115,16 +113,18 @@ def main() -> int:
     if unknown:
         parser.error(f"--models: expected some of {', '.join(MODELS)}, found {unknown.pop()!r}")
     runtime.configure_environment()
+    features = find_target(TARGETS[options.dtype]).cpu_features
+    cpu.require(features, f"timing {options.dtype} kernels")
     roofs = measure_roofs()
     work = [
         (model, conv, count, spec)
         for model in options.models.split(",")
         for conv, count in read_shapes(model)
         for spec in options.patterns.split(",")
-        if problem_of(conv, spec) is not None
+        if problem_of(conv, spec, options.dtype) is not None
     ]
     rows = [
-        time_kernel(*item, options.threads, roofs)
+        time_kernel(*item, options.threads, roofs, options.dtype)
         for item in track(work, "measuring", console=Console(stderr=True))
     ]
     Console(width=None if sys.stdout.isatty() else 160).print(table_of(rows, roofs))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation, Conv2d, Epilogue
-from nmcompile.sparsity import Dense, Detection, Pattern, project
+from nmcompile.sparsity import Dense, Detection, Pattern, detect, parse_pattern, project
 
 STEP = 1e-4
 """What a unit of the sum counts in steps of the output, of `make_int8_problem`."""
@@ -52,3 +54,18 @@ def make_problem(conv: Conv2d, pattern: Pattern, density: float | None = None) -
     epilogue = Epilogue(bias=True, activation=Activation("relu"))
     kept = float(np.count_nonzero(weight)) / weight.size
     return Problem(conv, epilogue, weight, bias, Detection(pattern, (pattern,), kept))
+
+
+TARGETS = {"float32": "avx512", "int8": "avx512_vnni"}
+MAKERS = {"float32": make_problem, "int8": make_int8_problem}
+
+
+def problem_of(conv: Conv2d, spec: str, dtype: str = "float32") -> Problem | None:
+    """A convolution with a pattern as detected in its weights; None where it is not pruned."""
+    name, _, density = spec.partition("@")
+    pattern = parse_pattern(name)
+    if not isinstance(pattern, Dense) and not is_prunable(conv):
+        return None
+    problem = MAKERS[dtype](conv, pattern, float(density) if density else None)
+    assert problem.weight is not None
+    return replace(problem, detection=detect(problem.weight))

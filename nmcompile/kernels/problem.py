@@ -60,6 +60,18 @@ class Problem:
         return replace(self, epilogue=replace(self.epilogue, in_place=True))
 
     @property
+    def bytes_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What an integer kernel with weights reads and writes: NHWC, or rows of features."""
+        spec = self.spec
+        if isinstance(spec, Linear):
+            return (*spec.lead, spec.in_features), (*spec.lead, spec.out_features)
+        conv = self.conv
+        return (
+            (conv.batch, conv.in_height, conv.in_width, conv.in_channels),
+            (conv.batch, conv.out_height, conv.out_width, conv.out_channels),
+        )
+
+    @property
     def conv(self) -> Conv2d:
         """The geometry of a convolution."""
         assert isinstance(self.spec, Conv2d)

@@ -5,7 +5,7 @@ A verdict is None or a sentence for the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nmcompile.kernels.problem import Candidate, Problem
 from nmcompile.sparsity import Dense, Pattern
@@ -32,3 +32,16 @@ def refuse_pattern(problem: Problem, kinds: tuple[type[Pattern], ...], names: st
 def one_config(problem: Problem) -> Sequence[Candidate]:
     """Nothing to choose: kernels without tiles."""
     return ()
+
+
+Configs = Callable[[Problem], Sequence[Candidate]]
+
+
+def decline_slower(problem: Problem, own: Configs, other: Configs, name: str) -> str | None:
+    """One kernel where the model counts fewer cycles for another."""
+    cycles, others = own(problem)[0].cycles, other(problem)[0].cycles
+    if cycles <= others:
+        return None
+    return (
+        f"{name} is faster: {others / 1e6:.2g} million cycles counted, against {cycles / 1e6:.2g}"
+    )

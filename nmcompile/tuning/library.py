@@ -12,8 +12,7 @@ import numpy as np
 import tvm
 
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
-from nmcompile.kernels.problem import Array, Lowered, Problem, Spec
-from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.machine.trial import Measured, Operand, TimedKernel, Trial, measure_trial
 from nmcompile.targets import Target
 
@@ -34,7 +33,7 @@ class KernelLibrary:
         """The kernels as lowerings of a convolution, or of a matrix product of integers."""
         integers = problem.integers
         if integers is not None:
-            x, out = _shapes_of_bytes(problem.spec)
+            x, out = problem.bytes_shapes
             added = integers.residual is not None
             return Trial(x, out, added, self.kernels, "uint8", integers.out)
         conv = problem.conv
@@ -49,17 +48,6 @@ class KernelLibrary:
         """Write a shared library and an .npz file."""
         self.module.export_library(str(library))
         np.savez(arrays, **self.arrays)  # type: ignore[arg-type]
-
-
-def _shapes_of_bytes(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of what an integer kernel with weights reads and writes."""
-    if isinstance(spec, Linear):
-        return (*spec.lead, spec.in_features), (*spec.lead, spec.out_features)
-    assert isinstance(spec, Conv2d)
-    return (
-        (spec.batch, spec.in_height, spec.in_width, spec.in_channels),
-        (spec.batch, spec.out_height, spec.out_width, spec.out_channels),
-    )
 
 
 def compile_kernels(candidates: Sequence[Lowered], target: Target) -> KernelLibrary:

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.bench_density import (
     FAMILIES,
-    MAKERS,
     Family,
     heaviest,
     parse_arguments,
@@ -24,7 +23,7 @@ from benchmarks.density import (
     write_result,
 )
 from benchmarks.peer_layers import ENGINES, layer_model
-from benchmarks.problems import make_int8_problem
+from benchmarks.problems import MAKERS, make_int8_problem
 from benchmarks.shapes import read_shapes
 from nmcompile.bench.break_even import break_even
 from nmcompile.bench.engines import find_engine, is_installed

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shapes
-from benchmarks.bench_kernels import problem_of, table_of, time_kernel
+from benchmarks.bench_kernels import table_of, time_kernel
 from benchmarks.models import MODELS, build
+from benchmarks.problems import problem_of
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.machine.roofs import Roofs
 
@@ -31,6 +32,14 @@ def test_a_row_is_measured_against_the_roof_that_bounds_it() -> None:
     assert row.nonzero_gflops == pytest.approx(row.dense_equivalent_gflops / 2)
     assert row.roof_share == pytest.approx(row.nonzero_gflops / 50.0)
     assert table_of([row], Roofs(100.0, 50.0)).row_count == 1
+
+
+@pytest.mark.isa("avx512_vnni")
+def test_a_row_of_integers_is_measured_against_its_roof() -> None:
+    conv, roofs = Conv2d(1, 16, 8, 8, 16, (1, 1)), Roofs(fma=100.0, load=50.0, vnni=400.0)
+    row = time_kernel("tiny", conv, 2, "dense", 1, roofs, "int8")
+    assert row.kernel == "conv2d_i8_dense__avx512_vnni" and row.roof == "vnni"
+    assert row.roof_share == pytest.approx(row.nonzero_gflops / 400.0)
 
 
 def test_stems_are_not_pruned() -> None:

@@ -22,7 +22,7 @@ from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
 from tests.support.examples import examples
-from tests.support.integer_runner import exact_sums, finished, run_integers, shapes_of
+from tests.support.integer_runner import exact_sums, finished, run_integers
 from tests.support.kernel_runner import activation
 
 pytestmark = [pytest.mark.isa("avx512_vnni"), pytest.mark.isa("avx512vbmi")]
@@ -103,7 +103,7 @@ def make_problem(
         dtype="int8",
         integers=Integers(**(settings | integers)),
     )
-    return problem, rng.integers(0, 256, shapes_of(problem)[0]).astype(np.uint8)
+    return problem, rng.integers(0, 256, problem.bytes_shapes[0]).astype(np.uint8)
 
 
 def assert_sums(kernel: Kernel, problem: Problem, x: Any, config: Any = None) -> None:
@@ -226,7 +226,7 @@ def test_sums_become_what_the_formula_says(
     residual = None
     if integers.residual is not None:
         rng = np.random.default_rng(seed)
-        residual = rng.integers(0, 256, shapes_of(problem)[1]).astype(np.uint8)
+        residual = rng.integers(0, 256, problem.bytes_shapes[1]).astype(np.uint8)
     found = run_integers(kernel, problem, x, residual)
     wanted = finished(integers, sums, residual)
     if integers.out == "float32":

@@ -14,25 +14,13 @@ from nmcompile.kernels.catalog import Kernel
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.kernels.spec import Conv2d
 from nmcompile.targets import find_target
 from tests.support.fence import between_guards
 from tests.support.kernel_runner import ACTIVATIONS
 
 Array = npt.NDArray[Any]
 UNWRITTEN = {"uint8": 0xA5, "float32": np.nan}  # what an output is filled with beforehand
-
-
-def shapes_of(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of input and output in NHWC, or of rows."""
-    spec = problem.spec
-    if isinstance(spec, Linear):
-        return (*spec.lead, spec.in_features), (*spec.lead, spec.out_features)
-    assert isinstance(spec, Conv2d)
-    return (
-        (spec.batch, spec.in_height, spec.in_width, spec.in_channels),
-        (spec.batch, spec.out_height, spec.out_width, spec.out_channels),
-    )
 
 
 def compile_integers(lowered: Lowered, target: str = "avx512_vnni") -> Any:
@@ -56,7 +44,7 @@ def run_integers(
     function = compile_integers(lowered, kernel.target)
     operands = [tvm.runtime.tensor(lowered.arrays[name]) for name in lowered.operands]
     dtype = problem.integers.out
-    out = np.full(shapes_of(problem)[1], UNWRITTEN[dtype], dtype)
+    out = np.full(problem.bytes_shapes[1], UNWRITTEN[dtype], dtype)
     arrays = [x, *([] if residual is None else [residual]), out]
     if problem.integers.in_place:
         arrays.pop()

@@ -6,15 +6,14 @@ against another. Every verdict is None or a sentence for the user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from nmcompile.kernels.avx512.panel.rows import dense_configs, nm_configs, one_by_n_configs
 from nmcompile.kernels.avx512.winograd.rows import (
     refuse_winograd,
     winograd_dense_configs,
     winograd_one_by_n_configs,
 )
-from nmcompile.kernels.problem import Candidate, Problem
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.verdict import Configs, decline_slower
 
 # Densities above which the direct dense kernel is faster. N:M is bound by L1 loads, whose rate
 # depends on the machine and its neighbours: where they are fast, ResNet-50's 1x1 layers break even
@@ -22,8 +21,6 @@ from nmcompile.kernels.problem import Candidate, Problem
 ONE_BY_N_BREAK_EVEN = 0.92
 NM_BREAK_EVEN = 0.7
 MIN_GROUP_OUTPUTS = 8  # below, packing the panel costs more than multiplying it
-
-Configs = Callable[[Problem], Sequence[Candidate]]
 
 
 def decline_one_by_n(problem: Problem) -> str | None:
@@ -38,12 +35,12 @@ def decline_nm(problem: Problem) -> str | None:
 
 def decline_winograd(problem: Problem) -> str | None:
     """Where the direct kernel is expected to be faster."""
-    return _decline_slower(problem, winograd_dense_configs, dense_configs, "the direct kernel")
+    return decline_slower(problem, winograd_dense_configs, dense_configs, "the direct kernel")
 
 
 def decline_winograd_one_by_n(problem: Problem) -> str | None:
     """Above break-even, or where another kernel is expected to be faster."""
-    return _decline_density(problem, "1xN", ONE_BY_N_BREAK_EVEN) or _decline_slower(
+    return _decline_density(problem, "1xN", ONE_BY_N_BREAK_EVEN) or decline_slower(
         problem, winograd_one_by_n_configs, one_by_n_configs, "the direct kernel"
     )
 
@@ -58,7 +55,7 @@ def _decline_direct(problem: Problem, names: str, break_even: float, own: Config
     reason = _decline_density(problem, names, break_even)
     if reason is not None or refuse_winograd(problem) is not None:
         return reason
-    return _decline_slower(problem, own, winograd_dense_configs, "Winograd with all weights")
+    return decline_slower(problem, own, winograd_dense_configs, "Winograd with all weights")
 
 
 def _decline_density(problem: Problem, names: str, break_even: float) -> str | None:
@@ -67,13 +64,3 @@ def _decline_density(problem: Problem, names: str, break_even: float) -> str | N
     if density <= break_even:
         return None
     return f"density {density:.2f} is above the {names} break-even of {break_even}"
-
-
-def _decline_slower(problem: Problem, own: Configs, other: Configs, name: str) -> str | None:
-    """One kernel where the model counts fewer cycles for another."""
-    cycles, others = own(problem)[0].cycles, other(problem)[0].cycles
-    if cycles <= others:
-        return None
-    return (
-        f"{name} is faster: {others / 1e6:.2g} million cycles counted, against {cycles / 1e6:.2g}"
-    )

@@ -11,7 +11,7 @@ from torch import fx
 
 from nmcompile.passes.graphs.fx.nodes import (
     DROPOUT,
-    VIEW,
+    RESHAPE,
     arguments_of,
     batch_norm_node,
     bias_node,
@@ -89,14 +89,6 @@ _ELEMENTWISE = {
     aten.maximum.default,
     aten.minimum.default,
 }
-_RESHAPE = VIEW | {
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-}
 
 # PT2E's operators, which are there once something has imported them, with one step for all.
 _QUANTISED = {
@@ -116,7 +108,7 @@ def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> ChannelFlow:
         return "channelwise"
     if target in _ELEMENTWISE:
         return "elementwise"
-    if target in _RESHAPE:
+    if target in RESHAPE:
         return "reshape"
     if target is aten.cat.default:
         axis, parts = arguments_of(node)["dim"], node.args[0]

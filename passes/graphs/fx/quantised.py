@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from nmcompile.passes.graphs.fx.nodes import VIEW, arguments_of
+from nmcompile.passes.graphs.fx.nodes import RESHAPE, arguments_of
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.quantised import STORED, QuantisedConstant
 
@@ -25,17 +25,7 @@ _DEQUANTISE = {
     f"{_LIBRARY}.dequantize_per_tensor.tensor2",
     f"{_LIBRARY}.dequantize_per_channel.default",
 }
-_SHAPED = VIEW | {
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.alias.default,
-    aten.clone.default,
-    aten.detach.default,
-}
+_SHAPED = RESHAPE | {aten.alias.default, aten.clone.default, aten.detach.default}
 _TURNED = {aten.permute.default, aten.t.default, aten.transpose.int}
 
 ConstantOf = Callable[[fx.Node], Array | None]

@@ -44,7 +44,7 @@ class IntegerLowering(Lowering):
         super().__init__(*arguments)
         self._bytes: dict[Expr, Expr] = {}
         self._later: dict[Expr, Expr] = {}  # dequantize, until something needs the real numbers
-        self._matcher: IntegerMatcher | None = None
+        self._matcher: IntegerMatcher  # of the function that is being rewritten
 
     # Kernels.
 
@@ -131,11 +131,9 @@ class IntegerLowering(Lowering):
 
     def lower_other(self, var: Expr, value: Expr) -> None:
         """Plain, where anything reads it; what has bytes too waits for who asks."""
-        matcher = self._matcher
-        assert matcher is not None
-        if var not in matcher.live:
+        if var not in self._matcher.live:
             return
-        if matcher.is_real(var) or matcher.joined(var) or matcher.moved(var):
+        if self._matcher.is_real(var) or self._matcher.joined(var) or self._matcher.moved(var):
             self._later[var] = value
         else:
             super().lower_other(var, value)
@@ -165,9 +163,7 @@ class IntegerLowering(Lowering):
         """The plain form."""
         if value in self._values:
             return self._values[value]
-        matcher = self._matcher
-        assert matcher is not None
-        if value in self._later and matcher.is_real(value):
+        if value in self._later and self._matcher.is_real(value):
             self._values[value] = self._dequantised(self._later[value])
         elif value in self._later or value in self._bytes:
             self._values[value] = self._plain(value)
@@ -175,12 +171,10 @@ class IntegerLowering(Lowering):
 
     def bytes_of(self, value: Expr, meaning: Quantisation) -> Expr:
         """The bytes of a quantised value."""
-        matcher = self._matcher
-        assert matcher is not None
         if value in self._bytes:
             return self._bytes[value]
-        joined = matcher.joined(value) if value in self._later else None
-        moved = matcher.moved(value) if value in self._later else None
+        joined = self._matcher.joined(value) if value in self._later else None
+        moved = self._matcher.moved(value) if value in self._later else None
         shape = shape_of(value) or ()
         if joined is not None:
             held = self._join(joined)
@@ -199,14 +193,12 @@ class IntegerLowering(Lowering):
 
     def _plain(self, value: Expr) -> Expr:
         """The plain form of what is bytes, or is to be."""
-        matcher = self._matcher
-        assert matcher is not None
-        moved = None if value in self._bytes else matcher.moved(value)
+        moved = None if value in self._bytes else self._matcher.moved(value)
         if moved is not None:
             call = moved.call
             arguments = [self.substitute(moved.var), *map(self.substitute, call.args[1:])]
             return self._emit(relax.Call(call.op, arguments, call.attrs, call.ty_args))
-        meaning = matcher.meaning(value)
+        meaning = self._matcher.meaning(value)
         assert meaning is not None
         held = self.bytes_of(value, meaning)
         if len(shape_of(value) or ()) == 4:
@@ -219,7 +211,6 @@ class IntegerLowering(Lowering):
 
     def _dequantised(self, call: Expr) -> Expr:
         """The real numbers of a `dequantize`."""
-        assert self._matcher is not None
         value, shape = call.args[0], shape_of(call) or ()
         meaning = self._matcher.meaning(value)
         if value in self._bytes and meaning is not None and len(shape) == 4:

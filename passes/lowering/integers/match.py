@@ -58,7 +58,7 @@ class IntegerMatcher(Matcher):
                 view.taken.update(group.members)
                 found.append(group)
 
-        free = [(var, value) for var, value in view.definitions.items()]
+        free = list(view.definitions.items())
         for var, value in free:
             take(self._product(var, value) or self._sum(var))
         # From behind, so that the longest functions are found first.
@@ -89,11 +89,14 @@ class IntegerMatcher(Matcher):
 
         A model without any quantised value is meant to be.
         """
-        quantised = any(isinstance(other, IntegerGroup) for other in self.groups)
-        if not quantised or isinstance(group, IntegerGroup) or group.weight is None:
+        if not self._quantised or isinstance(group, IntegerGroup) or group.weight is None:
             return ""
         reasons = (self._stays_float.get(member, "") for member in group.members)
         return next(filter(None, reasons), "")
+
+    @cached_property
+    def _quantised(self) -> bool:
+        return any(isinstance(group, IntegerGroup) for group in self.groups)
 
     def is_real(self, var: Expr) -> bool:
         """Whether a value is the real numbers of a quantised one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import Expr, splat
-from nmcompile.kernels.avx512_vnni.channels.frame import declare_ending, store_unpacked, tasks
+from nmcompile.kernels.avx512_vnni.channels.frame import declare_ending, tasks, write_sums
 from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
     load_bytes,
@@ -50,12 +50,7 @@ def emit_sum(name: str, count: int, epilogue: IntegerEpilogue) -> object:
         def step(at: Expr, active: int) -> None:
             offset, scale = T.bind(splat(ending.offset[0])), T.bind(splat(ending.scale[0]))
             values = spread(T.bind(load_bytes(x, at, active)))
-            added = spread(T.bind(load_bytes(ending.residual, at, active)))
-            results = [
-                ending.requantiser.real(value + offset, scale, residual)
-                for value, residual in zip(values, added, strict=True)
-            ]
-            store_unpacked(ending, at, results, active)
+            write_sums(ending, at, values, offset, scale, active)
 
         _over_values(count, step)
     return func.result()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, store
-from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, store_bytes
+from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, load_bytes, spread, store_bytes
 from nmcompile.kernels.avx512_vnni.requantise import Requantiser
 from nmcompile.kernels.integers import STEPS, IntegerEpilogue
 from nmcompile.kernels.prim_func import PrimFuncBuilder
@@ -68,6 +68,23 @@ def ending_arrays(offset: Array, scale: Array, steps: Array) -> Mapping[str, Arr
         "scale": np.ascontiguousarray(scale, np.float32),
         "steps": steps,
     }
+
+
+def write_sums(
+    ending: Ending, at: Expr, sums: Sequence[Expr], offset: Expr, scale: Expr, active: int
+) -> None:
+    """Finish the sums of 64 values, which are in the order of `unpack`ed bytes.
+
+    `offset` and `scale` are those of all of them.
+    """
+    added: list[Expr | None] = [None] * QUAD
+    if ending.residual is not None:
+        added = [*spread(T.bind(load_bytes(ending.residual, at, active)))]
+    values = [
+        ending.requantiser.real(total + offset, scale, residual)
+        for total, residual in zip(sums, added, strict=True)
+    ]
+    store_unpacked(ending, at, values, active)
 
 
 def store_unpacked(ending: Ending, at: Expr, values: Sequence[Expr], active: int) -> None:

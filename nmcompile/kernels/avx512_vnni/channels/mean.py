@@ -5,8 +5,8 @@ from __future__ import annotations
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Expr, lanes, splat
-from nmcompile.kernels.avx512_vnni.channels.frame import declare_ending, store_unpacked, tasks
-from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, dot, interleave, load_bytes, spread
+from nmcompile.kernels.avx512_vnni.channels.frame import declare_ending, tasks, write_sums
+from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, dot, interleave, load_bytes
 from nmcompile.kernels.integers import IntegerEpilogue
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import GlobalAverage
@@ -27,14 +27,7 @@ def emit_global_average(name: str, pool: GlobalAverage, epilogue: IntegerEpilogu
             sums = _sums(x, start, pool, active)
             offset, scale = T.bind(splat(ending.offset[0])), T.bind(splat(ending.scale[0]))
             at = T.bind(image * pool.channels + channel)
-            added: list[Expr | None] = [None] * QUAD
-            if ending.residual is not None:
-                added = [*spread(T.bind(load_bytes(ending.residual, at, active)))]
-            results = [
-                ending.requantiser.real(total + offset, scale, residual)
-                for total, residual in zip(sums, added, strict=True)
-            ]
-            store_unpacked(ending, at, results, active)
+            write_sums(ending, at, sums, offset, scale, active)
 
         if full:
             with tasks(pool.batch * full, work) as task:

@@ -8,13 +8,11 @@ from nmcompile.kernels.avx512.emit import LANES, Expr, lanes, splat
 from nmcompile.kernels.avx512_vnni.channels.frame import (
     declare_ending,
     over_blocks,
-    store_unpacked,
+    write_sums,
 )
 from nmcompile.kernels.avx512_vnni.channels.window import Taps, over_pixels
 from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
-    QUAD,
-    load_bytes,
     spread,
     store_bytes,
     unpack,
@@ -72,14 +70,7 @@ def emit_average_pool(name: str, pool: Pool2d, epilogue: IntegerEpilogue) -> obj
             def block(channel: Expr, active: int) -> None:
                 sums = _sums(taps, channel, active)
                 at = T.bind(start + channel)
-                added: list[Expr | None] = [None] * QUAD
-                if ending.residual is not None:
-                    added = [*spread(T.bind(load_bytes(ending.residual, at, active)))]
-                values = [
-                    ending.requantiser.real(total + offset, scale, residual)
-                    for total, residual in zip(sums, added, strict=True)
-                ]
-                store_unpacked(ending, at, values, active)
+                write_sums(ending, at, sums, offset, scale, active)
 
             over_blocks(pool.channels, block)
 

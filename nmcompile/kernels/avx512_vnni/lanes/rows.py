@@ -6,7 +6,7 @@ Every verdict is None or a sentence for the user.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from nmcompile.kernels.avx512_vnni.lanes.tiling import Work, ranked, vectors_of
 from nmcompile.kernels.integers import whole_offset
 from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d, Linear
-from nmcompile.kernels.verdict import MADE_FOR
+from nmcompile.kernels.verdict import MADE_FOR, decline_slower
 from nmcompile.sparsity import Dense, OneByN
 
 LARGEST_PRODUCT = 255 * 128
@@ -100,15 +100,15 @@ def decline_nm(problem: Problem) -> str | None:
     """Where multiplying all weights is expected to be faster."""
     if refuse_dense(problem) is not None:
         return None
-    return _decline_slower(problem, nm_configs, dense_configs, "multiplying the zeros too")
+    return decline_slower(problem, nm_configs, dense_configs, "multiplying the zeros too")
 
 
 def decline_one_by_n(problem: Problem) -> str | None:
     """Where a list per output, or multiplying all weights, is expected to be faster."""
-    reason = _decline_slower(problem, one_by_n_configs, nm_configs, "a list per output")
+    reason = decline_slower(problem, one_by_n_configs, nm_configs, "a list per output")
     if reason is not None or refuse_dense(problem) is not None:
         return reason
-    return _decline_slower(problem, one_by_n_configs, dense_configs, "multiplying the zeros too")
+    return decline_slower(problem, one_by_n_configs, dense_configs, "multiplying the zeros too")
 
 
 @functools.lru_cache(maxsize=4)
@@ -200,7 +200,7 @@ def lower_lanes(name: str, problem: Problem, config: LanesConfig | None) -> Lowe
     arrays: dict[str, Array] = dict(packed.arrays)
     arrays |= {"offset": offset, "scale": scale, "steps": integers.steps}
     zero = integers.x_zero if any(conv.padding) else 0
-    x_shape, out_shape = _shapes(problem)
+    x_shape, out_shape = problem.bytes_shapes
     args = (name, x_shape, out_shape, reading, integers.epilogue, config, packed.gathered, zero)
     return Lowered(emit_lanes, args, arrays)
 
@@ -209,27 +209,3 @@ def _oihw(problem: Problem) -> npt.NDArray[np.int8]:
     weight = problem.weight
     assert weight is not None
     return weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
-
-
-def _shapes(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    spec = problem.spec
-    if isinstance(spec, Linear):
-        return (*spec.lead, spec.in_features), (*spec.lead, spec.out_features)
-    conv = problem.conv
-    return (
-        (conv.batch, conv.in_height, conv.in_width, conv.in_channels),
-        (conv.batch, conv.out_height, conv.out_width, conv.out_channels),
-    )
-
-
-Configs = Callable[[Problem], Sequence[Candidate]]
-
-
-def _decline_slower(problem: Problem, own: Configs, other: Configs, name: str) -> str | None:
-    """One kernel where the model counts fewer cycles for another."""
-    cycles, others = own(problem)[0].cycles, other(problem)[0].cycles
-    if cycles <= others:
-        return None
-    return (
-        f"{name} is faster: {others / 1e6:.2g} million cycles counted, against {cycles / 1e6:.2g}"
-    )
