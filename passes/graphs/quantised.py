@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,12 @@ class QuantisedConstant:
         """The values less their zero point, int64: zero where the number is."""
         return self.values.astype(np.int64) - self._spread(self.zero).astype(np.int64)
 
-    @property
+    @cached_property
     def real(self) -> Array:
-        """What the values stand for, as ONNX, torch and TVM compute it."""
+        """What the values stand for, as ONNX, torch and TVM compute it; not to be written to."""
         counted = self.values.astype(np.int32) - self._spread(self.zero).astype(np.int32)
         real: Array = counted.astype(np.float32) * self._spread(self.scale)
+        real.flags.writeable = False
         return real
 
     @property

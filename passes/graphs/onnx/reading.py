@@ -6,7 +6,7 @@ inputs or Constant nodes), functions are inlined, shapes are inferred.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +31,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     ints_attribute,
     module_scope,
 )
-from nmcompile.passes.graphs.onnx.quantised import integers
+from nmcompile.passes.graphs.onnx.quantised import integers, is_kept
 from nmcompile.passes.graphs.onnx.weights import weighted_node
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 
@@ -43,6 +43,8 @@ class OnnxReader(Graph):
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        # By the constants that a dequantisation reads: passes ask for all weights many times.
+        self._known_integers: dict[tuple[Any, ...], QuantisedConstant | None] = {}
 
     def ops(self) -> list[Op]:
         """All operators of the main graph in topological order; see `Graph.ops`."""
@@ -68,7 +70,14 @@ class OnnxReader(Graph):
 
     def integers(self, value: Value) -> QuantisedConstant | None:
         """The integers that a constant is stored as; None for all other values."""
-        return integers(cast(ir.Value, value), self.stored)
+        node = cast(ir.Value, value).producer()
+        if node is None or not is_kept(node):
+            return None
+        tensors = (None if entry is None else entry.const_value for entry in node.inputs)
+        key = (int_attribute(node, "axis", 1), *tensors)  # which compare by identity
+        if key not in self._known_integers:
+            self._known_integers[key] = integers(cast(ir.Value, value), self.stored)
+        return self._known_integers[key]
 
     def stored(self, found: ir.Value) -> Array | None:
         """The contents of an initializer."""

@@ -120,15 +120,15 @@ class Work:
 def ranked(reading: Reading, method: Method, works: Sequence[Work]) -> tuple[Candidate, ...]:
     """Tiles of one method, ranked; `works` are by vectors of a group."""
     _, _, columns = reading.grid
-    shapes: list[tuple[float, int, int]] = []
+    shapes: list[tuple[float, int, int, Counts]] = []
     for number, work in enumerate(works):
         for pixels in sorted({-(-columns // k) for k in range(1, columns + 1)}):
             if pixels <= MOST_PIXELS and fits(method, pixels, work.vectors):
-                cost = float(_row(reading, method, pixels, work).sum())
-                shapes.append((cost, pixels, number))
+                row = _row(reading, method, pixels, work)
+                shapes.append((float(row.sum()), pixels, number, row))
     found = []
     threads = cores()
-    for _, pixels, number in sorted(shapes)[:SHORTLIST]:
+    for _, pixels, number, row in sorted(shapes, key=lambda shape: shape[:3])[:SHORTLIST]:
         work = works[number]
         for rows, tiles in _blocks(reading, pixels):
             for chunks in CHUNKS:
@@ -136,7 +136,7 @@ def ranked(reading: Reading, method: Method, works: Sequence[Work]) -> tuple[Can
                     method, pixels, work.vectors, rows, tiles, chunks, work.list_outputs
                 )
                 if chunks <= len(work.quads if work.pieces is None else work.pieces):
-                    items = _items(reading, split, work)
+                    items = _items(reading, split, work, row)
                     found.append(Candidate(time_of(items, 1, threads), split))
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
@@ -152,11 +152,11 @@ def _blocks(reading: Reading, pixels: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def _items(reading: Reading, config: LanesConfig, work: Work) -> list[float]:
-    """Cycles of each work item."""
+def _items(reading: Reading, config: LanesConfig, work: Work, row: Counts) -> list[float]:
+    """Cycles of each work item, where those of one row of pixels are known."""
     images, rows, columns = reading.grid
     per_row = -(-columns // config.pixels)
-    per_group = _row(reading, config.method, config.pixels, work) / per_row
+    per_group = row / per_row
     part = per_group
     if work.pieces is not None:
         groups = work.list_outputs // (LANES * work.vectors)
