@@ -20,6 +20,7 @@ class Target:
     arch: of a GPU, as nvcc calls it; "" for CPUs.
     llvm_features: what LLVM may use beyond `llvm_cpu`, each of them in `cpu_features`.
     integers: whether quantised operators run on integers.
+    bfloat16: whether models can be compiled in bfloat16.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Target:
     arch: str = ""
     llvm_features: str = ""
     integers: bool = False
+    bfloat16: bool = False
 
     @property
     def machine(self) -> str:
@@ -43,34 +45,36 @@ class Target:
         return {"kind": "llvm", "mcpu": self.llvm_cpu, **features}
 
 
+_AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "fma", "avx2", "bmi2")
+_VNNI = (*_AVX512, "avx512_vnni", "avx512vbmi")
+
 TARGETS: tuple[Target, ...] = (
     Target(
         "avx512",
         "x86-64 with AVX-512 (Skylake-SP, Zen 4 and later), float32",
         # x86-64-v4 in LLVM prefers 256-bit vectors only where a CPU model says so.
         "x86-64-v4",
-        ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "fma", "avx2", "bmi2"),
+        _AVX512,
         "float32",
     ),
     Target(
         "avx512_vnni",
         "x86-64 with AVX-512 VNNI (Ice Lake-SP, Zen 4 and later), int8 where a model is quantised",
         "x86-64-v4",
-        (
-            "avx512f",
-            "avx512bw",
-            "avx512cd",
-            "avx512dq",
-            "avx512vl",
-            "avx512_vnni",
-            "avx512vbmi",
-            "fma",
-            "avx2",
-            "bmi2",
-        ),
+        _VNNI,
         "float32",
         llvm_features="+avx512vnni,+avx512vbmi",
         integers=True,
+    ),
+    Target(
+        "avx512_amx",
+        "x86-64 with AMX (Sapphire Rapids and later), int8 where a model is quantised, or bfloat16",
+        "x86-64-v4",
+        (*_VNNI, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
+        "float32",
+        llvm_features="+avx512vnni,+avx512vbmi,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16",
+        integers=True,
+        bfloat16=True,
     ),
     Target(
         "sm_80",
@@ -106,6 +110,9 @@ TARGETS: tuple[Target, ...] = (
     ),
 )
 
+
+BF16 = "bf16"
+"""The precision of models that are rounded to bfloat16, for targets that say so."""
 
 CUDA = "cuda"
 """Another name for the target of the GPU at hand."""

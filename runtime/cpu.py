@@ -4,12 +4,20 @@ The flags in /proc/cpuinfo and not the model name decide: virtual machines hide 
 that the model has, and the kernel drops those whose registers it does not save.
 """
 
+import ctypes
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from nmcompile.errors import DeviceError
 
 CPUINFO = Path("/proc/cpuinfo")
+
+TILES = "amx_tile"
+"""The flag of a CPU with tile registers, which a process has to ask the kernel for."""
+
+# Of x86-64 Linux: asm/unistd_64.h, asm/prctl.h; the state component is that of tile data.
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 
 def host() -> tuple[str, frozenset[str]]:
@@ -50,15 +58,16 @@ def _fields() -> dict[str, str]:
 
 
 def require(features: Iterable[str], what: str) -> None:
-    """Check that this machine has all `features`.
+    """Check that this machine has all `features`, and that this process may use them.
 
     Args:
         features: flag names as /proc/cpuinfo spells them.
         what: what needs them, for the message.
 
     Raises:
-        DeviceError: names the missing features and the CPU.
+        DeviceError: names the missing features and the CPU, or why the kernel does not permit them.
     """
+    features = tuple(features)
     name, present = host()
     missing = [feature for feature in features if feature not in present]
     if missing:
@@ -66,3 +75,21 @@ def require(features: Iterable[str], what: str) -> None:
             f"{what} needs the CPU features {', '.join(missing)}, which this machine's {name} "
             "does not have; run it on a CPU that has them, or compile the model for this one"
         )
+    if TILES in features:
+        _ask_for_tiles(what)
+
+
+def _ask_for_tiles(what: str) -> None:
+    """Ask for the tile registers, for all threads of this process; without, their use ends it.
+
+    https://docs.kernel.org/arch/x86/xstate.html
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0:
+        return
+    reason = os.strerror(ctypes.get_errno())
+    raise DeviceError(
+        f"{what} needs the CPU's tile registers, which the kernel does not permit ({reason}): "
+        "expected Linux 5.16 or later, and threads whose stack for signals has room for them; "
+        "compile the model for the target avx512_vnni"
+    )

@@ -36,7 +36,7 @@ from nmcompile.runtime.profile import (
     record_runs,
 )
 
-KINDS = ("avx512", "avx512_vnni", *gpu.KINDS)  # target kinds this runtime can run
+KINDS = ("avx512", "avx512_vnni", "avx512_amx", *gpu.KINDS)  # target kinds this runtime can run
 
 
 def load(

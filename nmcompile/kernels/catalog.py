@@ -6,6 +6,7 @@ not take it is a sentence that reaches the user through `nmc inspect`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from nmcompile.kernels.avx512 import contest, linear
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
+from nmcompile.kernels.avx512_amx.bfloat16 import rows as bfloat16
+from nmcompile.kernels.avx512_amx.tiles import rows as tiles
 from nmcompile.kernels.avx512_vnni.channels import rows as channels
 from nmcompile.kernels.avx512_vnni.lanes import rows as lanes
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
@@ -23,7 +26,7 @@ from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
 from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
 
-RoofKind = Literal["fma", "load", "vnni"]
+RoofKind = Literal["fma", "load", "vnni", "amx_int8", "amx_bf16"]
 OpKind = Literal[
     "conv2d", "linear", "pool2d", "global_average", "quantise", "dequantise", "table", "sum", "gate"
 ]
@@ -95,6 +98,42 @@ def _tensor_core_rows(arch: str, wgmma: bool) -> Iterator[Kernel]:
         f"global_average_f16__{arch}", "global_average", arch, "float16", False,
         accept, accept, one_config, gpu.lower_global_average, None,
     )  # fmt: skip
+
+
+def _tile_rows() -> Iterator[Kernel]:
+    """The rows of convolutions and matrix products on the tile unit."""
+    ops: tuple[OpKind, ...] = ("conv2d", "linear")
+    roofs: tuple[tuple[str, str, RoofKind], ...] = (
+        ("i8", "int8", "amx_int8"), ("bf16", "bfloat16", "amx_bf16"),
+    )  # fmt: skip
+    for op, (short, dtype, roof) in itertools.product(ops, roofs):
+        yield Kernel(
+            f"{op}_{short}_one_by_n__avx512_amx", op, "avx512_amx", dtype, True,
+            tiles.refuse_one_by_n, tiles.decline_one_by_n, tiles.one_by_n_configs,
+            tiles.lower_tiles, roof,
+        )  # fmt: skip
+        yield Kernel(
+            f"{op}_{short}_dense__avx512_amx", op, "avx512_amx", dtype, False,
+            tiles.refuse_dense, tiles.decline_dense, tiles.dense_configs,
+            tiles.lower_tiles, roof,
+        )  # fmt: skip
+
+
+def _bfloat16_rows() -> Iterator[Kernel]:
+    """The rows of bfloat16 that multiply on vectors, or do not multiply."""
+    rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
+        (
+            "conv2d_bf16_depthwise", "conv2d",
+            bfloat16.refuse_depthwise, bfloat16.lower_depthwise,
+        ),
+        ("pool2d_bf16", "pool2d", accept, bfloat16.lower_pool),
+        ("global_average_bf16", "global_average", accept, bfloat16.lower_global_average),
+    )  # fmt: skip
+    for name, op, refuse, lower in rows:
+        yield Kernel(
+            f"{name}__avx512_amx", op, "avx512_amx", "bfloat16", False,
+            refuse, accept, one_config, lower, None,
+        )  # fmt: skip
 
 
 def _lanes_rows() -> Iterator[Kernel]:
@@ -181,6 +220,8 @@ CATALOG: tuple[Kernel, ...] = (
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
     ),
+    *_bfloat16_rows(),
+    *_tile_rows(),
     *_channel_rows(),
     *_lanes_rows(),
     *(row for gpu in GPUS for row in _tensor_core_rows(gpu.arch, wgmma=gpu.group_rate > 0)),
@@ -207,14 +248,23 @@ def find_row(symbol: str) -> Kernel | None:
     return next((row for row in CATALOG if symbol.startswith(row.name)), None)
 
 
-ALSO_RUNS: Mapping[str, str] = {"avx512_vnni": "avx512"}
-"""Targets that run another's kernels too."""
+ALSO_RUNS: Mapping[str, tuple[str, ...]] = {
+    "avx512_vnni": ("avx512",),
+    "avx512_amx": ("avx512_vnni", "avx512"),
+}
+"""Targets that run others' kernels too."""
 
 
 def rows_for(op: OpKind, target: str, dtype: str) -> list[Kernel]:
     """The rows of one operator, in order of preference."""
-    targets = (target, ALSO_RUNS.get(target))
+    targets = (target, *ALSO_RUNS.get(target, ()))
     return [row for row in CATALOG if (row.op, row.dtype) == (op, dtype) and row.target in targets]
+
+
+def extends_another(target: str, dtype: str) -> bool:
+    """Whether a target has kernels for an element type, and another that it also runs has some."""
+    rows = {row.target for row in CATALOG if row.dtype == dtype}
+    return target in rows and not rows.isdisjoint(ALSO_RUNS.get(target, ()))
 
 
 def choose(op: OpKind, target: str, problem: Problem) -> Choice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -70,6 +71,15 @@ class PrimFuncBuilder:
         size = math.prod(int(extent) for extent in buffer.shape)
         view = T.decl_buffer((size,), buffer.dtype, data=buffer.data)
         IRBuilder.name(f"{buffer.name}_flat", view)
+        return view
+
+    def bytes_of(self, buffer: Buffer) -> Buffer:
+        """A one-dimensional view of an argument's bytes."""
+        size = math.prod(int(extent) for extent in buffer.shape)
+        view = T.decl_buffer(
+            (size * tvm.DataType(buffer.dtype).itemsize,), "uint8", data=buffer.data
+        )
+        IRBuilder.name(f"{buffer.name}_bytes", view)
         return view
 
     def result(self) -> Any:

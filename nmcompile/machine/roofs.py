@@ -19,10 +19,12 @@ from nmcompile.runtime.tensors import from_numpy
 from nmcompile.targets import find_target
 
 if TYPE_CHECKING:
+    from nmcompile.kernels.avx512_amx.instructions import Product
     from nmcompile.kernels.catalog import RoofKind
 
-TARGETS = ("avx512_vnni", "avx512")
+TARGETS = ("avx512_amx", "avx512_vnni", "avx512")
 """Whose kernels run under roofs; the first that a machine can run has all that can be measured."""
+TILE_ROOFS: Mapping[str, Product] = {"amx_int8": "int8", "amx_bf16": "bfloat16"}
 VECTOR = 16  # floats
 RUNS = 25  # the fastest counts: others on the machine only slow it down
 
@@ -34,15 +36,18 @@ class Roofs:
     fma: 512-bit multiply-adds of float32 on registers.
     load: one 64-byte aligned load from L1 for each multiply-add.
     vnni: products of bytes in fours, and their sums, on registers; None where the CPU has none.
+    amx_int8, amx_bf16: products of tiles on registers; None where the CPU has none.
     """
 
     fma: float
     load: float
     vnni: float | None = None
+    amx_int8: float | None = None
+    amx_bf16: float | None = None
 
     def of(self, kind: RoofKind, threads: int) -> float | None:
         """The roof of a kernel on `threads` cores, taken to be equally fast; None if unknown."""
-        known = {"fma": self.fma, "load": self.load, "vnni": self.vnni}[kind]
+        known: float | None = getattr(self, kind)
         return None if known is None else known * threads
 
 
@@ -64,6 +69,7 @@ def compile_roofs(target: str) -> tuple[Any, RoofLoop]:
     import tvm
 
     from nmcompile.kernels.avx512 import roof_loop
+    from nmcompile.kernels.avx512_amx import roof_loop as tiles
     from nmcompile.kernels.avx512_vnni import roof_loop as integers
     from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 
@@ -73,6 +79,10 @@ def compile_roofs(target: str) -> tuple[Any, RoofLoop]:
     if row.integers:
         functions["vnni"] = integers.emit_roof_loop("vnni")
         operations["vnni"] = integers.OPERATIONS
+    if row.bfloat16:
+        for kind, product in TILE_ROOFS.items():
+            functions[kind] = tiles.emit_roof_loop(kind, product)
+            operations[kind] = tiles.OPERATIONS[product]
     module = tvm.compile(
         tvm.IRModule(functions),
         target=tvm.target.Target(row.llvm_options),

@@ -276,11 +276,12 @@ def test_permuting_for_a_pattern_without_groups_is_one_line_of_error(
 
 
 def test_targets_lists_features_and_this_machine() -> None:
-    row, integers, *gpus = nmc_json("targets")["targets"]
+    row, integers, tiles, *gpus = nmc_json("targets")["targets"]
     assert row["name"] == "avx512" and row["missing_gpu"] == ""
     assert integers["name"] == "avx512_vnni" and "avx512_vnni" in integers["cpu_features"]
+    assert tiles["name"] == "avx512_amx" and "amx_tile" in tiles["cpu_features"]
     assert [gpu["name"] for gpu in gpus] == ["sm_80", "sm_86", "sm_89", "sm_90a"]
     assert "avx512f" in row["cpu_features"]
-    for cpus in (row, integers):
+    for cpus in (row, integers, tiles):
         assert set(cpus["missing_cpu_features"]) == set(cpus["cpu_features"]) - cpu.host()[1]
     assert "avx512" in nmc("targets").stdout

@@ -96,8 +96,9 @@ class _Emitter:
         starts = func.list_of("starts", "int32")
         if self.config.method == "gathered":
             sources = func.list_of("sources", "int32")
-            lists = [func.list_of(name, kind) for name, kind in LISTS]
-            self.gathers = gather.Lists(starts, sources, *lists)
+            offsets, index, quads = (func.list_of(name, kind) for name, kind in LISTS)
+            self.gathers = gather.Lists(starts, sources, offsets, index)
+            self.quads = quads
         else:
             self.picks = Lists(starts, *(func.list_of(name, kind) for name, kind in LISTS))
 
@@ -224,8 +225,8 @@ class _Emitter:
         config, taps = self.config, self.reading.conv.taps
         per_list = config.list_outputs // (LANES * config.vectors)
         which, part = T.bind(group // per_list), T.bind(group % per_list)
-        before = T.bind(self.gathers.quads[which])
-        quads = T.bind(self.gathers.quads[which + 1] - before)
+        before = T.bind(self.quads[which])
+        quads = T.bind(self.quads[which + 1] - before)
         groups_before = before * per_list + quads * part
         start = T.bind(groups_before * (taps * config.vectors * BYTES))
         pixels = self.gathered.pixels(row, column)

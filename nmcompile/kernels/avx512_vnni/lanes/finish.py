@@ -47,10 +47,10 @@ class Finish:
             outputs: output channels from there on that are real.
         """
         pixels, vectors = sums.pixels, sums.vectors
-        scales = [T.bind(load(self.scale, first + u * LANES)) for u in range(vectors)]
-        if self.requantiser.epilogue.activation.kind not in LONG_ACTIVATIONS:
+        scales = self.columns(first, vectors)
+        if not self.long:
             at = T.bind(pixel * self.channels + first)
-            self._pixels(pixels, sums.get, scales, at, outputs)
+            self.pixels(pixels, sums.get, scales, at, outputs)
             return
         # Written out for every vector, a long activation would take LLVM seconds.
         rest = T.alloc_buffer((pixels * vectors * LANES,), "int32", scope="local")
@@ -60,9 +60,18 @@ class Finish:
         with T.serial(0, pixels) as row:
             at = T.bind((pixel + row) * self.channels + first)
             get = lambda _, u: rest[lanes((row * vectors + u) * LANES)]  # noqa: E731
-            self._pixels(1, get, scales, at, outputs)
+            self.pixels(1, get, scales, at, outputs)
 
-    def _pixels(
+    @property
+    def long(self) -> bool:
+        """Whether a pixel takes so many instructions that it should be emitted once."""
+        return self.requantiser.epilogue.activation.kind in LONG_ACTIVATIONS
+
+    def columns(self, first: Expr, vectors: int) -> list[Expr]:
+        """The scales of vectors of outputs from `first` on."""
+        return [T.bind(load(self.scale, first + u * LANES)) for u in range(vectors)]
+
+    def pixels(
         self,
         pixels: int,
         sums: Callable[[int, int], Expr],
@@ -70,6 +79,15 @@ class Finish:
         at: Expr,
         outputs: int,
     ) -> None:
+        """Write a few pixels that follow each other.
+
+        Args:
+            pixels: how many.
+            sums: vector u of pixel t.
+            scales: of each vector.
+            at: where the first pixel's first output goes.
+            outputs: output channels from there on that are real.
+        """
         places = [(t, u) for t in range(pixels) for u in range(len(scales))]
 
         def real(t: int, u: int) -> Expr:

@@ -8,12 +8,12 @@ source bytes that hold them, each permuted and merged where it is meant, and sto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import Buffer, Expr
 from nmcompile.kernels.avx512_vnni.emit import BYTES, load_bytes, pick_bytes, store_bytes
-from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig
 from nmcompile.kernels.avx512_vnni.lanes.inner_loops import Pixels, Window
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.spec import Conv2d
@@ -51,6 +51,22 @@ class Axis:
         return (outputs - 1) * self.stride + self.span
 
 
+class BlockConfig(Protocol):
+    """Output pixels of a block: rows, and tiles of so many pixels of each."""
+
+    @property
+    def pixels(self) -> int:
+        """Of a tile."""
+
+    @property
+    def rows(self) -> int:
+        """Of a block."""
+
+    @property
+    def tiles(self) -> int:
+        """Of a row of a block."""
+
+
 @dataclass(frozen=True)
 class Lists:
     """What is gathered, by list; see `PackedWeights`."""
@@ -59,14 +75,16 @@ class Lists:
     sources: Buffer
     offsets: Buffer
     index: Buffer
-    quads: Buffer
 
 
 class Gathered:
-    """The gathered pixels of one block of output pixels; `pitch` bytes from one to the next."""
+    """The gathered pixels of one block of output pixels; `pitch` bytes from one to the next.
+
+    Pieces are stored whole: with a pitch of fewer bytes than one, lists have a single piece.
+    """
 
     def __init__(
-        self, reading: Reading, config: LanesConfig, lists: Lists, source: Buffer, pitch: int
+        self, reading: Reading, config: BlockConfig, lists: Lists, source: Buffer, pitch: int
     ) -> None:
         self._reading, self._lists = reading, lists
         self._source, self._pitch = source, pitch
@@ -77,7 +95,9 @@ class Gathered:
         narrowest = columns % (config.tiles * config.pixels) or self._width
         fitting = [n for n in range(1, MOST_TOGETHER + 1) if n <= self._columns.count(narrowest)]
         self._step = min(fitting, key=lambda n: -(-self._width // n) * n - n / 2)
-        self._bytes = T.alloc_buffer((height * self._width * pitch,), "uint8", align=BYTES)
+        # Pieces are stored whole, whatever the pitch.
+        size = height * self._width * pitch + BYTES
+        self.bytes = T.alloc_buffer((size,), "uint8", align=BYTES)
 
     def fill(self, which: Expr, at: Expr, rows: Expr, columns: Expr) -> None:
         """Gather for list `which` what lies under rows x columns output pixels.
@@ -105,6 +125,8 @@ class Gathered:
                     T.alloc_buffer((BYTES,), "int8", scope="local") for _ in range(self._step)
                 ]
                 whole = T.ramp(0, 1, BYTES)
+                for value in merged:
+                    T.buffer_store(value, T.broadcast(T.int8(0), BYTES), [whole])
                 with T.serial(0, count) as block:
                     first = T.bind(line + lists.offsets[source + block])
                     meant = block_of == T.broadcast(T.Cast("int8", block), BYTES)
@@ -114,15 +136,28 @@ class Gathered:
                         T.buffer_store(value, T.Select(meant, picked, value[whole]), [whole])
                 target = T.bind(nth * BYTES + (y * self._width + x) * self._pitch)
                 for p, value in enumerate(merged):
-                    store_bytes(self._bytes, target + p * self._pitch, value[whole], BYTES)
+                    store_bytes(self.bytes, target + p * self._pitch, value[whole], BYTES)
+
+    def at(self, row: Expr, column: Expr) -> Expr:
+        """Where what lies under one output pixel of the block begins."""
+        place = row * self._rows.stride * self._width + column * self._columns.stride
+        return place * self._pitch
+
+    @property
+    def step(self) -> int:
+        """Bytes from one output pixel to the next in its row."""
+        return self._columns.stride * self._pitch
+
+    @property
+    def window_steps(self) -> tuple[int, int]:
+        """Bytes from one position of the kernel to the next, down and to the right."""
+        down = self._rows.dilation * self._width * self._pitch
+        return down, self._columns.dilation * self._pitch
 
     def pixels(self, row: Expr, column: Expr) -> Pixels:
         """The tile whose first output pixel is this one of the block."""
-        place = row * self._rows.stride * self._width + column * self._columns.stride
-        return Pixels(self._bytes, place * self._pitch, self._columns.stride * self._pitch)
+        return Pixels(self.bytes, self.at(row, column), self.step)
 
     def window(self, quads: Expr) -> Window:
         """The kernel's positions, each a run of `quads`."""
-        down = self._rows.dilation * self._width * self._pitch
-        right = self._columns.dilation * self._pitch
-        return Window(*self._reading.conv.kernel, down, right, quads)
+        return Window(*self._reading.conv.kernel, *self.window_steps, quads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from nmcompile.kernels.spec import Conv2d
 
 Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.int8]
+Weights = TypeVar("Weights", npt.NDArray[np.int8], npt.NDArray[np.float32])
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ def listed(segments: Bytes, outputs: int) -> Bytes:
     return np.repeat(each, outputs, axis=0)[: len(segments)]
 
 
-def positions_of(weight: Bytes, conv: Conv2d) -> Bytes:
+def positions_of(weight: Weights, conv: Conv2d) -> Weights:
     """An OIHW weight as (out, kh * kw, in), zeros where an output has other groups' channels."""
-    rows = weight.transpose(0, 2, 3, 1).reshape(conv.groups, conv.group_out, conv.taps, -1)
+    lines = weight.transpose(0, 2, 3, 1)
+    rows: Weights = lines.reshape(conv.groups, conv.group_out, conv.taps, -1)
     if conv.groups == 1:
         return np.ascontiguousarray(rows[0])
-    spread = np.zeros((*rows.shape[:3], conv.in_channels), np.int8)
+    spread = np.zeros((*rows.shape[:3], conv.in_channels), weight.dtype)
     for group, part in enumerate(rows):
         spread[group, ..., group * conv.group_in : (group + 1) * conv.group_in] = part
     return spread.reshape(conv.out_channels, conv.taps, conv.in_channels)

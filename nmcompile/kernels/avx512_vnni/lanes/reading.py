@@ -131,14 +131,15 @@ class Reading:
                     source = T.bind((row // self.height * conv.in_height + y) * inner)
                     _fill(raster, at, left * conv.in_channels, zero)
                     start = T.bind(at + left * conv.in_channels)
-                    _copy(x, source, raster, start, inner)
+                    copy_bytes(x, source, raster, start, inner)
                     _fill(raster, start + inner, right * conv.in_channels, zero)
                 with T.Else():
                     _fill(raster, at, line, zero)
         return raster
 
 
-def _copy(source: Buffer, start: Expr, target: Buffer, at: Expr, count: int) -> None:
+def copy_bytes(source: Buffer, start: Expr, target: Buffer, at: Expr, count: int) -> None:
+    """Copy so many bytes."""
     full, rest = divmod(count, BYTES)
     if full:
         with T.serial(0, full) as v:

@@ -50,7 +50,7 @@ def _refuse_sums(problem: Problem) -> str | None:
     """Sums that may leave int32."""
     integers = problem.integers
     assert integers is not None
-    weight = _oihw(problem)
+    weight = oihw(problem)
     offset = np.zeros(1, np.int64) if integers.offset is None else integers.offset.astype(np.int64)
     if weight[0].size * LARGEST_PRODUCT + int(np.abs(offset).max()) < 1 << 31:
         return None
@@ -116,7 +116,7 @@ def nm_configs(problem: Problem) -> Sequence[Candidate]:
     """A list per output channel."""
     conv = conv_of(problem)
     reading = Reading.of(conv, quads=False)
-    each = quads_of(segments_of(_oihw(problem), reading))
+    each = quads_of(segments_of(oihw(problem), reading))
     return ranked(reading, "picked", _picked_works(conv, each))
 
 
@@ -132,7 +132,7 @@ def _shared_configs(problem: Problem) -> Sequence[Candidate]:
     conv, pattern = conv_of(problem), problem.detection.pattern
     assert isinstance(pattern, OneByN)
     reading = Reading.of(conv, quads=False)
-    each = quads_of(listed(segments_of(_oihw(problem), reading), pattern.n))
+    each = quads_of(listed(segments_of(oihw(problem), reading), pattern.n))
     return ranked(reading, "picked", _picked_works(conv, each, pattern.n))
 
 
@@ -152,7 +152,7 @@ def _gathered_configs(problem: Problem) -> Sequence[Candidate]:
     assert problem.detection is not None
     pattern = problem.detection.pattern
     assert isinstance(pattern, OneByN)
-    kept = kept_channels(positions_of(_oihw(problem), conv), pattern.n)
+    kept = kept_channels(positions_of(oihw(problem), conv), pattern.n)
     quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
     pieces = -(-np.count_nonzero(kept, axis=1) // BYTES)
     blocks = np.add.reduceat(kept, range(0, conv.in_channels, BYTES), axis=1)
@@ -189,7 +189,7 @@ def lower_lanes(name: str, problem: Problem, config: LanesConfig | None) -> Lowe
     """Convolution or matrix product with tiles from the `..._configs` function of its row."""
     assert config is not None and problem.integers is not None
     integers, conv = problem.integers, conv_of(problem)
-    weight = _oihw(problem)
+    weight = oihw(problem)
     reading = Reading.of(conv, quads=config.method == "dense")
     packed = pack_lanes(weight, reading, config)
     lanes = padded_outputs(conv)
@@ -205,7 +205,8 @@ def lower_lanes(name: str, problem: Problem, config: LanesConfig | None) -> Lowe
     return Lowered(emit_lanes, args, arrays)
 
 
-def _oihw(problem: Problem) -> npt.NDArray[np.int8]:
+def oihw(problem: Problem) -> npt.NDArray[np.int8]:
+    """The weight of a convolution, or of a matrix product as one of 1x1."""
     weight = problem.weight
     assert weight is not None
     return weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight

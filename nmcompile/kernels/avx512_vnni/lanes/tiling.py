@@ -130,7 +130,7 @@ def ranked(reading: Reading, method: Method, works: Sequence[Work]) -> tuple[Can
     threads = cores()
     for _, pixels, number, row in sorted(shapes, key=lambda shape: shape[:3])[:SHORTLIST]:
         work = works[number]
-        for rows, tiles in _blocks(reading, pixels):
+        for rows, tiles in blocks(reading, pixels, PIXELS):
             for chunks in CHUNKS:
                 split = LanesConfig(
                     method, pixels, work.vectors, rows, tiles, chunks, work.list_outputs
@@ -141,12 +141,12 @@ def ranked(reading: Reading, method: Method, works: Sequence[Work]) -> tuple[Can
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
 
-def _blocks(reading: Reading, pixels: int) -> list[tuple[int, int]]:
-    """Rows and tiles of blocks worth trying."""
+def blocks(reading: Reading, pixels: int, areas: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows and tiles of blocks worth trying, of about so many pixels."""
     _, rows, columns = reading.grid
     per_row = -(-columns // pixels)
     found = set()
-    for size in PIXELS:
+    for size in areas:
         tiles = min(per_row, max(1, size // pixels))
         found.add((min(rows, max(1, size // columns)) if tiles == per_row else 1, tiles))
     return sorted(found)
@@ -163,7 +163,7 @@ def _items(reading: Reading, config: LanesConfig, work: Work, row: Counts) -> li
         part = np.add.reduceat(per_group, np.arange(0, len(per_group), groups))
     edges = np.arange(config.chunks) * len(part) // config.chunks
     chunks = np.add.reduceat(part, edges)
-    down, right = _sizes(rows, config.rows), _sizes(per_row, config.tiles)
+    down, right = sizes(rows, config.rows), sizes(per_row, config.tiles)
     items = chunks[:, None, None] * down[:, None] * right
     if work.pieces is not None and work.sources is not None:
         high = gather.Axis.of(reading.conv, 0).count(down)
@@ -179,7 +179,7 @@ def _items(reading: Reading, config: LanesConfig, work: Work, row: Counts) -> li
     return [float(cycles) for cycles in by_chunk.reshape(-1)]
 
 
-def _sizes(whole: int, part: int) -> Counts:
+def sizes(whole: int, part: int) -> Counts:
     """Sizes of the parts of a whole, the last of which may be smaller."""
     count = -(-whole // part)
     return np.array([part] * (count - 1) + [whole - (count - 1) * part], float)
