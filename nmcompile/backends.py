@@ -17,12 +17,12 @@ from nmcompile.passes.lowering.gpu import (
     gpu_target,
     schedule_for_gpu,
 )
-from nmcompile.passes.lowering.half import HalfLowering
+from nmcompile.passes.lowering.half import BrainLowering, HalfLowering
 from nmcompile.passes.lowering.integers.constants import has_quantised, simplify_around
 from nmcompile.passes.lowering.integers.lowering import IntegerLowering
 from nmcompile.passes.lowering.kernels import KernelCall, Lowering
 from nmcompile.passes.lowering.simplify import simplify
-from nmcompile.targets import Target
+from nmcompile.targets import BF16, Target
 
 Module = Any
 
@@ -84,6 +84,17 @@ class IntegerBackend(CpuBackend):
 
 
 @dataclass(frozen=True)
+class BrainBackend(CpuBackend):
+    """NHWC bfloat16 between inputs and outputs that are as in the model."""
+
+    lowering: type[Lowering] = BrainLowering
+
+    def prepare(self, module: Module) -> Module:
+        """Leave the batch whole: half as many bytes are in the caches."""
+        return simplify(module)
+
+
+@dataclass(frozen=True)
 class GpuBackend:
     """NHWC float16 between inputs and outputs that are as in the model."""
 
@@ -118,10 +129,12 @@ class GpuBackend:
         return gpu_target(self.target.arch)
 
 
-def backend_of(target: Target) -> Backend:
-    """The backend of a target."""
+def backend_of(target: Target, precision: str | None = None) -> Backend:
+    """The backend of a target, where models are compiled in a precision."""
     if target.arch:
         return GpuBackend(target)
+    if precision == BF16:
+        return BrainBackend(target)
     return IntegerBackend(target) if target.integers else CpuBackend(target)
 
 

@@ -113,8 +113,9 @@ def compile(
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
-        precision: "int8" quantises the model first, for the target avx512_vnni; None leaves it as
-            it is.
+        precision: "int8" quantises the model first, for the targets avx512_vnni and avx512_amx;
+            "bf16" rounds weights and activations of layers to bfloat16, for avx512_amx; None
+            leaves the model as it is.
         calibration: with int8, what the model sees in use, as for `nmcompile.quantize`.
         quantization: with int8, what else may be decided.
         progress: told about every stage.
@@ -169,7 +170,7 @@ def compile(
             f"found {pattern!r}: name one with --pattern, for example 2:4 or 1x16"
         )
     with assuming_cores(opened.cores if opened is not None else None):
-        built = _build(source, chosen, pattern == "dense", opened, stage)
+        built = _build(source, chosen, precision, pattern == "dense", opened, stage)
     notes += built.notes
     report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
     stage("writing the artifact")
@@ -272,6 +273,7 @@ class _Built:
 def _build(
     source: SourceModel,
     target: Target,
+    precision: str | None,
     dense: bool,
     tuning: OpenTuning | None,
     stage: Stages,
@@ -291,7 +293,7 @@ def _build(
     from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
-    backend = backend_of(target)
+    backend = backend_of(target, precision)
     module = backend.prepare(source.to_relax())
     try:
         types = output_types(module)
@@ -343,7 +345,7 @@ def _build(
     )
     tuned = []
     for owner, call in zip(owners, lowered.calls, strict=True):
-        entry = tuning.database.find(call.problem) if tuning is not None else None
+        entry = tuning.database.find(call.problem, target.name) if tuning is not None else None
         if entry is not None:
             tuned.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
     return _Built(

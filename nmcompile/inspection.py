@@ -175,7 +175,7 @@ def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
     count = sum(layer.integers is not None for layer in source.graph.layers())
     if not count or target.integers:
         return ()
-    better = ", ".join(other.name for other in TARGETS if other.integers)
+    better = " or ".join(other.name for other in TARGETS if other.integers)
     return (
         f"{count} layers are quantised, and computed in {target.dtype}: --target {better} runs "
         "them on integers",

@@ -12,13 +12,13 @@ from nmcompile.frontends import SourceModel
 from nmcompile.passes.graphs.interface import PassResult
 from nmcompile.progress import Progress
 from nmcompile.sparsity import Pruning
-from nmcompile.targets import Target
+from nmcompile.targets import BF16, TARGETS, Target
 
 if TYPE_CHECKING:
     from nmcompile.quantization import Quantization, QuantizationReport
 
 INT8, INT8_TARGET = "int8", "avx512_vnni"
-"""The precision that models are quantised to, and the target whose kernels compute in it."""
+"""The precision that models are quantised to, and the oldest target that computes in it."""
 
 
 def check_precision(
@@ -35,20 +35,29 @@ def check_precision(
         InputError: there is no calibration data, or it is of no use.
         PatternError: the model is to be pruned, too.
     """
+    if precision not in (None, INT8, BF16):
+        raise TargetError(
+            f"precision {precision!r} is unknown; expected {INT8} or {BF16}, or none, for the "
+            "target's own"
+        )
+    if precision != INT8 and (calibration is not None or quantization is not None):
+        raise InputError(
+            "calibration data and what goes with it are for quantising: expected --precision "
+            f"{INT8} with them, found {precision or 'none'}"
+        )
     if precision is None:
-        if calibration is not None or quantization is not None:
-            raise InputError(
-                "calibration data and what goes with it are for quantising: expected --precision "
-                "int8 with them"
+        return
+    if precision == BF16:
+        if not target.bfloat16:
+            able = ", ".join(row.name for row in TARGETS if row.bfloat16)
+            raise TargetError(
+                f"precision {BF16} needs one of the targets {able}, found {target.name}"
             )
         return
-    if precision != INT8:
+    if not target.integers:
+        able = " or ".join(row.name for row in TARGETS if row.integers)
         raise TargetError(
-            f"precision {precision!r} is unknown; expected {INT8}, or none, for the target's own"
-        )
-    if target.name != INT8_TARGET:
-        raise TargetError(
-            f"precision {INT8} needs the target {INT8_TARGET}, found {target.name}: compile with "
+            f"precision {INT8} needs the target {able}, found {target.name}: compile with "
             f"--target {INT8_TARGET}, or quantise with `nmc quantize` and run the ONNX file"
         )
     if calibration is None:

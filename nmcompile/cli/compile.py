@@ -102,7 +102,10 @@ def compile_model(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="int8: quantise first, on --data; for the target avx512_vnni."),
+        typer.Option(
+            help="int8: quantise first, on --data; for avx512_vnni and avx512_amx. bf16: round "
+            "to bfloat16; for avx512_amx."
+        ),
     ] = None,
     data: Annotated[
         Path | None,

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmcompile.runtime.manifest import numpy_dtype
 from nmcompile.runtime.native import available_threads, native_runtime
+from nmcompile.runtime.tensors import from_numpy
 
 Array = npt.NDArray[Any]
 
@@ -119,13 +121,15 @@ def measure_trial(
     random = np.random.default_rng(0)
     if trial.x_dtype == "float32":
         x = _aligned(random.standard_normal(trial.x, dtype=np.float32))
+    elif trial.x_dtype == "bfloat16":
+        x = _aligned(random.standard_normal(trial.x).astype(numpy_dtype("bfloat16")))
     else:
         x = _aligned(random.integers(0, 256, trial.x).astype(trial.x_dtype))
-    residual = [_aligned(np.ones(trial.out, trial.x_dtype))] if trial.residual else []
+    residual = [_aligned(np.ones(trial.out, x.dtype))] if trial.residual else []
     calls, outputs = [], []
     for function, operands in ready_kernels(module, trial.kernels, arrays):
-        outputs.append(_aligned(np.zeros(trial.out, trial.out_dtype)))
-        first, *last = (native.from_dlpack(a) for a in (x, *residual, outputs[-1]))
+        outputs.append(_aligned(np.zeros(trial.out, numpy_dtype(trial.out_dtype))))
+        first, *last = (from_numpy(native, a) for a in (x, *residual, outputs[-1]))
         calls.append((function, [first, *operands, *last]))
     medians = []
     for count in threads:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nmcompile.errors import ArtifactError, InputError
-from nmcompile.kernels.catalog import Choice, OpKind, choose, rows_for
+from nmcompile.kernels.catalog import Choice, OpKind, choose, extends_another, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.runtime.cpu import model
 from nmcompile.runtime.files import replace_file
@@ -91,18 +91,18 @@ class TuningDatabase:
         """CPU models and GPUs that something was measured on."""
         return sorted(name for name, entries in self._cpus.items() if entries)
 
-    def find(self, problem: Problem) -> Tuned | None:
-        """The entry of a problem, if it was measured on the machine."""
-        return self._entries.get(problem_key(problem))
+    def find(self, problem: Problem, target: str = "") -> Tuned | None:
+        """The entry of a problem for a target, if it was measured on the machine."""
+        return self._entries.get(problem_key(problem, target))
 
-    def add(self, problem: Problem, tuned: Tuned) -> None:
+    def add(self, problem: Problem, tuned: Tuned, target: str = "") -> None:
         """Remember an entry, in the file too, beside what others have written there meanwhile.
 
         Raises:
             ArtifactError: the file cannot be written.
             InputError: it is no tuning database any more.
         """
-        self._entries[problem_key(problem)] = tuned
+        self._entries[problem_key(problem, target)] = tuned
         if self.path is None:
             return
         with _locked(self.path):
@@ -110,7 +110,7 @@ class TuningDatabase:
                 for cpu, entries in _read(self.path).items():
                     known = self._cpus.setdefault(cpu, {})
                     known |= entries
-            self._entries[problem_key(problem)] = tuned
+            self._entries[problem_key(problem, target)] = tuned
             _write(self.path, self._cpus)
 
     def choose(self, op: OpKind, target: str, problem: Problem) -> Choice:
@@ -120,7 +120,7 @@ class TuningDatabase:
             TargetError: as `catalog.choose`.
         """
         choice = choose(op, target, problem)
-        found = self.find(problem) if problem.weight is not None else None
+        found = self.find(problem, target) if problem.weight is not None else None
         if found is None:
             return choice
         refusals = {}
@@ -137,8 +137,11 @@ class TuningDatabase:
         return choice
 
 
-def problem_key(problem: Problem) -> str:
-    """A line that is equal for problems whose measurements can stand for each other."""
+def problem_key(problem: Problem, target: str = "") -> str:
+    """A line that is equal for problems whose measurements can stand for each other.
+
+    Targets count where one has kernels that another, which the problem may also run on, lacks.
+    """
     pattern, density = "dense", 1.0
     if problem.detection is not None:
         pattern, density = str(problem.detection.pattern), problem.detection.density
@@ -146,7 +149,10 @@ def problem_key(problem: Problem) -> str:
     if problem.integers is not None:
         # Zero points and limits are numbers in the code: they do not change its time.
         epilogue = replace(problem.integers.epilogue, zero=0, low=0, high=255)
-    return f"{problem.spec} {epilogue} {pattern} {density:.2f}"
+    key = f"{problem.spec} {epilogue} {pattern} {density:.2f}"
+    if problem.dtype == "bfloat16":  # the other precisions have epilogues or machines of their own
+        key = f"{key} {problem.dtype}"
+    return f"{key} on {target}" if extends_another(target, problem.dtype) else key
 
 
 def plain_config(config: Any) -> Any:

@@ -22,6 +22,7 @@ HOPELESS = 2.0  # times the cycles of the model's choice: not measured
 LEAST_GAIN = 0.02  # a smaller one may be noise: keep the model's choice
 AGREEMENT = 1e-4  # of the largest output
 HALF_AGREEMENT = 2.0**-9  # where outputs are rounded to float16: two units in its last place
+BRAIN_AGREEMENT = 2.0**-6  # likewise to bfloat16
 STEP = 1.01 / 128  # one step of rounding, where the largest of 8 bits is above the middle
 
 
@@ -100,13 +101,13 @@ def tune(
     """
     unknown: dict[str, Layer] = {}
     for layer in layers:
-        if database.find(layer.problem) is None and _has_tiles(layer, target):
-            unknown.setdefault(problem_key(layer.problem), layer)
+        if database.find(layer.problem, target) is None and _has_tiles(layer, target):
+            unknown.setdefault(problem_key(layer.problem, target), layer)
     contests = (_contest(layer, target) for layer in unknown.values())
     progress(0, len(unknown))
     with contextlib.closing(measurer.measure(contests, target)) as results:
         for done, (contest, measured) in enumerate(results, 1):
-            database.add(contest.layer.problem, _fastest(contest, measured))
+            database.add(contest.layer.problem, _fastest(contest, measured), target)
             progress(done, len(unknown))
 
 
@@ -135,9 +136,9 @@ def _contest(layer: Layer, target: str) -> Contest:
 
 
 def _fastest(contest: Contest, measured: Measured) -> Tuned:
-    agreement = {"float16": HALF_AGREEMENT, "int8": STEP}.get(
-        contest.layer.problem.dtype, AGREEMENT
-    )
+    agreement = {
+        "float16": HALF_AGREEMENT, "bfloat16": BRAIN_AGREEMENT, "int8": STEP,
+    }.get(contest.layer.problem.dtype, AGREEMENT)  # fmt: skip
     times = [statistics.geometric_mean(values) for values in zip(*measured.ms, strict=True)]
     best = 0
     for index in range(1, len(times)):

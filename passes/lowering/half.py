@@ -1,10 +1,11 @@
-"""Lower for kernels that read and write NHWC float16, with as few changes of layout as can be.
+"""Lower for kernels that read and write NHWC of 16 bits, with as few changes of layout as can be.
 
 A value of the model has up to two forms, each made when something first needs it and then kept:
 
 - plain: as in the model, NCHW float32. Inputs and outputs of the model are plain.
-- half: (N, H, W, C) float16, channels rounded up to a multiple of 8. What the channels behind the
-  last hold is finite, and nobody relies on it. (N, C) is taken for an image of one pixel.
+- half: (N, H, W, C) float16 or bfloat16, channels rounded up to a multiple of 8. What the channels
+  behind the last hold is finite, and nobody relies on it. (N, C) is taken for an image of one
+  pixel.
 
 Kernels take and give halves. Of the other operators, these stay among halves if one of their
 operands has that form already:
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
+from nmcompile.kernels.avx512_amx.bfloat16 import layout
 from nmcompile.kernels.sparse_tensor_core.tiles import padded
 from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.kernels import Lowering
@@ -52,18 +54,11 @@ _RESHAPES = ("reshape", "squeeze", "flatten", "expand_dims")
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # of (N, C, H, W) in (N, H, W, C)
 
 
-def half_shape(shape: Shape | None) -> Shape | None:
-    """The shape of a value's half form, None if it has none."""
-    if shape is None or len(shape) not in (2, 4):
-        return None
-    n, c, h, w = shape if len(shape) == 4 else (*shape, 1, 1)
-    return (n, h, w, padded(c))
-
-
 class HalfLowering(Lowering):
     """See the module."""
 
     dtype = "float16"
+    padded = staticmethod(padded)  # channels in memory of so many
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -86,7 +81,7 @@ class HalfLowering(Lowering):
         shape = shape_of(group.out)
         if isinstance(linear, Linear):
             shape = (linear.rows, linear.out_features)
-        return relax.TensorType(half_shape(shape), "float16")
+        return relax.TensorType(self._half_shape(shape), self.dtype)
 
     def keep(self, group: Group, result: Expr) -> None:
         """Keep the half form; more than two dimensions of vectors have none, and become plain."""
@@ -99,6 +94,13 @@ class HalfLowering(Lowering):
 
     # The two forms.
 
+    def _half_shape(self, shape: Shape | None) -> Shape | None:
+        """The shape of a value's half form, None if it has none."""
+        if shape is None or len(shape) not in (2, 4):
+            return None
+        n, c, h, w = shape if len(shape) == 4 else (*shape, 1, 1)
+        return (n, h, w, self.padded(c))
+
     def known(self, value: Expr) -> Expr | None:
         """The plain form."""
         if value not in self._values and value in self._halves:
@@ -110,9 +112,12 @@ class HalfLowering(Lowering):
         if value not in self._halves:
             array = constant(value)
             if array is not None:
-                return self._constant(array, "float16")
+                return self._half_constant(array)
             self._halves[value] = self._to_half(self.substitute(value))
         return self._halves[value]
+
+    def _half_constant(self, array: npt.NDArray[Any]) -> Expr:
+        return self._constant(array, self.dtype)
 
     def _emit(self, value: Expr) -> Expr:
         return self._builder.emit(value)
@@ -124,7 +129,7 @@ class HalfLowering(Lowering):
             value = self._emit(relax.op.permute_dims(plain, (0, 2, 3, 1)))
         else:
             value = self._emit(relax.op.reshape(plain, (shape[0], 1, 1, shape[1])))
-        return self._pad(self._emit(relax.op.astype(value, "float16")), shape[1])
+        return self._pad(self._emit(relax.op.astype(value, self.dtype)), shape[1])
 
     def _to_plain(self, half: Expr, shape: Shape | None) -> Expr:
         assert shape is not None
@@ -134,14 +139,14 @@ class HalfLowering(Lowering):
         return self._emit(relax.op.permute_dims(value, (0, 3, 1, 2)))
 
     def _pad(self, value: Expr, channels: int) -> Expr:
-        missing = padded(channels) - channels
+        missing = self.padded(channels) - channels
         if not missing:
             return value
         return self._emit(relax.op.nn.pad(value, (0, 0, 0, 0, 0, 0, 0, missing)))
 
     def _cut(self, half: Expr, channels: int) -> Expr:
         """Without the channels behind the last."""
-        if padded(channels) == channels:
+        if self.padded(channels) == channels:
             return half
         return self._emit(relax.op.strided_slice(half, [3], [0], [channels]))
 
@@ -149,7 +154,7 @@ class HalfLowering(Lowering):
         """A constant of the model's layout as a parameter in the half layout."""
         whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
         lines = whole.transpose(0, 2, 3, 1)
-        missing = padded(lines.shape[3]) - lines.shape[3] if lines.shape[3] > 1 else 0
+        missing = self.padded(lines.shape[3]) - lines.shape[3] if lines.shape[3] > 1 else 0
         lines = np.pad(lines, [(0, 0)] * 3 + [(0, missing)])
         return self.param(f"constant.{len(self._vars)}", np.ascontiguousarray(lines, dtype))
 
@@ -164,7 +169,7 @@ class HalfLowering(Lowering):
             self._halves[var] = half
 
     def _among_halves(self, var: Expr, value: Expr) -> Expr | None:
-        shape = half_shape(shape_of(var))
+        shape = self._half_shape(shape_of(var))
         if shape is None or str(var.ty.dtype) != "float32":
             return None
         name = operator_name(value)
@@ -204,7 +209,7 @@ class HalfLowering(Lowering):
         return self._emit(relax.op.astype(half, "float32"))
 
     def _rounded(self, value: Expr) -> Expr:
-        return self._emit(relax.op.astype(self._emit(value), "float16"))
+        return self._emit(relax.op.astype(self._emit(value), self.dtype))
 
     def _side(self, value: Expr, var: Expr) -> Expr | None:
         """One operand of an elementwise function, float32 in the half layout; None: plain only."""
@@ -243,3 +248,14 @@ class HalfLowering(Lowering):
             halves = [self._cut(half, c) for half, c in zip(halves, channels, strict=True)]
         joined = self._emit(relax.op.concat(halves, _AXES[axis]))
         return self._pad(joined, shape[1]) if axis == 1 else joined
+
+
+class BrainLowering(HalfLowering):
+    """The same in bfloat16, for CPUs."""
+
+    dtype = "bfloat16"
+    padded = staticmethod(layout.padded)
+
+    def _half_constant(self, array: npt.NDArray[Any]) -> Expr:
+        # Artifacts hold no bfloat16.
+        return self._emit(relax.op.astype(self._constant(array, "float32"), self.dtype))

@@ -10,6 +10,8 @@ from benchmarks.models import MODELS, build
 from benchmarks.problems import problem_of
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.machine.roofs import Roofs
+from nmcompile.runtime import cpu
+from nmcompile.targets import find_target
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -40,6 +42,18 @@ def test_a_row_of_integers_is_measured_against_its_roof() -> None:
     row = time_kernel("tiny", conv, 2, "dense", 1, roofs, "int8")
     assert row.kernel == "conv2d_i8_dense__avx512_vnni" and row.roof == "vnni"
     assert row.roof_share == pytest.approx(row.nonzero_gflops / 400.0)
+
+
+@pytest.mark.isa("amx_bf16")
+@pytest.mark.parametrize(("dtype", "short"), [("int8", "i8"), ("bfloat16", "bf16")])
+def test_rows_on_tiles_are_measured_against_theirs(dtype: str, short: str) -> None:
+    cpu.require(find_target("avx512_amx").cpu_features, "this test")
+    conv = Conv2d(1, 64, 8, 8, 64, (3, 3), padding=(1, 1, 1, 1))
+    roofs = Roofs(fma=100.0, load=50.0, amx_int8=4000.0, amx_bf16=2000.0)
+    row = time_kernel("tiny", conv, 2, "dense", 1, roofs, dtype, "avx512_amx")
+    assert row.kernel == f"conv2d_{short}_dense__avx512_amx" and row.ms > 0
+    bound = {"int8": 4000.0, "bfloat16": 2000.0}[dtype]
+    assert row.roof_share == pytest.approx(row.nonzero_gflops / bound)
 
 
 def test_stems_are_not_pruned() -> None:

@@ -110,15 +110,21 @@ NETS: dict[str, tuple[Layers, Forward, tuple[int, ...], set[str]]] = {
 }  # fmt: skip
 
 
+ON_VECTORS, ON_TILES = "avx512_vnni", pytest.param("avx512_amx", marks=pytest.mark.isa("amx_int8"))
+
+
+@pytest.mark.parametrize("target", [ON_VECTORS, ON_TILES])
 @pytest.mark.parametrize("form", [UNSIGNED, SIGNED], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("name", NETS)
-def test_networks_agree_with_onnxruntime(name: str, form: dict[str, Any], tmp_path: Path) -> None:
+def test_networks_agree_with_onnxruntime(
+    name: str, form: dict[str, Any], target: str, tmp_path: Path
+) -> None:
     layers, forward, shape, others = NETS[name]
     torch.manual_seed(0)
     model = export_onnx(Net(layers, forward).eval(), torch.zeros(shape))
     model = quantised(model, shape, quant_format=QuantFormat.QDQ, **form)
     path = tmp_path / "m.nmc"
-    result = nmc.compile(model, output=path, target="avx512_vnni")
+    result = nmc.compile(model, output=path, target=target)
     conversions = {"quantize", "dequantize"}
     assert set(result.report.other_operators or {}) <= others | conversions
     assert all("_i8_" in layer.kernel for layer in result.report.layers)

@@ -22,6 +22,7 @@ LOST = 0.003  # of the accuracy
 class Digits(NamedTuple):
     """A trained net, quantised, and the images that it has not seen."""
 
+    model: nn.Module
     quantised: nmcompile.QuantizeResult
     images: Array
     labels: Array
@@ -63,7 +64,7 @@ def digits() -> Digits:
     with torch.no_grad():
         share = float((model(test).argmax(1) == wanted).float().mean())
     quantised = nmcompile.quantize(model, images[:TRAINED], example_inputs=test[:1])
-    return Digits(quantised, test.numpy(), wanted.numpy(), share)
+    return Digits(model, quantised, test.numpy(), wanted.numpy(), share)
 
 
 def accuracy(logits: Array, digits: Digits) -> float:
@@ -80,17 +81,39 @@ def test_integers_recognise_as_many_digits(digits: Digits) -> None:
     assert patterns == ["dense", "2:4", "dense"]
 
 
-@pytest.mark.isa("avx512_vnni")
-def test_the_artifact_recognises_as_many_digits(digits: Digits, tmp_path: Path) -> None:
-    path, model = tmp_path / "m.nmc", digits.quantised.model
-    nmcompile.compile(model, output=path, target="avx512_vnni")
-    name = model.graph.input[0].name
+def logits_of(path: Path, digits: Digits) -> Array:
+    """Of an artifact, image by image."""
     with nmcompile.runtime.load(path) as session:
+        (name,) = (spec.name for spec in session.inputs)
         runs = [
             np.array(next(iter(session.run({name: image[None]}).values())))
             for image in digits.images
         ]
-    logits = np.concatenate(runs)
+    return np.concatenate(runs)
+
+
+ON_VECTORS = pytest.param("avx512_vnni", marks=pytest.mark.isa("avx512_vnni"))
+ON_TILES = pytest.param("avx512_amx", marks=pytest.mark.isa("amx_int8"))
+
+
+@pytest.mark.parametrize("target", [ON_VECTORS, ON_TILES])
+def test_the_artifact_recognises_as_many_digits(
+    target: str, digits: Digits, tmp_path: Path
+) -> None:
+    path, model = tmp_path / "m.nmc", digits.quantised.model
+    nmcompile.compile(model, output=path, target=target)
+    name = model.graph.input[0].name
+    logits = logits_of(path, digits)
     assert accuracy(logits, digits) >= digits.float_accuracy - LOST
     expected = first_output(model, Calibration({name: digits.images}, 1), "digits")
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.995
+
+
+@pytest.mark.isa("amx_bf16")
+def test_bfloat16_recognises_as_many_digits(digits: Digits, tmp_path: Path) -> None:
+    path, example = tmp_path / "m.nmc", torch.from_numpy(digits.images[:1])
+    nmcompile.compile(
+        digits.model, output=path, target="avx512_amx", precision="bf16", example_inputs=(example,)
+    )
+    logits = logits_of(path, digits)
+    assert accuracy(logits, digits) >= digits.float_accuracy - LOST

@@ -1,0 +1,150 @@
+"""Whole models in bfloat16, as a user compiles and runs them, against torch."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import nmcompile as nmc
+from nmcompile import runtime
+from nmcompile.cli import app
+from nmcompile.errors import DeviceError, InputError, TargetError
+from nmcompile.kernels.avx512_amx import twin
+from nmcompile.kernels.catalog import find_row
+from nmcompile.machine import trial
+from nmcompile.runtime import cpu
+from nmcompile.tuning import tuner
+from tests.support.gpu_models import MODELS, pruned
+from tests.support.tiny_models import example, tiny_net
+
+TARGET = "avx512_amx"
+TOLERANCE = 2e-2  # of the range of the output
+needs_tiles = pytest.mark.isa("amx_bf16")
+
+
+def compile_bf16(model: nn.Module, x: torch.Tensor, path: Path) -> Any:
+    return nmc.compile(model, output=path, target=TARGET, precision="bf16", example_inputs=(x,))
+
+
+@needs_tiles
+@pytest.mark.parametrize("pattern", ["dense", "2:4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_compute_what_torch_does(name: str, pattern: str, tmp_path: Path) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = pruned(make(), pattern).eval()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "m.nmc"
+    result = compile_bf16(model, x, path)
+    session = runtime.load(path, threads=1)
+    found = [np.asarray(y) for y in session.run(x.numpy()).values()]
+    with torch.no_grad():
+        wanted = model(x)
+    for ours, theirs in zip(found, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+        span = float(theirs.max() - theirs.min())
+        assert ours.dtype == np.float32 and ours.shape == tuple(theirs.shape)
+        assert np.abs(ours - theirs.numpy()).max() < TOLERANCE * span
+    rows = [find_row(call.symbol) for call in session.manifest.calls]
+    convolutions = [row for row in rows if row is not None and row.op == "conv2d"]
+    assert convolutions and all(row.dtype == "bfloat16" for row in convolutions)
+    assert result.target == TARGET
+
+
+@needs_tiles
+def test_two_threads_and_a_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, shape = MODELS["residual"]
+    model = pruned(make(), "2:4").eval()
+    x = torch.randn((3, *shape[1:]))
+    compile_bf16(model, x, tmp_path / "m.nmc")
+    one, two = (runtime.load(tmp_path / "m.nmc", threads=count) for count in (1, 2))
+    first, second = (np.asarray(next(iter(s.run(x.numpy()).values()))) for s in (one, two))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"precision": "bf16", "target": "avx512"}, TargetError, ("bf16", TARGET, "avx512")),
+        ({"precision": "bf16", "target": "sm_80"}, TargetError, ("bf16", TARGET, "sm_80")),
+        ({"precision": "fp8", "target": TARGET}, TargetError, ("fp8", "int8 or bf16")),
+        (
+            {"precision": "bf16", "target": TARGET, "calibration": [np.zeros(3)]},
+            InputError, ("calibration", "int8", "bf16"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    options: dict[str, Any], error: type[Exception], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        nmc.compile(tiny_net(), output=tmp_path / "m.nmc", example_inputs=(example(),), **options)
+    assert all(word in str(caught.value) for word in words)
+    assert not (tmp_path / "m.nmc").exists()
+
+
+class _NoPermission:
+    @staticmethod
+    def syscall(*arguments: int) -> int:
+        assert arguments == (158, 0x1023, 18)
+        return -1
+
+
+def test_a_kernel_that_permits_no_tiles_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their use without permission would end the process."""
+    monkeypatch.setattr(cpu, "host", lambda: ("a CPU", frozenset({"amx_tile"})))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: _NoPermission)
+    with pytest.raises(DeviceError, match=r"m\.nmc .*does not permit.*avx512_vnni"):
+        cpu.require(["amx_tile"], "m.nmc")
+
+
+def test_a_cpu_without_tiles_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compile_bf16(tiny_net("2:4"), example(), tmp_path / "m.nmc")
+    name, flags = cpu.host()
+    monkeypatch.setattr(cpu, "host", lambda: (name, flags - {"amx_tile", "amx_bf16"}))
+    with pytest.raises(DeviceError, match=r"amx_tile.*amx_bf16|amx_bf16.*amx_tile"):
+        runtime.load(tmp_path / "m.nmc")
+
+
+def test_the_twin_knows_every_instruction() -> None:
+    from nmcompile.kernels.avx512_amx.instructions import Hardware
+
+    public = {name for name in vars(Hardware) if not name.startswith("_")}
+    assert public == {name for name in vars(twin.Software) if not name.startswith("_")}
+
+
+@needs_tiles
+def test_the_command_compiles(dense_onnx: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.nmc"
+    command = ["compile", str(dense_onnx), "-o", str(path), "--target", TARGET]
+    done = CliRunner().invoke(app, [*command, "--precision", "bf16"])
+    assert done.exit_code == 0, done.output
+    x = example().numpy()
+    found = next(iter(runtime.load(path).run(x).values()))
+    (wanted,) = onnxruntime.InferenceSession(str(dense_onnx)).run(None, {"x": x})
+    assert np.abs(np.asarray(found) - wanted).max() < TOLERANCE * np.ptp(wanted)
+
+
+@needs_tiles
+def test_layers_are_tuned_for_their_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured in bfloat16 says nothing of float32, and the other way round."""
+    monkeypatch.setattr(tuner, "CANDIDATES", 2)
+    monkeypatch.setattr(tuner, "OTHERS", 1)
+    monkeypatch.setattr(trial, "BUDGET", 0.05)
+    tuning = nmc.Tuning(measure=True, database=tmp_path / "tuning.json")
+    options: dict[str, Any] = {"example_inputs": (example(),), "tuning": tuning}
+    for target, precision in ((TARGET, "bf16"), ("avx512", None), (TARGET, "bf16")):
+        path = tmp_path / "m.nmc"
+        result = nmc.compile(
+            tiny_net("2:4"), output=path, target=target, precision=precision, **options
+        )
+        kernels = [tuned.kernel for tuned in result.tuning]
+        assert kernels and all(("_bf16_" in kernel) == (precision == "bf16") for kernel in kernels)
