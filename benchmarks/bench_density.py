@@ -66,12 +66,12 @@ class Family:
     def row(self, problem: Problem) -> Kernel:
         """The sparse kernel for a problem, whether or not the dense one is faster."""
         if self.kernel is None:
-            picked = choose("conv2d", TARGETS[problem.dtype], problem).kernel
+            picked = choose("conv2d", TARGETS[problem.dtype][0], problem).kernel
             if picked.sparse:
                 return picked
         return next(
             row
-            for row in rows_for("conv2d", TARGETS[problem.dtype], problem.dtype)
+            for row in rows_for("conv2d", TARGETS[problem.dtype][0], problem.dtype)
             if row.sparse and self.kernel in (None, row.name) and row.refuse(problem) is None
         )
 
@@ -109,7 +109,7 @@ def time_layer(
     """One layer dense and with all families at all densities, in turns; then in other engines."""
     make, families = MAKERS[dtype], FAMILIES[dtype]
     dense = make(conv, Dense())
-    picked = choose("conv2d", TARGETS[dtype], dense).kernel
+    picked = choose("conv2d", TARGETS[dtype][0], dense).kernel
     candidates = [picked.lower(dense)]
     # Where two families run the same row, it is timed once.
     at: dict[tuple[Pattern, float, str], int] = {}
@@ -124,7 +124,7 @@ def time_layer(
                 at[key] = len(candidates)
                 candidates.append(row.lower(problem))
             runs[family.name].append(at[key])
-    (times,) = measure(dense, candidates, find_target(TARGETS[dtype]), (threads,)).ms
+    (times,) = measure(dense, candidates, find_target(TARGETS[dtype][0]), (threads,)).ms
     ms = {name: [times[i] for i in indices] for name, indices in runs.items()}
     peers = time_peers(dense, threads)
     return Layer(title_of(conv), count, picked.name, times[0], ms, peers)
@@ -176,7 +176,9 @@ def main() -> int:
     """Run the benchmark."""
     options = parse_arguments()
     runtime.configure_environment()
-    cpu.require(find_target(TARGETS[options.dtype]).cpu_features, f"timing {options.dtype} kernels")
+    cpu.require(
+        find_target(TARGETS[options.dtype][0]).cpu_features, f"timing {options.dtype} kernels"
+    )
     shapes, share = heaviest(read_shapes(options.model), options.share)
     layers = [
         time_layer(conv, count, options.densities, options.threads, options.dtype)

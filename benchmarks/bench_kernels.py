@@ -58,13 +58,14 @@ def time_kernel(
     threads: int,
     roofs: Roofs,
     dtype: str = "float32",
+    target: str | None = None,
 ) -> Row:
-    """Measure one convolution of a model.
+    """Measure one convolution of a model, for the precision's oldest target unless one is named.
 
     Raises:
         ValueError: the pattern does not fit it.
     """
-    problem, target = problem_of(conv, spec, dtype), TARGETS[dtype]
+    problem, target = problem_of(conv, spec, dtype), target or TARGETS[dtype][0]
     if problem is None or problem.detection is None:
         raise ValueError(f"{spec} does not fit {conv}")
     kernel = choose("conv2d", target, problem).kernel
@@ -86,6 +87,8 @@ def table_of(rows: list[Row], roofs: Roofs) -> Table:
     title = f"one core: FMA {roofs.fma:.0f}, L1 load {roofs.load:.0f} GFLOP/s"
     if roofs.vnni is not None:
         title += f", vpdpbusd {roofs.vnni:.0f} GOP/s"
+    if roofs.amx_int8 is not None:
+        title += f", tiles of bytes {roofs.amx_int8:.0f}, of bfloat16 {roofs.amx_bf16:.0f}"
     table = Table(title=title)
     for name in ("model", "shape", "pattern", "kernel"):
         table.add_column(name)
@@ -106,6 +109,7 @@ def main() -> int:
     parser.add_argument("--models", default="resnet50", help=f"some of {','.join(MODELS)}")
     parser.add_argument("--patterns", default="dense,1x16@0.5,2:4")
     parser.add_argument("--dtype", choices=tuple(TARGETS), default="float32")
+    parser.add_argument("--target", help="default: the oldest that computes in the precision")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -113,7 +117,11 @@ def main() -> int:
     if unknown:
         parser.error(f"--models: expected some of {', '.join(MODELS)}, found {unknown.pop()!r}")
     runtime.configure_environment()
-    features = find_target(TARGETS[options.dtype]).cpu_features
+    target = options.target or TARGETS[options.dtype][0]
+    if target not in TARGETS[options.dtype]:
+        named = " or ".join(TARGETS[options.dtype])
+        parser.error(f"--target: expected {named} for {options.dtype}, found {target!r}")
+    features = find_target(target).cpu_features
     cpu.require(features, f"timing {options.dtype} kernels")
     roofs = measure_roofs()
     work = [
@@ -124,7 +132,7 @@ def main() -> int:
         if problem_of(conv, spec, options.dtype) is not None
     ]
     rows = [
-        time_kernel(*item, options.threads, roofs, options.dtype)
+        time_kernel(*item, options.threads, roofs, options.dtype, target)
         for item in track(work, "measuring", console=Console(stderr=True))
     ]
     Console(width=None if sys.stdout.isatty() else 160).print(table_of(rows, roofs))

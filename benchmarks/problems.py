@@ -56,8 +56,23 @@ def make_problem(conv: Conv2d, pattern: Pattern, density: float | None = None) -
     return Problem(conv, epilogue, weight, bias, Detection(pattern, (pattern,), kept))
 
 
-TARGETS = {"float32": "avx512", "int8": "avx512_vnni"}
-MAKERS = {"float32": make_problem, "int8": make_int8_problem}
+def make_bfloat16_problem(conv: Conv2d, pattern: Pattern, density: float | None = None) -> Problem:
+    """As `make_problem`, of bfloat16."""
+    return replace(make_problem(conv, pattern, density), dtype="bfloat16")
+
+
+TARGETS = {
+    "float32": ("avx512",),
+    "int8": ("avx512_vnni", "avx512_amx"),
+    "bfloat16": ("avx512_amx",),
+}
+"""Those that compute in a precision, the oldest first."""
+
+MAKERS = {
+    "float32": make_problem,
+    "int8": make_int8_problem,
+    "bfloat16": make_bfloat16_problem,
+}
 
 
 def problem_of(conv: Conv2d, spec: str, dtype: str = "float32") -> Problem | None:

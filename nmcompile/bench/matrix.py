@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nmcompile.bench.engines.table import INT8, OURS, EngineRow
+from nmcompile.bench.engines.table import OURS, EngineRow
+from nmcompile.bench.forms import dtype_of
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import Dense, OneByN, Pattern, Unstructured, parse_pattern
-from nmcompile.targets import find_target
 
 AS_IS = "as-is"
 
@@ -63,7 +63,7 @@ def parse_spec(text: str) -> PatternSpec:
 
 @dataclass(frozen=True)
 class Setting:
-    """One case before it is measured; target: of our engine, else ""."""
+    """One case before it is measured; target: what ours is compiled for (`forms`), else ""."""
 
     pattern: PatternSpec
     engine: EngineRow
@@ -74,8 +74,7 @@ class Setting:
         """That it computes in."""
         if not self.target:
             return self.engine.dtype
-        target = find_target(self.target)
-        return INT8 if target.integers else target.dtype
+        return dtype_of(self.target)
 
 
 @dataclass(frozen=True)

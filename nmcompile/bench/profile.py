@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def roof_of(roofs: Roofs, kind: str, threads: int) -> float | None:
     """GFLOP/s of a roof on `threads` cores, taken to be equally fast; None if it is not known."""
-    known = {"fma": roofs.fma, "load": roofs.load, "vnni": roofs.vnni}[kind]
+    known: float | None = getattr(roofs, kind)
     return None if known is None else known * threads
 
 

@@ -233,8 +233,8 @@ class _RemoteRun:
         self.roofs[device] = Roofs(
             fma=max(before.fma, found.fma),
             load=max(before.load, found.load),
-            # Only libraries for CPUs that have it measure it.
-            vnni=max((r.vnni for r in (before, found) if r.vnni is not None), default=None),
+            # Only libraries for CPUs that have them measure them.
+            **{kind: _highest(before, found, kind) for kind in ("vnni", "amx_int8", "amx_bf16")},
         )
 
     def _measured(self, work: _Work, case: Case, response: Mapping[str, Any]) -> Case:
@@ -270,3 +270,9 @@ class _RemoteRun:
             device_roofs=self.roofs,
             calibration=self.calibration,
         )
+
+
+def _highest(first: Roofs, second: Roofs, kind: str) -> float | None:
+    """The higher of one roof, None where neither has it."""
+    both = (getattr(first, kind), getattr(second, kind))
+    return max((roof for roof in both if roof is not None), default=None)

@@ -8,7 +8,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nmcompile.bench.cores import Cores
@@ -218,7 +218,7 @@ class _Runner:
             found = measure_roofs()
         except (NmcompileError, ImportError):
             return None
-        return Roofs(fma=found.fma, load=found.load, vnni=found.vnni)
+        return Roofs(**asdict(found))
 
     def _result(self, complete: bool = True) -> Run:
         return make_run(

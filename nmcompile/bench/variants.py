@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nmcompile.bench.engines.table import INT8, EngineRow
+from nmcompile.bench.forms import BFLOAT16, dtype_of, precision_of, target_of
 from nmcompile.bench.matrix import PatternSpec
 from nmcompile.bench.quantised import Calibrate, is_quantised, quantise_file, read_graph
 from nmcompile.bench.results import Artifact
@@ -191,7 +192,7 @@ class FoldedVariant(Variant):
 
     def runs_integers(self, row: EngineRow, target: str) -> bool:
         """Whether it is the quantised model that an engine is to agree with."""
-        integers = bool(target) and find_target(target).integers
+        integers = bool(target) and dtype_of(target) == INT8
         return self.came_quantised or integers or row.dtype == INT8
 
     def quantised(self, progress: Progress = silent) -> Path:
@@ -224,24 +225,24 @@ class FoldedVariant(Variant):
 
         from nmcompile.compiler import compile
 
-        path = self._folder / f"{self._stem}-{target}.nmc"
-        row = find_target(target)
+        path = self._folder / f"{self._stem}-{target.replace(':', '-')}.nmc"
+        row, dtype = target_of(target), dtype_of(target)
         model, more = self._native, self._examples()
-        if row.integers and not self.came_quantised:
+        if dtype == INT8 and not self.came_quantised:
             model, more = onnx.load(self.quantised(progress)), {}
         begin = time.perf_counter()
         result = compile(
             model,
             output=path,
-            target=target,
+            target=row.name,
+            precision=precision_of(target),
             **more,
             pattern="dense" if isinstance(self._spec.pattern, Dense) else "auto",
             progress=progress,
         )
         seconds = time.perf_counter() - begin
         dense = sum(4 * math.prod(layer.shape) for layer in result.report.layers)
-        dtype = INT8 if row.integers else row.dtype
-        return Compiled(path, artifact_facts(path, dense, seconds), target, dtype)
+        return Compiled(path, artifact_facts(path, dense, seconds), row.name, dtype)
 
     def _examples(self) -> dict[str, Any]:
         """What the driver has to know about the inputs."""
@@ -286,8 +287,9 @@ class ArtifactVariant(Variant):
 
         manifest = self._source.artifact.manifest
         rows = [find_row(call.symbol) for call in manifest.calls]
-        if any(row is not None and row.dtype == INT8 for row in rows):
-            return INT8
+        for dtype in (INT8, BFLOAT16):
+            if any(row is not None and row.dtype == dtype for row in rows):
+                return dtype
         return find_target(manifest.target.kind).dtype
 
     @cached_property

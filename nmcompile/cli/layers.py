@@ -13,8 +13,15 @@ from nmcompile.cli.printing import say
 if TYPE_CHECKING:
     from nmcompile.bench.results import LayerRow, Roofs
 
-ROOF_NAMES = {"fma": "FMA", "load": "L1 load", "vnni": "VNNI"}
-COLOURS = {"fma": "#1f6feb", "load": "#bc4c00", "vnni": "#8250df"}
+ROOF_NAMES = {
+    "fma": "FMA", "load": "L1 load", "vnni": "VNNI",
+    "amx_int8": "AMX int8", "amx_bf16": "AMX bfloat16",
+}  # fmt: skip
+COLOURS = {
+    "fma": "#1f6feb", "load": "#bc4c00", "vnni": "#8250df",
+    "amx_int8": "#0d8a6a", "amx_bf16": "#b0307f",
+}  # fmt: skip
+OF_FLOATS = ("fma", "load")
 LABELS = 5  # layers named in the picture: those that lose most time
 
 
@@ -76,8 +83,8 @@ def plot_layers(
     for kind, colour in COLOURS.items():
         height = roof_of(roofs, kind, threads)
         own = [(index, row) for index, row in enumerate(rows, 1) if row.roof == kind]
-        # The roof of integers is far above what bounds a float32 model, and would flatten it.
-        if height is None or (kind == "vnni" and not own):
+        # The other roofs are far above what bounds a float32 model, and would flatten it.
+        if height is None or (kind not in OF_FLOATS and not own):
             continue
         name = ROOF_NAMES[kind]
         axes.axhline(height, color=colour, linestyle="--", linewidth=1)

@@ -38,7 +38,7 @@ def measure_artifact(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Answer: `samples_ms` of all timed runs; `layers`, a list of {layer, symbol, ms}; `threads`;
     `load_ms`; `machine`, as results of nmc bench describe it; `load`, what else was on its cores;
-    `roofs`, null or {fma, load, vnni} in GFLOP/s, vnni null where the library has no such loop.
+    `roofs`, null or {fma, load, vnni, ...} in GFLOP/s, null where the library has no such loop.
 
     Raises:
         NmcompileError: this machine cannot run the artifact, or the inputs do not fit it.

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from nmcompile.bench.engines import find_engine
+from nmcompile.bench.forms import read_form
 from nmcompile.bench.matrix import expand, parse_spec
 from nmcompile.bench.sources import OnnxSource, TorchSource, unique_names
 from nmcompile.bench.variants import FoldedVariant
-from nmcompile.errors import ModelError, PatternError, ShapeError
+from nmcompile.errors import ModelError, PatternError, ShapeError, TargetError
 from nmcompile.sparsity import check, parse_pattern
 from tests.support.tiny_models import SHAPE, conv_onnx, conv_weight, tiny_net
 
@@ -66,15 +67,26 @@ def test_engines_that_do_not_see_zeros_run_once_per_group() -> None:
 
 def test_ours_computes_in_what_its_target_does() -> None:
     engines = [find_engine(name) for name in ("nmcompile", "onnxruntime-int8", "onnxruntime")]
-    targets = ["avx512", "avx512_vnni", "sm_80"]
+    targets = ["avx512", "avx512_vnni", "avx512_amx", "avx512_amx:bf16", "sm_80"]
     (group,) = expand(["a"], [parse_spec("2:4")], targets, [1], [None], engines)
     assert [(s.engine.name, s.pattern.text, s.dtype) for s in group.settings] == [
         ("nmcompile", "2:4", "float32"),
         ("nmcompile", "2:4", "int8"),
+        ("nmcompile", "2:4", "int8"),
+        ("nmcompile", "2:4", "bfloat16"),
         ("nmcompile", "2:4", "float16"),
         ("onnxruntime-int8", "dense", "int8"),
         ("onnxruntime", "dense", "float32"),
     ]
+
+
+def test_precisions_behind_a_target() -> None:
+    assert read_form("avx512_amx:bf16") == "avx512_amx:bf16"
+    for text in ("avx512_vnni:bf16", "avx512_amx:int8", "avx512_amx:"):
+        with pytest.raises(TargetError, match="avx512_amx:bf16"):
+            read_form(text)
+    with pytest.raises(TargetError, match="unknown"):
+        read_form("z80:bf16")
 
 
 def test_weights_that_stay_are_what_the_others_run_too() -> None:

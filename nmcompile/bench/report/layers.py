@@ -17,11 +17,15 @@ ROOFS: Final = {
     "fma": Series("bound by multiply-adds", "--s0"),
     "load": Series("bound by loads from L1", "--s3", "square"),
     "vnni": Series("bound by products of bytes", "--s2", "triangle-up"),
+    "amx_int8": Series("bound by tiles of bytes", "--s1", "triangle-up"),
+    "amx_bf16": Series("bound by tiles of bfloat16", "--s4", "square"),
 }
 NAMES: Final = {
     "fma": "multiply-adds",
     "load": "loads from L1",
     "vnni": "products of bytes",
+    "amx_int8": "tiles of bytes",
+    "amx_bf16": "tiles of bfloat16",
 }
 OTHER: Final = Series("no roof known", "--dense", "diamond")
 

@@ -66,8 +66,9 @@ def bench_models(
         str,
         typer.Option(
             metavar="LIST",
-            help="What to compile for, see `nmc targets`; for avx512_vnni a model that is not "
-            "quantised is, on seeded random inputs or on --data.",
+            help="What to compile for, see `nmc targets`; for avx512_vnni and avx512_amx a model "
+            "that is not quantised is, on seeded random inputs or on --data; avx512_amx:bf16 "
+            "rounds it to bfloat16.",
         ),
     ] = "avx512",
     threads: Annotated[

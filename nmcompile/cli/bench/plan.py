@@ -70,10 +70,10 @@ def read_patterns(text: str) -> list["PatternSpec"]:
 
 
 def read_targets(text: str) -> list[str]:
-    """Read `avx512,cuda`."""
-    from nmcompile.targets import find_target
+    """Read `avx512,avx512_amx:bf16,cuda`."""
+    from nmcompile.bench.forms import read_form
 
-    return _each(text, lambda word: find_target(word).name, "--targets")
+    return _each(text, read_form, "--targets")
 
 
 def read_engines(text: str) -> list["EngineRow"]:
