@@ -68,7 +68,7 @@ class Hardware:
         columns = [part for width in widths for part in (width, 0)] + [0] * 16
         settings = T.alloc_buffer((BYTES,), "int8", scope="local", align=BYTES)
         store_bytes(settings, 0, constant_bytes([*palette, *columns, *heights, *[0] * 8]), BYTES)
-        self._call("ldtilecfg", _address(settings, 0))
+        self._call("ldtilecfg", tirx.op.address_of(settings[0]))
 
     def release(self) -> None:
         """See `Tiles`."""
@@ -80,12 +80,12 @@ class Hardware:
 
     def load(self, tile: int, buffer: Buffer, start: Expr, pitch: Expr) -> None:
         """See `Tiles`."""
-        address = _address(buffer, start)
+        address = tirx.op.address_of(buffer[start])
         self._call("tileloadd64", T.int8(tile), address, T.Cast("int64", pitch))
 
     def store(self, tile: int, buffer: Buffer, start: Expr) -> None:
         """See `Tiles`."""
-        address = _address(buffer, start)
+        address = tirx.op.address_of(buffer[start])
         self._call("tilestored64", T.int8(tile), address, T.int64(BYTES))
 
     def multiply(self, sums: int, activations: int, weights: int, product: Product) -> None:
@@ -98,7 +98,11 @@ class Hardware:
         T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments))
 
 
-def _address(buffer: Buffer, start: Expr) -> Expr:
-    """Where an element lies; TVM must not take it for the only one, and make the buffer smaller."""
-    read_and_write = 3
-    return tirx.op.tvm_access_ptr(buffer.dtype, buffer.data, start, 1, read_and_write)
+def hold_whole(buffer: Buffer) -> Buffer:
+    """Keep TVM from making a buffer smaller; for every buffer whose rows are loaded or stored.
+
+    Where only the address of an element is taken, it counts as the only one that is used.
+    """
+    for element in (0, int(buffer.shape[0]) - 1):
+        T.evaluate(buffer[element])
+    return buffer

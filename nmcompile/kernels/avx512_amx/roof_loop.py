@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512 import roof_loop
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512_amx.instructions import ROWS, SUMS, Hardware, Product
+from nmcompile.kernels.avx512_amx.instructions import ROWS, SUMS, Hardware, Product, hold_whole
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 
@@ -28,7 +28,7 @@ def emit_roof_loop(name: str, product: Product) -> Any:
     with PrimFuncBuilder(name) as func:
         func.tensor("data", (roof_loop.DATA_FLOATS,))
         out = func.tensor("out", (roof_loop.OUT_FLOATS,))
-        zeros = T.alloc_buffer((ROWS * BYTES,), "int32", scope="local", align=BYTES)
+        zeros = hold_whole(T.alloc_buffer((ROWS * BYTES,), "int32", scope="local", align=BYTES))
         unit.configure(ROWS, BYTES)
         unit.zero(0)
         unit.store(0, zeros, 0)

@@ -147,7 +147,7 @@ class FxGraph(FxReader):
                 if tensor is not None:
                     values[node] = tensor.detach()
             elif is_dequantisation(node) and (known := self.integers(node)) is not None:
-                values[node] = torch.from_numpy(known.real)
+                values[node] = torch.from_numpy(known.real.copy())
                 kept.add(node)  # kernels compute with the integers
             elif is_dequantisation(node) and node.all_input_nodes[0].op != "get_attr":
                 continue  # its integers may be constants the next time

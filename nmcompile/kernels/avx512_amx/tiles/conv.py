@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr
-from nmcompile.kernels.avx512_amx.instructions import Hardware, Tiles
+from nmcompile.kernels.avx512_amx.instructions import Hardware, Tiles, hold_whole
 from nmcompile.kernels.avx512_amx.tiles.config import Registers, TilesConfig
 from nmcompile.kernels.avx512_amx.tiles.finish import Finishing, Pending, Together
 from nmcompile.kernels.avx512_amx.tiles.layout import Steps
@@ -124,7 +124,7 @@ class _Emitter:
                 source = func.bytes_of(x)
                 if self.strided is not None:
                     source = _picked_pixels(source, self.strided)
-                self.raster = self.reading.raster(source, numbers.zero)
+                self.raster = hold_whole(self.reading.raster(source, numbers.zero))
                 self._items()
         return func.result()
 
@@ -175,6 +175,7 @@ class _Emitter:
         self.gathered = gather.Gathered(
             self.reading, config, self.lists, self.raster, gathering.pitch
         )
+        hold_whole(self.gathered.bytes)
         columns = min(self.reading.grid[2], config.tiles * config.pixels)
         at = T.bind(self.reading.position(block.image, block.row, block.first))
         per_list = config.list_outputs // (LANES * config.vectors)

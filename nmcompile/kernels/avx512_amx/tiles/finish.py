@@ -13,7 +13,7 @@ from typing import Protocol
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Expr, lanes
-from nmcompile.kernels.avx512_amx.instructions import ROWS, Tiles
+from nmcompile.kernels.avx512_amx.instructions import ROWS, Tiles, hold_whole
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.avx512_vnni.lanes.finish import FOUR
 
@@ -62,7 +62,7 @@ class Pending:
     def __init__(self, across: int, vectors: int, dtype: str) -> None:
         self.size = across * vectors * TILE
         # Not on the stack, where rows would not be aligned.
-        self.sums = T.alloc_buffer((2 * self.size,), dtype, align=BYTES)
+        self.sums = hold_whole(T.alloc_buffer((2 * self.size,), dtype, align=BYTES))
         self.firsts = T.alloc_buffer((across,), "int32", scope="local")
         self.skips = T.alloc_buffer((across,), "int32", scope="local")
         self.channel, self.done, self.slot = (
