@@ -67,7 +67,7 @@ def assert_close(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("method", METHODS)
-@examples(6)
+@examples(3)
 @given(conv=convolutions(), epilogue=epilogues(), data=st.data())
 def test_convolutions(
     unit: str, method: str, conv: Conv2d, epilogue: Epilogue, data: st.DataObject

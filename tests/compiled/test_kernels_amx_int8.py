@@ -30,7 +30,7 @@ METHODS = tuple(PATTERNS)
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("method", METHODS)
-@examples(6)
+@examples(3)
 @given(conv=convolutions(), seed=st.integers(0, 1 << 16), data=st.data())
 def test_sums_are_exact(
     unit: str, method: str, conv: Conv2d, seed: int, data: st.DataObject
@@ -45,7 +45,7 @@ def test_sums_are_exact(
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("method", METHODS)
-@examples(4)
+@examples(2)
 @given(
     rows=st.sampled_from([(1,), (2, 3), (17,), (50,)]),
     features=st.sampled_from([1, 3, 30, 64, 100, 256, 700]),
@@ -102,7 +102,7 @@ def test_pointwise_with_strides_or_borders(unit: str, conv: Conv2d) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("method", METHODS)
-@examples(6)
+@examples(3)
 @given(
     epilogue=epilogues(), outputs=st.sampled_from([16, 32, 40, 72]), seed=st.integers(0, 1 << 16)
 )
