@@ -90,7 +90,7 @@ class BrainBackend(CpuBackend):
     lowering: type[Lowering] = BrainLowering
 
     def prepare(self, module: Module) -> Module:
-        """Leave the batch whole: half as many bytes are in the caches."""
+        """Leave the batch whole: what `split_batch` counts is float32 in planes."""
         return simplify(module)
 
 

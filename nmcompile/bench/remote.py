@@ -230,12 +230,8 @@ class _RemoteRun:
     def _add_roofs(self, device: str, found: Roofs) -> None:
         """Keep the highest: others on a machine only slow it down."""
         before = self.roofs.get(device, found)
-        self.roofs[device] = Roofs(
-            fma=max(before.fma, found.fma),
-            load=max(before.load, found.load),
-            # Only libraries for CPUs that have them measure them.
-            **{kind: _highest(before, found, kind) for kind in ("vnni", "amx_int8", "amx_bf16")},
-        )
+        highest = {kind: _highest(before, found, kind) for kind in Roofs.__struct_fields__}
+        self.roofs[device] = msgspec.convert(highest, Roofs)
 
     def _measured(self, work: _Work, case: Case, response: Mapping[str, Any]) -> Case:
         """The case with what the device answered.
@@ -273,6 +269,6 @@ class _RemoteRun:
 
 
 def _highest(first: Roofs, second: Roofs, kind: str) -> float | None:
-    """The higher of one roof, None where neither has it."""
+    """The higher of one roof; None where neither has it, as only libraries for some CPUs do."""
     both = (getattr(first, kind), getattr(second, kind))
     return max((roof for roof in both if roof is not None), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,12 @@ class Lowered:
     def emit_func(self) -> Any:
         """The TIR function, emitted anew."""
         return self.emit(*self.args)
+
+
+def arrays_of(packed: Any) -> dict[str, Array]:
+    """The arrays among the fields of a dataclass, in their order, by argument name."""
+    named = {field.name: getattr(packed, field.name) for field in fields(packed)}
+    return {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
 
 
 def with_bias(values: Array, bias: npt.NDArray[np.float32] | None) -> dict[str, Array]:

@@ -119,12 +119,11 @@ def measure_trial(
     native = native_runtime()
     before = native.num_threads()
     random = np.random.default_rng(0)
-    if trial.x_dtype == "float32":
-        x = _aligned(random.standard_normal(trial.x, dtype=np.float32))
-    elif trial.x_dtype == "bfloat16":
-        x = _aligned(random.standard_normal(trial.x).astype(numpy_dtype("bfloat16")))
+    if trial.x_dtype == "uint8":
+        x = _aligned(random.integers(0, 256, trial.x).astype(np.uint8))
     else:
-        x = _aligned(random.integers(0, 256, trial.x).astype(trial.x_dtype))
+        numbers = random.standard_normal(trial.x, dtype=np.float32)
+        x = _aligned(numbers.astype(numpy_dtype(trial.x_dtype)))
     residual = [_aligned(np.ones(trial.out, x.dtype))] if trial.residual else []
     calls, outputs = [], []
     for function, operands in ready_kernels(module, trial.kernels, arrays):

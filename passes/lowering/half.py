@@ -33,6 +33,7 @@ from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.kernels import Lowering
 from nmcompile.passes.lowering.match import Group
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, scalar, shape_of
+from nmcompile.runtime.manifest import numpy_dtype
 
 Shape = tuple[int, ...]
 
@@ -112,12 +113,9 @@ class HalfLowering(Lowering):
         if value not in self._halves:
             array = constant(value)
             if array is not None:
-                return self._half_constant(array)
+                return self._constant(array, self.dtype)
             self._halves[value] = self._to_half(self.substitute(value))
         return self._halves[value]
-
-    def _half_constant(self, array: npt.NDArray[Any]) -> Expr:
-        return self._constant(array, self.dtype)
 
     def _emit(self, value: Expr) -> Expr:
         return self._builder.emit(value)
@@ -156,7 +154,9 @@ class HalfLowering(Lowering):
         lines = whole.transpose(0, 2, 3, 1)
         missing = self.padded(lines.shape[3]) - lines.shape[3] if lines.shape[3] > 1 else 0
         lines = np.pad(lines, [(0, 0)] * 3 + [(0, missing)])
-        return self.param(f"constant.{len(self._vars)}", np.ascontiguousarray(lines, dtype))
+        return self.param(
+            f"constant.{len(self._vars)}", np.ascontiguousarray(lines, numpy_dtype(dtype))
+        )
 
     # Other operators.
 
@@ -255,7 +255,3 @@ class BrainLowering(HalfLowering):
 
     dtype = "bfloat16"
     padded = staticmethod(layout.padded)
-
-    def _half_constant(self, array: npt.NDArray[Any]) -> Expr:
-        # Artifacts hold no bfloat16.
-        return self._emit(relax.op.astype(self._constant(array, "float32"), self.dtype))

@@ -56,6 +56,31 @@ def test_models_compute_what_torch_does(name: str, pattern: str, tmp_path: Path)
     assert result.target == TARGET
 
 
+class Joined(nn.Module):
+    """A constant beside what a convolution computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(20, 8, 1)
+        self.known: torch.Tensor
+        self.register_buffer("known", torch.linspace(-1, 1, 4 * 36).reshape(1, 4, 6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(torch.cat([self.first(x), self.known], 1))
+        return result
+
+
+@needs_tiles
+def test_constants_are_rounded_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Joined().eval(), torch.randn(1, 3, 8, 8)
+    compile_bf16(model, x, tmp_path / "m.nmc")
+    found = np.asarray(next(iter(runtime.load(tmp_path / "m.nmc").run(x.numpy()).values())))
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert np.abs(found - wanted).max() < TOLERANCE * np.ptp(wanted)
+
+
 @needs_tiles
 def test_two_threads_and_a_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)

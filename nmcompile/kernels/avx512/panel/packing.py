@@ -17,6 +17,7 @@ from nmcompile.kernels.avx512.panel.config import (
     words_of,
 )
 from nmcompile.kernels.avx512.panel.inner_loops import OFFSETS_PER_WORD
+from nmcompile.kernels.problem import arrays_of
 from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import pack_rows
 
@@ -64,13 +65,7 @@ class PackedWeights:
     @property
     def arrays(self) -> dict[str, Array]:
         """By argument name."""
-        named = {
-            "values": self.values,
-            "indices": self.indices,
-            "starts": self.starts,
-            "order": self.order,
-        }
-        return {name: array for name, array in named.items() if array is not None}
+        return arrays_of(self)
 
 
 def pack_conv(

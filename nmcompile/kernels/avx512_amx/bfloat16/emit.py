@@ -13,6 +13,8 @@ from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, splat
 from nmcompile.kernels.avx512_vnni.emit import BYTES, load_bytes, store_bytes
+from nmcompile.kernels.prim_func import PrimFuncBuilder
+from nmcompile.kernels.spec import Epilogue
 
 SIZE = 2  # bytes
 PAIR = 2  # vectors of float32 that one of bfloat16 holds
@@ -34,6 +36,17 @@ def conversions() -> AbstractContextManager[object]:
         T.int32(0), "pragma_import_llvm", tvm.ir.StringImm(_TEXT)
     )
     return frame
+
+
+def declare_output(
+    func: PrimFuncBuilder, shape: tuple[int, ...], epilogue: Epilogue
+) -> tuple[Buffer | None, Buffer]:
+    """Declare the last arguments, [residual] and out; their bytes, the same ones in place."""
+    added, written = func.output(shape, epilogue, "bfloat16", "bfloat16")
+    out = func.bytes_of(written)
+    if added is None or epilogue.in_place:
+        return None if added is None else out, out
+    return func.bytes_of(added), out
 
 
 def load_floats(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:

@@ -17,6 +17,7 @@ from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, activate, lanes, 
 from nmcompile.kernels.avx512_amx.bfloat16.emit import (
     PAIR,
     conversions,
+    declare_output,
     load_floats,
     store_floats,
 )
@@ -40,12 +41,8 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> Any:
         x = func.tensor("x", (conv.batch, conv.in_height, conv.in_width, channels), "bfloat16")
         weights = func.tensor("weights", (conv.taps, whole))
         bias = func.tensor("bias", (whole,))
-        residual = func.tensor("residual", shape, "bfloat16") if epilogue.residual else None
-        out = residual if epilogue.in_place else func.tensor("out", shape, "bfloat16")
-        source, factors, target = func.bytes_of(x), func.flat(weights), func.bytes_of(out)
-        added = target if epilogue.in_place else None
-        if residual is not None and not epilogue.in_place:
-            added = func.bytes_of(residual)
+        added, target = declare_output(func, shape, epilogue)
+        source, factors = func.bytes_of(x), func.flat(weights)
         window = _Window(conv, conv.out_height, conv.out_width, channels)
 
         def step(pixel: _Pixel, channel: Expr, active: int) -> None:

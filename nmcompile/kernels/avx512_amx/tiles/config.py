@@ -50,15 +50,10 @@ class Registers:
         """Everything in tiles of its own, or the longer side in turn in what is left."""
         assert across * vectors <= SUMS
         first = across * vectors
-        free = REGISTERS - first
-        if across >= vectors:
-            shared = tuple(range(first, first + vectors))
-            rest = tuple(range(first + vectors, min(REGISTERS, first + vectors + across)))
-            return cls(rest, shared)
-        shared = tuple(range(first, first + across))
-        rest = tuple(range(first + across, min(REGISTERS, first + across + vectors)))
-        assert free >= len(shared) + 1
-        return cls(shared, rest)
+        shared = tuple(range(first, first + min(across, vectors)))
+        behind = first + len(shared)
+        rest = tuple(range(behind, min(REGISTERS, behind + max(across, vectors))))
+        return cls(rest, shared) if across >= vectors else cls(shared, rest)
 
 
 def padded_outputs(outputs: int) -> int:

@@ -58,7 +58,7 @@ def emit_tiles(
         reading: of a convolution whose input channels are bytes.
         numbers: what is multiplied, and what becomes of the sums: declares what is left out above.
         config: of the tiles.
-        gathering: of the lists, which are as `PackedTiles` names them; None where there are none.
+        gathering: of the lists, which are as `Pieces` names them; None where there are none.
         strided: whose pixels `reading` reads, brought together first; None where it reads all.
         unit: what emits the tile instructions.
     """
@@ -233,18 +233,20 @@ class _Emitter:
         whole = config.vectors, config.vectors * LANES
         if (vectors, outputs) != whole and self.groups.count > 1:
             self.finishing(*whole).rest()
-        taps = self._window().rows * self._window().columns
-        size = taps * (self.steps.count if pieces is None else pieces) * self.steps.depth * LANES
-        after = T.bind(start + size * vectors)
-        steps = config.rows * config.tiles // config.across
-        lines = -(-self.steps.depth * LANES * vectors // (BYTES * max(1, steps)))
+        window = self._window()
+        taken = window.rows * window.columns * (self.steps.count if pieces is None else pieces)
+        size = self.steps.depth * LANES * vectors  # bytes of weights that a step takes
+        after = T.bind(start + taken * size)
+        # The next group's weights are asked for in equal shares by the products of this one.
+        products = max(1, config.rows * config.tiles // config.across)
+        lines = -(-size // (BYTES * products))
         with T.serial(0, T.ceildiv(count, config.across)) as step:
             pixels = self._pixels(step * config.across, count, block)
             for j in range(config.across):
                 for u in range(vectors):
                     # One row for all pixels.
                     self.unit.load(j * vectors + u, self.rows, first + u * LANES, 0)
-            ahead = T.bind(after + step * (size // (self.steps.depth * LANES) * (lines * BYTES)))
+            ahead = T.bind(after + step * (taken * (lines * BYTES)))
             self._multiply(pixels, start, pieces, vectors, finishing, ahead, lines)
             finishing.rest()
             finishing.begin(first, pixels.firsts, pixels.skips)

@@ -6,51 +6,17 @@ stored to memory, and finished a few pixels at a time between the products of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Expr, lanes
 from nmcompile.kernels.avx512_amx.instructions import ROWS, Tiles, hold_whole
 from nmcompile.kernels.avx512_vnni.emit import BYTES
-from nmcompile.kernels.avx512_vnni.lanes.finish import FOUR
+from nmcompile.kernels.avx512_vnni.lanes.finish import FOUR, Finisher
 
 TILE = ROWS * LANES  # sums
-
-
-class Finisher(Protocol):
-    """What turns sums into a layer's output and stores it."""
-
-    @property
-    def channels(self) -> int:
-        """Elements from one output pixel to the next."""
-
-    @property
-    def long(self) -> bool:
-        """Whether a pixel takes so many instructions that it should be emitted once."""
-
-    def columns(self, first: Expr, vectors: int) -> list[Expr]:
-        """What is known of vectors of outputs from `first` on, whatever the pixel."""
-
-    def pixels(
-        self,
-        pixels: int,
-        sums: Callable[[int, int], Expr],
-        columns: Sequence[Expr],
-        at: Expr,
-        outputs: int,
-    ) -> None:
-        """Write a few pixels that follow each other.
-
-        Args:
-            pixels: how many.
-            sums: vector u of pixel t.
-            columns: of each vector.
-            at: where the first pixel's first output goes.
-            outputs: output channels from there on that are real.
-        """
 
 
 class Pending:

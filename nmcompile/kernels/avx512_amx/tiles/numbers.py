@@ -6,12 +6,11 @@ import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from nmcompile.kernels.avx512_amx.bfloat16.emit import conversions
+from nmcompile.kernels.avx512_amx.bfloat16.emit import conversions, declare_output
 from nmcompile.kernels.avx512_amx.bfloat16.finish import BrainFinish
 from nmcompile.kernels.avx512_amx.instructions import Product
 from nmcompile.kernels.avx512_amx.tiles.config import padded_outputs
-from nmcompile.kernels.avx512_amx.tiles.finish import Finisher
-from nmcompile.kernels.avx512_vnni.lanes.finish import Finish
+from nmcompile.kernels.avx512_vnni.lanes.finish import Finish, Finisher
 from nmcompile.kernels.avx512_vnni.requantise import Requantiser
 from nmcompile.kernels.integers import STEPS, IntegerEpilogue
 from nmcompile.kernels.prim_func import Buffer, PrimFuncBuilder
@@ -99,12 +98,8 @@ class Brain:
     ) -> tuple[Buffer, Finisher]:
         """See `Numbers`."""
         bias = func.tensor("bias", (padded_outputs(outputs),))
-        shape, in_place = out_shape, self.epilogue.in_place
-        residual = func.tensor("residual", shape, "bfloat16") if self.epilogue.residual else None
-        out = residual if in_place else func.tensor("out", shape, "bfloat16")
-        added = None if residual is None else func.bytes_of(residual)
-        written = added if in_place else func.bytes_of(out)
-        return bias, BrainFinish(self.epilogue.activation, added, written, outputs)
+        added, out = declare_output(func, out_shape, self.epilogue)
+        return bias, BrainFinish(self.epilogue.activation, added, out, outputs)
 
     def instructions(self) -> contextlib.AbstractContextManager[object]:
         """See `Numbers`."""

@@ -21,6 +21,7 @@ from nmcompile.kernels.avx512_amx.tiles.tiling import Work, ranked
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.avx512_vnni.lanes import rows as lanes
 from nmcompile.kernels.avx512_vnni.lanes.config import OutputGroups
+from nmcompile.kernels.avx512_vnni.lanes.packing import gathers_of
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d
@@ -68,7 +69,9 @@ def decline_dense(problem: Problem) -> str | None:
     if integers is None:
         return None
     # The model of the vectors does not count what a residual takes.
-    bare = replace(problem, integers=replace(integers, residual=None, middle=None))
+    bare = problem
+    if integers.residual is not None:
+        bare = replace(problem, integers=replace(integers, residual=None))
     for refuse, configs, name in (
         (lanes.refuse_one_by_n, lanes.one_by_n_configs, "a list per block of outputs"),
         (lanes.refuse_nm, lanes.nm_configs, "a list per output"),
@@ -102,20 +105,16 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
     conv, kept = layer.conv, layer.kept
     assert kept is not None
     gathering = Gathering.of(conv, kept)
-    pieces = np.maximum(1, -(-np.count_nonzero(kept, axis=1) // BYTES))
-    blocks = np.add.reduceat(kept, range(0, conv.in_channels, BYTES), axis=1)
-    # Where one piece ends and the next begins, a block is read for both.
-    sources = np.count_nonzero(blocks, axis=1) + np.maximum(pieces - 1, 0)
+    sources, pieces = gathers_of(kept)
     if gathering.pitch <= BYTES:
         taps = conv.kernel[0] * (1 if gathering.by_row else conv.kernel[1])
         steps = np.full(len(kept), float(taps * gathering.steps.count))
     else:
-        steps = (pieces * conv.taps).astype(float)
+        steps = pieces * conv.taps
     works = []
     for vectors in VECTORS:
         if layer.list_outputs % (vectors * LANES) == 0:
-            gathers = sources.astype(float), pieces.astype(float)
-            works.append((vectors, Work(steps, *gathers, gathering, layer.list_outputs)))
+            works.append((vectors, Work(steps, sources, pieces, gathering, layer.list_outputs)))
     reading = Reading.of(conv, quads=False)
     return ranked(reading, "gathered", works, layer.numbers.product, layer.residual)
 
@@ -131,6 +130,6 @@ def lower_tiles(name: str, problem: Problem, config: TilesConfig | None) -> Lowe
         gathering = Gathering.of(layer.conv, layer.kept)
     else:
         packed = pack_dense(layer.positions, reading, config)
-    arrays: dict[str, Array] = {**packed.arrays, **layer.arrays}
+    arrays: dict[str, Array] = {**packed, **layer.arrays}
     args = (name, *layer.shapes, reading, layer.numbers, config, gathering, layer.strided)
     return Lowered(emit_tiles, args, arrays)

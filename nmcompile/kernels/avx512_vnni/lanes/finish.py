@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm.tirx.script import builder as T
 
@@ -21,6 +22,39 @@ from nmcompile.kernels.avx512_vnni.lanes.inner_loops import Sums
 from nmcompile.kernels.avx512_vnni.requantise import Requantiser
 
 FOUR = 4  # vectors that one pack makes 64 bytes of
+
+
+class Finisher(Protocol):
+    """What turns sums into a layer's output and stores it."""
+
+    @property
+    def channels(self) -> int:
+        """Elements from one output pixel to the next."""
+
+    @property
+    def long(self) -> bool:
+        """Whether a pixel takes so many instructions that it should be emitted once."""
+
+    def columns(self, first: Expr, vectors: int) -> list[Expr]:
+        """What is known of vectors of outputs from `first` on, whatever the pixel."""
+
+    def pixels(
+        self,
+        pixels: int,
+        sums: Callable[[int, int], Expr],
+        columns: Sequence[Expr],
+        at: Expr,
+        outputs: int,
+    ) -> None:
+        """Write a few pixels that follow each other.
+
+        Args:
+            pixels: how many.
+            sums: vector u of pixel t.
+            columns: of each vector.
+            at: where the first pixel's first output goes.
+            outputs: output channels from there on that are real.
+        """
 
 
 @dataclass(frozen=True)
@@ -64,7 +98,7 @@ class Finish:
 
     @property
     def long(self) -> bool:
-        """Whether a pixel takes so many instructions that it should be emitted once."""
+        """See `Finisher`."""
         return self.requantiser.epilogue.activation.kind in LONG_ACTIVATIONS
 
     def columns(self, first: Expr, vectors: int) -> list[Expr]:
@@ -75,27 +109,19 @@ class Finish:
         self,
         pixels: int,
         sums: Callable[[int, int], Expr],
-        scales: Sequence[Expr],
+        columns: Sequence[Expr],
         at: Expr,
         outputs: int,
     ) -> None:
-        """Write a few pixels that follow each other.
-
-        Args:
-            pixels: how many.
-            sums: vector u of pixel t.
-            scales: of each vector.
-            at: where the first pixel's first output goes.
-            outputs: output channels from there on that are real.
-        """
-        places = [(t, u) for t in range(pixels) for u in range(len(scales))]
+        """See `Finisher`."""
+        places = [(t, u) for t in range(pixels) for u in range(len(columns))]
 
         def real(t: int, u: int) -> Expr:
             residual = None
             if self.residual is not None:
                 where = at + (t * self.channels + u * LANES)
                 residual = T.bind(widen_bytes(self.residual, where, outputs - u * LANES))
-            return self.requantiser.real(sums(t, u), scales[u], residual)
+            return self.requantiser.real(sums(t, u), columns[u], residual)
 
         if self.requantiser.epilogue.out == "float32":
             for t, u in places:

@@ -12,6 +12,7 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
 from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
+from nmcompile.kernels.problem import arrays_of
 from nmcompile.kernels.spec import Conv2d
 
 Array = npt.NDArray[np.generic]
@@ -50,15 +51,7 @@ class PackedWeights:
     @property
     def arrays(self) -> dict[str, Array]:
         """By argument name."""
-        named = {
-            "weights": self.weights,
-            "starts": self.starts,
-            "sources": self.sources,
-            "offsets": self.offsets,
-            "index": self.index,
-            "quads": self.quads,
-        }
-        return {name: array for name, array in named.items() if array is not None}
+        return arrays_of(self)
 
 
 def pack_lanes(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
@@ -227,37 +220,82 @@ def kept_channels(positions: Bytes, outputs: int) -> npt.NDArray[np.bool_]:
     return np.asarray(kept.reshape(-1, outputs, read.shape[1]).any(axis=1))
 
 
+NO_BLOCK = 127  # of a piece: what is behind its last byte becomes zero
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What lists of bytes bring together: up to 64 kept bytes at a time.
+
+    A list that keeps nothing has a piece of zeros: what is multiplied has to be a number.
+
+    starts: the first piece of each list, and the end.
+    sources: the first block of each piece, and the end.
+    offsets: where each block begins, counted from the first byte under a pixel.
+    index: for each byte of a piece where in its block it is, 64 of them, then which of the piece's
+        blocks that is.
+    """
+
+    starts: npt.NDArray[np.int32]
+    sources: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32]
+    index: Bytes
+
+    @classmethod
+    def of(cls, kept: npt.NDArray[np.bool_]) -> Pieces:
+        """Of lists (lists, channels)."""
+        blocks = Blocks.of(kept.shape[1])
+        starts, sources = [0], [0]
+        offsets: list[int] = []
+        index = []
+        for channels in kept:
+            listed = np.flatnonzero(channels)
+            for first in range(0, max(1, listed.size), BYTES):
+                own = listed[first : first + BYTES]
+                read, which = np.unique(own // BYTES, return_inverse=True)
+                begins = np.asarray(blocks.starts)[read]
+                behind = (0, BYTES - own.size)
+                index.append(np.pad(own - begins[which], behind))
+                index.append(np.pad(which, behind, constant_values=NO_BLOCK))
+                offsets += begins.tolist()
+                sources.append(len(offsets))
+            starts.append(len(sources) - 1)
+        return cls(
+            np.asarray(starts, np.int32),
+            np.asarray(sources, np.int32),
+            # A kernel argument may not be empty.
+            np.asarray(offsets or [0], np.int32),
+            np.concatenate(index).astype(np.int8),
+        )
+
+
+def gathers_of(kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], ...]:
+    """Vectors of source bytes and of kept bytes for each list (lists, channels), as `Pieces`."""
+    pieces = np.maximum(1, -(-np.count_nonzero(kept, axis=1) // BYTES))
+    blocks = np.add.reduceat(kept, range(0, kept.shape[1], BYTES), axis=1)
+    # Where one piece ends and the next begins, a block is read for both.
+    sources = np.count_nonzero(blocks, axis=1) + pieces - 1
+    return sources.astype(float), pieces.astype(float)
+
+
 def _pack_gathered(weight: Bytes, conv: Conv2d, config: LanesConfig) -> PackedWeights:
     positions = positions_of(weight, conv)
     kept = kept_channels(positions, config.list_outputs)
-    blocks = Blocks.of(conv.in_channels)
-    starts, sources, offsets, quads = [0], [0], [], [0]
-    index, pieces = [], []
+    pieces = Pieces.of(kept)
+    quads, weights = [0], []
     for number, channels in enumerate(kept):
-        listed = np.flatnonzero(channels)
-        for first in range(0, listed.size, BYTES):
-            own = listed[first : first + BYTES]
-            read, which = np.unique(own // BYTES, return_inverse=True)
-            begins = np.asarray(blocks.starts)[read]
-            place = own - begins[which]
-            index += [np.pad(part, (0, BYTES - own.size)) for part in (place, which)]
-            offsets += begins.tolist()
-            sources.append(len(offsets))
-        starts.append(len(sources) - 1)
-        count = -(-listed.size // QUAD)
+        count = -(-int(np.count_nonzero(channels)) // QUAD)
         quads.append(quads[-1] + count)
         outputs = slice(number * config.list_outputs, (number + 1) * config.list_outputs)
-        pieces.append(_groups_of(positions[outputs][:, :, listed], config.vectors, count))
-    lines = max(1, int(np.diff(starts).max()))
-    if not offsets:  # a kernel argument may not be empty: an all-zero layer still has one piece
-        sources, offsets = [0, 0], [0]
-        index, pieces = [np.zeros(2 * BYTES)], [np.zeros(1, np.int8)]
+        weights.append(_groups_of(positions[outputs][:, :, channels], config.vectors, count))
+    stream = np.concatenate(weights)
+    lines = int(np.diff(pieces.starts).max())
     return PackedWeights(
-        np.concatenate(pieces),
-        starts=np.asarray(starts, np.int32),
-        sources=np.asarray(sources, np.int32),
-        offsets=np.asarray(offsets, np.int32),
-        index=np.concatenate(index).astype(np.int8),
-        quads=np.asarray(quads, np.int32),
-        gathered=(lines + (lines + 1) % 2) * BYTES,
+        stream if stream.size else np.zeros(1, np.int8),
+        pieces.starts,
+        pieces.sources,
+        pieces.offsets,
+        pieces.index,
+        np.asarray(quads, np.int32),
+        (lines + (lines + 1) % 2) * BYTES,
     )

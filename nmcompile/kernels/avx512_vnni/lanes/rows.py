@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
+from nmcompile.kernels.avx512_vnni.emit import QUAD
 from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups, padded_outputs
 from nmcompile.kernels.avx512_vnni.lanes.conv import emit_lanes
 from nmcompile.kernels.avx512_vnni.lanes.packing import (
+    gathers_of,
     kept_channels,
     listed,
     pack_lanes,
@@ -154,10 +155,7 @@ def _gathered_configs(problem: Problem) -> Sequence[Candidate]:
     assert isinstance(pattern, OneByN)
     kept = kept_channels(positions_of(oihw(problem), conv), pattern.n)
     quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
-    pieces = -(-np.count_nonzero(kept, axis=1) // BYTES)
-    blocks = np.add.reduceat(kept, range(0, conv.in_channels, BYTES), axis=1)
-    # Where one piece ends and the next begins, a block is read for both.
-    sources = np.count_nonzero(blocks, axis=1) + np.maximum(pieces - 1, 0)
+    sources, pieces = gathers_of(kept)
     works = []
     per_list = pattern.n // LANES
     for vectors in vectors_of(pattern.n, DENSE_VECTORS):
@@ -165,8 +163,7 @@ def _gathered_configs(problem: Problem) -> Sequence[Candidate]:
             groups = OutputGroups.of(conv.out_channels, vectors).count
             each = np.repeat(quads, per_list // vectors)[:groups].astype(float)
             starts = np.full(groups, float(conv.taps))
-            gathers = sources.astype(float), pieces.astype(float)
-            works.append(Work(vectors, each, starts, *gathers, pattern.n))
+            works.append(Work(vectors, each, starts, sources, pieces, pattern.n))
     return ranked(Reading.of(conv, quads=False), "gathered", works)
 
 
