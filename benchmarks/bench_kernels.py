@@ -87,6 +87,8 @@ def table_of(rows: list[Row], roofs: Roofs) -> Table:
     title = f"one core: FMA {roofs.fma:.0f}, L1 load {roofs.load:.0f} GFLOP/s"
     if roofs.vnni is not None:
         title += f", vpdpbusd {roofs.vnni:.0f} GOP/s"
+    if roofs.bf16 is not None:
+        title += f", vdpbf16ps {roofs.bf16:.0f} GFLOP/s"
     if roofs.amx_int8 is not None:
         title += f", tiles of bytes {roofs.amx_int8:.0f}, of bfloat16 {roofs.amx_bf16:.0f}"
     table = Table(title=title)

@@ -64,7 +64,7 @@ def make_bfloat16_problem(conv: Conv2d, pattern: Pattern, density: float | None 
 TARGETS = {
     "float32": ("avx512",),
     "int8": ("avx512_vnni", "avx512_amx"),
-    "bfloat16": ("avx512_amx",),
+    "bfloat16": ("avx512_bf16", "avx512_amx"),
 }
 """Those that compute in a precision, the oldest first."""
 

@@ -32,7 +32,7 @@ from nmcompile.inspection import (
 )
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
-from nmcompile.precision import check_precision, open_in
+from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.sparsity import PROJECT, VERIFY, Dense, Detection, OneByN, Pruning, Unstructured
@@ -113,9 +113,9 @@ def compile(
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
-        precision: "int8" quantises the model first, for the targets avx512_vnni and avx512_amx;
-            "bf16" rounds weights and activations of layers to bfloat16, for avx512_amx; None
-            leaves the model as it is.
+        precision: "int8" quantises the model first, for the targets avx512_vnni and later;
+            "bf16" rounds weights and activations of layers to bfloat16, for avx512_bf16 (where
+            that is faster than float32) and avx512_amx; None leaves the model as it is.
         calibration: with int8, what the model sees in use, as for `nmcompile.quantize`.
         quantization: with int8, what else may be decided.
         progress: told about every stage.
@@ -144,6 +144,8 @@ def compile(
     from nmcompile.tuning.setup import open_tuning
 
     opened = open_tuning(chosen, tuning)
+    elsewhere = tuning is not None and (tuning.on is not None or tuning.cpu is not None)
+    precision, kept = paying_precision(precision, chosen, elsewhere)
     stage = Stages(progress)
     source, folded, lost = open_in(
         precision,
@@ -154,7 +156,7 @@ def compile(
         quantization=quantization,
         progress=stage,
     )
-    notes = [f"{note.layer}: {note.text}" for note in folded.notes]
+    notes = [*kept, *(f"{note.layer}: {note.text}" for note in folded.notes)]
     projects = pruning.mode == "project"
     if pattern not in ("auto", "dense"):
         stage(PERMUTING if pruning.permute else "checking the pattern")

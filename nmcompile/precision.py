@@ -11,6 +11,7 @@ from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.passes.graphs.interface import PassResult
 from nmcompile.progress import Progress
+from nmcompile.runtime import cpu
 from nmcompile.sparsity import Pruning
 from nmcompile.targets import BF16, TARGETS, Target
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 INT8, INT8_TARGET = "int8", "avx512_vnni"
 """The precision that models are quantised to, and the oldest target that computes in it."""
+PAYS = 1.3
+"""How much faster bfloat16 has to be multiplied than float32, for less exact results."""
 
 
 def check_precision(
@@ -70,6 +73,40 @@ def check_precision(
             f"layers are pruned before they are quantised: found --enforce with precision {INT8}; "
             "prune with `nmc enforce`, and compile what it writes"
         )
+
+
+def paying_precision(
+    precision: str | None, target: Target, elsewhere: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """Keep float32 where this machine's vectors multiply bfloat16 no faster.
+
+    Args:
+        precision: what was asked for.
+        target: the target.
+        elsewhere: whether the model is compiled for another CPU; nothing is measured then, nor
+            where this one cannot run the target, nor for tiles.
+
+    Returns:
+        The precision to compile in, and what users should know of it.
+    """
+    if precision != BF16 or elsewhere or cpu.TILES in target.cpu_features:
+        return precision, ()
+    name, flags = cpu.host()
+    if not flags.issuperset(target.cpu_features):
+        return precision, ()
+    from nmcompile.machine.roofs import measure_roofs
+
+    roofs = measure_roofs()
+    assert roofs.bf16 is not None, "a CPU that runs the target has its roof"
+    if roofs.bf16 >= PAYS * roofs.fma:
+        return precision, ()
+    better = ""
+    if cpu.TILES in flags:
+        better = "; its tile unit multiplies faster: use --target avx512_amx"
+    return None, (
+        f"compiled in float32: this machine's {name} multiplies bfloat16 in vectors at "
+        f"{roofs.bf16:.0f} GFLOP/s, and float32 at {roofs.fma:.0f}{better}",
+    )
 
 
 def open_in(

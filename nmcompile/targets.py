@@ -46,7 +46,8 @@ class Target:
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "fma", "avx2", "bmi2")
-_VNNI = (*_AVX512, "avx512_vnni", "avx512vbmi")
+_VNNI, _LLVM_VNNI = (*_AVX512, "avx512_vnni", "avx512vbmi"), "+avx512vnni,+avx512vbmi"
+_BF16, _LLVM_BF16 = (*_VNNI, "avx512_bf16"), f"{_LLVM_VNNI},+avx512bf16"
 
 TARGETS: tuple[Target, ...] = (
     Target(
@@ -63,16 +64,26 @@ TARGETS: tuple[Target, ...] = (
         "x86-64-v4",
         _VNNI,
         "float32",
-        llvm_features="+avx512vnni,+avx512vbmi",
+        llvm_features=_LLVM_VNNI,
         integers=True,
+    ),
+    Target(
+        "avx512_bf16",
+        "x86-64 with AVX-512 BF16 (Zen 4 and later), int8 where a model is quantised, or bfloat16",
+        "x86-64-v4",
+        _BF16,
+        "float32",
+        llvm_features=_LLVM_BF16,
+        integers=True,
+        bfloat16=True,
     ),
     Target(
         "avx512_amx",
         "x86-64 with AMX (Sapphire Rapids and later), int8 where a model is quantised, or bfloat16",
         "x86-64-v4",
-        (*_VNNI, "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
+        (*_BF16, "amx_tile", "amx_int8", "amx_bf16"),
         "float32",
-        llvm_features="+avx512vnni,+avx512vbmi,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16",
+        llvm_features=f"{_LLVM_BF16},+amx-tile,+amx-int8,+amx-bf16",
         integers=True,
         bfloat16=True,
     ),

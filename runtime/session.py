@@ -36,7 +36,8 @@ from nmcompile.runtime.profile import (
     record_runs,
 )
 
-KINDS = ("avx512", "avx512_vnni", "avx512_amx", *gpu.KINDS)  # target kinds this runtime can run
+KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
+"""Target kinds that this runtime can run."""
 
 
 def load(

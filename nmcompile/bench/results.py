@@ -70,8 +70,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
 class LayerRow(Struct, frozen=True, kw_only=True):
     """One layer in the profile of a case; rates are None where there is no multiplication.
 
-    roof: what bounds the kernel, "fma", "load", "vnni", "amx_int8" or "amx_bf16"; roof_share: of
-        it, by the non-zero work.
+    roof: what bounds the kernel, a field of `Roofs`; roof_share: of it, by the non-zero work.
     lost_ms: time above what the non-zero work takes at the roof. All three are None on a GPU, whose
         roofs are not measured.
     """
@@ -93,12 +92,14 @@ class Roofs(Struct, frozen=True, kw_only=True):
 
     fma, load: float32 multiply-adds on registers, and with a load from L1 each.
     vnni: sums of products of bytes on registers; None where the CPU has no such instruction.
+    bf16: sums of products of bfloat16 on registers; None likewise.
     amx_int8, amx_bf16: products of tiles on registers; None likewise.
     """
 
     fma: float
     load: float
     vnni: float | None = None
+    bf16: float | None = None
     amx_int8: float | None = None
     amx_bf16: float | None = None
 

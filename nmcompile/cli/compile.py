@@ -103,8 +103,8 @@ def compile_model(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="int8: quantise first, on --data; for avx512_vnni and avx512_amx. bf16: round "
-            "to bfloat16; for avx512_amx."
+            help="int8: quantise first, on --data; for avx512_vnni, avx512_bf16 and avx512_amx. "
+            "bf16: round to bfloat16; for avx512_bf16 and avx512_amx."
         ),
     ] = None,
     data: Annotated[

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from nmcompile.bench.results import LayerRow, Roofs
 
 ROOF_NAMES = {
-    "fma": "FMA", "load": "L1 load", "vnni": "VNNI",
+    "fma": "FMA", "load": "L1 load", "vnni": "VNNI", "bf16": "BF16",
     "amx_int8": "AMX int8", "amx_bf16": "AMX bfloat16",
 }  # fmt: skip
 COLOURS = {
-    "fma": "#1f6feb", "load": "#bc4c00", "vnni": "#8250df",
+    "fma": "#1f6feb", "load": "#bc4c00", "vnni": "#8250df", "bf16": "#0e7c91",
     "amx_int8": "#0d8a6a", "amx_bf16": "#b0307f",
 }  # fmt: skip
 OF_FLOATS = ("fma", "load")

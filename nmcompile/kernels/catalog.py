@@ -16,17 +16,17 @@ from nmcompile.kernels.avx512 import contest, linear
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
-from nmcompile.kernels.avx512_amx.bfloat16 import rows as bfloat16
 from nmcompile.kernels.avx512_amx.tiles import rows as tiles
+from nmcompile.kernels.avx512_bf16 import rows as bfloat16
 from nmcompile.kernels.avx512_vnni.channels import rows as channels
-from nmcompile.kernels.avx512_vnni.lanes import rows as lanes
+from nmcompile.kernels.avx512_vnni.lanes.rows import INTEGERS, LanesRows
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
 from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
 from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
 
-RoofKind = Literal["fma", "load", "vnni", "amx_int8", "amx_bf16"]
+RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
     "conv2d", "linear", "pool2d", "global_average", "quantise", "dequantise", "table", "sum", "gate"
 ]
@@ -44,8 +44,9 @@ class Kernel:
     configs: tile sizes that it can run a problem with, the best by the analytical model first;
         empty where there is nothing to choose.
     emit: packs the weights for the tile sizes of one of `configs`; use `Kernel.lower`.
-    roof: what bounds its rate on a CPU: multiply-adds, a load from L1 for each of them, or products
-        of four bytes. GPU rows have none: their roofs are not measured.
+    roof: what bounds its rate on a CPU: multiply-adds, a load from L1 for each of them, products of
+        four bytes or of two bfloat16, or products of tiles. GPU rows have none: their roofs are
+        not measured.
     """
 
     name: str
@@ -120,7 +121,7 @@ def _tile_rows() -> Iterator[Kernel]:
 
 
 def _bfloat16_rows() -> Iterator[Kernel]:
-    """The rows of bfloat16 that multiply on vectors, or do not multiply."""
+    """The rows of bfloat16 with one input channel for each output, or without weights."""
     rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
         (
             "conv2d_bf16_depthwise", "conv2d",
@@ -131,27 +132,30 @@ def _bfloat16_rows() -> Iterator[Kernel]:
     )  # fmt: skip
     for name, op, refuse, lower in rows:
         yield Kernel(
-            f"{name}__avx512_amx", op, "avx512_amx", "bfloat16", False,
+            f"{name}__avx512_bf16", op, "avx512_bf16", "bfloat16", False,
             refuse, accept, one_config, lower, None,
         )  # fmt: skip
 
 
 def _lanes_rows() -> Iterator[Kernel]:
-    """The rows of integer convolutions and matrix products."""
+    """The rows of convolutions and matrix products with outputs in lanes."""
     ops: tuple[OpKind, ...] = ("conv2d", "linear")
-    for op in ops:
+    kinds: tuple[tuple[str, str, str, RoofKind, LanesRows], ...] = (
+        ("i8", "avx512_vnni", "int8", "vnni", INTEGERS),
+        ("bf16", "avx512_bf16", "bfloat16", "bf16", bfloat16.LANES_ROWS),
+    )
+    for op, (short, target, dtype, roof, rows) in itertools.product(ops, kinds):
         yield Kernel(
-            f"{op}_i8_one_by_n__avx512_vnni", op, "avx512_vnni", "int8", True,
-            lanes.refuse_one_by_n, lanes.decline_one_by_n, lanes.one_by_n_configs,
-            lanes.lower_lanes, "vnni",
+            f"{op}_{short}_one_by_n__{target}", op, target, dtype, True,
+            rows.refuse_one_by_n, rows.decline_one_by_n, rows.one_by_n_configs, rows.lower, roof,
         )  # fmt: skip
         yield Kernel(
-            f"{op}_i8_nm__avx512_vnni", op, "avx512_vnni", "int8", True,
-            lanes.refuse_nm, lanes.decline_nm, lanes.nm_configs, lanes.lower_lanes, "vnni",
+            f"{op}_{short}_nm__{target}", op, target, dtype, True,
+            rows.refuse_nm, rows.decline_nm, rows.nm_configs, rows.lower, roof,
         )  # fmt: skip
         yield Kernel(
-            f"{op}_i8_dense__avx512_vnni", op, "avx512_vnni", "int8", False,
-            lanes.refuse_dense, accept, lanes.dense_configs, lanes.lower_lanes, "vnni",
+            f"{op}_{short}_dense__{target}", op, target, dtype, False,
+            rows.refuse_dense, accept, rows.dense_configs, rows.lower, roof,
         )  # fmt: skip
 
 
@@ -250,7 +254,8 @@ def find_row(symbol: str) -> Kernel | None:
 
 ALSO_RUNS: Mapping[str, tuple[str, ...]] = {
     "avx512_vnni": ("avx512",),
-    "avx512_amx": ("avx512_vnni", "avx512"),
+    "avx512_bf16": ("avx512_vnni", "avx512"),
+    "avx512_amx": ("avx512_bf16", "avx512_vnni", "avx512"),
 }
 """Targets that run others' kernels too."""
 

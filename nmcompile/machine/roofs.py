@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nmcompile.kernels.avx512_amx.instructions import Product
     from nmcompile.kernels.catalog import RoofKind
 
-TARGETS = ("avx512_amx", "avx512_vnni", "avx512")
+TARGETS = ("avx512_amx", "avx512_bf16", "avx512_vnni", "avx512")
 """Whose kernels run under roofs; the first that a machine can run has all that can be measured."""
 TILE_ROOFS: Mapping[str, Product] = {"amx_int8": "int8", "amx_bf16": "bfloat16"}
 VECTOR = 16  # floats
@@ -36,12 +36,14 @@ class Roofs:
     fma: 512-bit multiply-adds of float32 on registers.
     load: one 64-byte aligned load from L1 for each multiply-add.
     vnni: products of bytes in fours, and their sums, on registers; None where the CPU has none.
+    bf16: products of bfloat16 in pairs, and their sums, on registers; None where the CPU has none.
     amx_int8, amx_bf16: products of tiles on registers; None where the CPU has none.
     """
 
     fma: float
     load: float
     vnni: float | None = None
+    bf16: float | None = None
     amx_int8: float | None = None
     amx_bf16: float | None = None
 
@@ -70,6 +72,7 @@ def compile_roofs(target: str) -> tuple[Any, RoofLoop]:
 
     from nmcompile.kernels.avx512 import roof_loop
     from nmcompile.kernels.avx512_amx import roof_loop as tiles
+    from nmcompile.kernels.avx512_bf16 import roof_loop as brains
     from nmcompile.kernels.avx512_vnni import roof_loop as integers
     from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 
@@ -80,6 +83,9 @@ def compile_roofs(target: str) -> tuple[Any, RoofLoop]:
         functions["vnni"] = integers.emit_roof_loop("vnni")
         operations["vnni"] = integers.OPERATIONS
     if row.bfloat16:
+        functions["bf16"] = brains.emit_roof_loop("bf16")
+        operations["bf16"] = brains.OPERATIONS
+    if cpu.TILES in row.cpu_features:
         for kind, product in TILE_ROOFS.items():
             functions[kind] = tiles.emit_roof_loop(kind, product)
             operations[kind] = tiles.OPERATIONS[product]

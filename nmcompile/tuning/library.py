@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from nmcompile.kernels.avx512_amx.tiles.layer import layer_of
+from nmcompile.kernels.avx512_bf16.layer import brain_layer
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.machine.trial import Measured, Operand, TimedKernel, Trial, measure_trial
@@ -38,7 +38,7 @@ class KernelLibrary:
             added = integers.residual is not None
             return Trial(x, out, added, self.kernels, "uint8", integers.out)
         if problem.dtype == "bfloat16":
-            shapes, added = layer_of(problem).shapes, problem.epilogue.residual
+            shapes, added = brain_layer(problem).shapes, problem.epilogue.residual
             return Trial(*shapes, added, self.kernels, "bfloat16", "bfloat16")
         conv = problem.conv
         return Trial(

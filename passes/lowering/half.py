@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from nmcompile.kernels.avx512_amx.bfloat16 import layout
+from nmcompile.kernels.avx512_bf16 import layout
 from nmcompile.kernels.sparse_tensor_core.tiles import padded
 from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.kernels import Lowering

@@ -17,31 +17,41 @@ from nmcompile.cli import app
 from nmcompile.errors import DeviceError, InputError, TargetError
 from nmcompile.kernels.avx512_amx import twin
 from nmcompile.kernels.catalog import find_row
-from nmcompile.machine import trial
+from nmcompile.machine import roofs, trial
+from nmcompile.precision import paying_precision
 from nmcompile.runtime import cpu
+from nmcompile.targets import find_target
 from nmcompile.tuning import tuner
 from tests.support.gpu_models import MODELS, pruned
 from tests.support.tiny_models import example, tiny_net
 
-TARGET = "avx512_amx"
 TOLERANCE = 2e-2  # of the range of the output
-needs_tiles = pytest.mark.isa("amx_bf16")
+ON_TILES, ON_LANES = "avx512_amx", "avx512_bf16"
+on_both = pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(ON_LANES, marks=pytest.mark.isa("avx512_bf16")),
+        pytest.param(ON_TILES, marks=pytest.mark.isa("amx_bf16")),
+    ],
+)
 
 
-def compile_bf16(model: nn.Module, x: torch.Tensor, path: Path) -> Any:
-    return nmc.compile(model, output=path, target=TARGET, precision="bf16", example_inputs=(x,))
+def compile_bf16(model: nn.Module, x: torch.Tensor, path: Path, target: str) -> Any:
+    return nmc.compile(model, output=path, target=target, precision="bf16", example_inputs=(x,))
 
 
-@needs_tiles
+@on_both
 @pytest.mark.parametrize("pattern", ["dense", "2:4"])
 @pytest.mark.parametrize("name", MODELS)
-def test_models_compute_what_torch_does(name: str, pattern: str, tmp_path: Path) -> None:
+def test_models_compute_what_torch_does(
+    name: str, pattern: str, target: str, tmp_path: Path
+) -> None:
     make, shape = MODELS[name]
     torch.manual_seed(0)
     model = pruned(make(), pattern).eval()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "m.nmc"
-    result = compile_bf16(model, x, path)
+    result = compile_bf16(model, x, path, target)
     session = runtime.load(path, threads=1)
     found = [np.asarray(y) for y in session.run(x.numpy()).values()]
     with torch.no_grad():
@@ -53,7 +63,7 @@ def test_models_compute_what_torch_does(name: str, pattern: str, tmp_path: Path)
     rows = [find_row(call.symbol) for call in session.manifest.calls]
     convolutions = [row for row in rows if row is not None and row.op == "conv2d"]
     assert convolutions and all(row.dtype == "bfloat16" for row in convolutions)
-    assert result.target == TARGET
+    assert result.target == target
 
 
 class Joined(nn.Module):
@@ -70,24 +80,24 @@ class Joined(nn.Module):
         return result
 
 
-@needs_tiles
-def test_constants_are_rounded_too(tmp_path: Path) -> None:
+@on_both
+def test_constants_are_rounded_too(target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Joined().eval(), torch.randn(1, 3, 8, 8)
-    compile_bf16(model, x, tmp_path / "m.nmc")
+    compile_bf16(model, x, tmp_path / "m.nmc", target)
     found = np.asarray(next(iter(runtime.load(tmp_path / "m.nmc").run(x.numpy()).values())))
     with torch.no_grad():
         wanted = model(x).numpy()
     assert np.abs(found - wanted).max() < TOLERANCE * np.ptp(wanted)
 
 
-@needs_tiles
-def test_two_threads_and_a_batch(tmp_path: Path) -> None:
+@on_both
+def test_two_threads_and_a_batch(target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     make, shape = MODELS["residual"]
     model = pruned(make(), "2:4").eval()
     x = torch.randn((3, *shape[1:]))
-    compile_bf16(model, x, tmp_path / "m.nmc")
+    compile_bf16(model, x, tmp_path / "m.nmc", target)
     one, two = (runtime.load(tmp_path / "m.nmc", threads=count) for count in (1, 2))
     first, second = (np.asarray(next(iter(s.run(x.numpy()).values()))) for s in (one, two))
     np.testing.assert_array_equal(first, second)
@@ -96,11 +106,11 @@ def test_two_threads_and_a_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"precision": "bf16", "target": "avx512"}, TargetError, ("bf16", TARGET, "avx512")),
-        ({"precision": "bf16", "target": "sm_80"}, TargetError, ("bf16", TARGET, "sm_80")),
-        ({"precision": "fp8", "target": TARGET}, TargetError, ("fp8", "int8 or bf16")),
+        ({"precision": "bf16", "target": "avx512"}, TargetError, (ON_LANES, ON_TILES, "avx512")),
+        ({"precision": "bf16", "target": "sm_80"}, TargetError, (ON_LANES, ON_TILES, "sm_80")),
+        ({"precision": "fp8", "target": ON_TILES}, TargetError, ("fp8", "int8 or bf16")),
         (
-            {"precision": "bf16", "target": TARGET, "calibration": [np.zeros(3)]},
+            {"precision": "bf16", "target": ON_TILES, "calibration": [np.zeros(3)]},
             InputError, ("calibration", "int8", "bf16"),
         ),
     ],
@@ -130,7 +140,7 @@ def test_a_kernel_that_permits_no_tiles_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cpu_without_tiles_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    compile_bf16(tiny_net("2:4"), example(), tmp_path / "m.nmc")
+    compile_bf16(tiny_net("2:4"), example(), tmp_path / "m.nmc", ON_TILES)
     name, flags = cpu.host()
     monkeypatch.setattr(cpu, "host", lambda: (name, flags - {"amx_tile", "amx_bf16"}))
     with pytest.raises(DeviceError, match=r"amx_tile.*amx_bf16|amx_bf16.*amx_tile"):
@@ -144,10 +154,10 @@ def test_the_twin_knows_every_instruction() -> None:
     assert public == {name for name in vars(twin.Software) if not name.startswith("_")}
 
 
-@needs_tiles
-def test_the_command_compiles(dense_onnx: Path, tmp_path: Path) -> None:
+@on_both
+def test_the_command_compiles(target: str, dense_onnx: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.nmc"
-    command = ["compile", str(dense_onnx), "-o", str(path), "--target", TARGET]
+    command = ["compile", str(dense_onnx), "-o", str(path), "--target", target]
     done = CliRunner().invoke(app, [*command, "--precision", "bf16"])
     assert done.exit_code == 0, done.output
     x = example().numpy()
@@ -156,9 +166,9 @@ def test_the_command_compiles(dense_onnx: Path, tmp_path: Path) -> None:
     assert np.abs(np.asarray(found) - wanted).max() < TOLERANCE * np.ptp(wanted)
 
 
-@needs_tiles
+@on_both
 def test_layers_are_tuned_for_their_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was measured in bfloat16 says nothing of float32, and the other way round."""
     monkeypatch.setattr(tuner, "CANDIDATES", 2)
@@ -166,10 +176,38 @@ def test_layers_are_tuned_for_their_precision(
     monkeypatch.setattr(trial, "BUDGET", 0.05)
     tuning = nmc.Tuning(measure=True, database=tmp_path / "tuning.json")
     options: dict[str, Any] = {"example_inputs": (example(),), "tuning": tuning}
-    for target, precision in ((TARGET, "bf16"), ("avx512", None), (TARGET, "bf16")):
+    for name, precision in ((target, "bf16"), ("avx512", None), (target, "bf16")):
         path = tmp_path / "m.nmc"
         result = nmc.compile(
-            tiny_net("2:4"), output=path, target=target, precision=precision, **options
+            tiny_net("2:4"), output=path, target=name, precision=precision, **options
         )
         kernels = [tuned.kernel for tuned in result.tuning]
         assert kernels and all(("_bf16_" in kernel) == (precision == "bf16") for kernel in kernels)
+
+
+@pytest.mark.isa("avx512_bf16")
+@pytest.mark.parametrize("pays", [False, True])
+def test_float32_is_kept_where_vectors_multiply_bfloat16_no_faster(
+    pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = roofs.Roofs(fma=100.0, load=50.0, bf16=200.0 if pays else 105.0)
+    monkeypatch.setattr(roofs, "measure_roofs", lambda: measured)
+    result = compile_bf16(tiny_net("2:4"), example(), tmp_path / "m.nmc", ON_LANES)
+    rows = [find_row(call.symbol) for call in runtime.load(tmp_path / "m.nmc").manifest.calls]
+    dtypes = {row.dtype for row in rows if row is not None}
+    assert dtypes == {"bfloat16" if pays else "float32"}
+    told = [note for note in result.report.notes if "compiled in float32" in note]
+    assert len(told) == (not pays)
+    assert pays or ("105 GFLOP/s" in told[0] and "float32 at 100" in told[0])
+
+
+@pytest.mark.isa("avx512_bf16")
+def test_another_machine_is_not_judged_by_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = roofs.Roofs(fma=100.0, load=50.0, bf16=105.0)
+    monkeypatch.setattr(roofs, "measure_roofs", lambda: measured)
+    target = find_target(ON_LANES)
+    assert paying_precision("bf16", target, elsewhere=True) == ("bf16", ())
+    assert paying_precision("bf16", find_target(ON_TILES), elsewhere=False) == ("bf16", ())
+    name, flags = cpu.host()
+    monkeypatch.setattr(cpu, "host", lambda: (name, flags - {"avx512_bf16"}))
+    assert paying_precision("bf16", target, elsewhere=False) == ("bf16", ())

@@ -12,7 +12,7 @@ import torch
 import tvm
 from torch.nn import functional
 
-from nmcompile.kernels.avx512_amx.bfloat16.layout import padded
+from nmcompile.kernels.avx512_bf16.layout import padded
 from nmcompile.kernels.catalog import Kernel
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import GlobalAverage, Linear, Pool2d
@@ -44,7 +44,7 @@ def run_bfloat16(
 ) -> Array:
     """Lower, compile and call; channels behind the last one are checked to stay finite."""
     lowered = kernel.lower(problem, config)
-    function = compile_integers(lowered, "avx512_amx")
+    function = compile_integers(lowered, kernel.target)
     shape = output_shape(problem)
     n, c, h, w = shape if len(shape) == 4 else (int(np.prod(shape[:-1])), shape[-1], 1, 1)
     out = np.full((n, h, w, padded(c)), UNWRITTEN, np.uint16).view(ml_dtypes.bfloat16)

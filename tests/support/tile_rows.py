@@ -1,4 +1,4 @@
-"""Rows of the catalogue on tiles, on the tile unit and on its twin in software."""
+"""Rows of the catalogue on tiles, on the tile unit and on its twin in software, and on lanes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from nmcompile.targets import find_target
 
 TARGET = "avx512_amx"
 UNITS = ("hardware", "software")
+LANES, ON_LANES = "lanes", "avx512_bf16"
 
 
 def row_on(unit: str, name: str) -> Kernel:
-    """A row for the tile unit, or for its twin; skips the test where this CPU cannot run it."""
-    (row,) = (row for row in CATALOG if row.name == f"{name}__{TARGET}")
-    features = set(find_target(TARGET).cpu_features)
+    """A row for the tile unit, its twin, or lanes; skips the test where this CPU cannot run it."""
+    target = ON_LANES if unit == LANES else TARGET
+    (row,) = (row for row in CATALOG if row.name == f"{name}__{target}")
+    features = set(find_target(target).cpu_features)
     tiles = {feature for feature in features if feature.startswith("amx")}
-    needed = features if unit == "hardware" else features - tiles
+    needed = features - tiles if unit == "software" else features
     missing = needed - cpu.host()[1]
     if missing:
         pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
-    if unit == "hardware":
+    if unit != "software":
         cpu.require(features, name)
         return row
 

@@ -17,6 +17,7 @@ ROOFS: Final = {
     "fma": Series("bound by multiply-adds", "--s0"),
     "load": Series("bound by loads from L1", "--s3", "square"),
     "vnni": Series("bound by products of bytes", "--s2", "triangle-up"),
+    "bf16": Series("bound by products of bfloat16", "--s5", "square"),
     "amx_int8": Series("bound by tiles of bytes", "--s1", "triangle-up"),
     "amx_bf16": Series("bound by tiles of bfloat16", "--s4", "square"),
 }
@@ -24,6 +25,7 @@ NAMES: Final = {
     "fma": "multiply-adds",
     "load": "loads from L1",
     "vnni": "products of bytes",
+    "bf16": "products of bfloat16",
     "amx_int8": "tiles of bytes",
     "amx_bf16": "tiles of bfloat16",
 }

@@ -66,9 +66,9 @@ def bench_models(
         str,
         typer.Option(
             metavar="LIST",
-            help="What to compile for, see `nmc targets`; for avx512_vnni and avx512_amx a model "
-            "that is not quantised is, on seeded random inputs or on --data; avx512_amx:bf16 "
-            "rounds it to bfloat16.",
+            help="What to compile for, see `nmc targets`; for those of integers (avx512_vnni, "
+            "avx512_bf16, avx512_amx) a model that is not quantised is, on seeded random inputs or "
+            "on --data; avx512_bf16:bf16 and avx512_amx:bf16 round it to bfloat16.",
         ),
     ] = "avx512",
     threads: Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512_amx.instructions import REGISTERS, SUMS
 
 Method = Literal["gathered", "dense"]
@@ -54,8 +53,3 @@ class Registers:
         behind = first + len(shared)
         rest = tuple(range(behind, min(REGISTERS, behind + max(across, vectors))))
         return cls(rest, shared) if across >= vectors else cls(shared, rest)
-
-
-def padded_outputs(outputs: int) -> int:
-    """Output channels in whole tiles."""
-    return -(-outputs // LANES) * LANES

@@ -14,15 +14,15 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr
-from nmcompile.kernels.avx512_amx.instructions import Hardware, Tiles, hold_whole
+from nmcompile.kernels.avx512_amx.instructions import Hardware, Product, Tiles, hold_whole
 from nmcompile.kernels.avx512_amx.tiles.config import Registers, TilesConfig
 from nmcompile.kernels.avx512_amx.tiles.finish import Finishing, Pending, Together
 from nmcompile.kernels.avx512_amx.tiles.layout import Steps
-from nmcompile.kernels.avx512_amx.tiles.numbers import Numbers
 from nmcompile.kernels.avx512_amx.tiles.packing import Gathering
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import OutputGroups
+from nmcompile.kernels.avx512_vnni.lanes.numbers import Numbers
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading, copy_bytes
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d
@@ -44,6 +44,7 @@ def emit_tiles(
     out_shape: Shape,
     reading: Reading,
     numbers: Numbers,
+    product: Product,
     config: TilesConfig,
     gathering: Gathering | None,
     strided: Conv2d | None,
@@ -57,12 +58,13 @@ def emit_tiles(
         out_shape: of the output.
         reading: of a convolution whose input channels are bytes.
         numbers: what is multiplied, and what becomes of the sums: declares what is left out above.
+        product: the instruction that multiplies them.
         config: of the tiles.
         gathering: of the lists, which are as `Pieces` names them; None where there are none.
         strided: whose pixels `reading` reads, brought together first; None where it reads all.
         unit: what emits the tile instructions.
     """
-    emitter = _Emitter(reading, numbers, config, gathering, strided, unit)
+    emitter = _Emitter(reading, numbers, product, config, gathering, strided, unit)
     return emitter.emit(name, x_shape, out_shape)
 
 
@@ -97,13 +99,14 @@ class _Emitter:
         self,
         reading: Reading,
         numbers: Numbers,
+        product: Product,
         config: TilesConfig,
         gathering: Gathering | None,
         strided: Conv2d | None,
         unit: type[Any],
     ) -> None:
         self.reading, self.numbers, self.config = reading, numbers, config
-        self.gathering, self.strided = gathering, strided
+        self.product, self.gathering, self.strided = product, gathering, strided
         self.registers = Registers.of(config.across, config.vectors)
         registers = self.registers
         self.unit: Tiles = unit(registers.activations, registers.weights, numbers.sums)
@@ -324,7 +327,7 @@ class _Emitter:
                     if u not in loaded:
                         unit.load(b, self.weights, where + u * size, BYTES)
                         loaded.add(u)
-                    unit.multiply(j * vectors + u, a, b, self.numbers.product)
+                    unit.multiply(j * vectors + u, a, b, self.product)
             for line in range(lines):
                 prefetch_line(self.weights, ahead + (nth * lines + line) * BYTES)
             finishing.some(known or window.rows * window.columns)

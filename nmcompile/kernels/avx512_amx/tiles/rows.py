@@ -38,7 +38,7 @@ def refuse_dense(problem: Problem) -> str | None:
     groups = problem.spec.groups if isinstance(problem.spec, Conv2d) else 1
     if groups > 1:
         return f"its {groups} groups have too few channels each to fill tiles"
-    return lanes.refuse_dense(problem)
+    return lanes.INTEGERS.refuse_dense(problem)
 
 
 def refuse_one_by_n(problem: Problem) -> str | None:
@@ -72,9 +72,10 @@ def decline_dense(problem: Problem) -> str | None:
     bare = problem
     if integers.residual is not None:
         bare = replace(problem, integers=replace(integers, residual=None))
+    own = lanes.INTEGERS
     for refuse, configs, name in (
-        (lanes.refuse_one_by_n, lanes.one_by_n_configs, "a list per block of outputs"),
-        (lanes.refuse_nm, lanes.nm_configs, "a list per output"),
+        (own.refuse_one_by_n, own.one_by_n_configs, "a list per block of outputs"),
+        (own.refuse_nm, own.nm_configs, "a list per output"),
     ):
         if refuse(bare) is None:
             reason = decline_slower(bare, dense_configs, configs, name)
@@ -86,7 +87,8 @@ def decline_dense(problem: Problem) -> str | None:
 @functools.lru_cache(maxsize=8)
 def dense_configs(problem: Problem) -> Sequence[Candidate]:
     """All bytes."""
-    layer = layer_of(problem)
+    tile = layer_of(problem)
+    layer = tile.layer
     reading = Reading.of(layer.conv, quads=True)
     rows, columns = reading.window
     steps = float(rows * columns * Steps.of(reading.segment).count)
@@ -95,15 +97,14 @@ def dense_configs(problem: Problem) -> Sequence[Candidate]:
         if vectors == 1 or (vectors - 1) * LANES < layer.conv.out_channels:
             groups = OutputGroups.of(layer.conv.out_channels, vectors).count
             works.append((vectors, Work(np.full(groups, steps))))
-    return ranked(reading, "dense", works, layer.numbers.product, layer.residual)
+    return ranked(reading, "dense", works, tile.product, layer.residual)
 
 
 @functools.lru_cache(maxsize=8)
 def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
     """The bytes of each list, gathered first."""
-    layer = layer_of(problem)
-    conv, kept = layer.conv, layer.kept
-    assert kept is not None
+    tile = layer_of(problem)
+    layer, conv, kept = tile.layer, tile.layer.conv, tile.layer.kept
     gathering = Gathering.of(conv, kept)
     sources, pieces = gathers_of(kept)
     if gathering.pitch <= BYTES:
@@ -116,20 +117,21 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
         if layer.list_outputs % (vectors * LANES) == 0:
             works.append((vectors, Work(steps, sources, pieces, gathering, layer.list_outputs)))
     reading = Reading.of(conv, quads=False)
-    return ranked(reading, "gathered", works, layer.numbers.product, layer.residual)
+    return ranked(reading, "gathered", works, tile.product, layer.residual)
 
 
 def lower_tiles(name: str, problem: Problem, config: TilesConfig | None) -> Lowered:
     """Convolution or matrix product with tiles from the `..._configs` function of its row."""
     assert config is not None
-    layer = layer_of(problem)
+    tile = layer_of(problem)
+    layer = tile.layer
     gathering, reading = None, Reading.of(layer.conv, quads=config.method == "dense")
     if config.method == "gathered":
-        assert layer.kept is not None
         packed = pack_gathered(layer.positions, layer.kept, layer.conv, config)
         gathering = Gathering.of(layer.conv, layer.kept)
     else:
         packed = pack_dense(layer.positions, reading, config)
     arrays: dict[str, Array] = {**packed, **layer.arrays}
-    args = (name, *layer.shapes, reading, layer.numbers, config, gathering, layer.strided)
+    numbers = layer.numbers, tile.product
+    args = (name, *layer.shapes, reading, *numbers, config, gathering, tile.strided)
     return Lowered(emit_tiles, args, arrays)

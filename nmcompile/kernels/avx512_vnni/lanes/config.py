@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.spec import Conv2d
 
 Method = Literal["picked", "gathered", "dense"]
 
@@ -69,6 +68,6 @@ def tiles_of(width: int, pixels: int) -> tuple[int, int]:
     return divmod(width, pixels)
 
 
-def padded_outputs(conv: Conv2d) -> int:
+def padded_outputs(outputs: int) -> int:
     """Output channels in whole vectors."""
-    return -(-conv.out_channels // LANES) * LANES
+    return -(-outputs // LANES) * LANES

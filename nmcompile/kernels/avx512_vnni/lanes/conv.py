@@ -1,4 +1,6 @@
-"""Convolutions over NHWC bytes with output channels in lanes: the integer kernels of AVX-512 VNNI.
+"""Convolutions over NHWC with output channels in lanes: products of four bytes, or of two bfloat16.
+
+Everything here counts bytes; `numbers` says what they are.
 
 A tile is a few pixels of one row times a few vectors of 16 output channels, whose sums stay in
 registers. Dense tiles broadcast four bytes of each pixel and multiply them with the weights of 16
@@ -19,11 +21,10 @@ from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import (
     LanesConfig,
     OutputGroups,
-    padded_outputs,
     picks_of,
     tiles_of,
 )
-from nmcompile.kernels.avx512_vnni.lanes.finish import Finish
+from nmcompile.kernels.avx512_vnni.lanes.finish import write
 from nmcompile.kernels.avx512_vnni.lanes.inner_loops import (
     Lists,
     Pixels,
@@ -32,9 +33,8 @@ from nmcompile.kernels.avx512_vnni.lanes.inner_loops import (
     add_picked,
     add_shared,
 )
+from nmcompile.kernels.avx512_vnni.lanes.numbers import Numbers
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
-from nmcompile.kernels.avx512_vnni.requantise import Requantiser
-from nmcompile.kernels.integers import STEPS, IntegerEpilogue
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 
 Shape = tuple[int, ...]
@@ -46,17 +46,16 @@ def emit_lanes(
     x_shape: Shape,
     out_shape: Shape,
     reading: Reading,
-    epilogue: IntegerEpilogue,
+    numbers: Numbers,
     config: LanesConfig,
     gathered: int,
-    zero: int,
 ) -> Any:
-    """The TIR function (x, weights, [lists], offset, scale, steps, [residual], out).
+    """The TIR function (x, weights, [lists], ..., [residual], out).
 
-    The lists are as `PackedWeights` names them, and so is `gathered`; `zero` is what borders are
-    filled with.
+    `numbers` declare what is left out here; the lists are as `PackedWeights` names them, and so is
+    `gathered`.
     """
-    return _Emitter(reading, epilogue, config, gathered, zero).emit(name, x_shape, out_shape)
+    return _Emitter(reading, numbers, config, gathered).emit(name, x_shape, out_shape)
 
 
 class _Emitter:
@@ -65,31 +64,26 @@ class _Emitter:
     def __init__(
         self,
         reading: Reading,
-        epilogue: IntegerEpilogue,
+        numbers: Numbers,
         config: LanesConfig,
         gathered: int,
-        zero: int,
     ) -> None:
-        self.reading, self.epilogue, self.config = reading, epilogue, config
-        self.pitch, self.zero = gathered, zero
+        self.reading, self.numbers, self.config = reading, numbers, config
+        self.pitch = gathered
         self.groups = OutputGroups.of(reading.conv.out_channels, config.vectors)
         self.full, self.rest = tiles_of(reading.grid[2], config.pixels)
 
     def emit(self, name: str, x_shape: Shape, out_shape: Shape) -> Any:
-        outputs = self.reading.conv.out_channels
+        numbers, outputs = self.numbers, self.reading.conv.out_channels
         with PrimFuncBuilder(name) as func:
-            x = func.tensor("x", x_shape, "uint8")
+            x = func.tensor("x", x_shape, numbers.dtype)
             self.weights = func.list_of("weights", "int8")
             if self.config.method != "dense":
                 self._lists(func)
-            self.offset = func.tensor("offset", (padded_outputs(self.reading.conv),), "int32")
-            scale = func.tensor("scale", (padded_outputs(self.reading.conv),))
-            steps = func.tensor("steps", (len(STEPS),))
-            residual, out = func.output(out_shape, self.epilogue, self.epilogue.out, "uint8")
-            requantiser = Requantiser(self.epilogue, steps)
-            self.finish = Finish(requantiser, scale, residual, out, outputs)
-            self.raster = self.reading.raster(func.flat(x), self.zero)
-            self._items()
+            self.rows, self.finish = numbers.declare(func, out_shape, outputs)
+            with numbers.instructions():
+                self.raster = self.reading.raster(func.bytes_of(x), numbers.zero)
+                self._items()
         return func.result()
 
     def _lists(self, func: PrimFuncBuilder) -> None:
@@ -153,6 +147,9 @@ class _Emitter:
             with T.serial(0, T.min(per_list, self.groups.count - first)) as part:
                 self._group(T.bind(first + part), block)
 
+    def _sums(self, pixels: int, vectors: int) -> Sums:
+        return Sums(pixels, vectors, self.numbers.sums, self.numbers.dot)
+
     def _group(self, group: Expr, block: _Block) -> None:
         """The outputs of one group over the tiles of a block; the last group has its own body."""
         groups, whole = self.groups, self.config.vectors * LANES
@@ -171,13 +168,13 @@ class _Emitter:
         with T.grid(block.rows, block.tiles) as (row, tile):
             if not (self.full and self.rest):
                 size = pixels if self.full else self.rest
-                self._tile(group, Sums(size, vectors), outputs, block, row, tile)
+                self._tile(group, self._sums(size, vectors), outputs, block, row, tile)
                 return
             with T.If(block.tile + tile < self.full):
                 with T.Then():
-                    self._tile(group, Sums(pixels, vectors), outputs, block, row, tile)
+                    self._tile(group, self._sums(pixels, vectors), outputs, block, row, tile)
                 with T.Else():
-                    self._tile(group, Sums(self.rest, vectors), outputs, block, row, tile)
+                    self._tile(group, self._sums(self.rest, vectors), outputs, block, row, tile)
 
     def _tile(
         self, group: Expr, sums: Sums, outputs: int, block: _Block, row: Expr, tile: Expr
@@ -185,7 +182,7 @@ class _Emitter:
         """The sums of one tile of a block, from beginning to end."""
         _, rows, columns = self.reading.grid
         first = T.bind(group * (self.config.vectors * LANES))
-        sums.start(self.offset, first)
+        sums.start(self.rows, first)
         line = T.bind(block.row + row)
         column = T.bind((block.tile + tile) * self.config.pixels)
         if self.config.method == "gathered":
@@ -199,7 +196,7 @@ class _Emitter:
             else:
                 self._picked(sums, group, pixels)
         pixel = (block.image * rows + line) * columns + column
-        self.finish.write(sums, pixel, first, outputs)
+        write(self.finish, sums, pixel, first, outputs)
 
     def _picked(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
         origin: Expr = T.int32(0)

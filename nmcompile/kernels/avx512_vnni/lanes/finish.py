@@ -57,9 +57,36 @@ class Finisher(Protocol):
         """
 
 
+def write(finish: Finisher, sums: Sums, pixel: Expr, first: Expr, outputs: int) -> None:
+    """Write one tile.
+
+    Args:
+        finish: what its sums become.
+        sums: of the tile.
+        pixel: the first output pixel, over all images.
+        first: the first output channel.
+        outputs: output channels from there on that are real.
+    """
+    pixels, vectors = sums.pixels, sums.vectors
+    columns = finish.columns(first, vectors)
+    if not finish.long:
+        at = T.bind(pixel * finish.channels + first)
+        finish.pixels(pixels, sums.get, columns, at, outputs)
+        return
+    # Written out for every vector, a long activation would take LLVM seconds.
+    rest = T.alloc_buffer((pixels * vectors * LANES,), sums.dtype, scope="local")
+    for t in range(pixels):
+        for u in range(vectors):
+            T.buffer_store(rest, sums.get(t, u), [lanes((t * vectors + u) * LANES)])
+    with T.serial(0, pixels) as row:
+        at = T.bind((pixel + row) * finish.channels + first)
+        get = lambda _, u: rest[lanes((row * vectors + u) * LANES)]  # noqa: E731
+        finish.pixels(1, get, columns, at, outputs)
+
+
 @dataclass(frozen=True)
 class Finish:
-    """Writes tiles of one function.
+    """Requantises tiles of one function.
 
     scale: float32 per output channel, padded to whole vectors.
     channels: of one output pixel.
@@ -70,31 +97,6 @@ class Finish:
     residual: Buffer | None
     out: Buffer
     channels: int
-
-    def write(self, sums: Sums, pixel: Expr, first: Expr, outputs: int) -> None:
-        """Write one tile.
-
-        Args:
-            sums: of the tile.
-            pixel: the first output pixel, over all images.
-            first: the first output channel.
-            outputs: output channels from there on that are real.
-        """
-        pixels, vectors = sums.pixels, sums.vectors
-        scales = self.columns(first, vectors)
-        if not self.long:
-            at = T.bind(pixel * self.channels + first)
-            self.pixels(pixels, sums.get, scales, at, outputs)
-            return
-        # Written out for every vector, a long activation would take LLVM seconds.
-        rest = T.alloc_buffer((pixels * vectors * LANES,), "int32", scope="local")
-        for t in range(pixels):
-            for u in range(vectors):
-                T.buffer_store(rest, sums.get(t, u), [lanes((t * vectors + u) * LANES)])
-        with T.serial(0, pixels) as row:
-            at = T.bind((pixel + row) * self.channels + first)
-            get = lambda _, u: rest[lanes((row * vectors + u) * LANES)]  # noqa: E731
-            self.pixels(1, get, scales, at, outputs)
 
     @property
     def long(self) -> bool:

@@ -5,6 +5,7 @@ Loops begin at 0: TVM takes a wrong first value for one that begins where a buff
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.tirx.script import builder as T
@@ -14,20 +15,23 @@ from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
     QUAD,
     broadcast_quad,
-    dot,
     load_bytes,
     pick_bytes,
 )
 
+Dot = Callable[[Expr, Expr, Expr], Expr]
+"""16 sums, and four bytes in each lane of activations and of weights, to sums."""
+
 
 class Sums:
-    """pixels x vectors registers of int32."""
+    """pixels x vectors registers of 16 sums."""
 
-    def __init__(self, pixels: int, vectors: int) -> None:
-        self.pixels, self.vectors = pixels, vectors
+    def __init__(self, pixels: int, vectors: int, dtype: str, dot: Dot) -> None:
+        self.pixels, self.vectors, self.dtype = pixels, vectors, dtype
+        self._dot = dot
         # One buffer of a single vector each, so that LLVM turns them into registers.
         self._all = [
-            [T.alloc_buffer((LANES,), "int32", scope="local") for _ in range(vectors)]
+            [T.alloc_buffer((LANES,), dtype, scope="local") for _ in range(vectors)]
             for _ in range(pixels)
         ]
 
@@ -35,16 +39,16 @@ class Sums:
         """Vector u of pixel t."""
         return self._all[t][u][lanes(0)]
 
-    def start(self, offset: Buffer, first: Expr) -> None:
-        """Begin with the offsets of the output channels from `first` on."""
+    def start(self, rows: Buffer, first: Expr) -> None:
+        """Begin with the values of the output channels from `first` on."""
         for u in range(self.vectors):
-            value = T.bind(load(offset, first + u * LANES))
+            value = T.bind(load(rows, first + u * LANES))
             for t in range(self.pixels):
                 T.buffer_store(self._all[t][u], value, [lanes(0)])
 
     def add(self, t: int, u: int, x: Expr, weights: Expr) -> None:
         """Add products of four bytes in each lane."""
-        T.buffer_store(self._all[t][u], dot(self.get(t, u), x, weights), [lanes(0)])
+        T.buffer_store(self._all[t][u], self._dot(self.get(t, u), x, weights), [lanes(0)])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from nmcompile.kernels.spec import Conv2d
 
 Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.int8]
+Flags = npt.NDArray[np.bool_]
 Weights = TypeVar("Weights", npt.NDArray[np.int8], npt.NDArray[np.float32])
+Each = TypeVar("Each", npt.NDArray[np.int8], npt.NDArray[np.bool_])
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,32 @@ class PackedWeights:
         return arrays_of(self)
 
 
-def pack_lanes(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
-    """Pack an OIHW weight of shape (out, in / groups, kh, kw)."""
+def pack_lanes(
+    positions: Bytes, used: Flags, reading: Reading, config: LanesConfig, size: int
+) -> PackedWeights:
+    """Pack the bytes of a weight.
+
+    Args:
+        positions: (out, kh * kw, in).
+        used: which of them belong to weights that are not zero.
+        reading: of the convolution.
+        config: of its tiles.
+        size: bytes of one weight.
+    """
     if config.method == "dense":
-        return PackedWeights(_pack_dense(weight, reading, config))
+        segments = segments_of(positions, reading)
+        return PackedWeights(_groups_of(segments, config.vectors, reading.quads))
     if config.method == "gathered":
-        return _pack_gathered(weight, reading.conv, config)
-    return _pack_picked(weight, reading, config)
+        return _pack_gathered(positions, used, config)
+    return _pack_picked(positions, used, reading, config, size)
 
 
-def listed(segments: Bytes, outputs: int) -> Bytes:
-    """Weights (out, segments, bytes), 1 where a list of `outputs` outputs keeps the byte."""
-    kept = np.zeros((-(-len(segments) // outputs) * outputs, *segments.shape[1:]), np.int8)
-    kept[: len(segments)] = segments != 0
-    each = kept.reshape(-1, outputs, *segments.shape[1:]).max(axis=1)
-    return np.repeat(each, outputs, axis=0)[: len(segments)]
+def listed(segments: Flags, outputs: int) -> Flags:
+    """Which bytes (out, segments, bytes) a list of `outputs` outputs keeps for them."""
+    kept = np.zeros((-(-len(segments) // outputs) * outputs, *segments.shape[1:]), bool)
+    kept[: len(segments)] = segments
+    each = kept.reshape(-1, outputs, *segments.shape[1:]).any(axis=1)
+    return np.asarray(np.repeat(each, outputs, axis=0)[: len(segments)])
 
 
 def positions_of(weight: Weights, conv: Conv2d) -> Weights:
@@ -83,17 +96,15 @@ def positions_of(weight: Weights, conv: Conv2d) -> Weights:
     return spread.reshape(conv.out_channels, conv.taps, conv.in_channels)
 
 
-def segments_of(weight: Bytes, reading: Reading) -> Bytes:
-    """An OIHW weight as (out, segments, bytes)."""
+def segments_of(positions: Each, reading: Reading) -> Each:
+    """What is known of bytes (out, kh * kw, in), as (out, segments, bytes)."""
+    conv = reading.conv
+    rows: Each = positions
     if reading.by_group:
-        rows = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
-    else:
-        rows = positions_of(weight, reading.conv)
-    return rows.reshape(len(weight), -1, reading.segment)
-
-
-def _pack_dense(weight: Bytes, reading: Reading, config: LanesConfig) -> Bytes:
-    return _groups_of(segments_of(weight, reading), config.vectors, reading.quads)
+        parted = rows.reshape(conv.groups, conv.group_out, conv.taps, conv.groups, conv.group_in)
+        own = np.arange(conv.groups)
+        rows = parted[own, :, :, own]
+    return rows.reshape(conv.out_channels, -1, reading.segment)
 
 
 def _groups_of(segments: Bytes, vectors: int, quads: int) -> Bytes:
@@ -129,10 +140,10 @@ class Blocks:
         return cls((*range(0, (count - 1) * BYTES, BYTES), max(0, segment - BYTES)))
 
 
-def quads_of(segments: Bytes) -> npt.NDArray[np.uint8]:
-    """Quads that each output needs of each block: (out, segments, blocks)."""
-    edges = range(0, segments.shape[2], BYTES)
-    kept = np.add.reduceat((segments != 0).view(np.uint8), edges, axis=2)
+def quads_of(used: Flags) -> npt.NDArray[np.uint8]:
+    """Quads that each output needs of each block, (out, segments, blocks), of used bytes."""
+    edges = range(0, used.shape[2], BYTES)
+    kept = np.add.reduceat(used.view(np.uint8), edges, axis=2)
     quads: npt.NDArray[np.uint8] = (kept + np.uint8(QUAD - 1)) // np.uint8(QUAD)
     return quads
 
@@ -147,9 +158,12 @@ def quads_per_group(quads: npt.NDArray[np.uint8], vectors: int) -> npt.NDArray[n
     return np.maximum.reduceat(quads, firsts, axis=0).astype(np.int64)
 
 
-def _pack_picked(weight: Bytes, reading: Reading, config: LanesConfig) -> PackedWeights:
-    segments = segments_of(weight, reading)
-    kept = listed(segments, config.list_outputs) if config.list_outputs else segments
+def _pack_picked(
+    positions: Bytes, used: Flags, reading: Reading, config: LanesConfig, size: int
+) -> PackedWeights:
+    segments, kept = segments_of(positions, reading), segments_of(used, reading)
+    if config.list_outputs:
+        kept = listed(kept, config.list_outputs)
     blocks = Blocks.of(reading.segment)
     needed = quads_per_group(quads_of(kept), config.vectors)
     group, segment, block = np.nonzero(needed)  # the blocks with work, in order
@@ -163,14 +177,15 @@ def _pack_picked(weight: Bytes, reading: Reading, config: LanesConfig) -> Packed
     rows = before_last * config.vectors + int(quads[-1] - before_last) * groups.last
     # A kernel argument may not be empty: an all-zero layer still has one block without quads.
     stream = np.zeros((max(rows, 1), BYTES), np.int8)
-    index = np.zeros((max(rows, 1), BYTES), np.int8)
-    size = config.vectors * LANES
+    # Beside weights of zero the block's first number is picked, and no pieces of two of them.
+    index = np.tile(np.arange(BYTES, dtype=np.int8) % size, (max(rows, 1), 1))
+    outputs = config.vectors * LANES
     row = 0
-    for number, first in enumerate(range(0, len(segments), size)):
+    for number, first in enumerate(range(0, len(segments), outputs)):
         vectors = config.vectors if number < groups.count - 1 else groups.last
         begin, end = quads[starts[number]], quads[starts[number + 1]]
         part = slice(row, row + vectors * (end - begin))
-        own = slice(first, first + size)
+        own = slice(first, first + outputs)
         quad, lane, place, weights = _places(kept[own], segments[own], blocks)
         at = first_quads[number][quad[0], quad[1]] - begin + quad[2]
         vector, byte = lane
@@ -191,7 +206,7 @@ Indices = npt.NDArray[np.intp]
 
 
 def _places(
-    kept: Bytes, segments: Bytes, blocks: Blocks
+    kept: Flags, segments: Bytes, blocks: Blocks
 ) -> tuple[tuple[Indices, Indices, Indices], tuple[Indices, Indices], Indices, Bytes]:
     """Where the kept weights of one group of outputs go.
 
@@ -209,12 +224,9 @@ def _places(
     return (segment, block, rank // QUAD), lane, within, segments[output, segment, place]
 
 
-def kept_channels(positions: Bytes, outputs: int) -> npt.NDArray[np.bool_]:
-    """Which input channels each `outputs` output channels read: (lists, channels).
-
-    `positions` are weights as `positions_of` has them.
-    """
-    read = np.asarray(positions.any(axis=1))
+def kept_channels(used: Flags, outputs: int) -> Flags:
+    """Which bytes each `outputs` output channels read, (lists, bytes), of (out, kh * kw, bytes)."""
+    read = np.asarray(used.any(axis=1))
     kept = np.zeros((-(-len(read) // outputs) * outputs, read.shape[1]), bool)
     kept[: len(read)] = read
     return np.asarray(kept.reshape(-1, outputs, read.shape[1]).any(axis=1))
@@ -242,7 +254,7 @@ class Pieces:
     index: Bytes
 
     @classmethod
-    def of(cls, kept: npt.NDArray[np.bool_]) -> Pieces:
+    def of(cls, kept: Flags) -> Pieces:
         """Of lists (lists, channels)."""
         blocks = Blocks.of(kept.shape[1])
         starts, sources = [0], [0]
@@ -269,7 +281,7 @@ class Pieces:
         )
 
 
-def gathers_of(kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], ...]:
+def gathers_of(kept: Flags) -> tuple[npt.NDArray[np.float64], ...]:
     """Vectors of source bytes and of kept bytes for each list (lists, channels), as `Pieces`."""
     pieces = np.maximum(1, -(-np.count_nonzero(kept, axis=1) // BYTES))
     blocks = np.add.reduceat(kept, range(0, kept.shape[1], BYTES), axis=1)
@@ -278,9 +290,8 @@ def gathers_of(kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], ..
     return sources.astype(float), pieces.astype(float)
 
 
-def _pack_gathered(weight: Bytes, conv: Conv2d, config: LanesConfig) -> PackedWeights:
-    positions = positions_of(weight, conv)
-    kept = kept_channels(positions, config.list_outputs)
+def _pack_gathered(positions: Bytes, used: Flags, config: LanesConfig) -> PackedWeights:
+    kept = kept_channels(used, config.list_outputs)
     pieces = Pieces.of(kept)
     quads, weights = [0], []
     for number, channels in enumerate(kept):

@@ -7,8 +7,8 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, lanes, splat
-from nmcompile.kernels.avx512_amx.bfloat16.emit import conversions, load_floats, store_floats
-from nmcompile.kernels.avx512_amx.bfloat16.layout import padded
+from nmcompile.kernels.avx512_bf16.emit import instructions, load_floats, store_floats
+from nmcompile.kernels.avx512_bf16.layout import padded
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import GlobalAverage
 
@@ -22,7 +22,7 @@ def emit_global_average(name: str, average: GlobalAverage) -> Any:
         out = func.tensor("out", (average.batch, 1, 1, channels), "bfloat16")
         source, target = func.bytes_of(x), func.bytes_of(out)
         active = min(LANES, channels)
-        with conversions(), T.parallel(0, average.batch) as image:
+        with instructions(), T.parallel(0, average.batch) as image:
             with T.serial(0, -(-channels // LANES)) as block:
                 # The last vector ends with the channels, and may do some once more.
                 channel = T.bind(T.min(block * LANES, max(0, channels - LANES)))

@@ -1,4 +1,4 @@
-"""What stands behind the catalogue's bfloat16 rows that do not multiply tiles.
+"""What stands behind the catalogue's rows of bfloat16 on vectors.
 
 Every verdict is None or a sentence for the user.
 """
@@ -11,12 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.avx512.emit import LANES
-from nmcompile.kernels.avx512_amx.bfloat16.average import emit_global_average
-from nmcompile.kernels.avx512_amx.bfloat16.layout import padded
-from nmcompile.kernels.avx512_amx.bfloat16.window import emit_depthwise, emit_pool
+from nmcompile.kernels.avx512_bf16.average import emit_global_average
+from nmcompile.kernels.avx512_bf16.layer import brain_layer
+from nmcompile.kernels.avx512_bf16.layout import padded
+from nmcompile.kernels.avx512_bf16.window import emit_depthwise, emit_pool
+from nmcompile.kernels.avx512_vnni.lanes.rows import LanesRows
 from nmcompile.kernels.problem import Lowered, Problem
 from nmcompile.kernels.spec import GlobalAverage, Pool2d
 from nmcompile.kernels.verdict import MADE_FOR
+
+LANES_ROWS = LanesRows(brain_layer)
+"""Convolutions and matrix products, by `vdpbf16ps`."""
 
 
 def refuse_depthwise(problem: Problem) -> str | None:

@@ -1,4 +1,4 @@
-"""What tiles multiply, and what becomes of the sums: bytes, or bfloat16."""
+"""What lanes multiply, and what becomes of the sums: bytes, or what other rooms say."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from nmcompile.kernels.avx512_amx.bfloat16.emit import conversions, declare_output
-from nmcompile.kernels.avx512_amx.bfloat16.finish import BrainFinish
-from nmcompile.kernels.avx512_amx.instructions import Product
-from nmcompile.kernels.avx512_amx.tiles.config import padded_outputs
+from nmcompile.kernels.avx512_vnni.emit import dot
+from nmcompile.kernels.avx512_vnni.lanes.config import padded_outputs
 from nmcompile.kernels.avx512_vnni.lanes.finish import Finish, Finisher
 from nmcompile.kernels.avx512_vnni.requantise import Requantiser
 from nmcompile.kernels.integers import STEPS, IntegerEpilogue
-from nmcompile.kernels.prim_func import Buffer, PrimFuncBuilder
-from nmcompile.kernels.spec import Epilogue
+from nmcompile.kernels.prim_func import Buffer, Expr, PrimFuncBuilder
 
 
 class Numbers(Protocol):
@@ -24,8 +21,8 @@ class Numbers(Protocol):
         """Equal for equal ones."""
 
     @property
-    def product(self) -> Product:
-        """The instruction."""
+    def size(self) -> int:
+        """Bytes of an activation, and of a weight."""
 
     @property
     def dtype(self) -> str:
@@ -33,11 +30,14 @@ class Numbers(Protocol):
 
     @property
     def sums(self) -> str:
-        """The element type of tiles of sums."""
+        """The element type of sums."""
 
     @property
     def zero(self) -> int:
         """The byte that borders are filled with."""
+
+    def dot(self, sums: Expr, x: Expr, weights: Expr) -> Expr:
+        """16 sums plus, per lane, the products of four bytes each of two int8x64."""
 
     def declare(
         self, func: PrimFuncBuilder, out_shape: tuple[int, ...], outputs: int
@@ -45,7 +45,7 @@ class Numbers(Protocol):
         """Declare the arguments behind the weights.
 
         Returns:
-            What sums begin with, for each output in whole tiles; and what finishes them.
+            What sums begin with, for each output in whole vectors; and what finishes them.
         """
 
     def instructions(self) -> contextlib.AbstractContextManager[object]:
@@ -61,9 +61,13 @@ class Bytes:
 
     epilogue: IntegerEpilogue
     zero: int
-    product: Product = "int8"
+    size: int = 1
     dtype: str = "uint8"
     sums: str = "int32"
+
+    def dot(self, sums: Expr, x: Expr, weights: Expr) -> Expr:
+        """See `Numbers`."""
+        return dot(sums, x, weights)
 
     def declare(
         self, func: PrimFuncBuilder, out_shape: tuple[int, ...], outputs: int
@@ -78,29 +82,3 @@ class Bytes:
     def instructions(self) -> contextlib.AbstractContextManager[object]:
         """See `Numbers`."""
         return contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class Brain:
-    """bfloat16 with sums in float32.
-
-    Arguments: bias, [residual], out.
-    """
-
-    epilogue: Epilogue
-    zero: int = 0
-    product: Product = "bfloat16"
-    dtype: str = "bfloat16"
-    sums: str = "float32"
-
-    def declare(
-        self, func: PrimFuncBuilder, out_shape: tuple[int, ...], outputs: int
-    ) -> tuple[Buffer, Finisher]:
-        """See `Numbers`."""
-        bias = func.tensor("bias", (padded_outputs(outputs),))
-        added, out = declare_output(func, out_shape, self.epilogue)
-        return bias, BrainFinish(self.epilogue.activation, added, out, outputs)
-
-    def instructions(self) -> contextlib.AbstractContextManager[object]:
-        """See `Numbers`."""
-        return conversions()

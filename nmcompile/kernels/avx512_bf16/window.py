@@ -14,14 +14,14 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, activate, lanes, largest, load, splat
-from nmcompile.kernels.avx512_amx.bfloat16.emit import (
+from nmcompile.kernels.avx512_bf16.emit import (
     PAIR,
-    conversions,
     declare_output,
+    instructions,
     load_floats,
     store_floats,
 )
-from nmcompile.kernels.avx512_amx.bfloat16.layout import padded
+from nmcompile.kernels.avx512_bf16.layout import padded
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d, Epilogue, Pool2d
 
@@ -64,7 +64,7 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> Any:
                 values.append(T.bind(activate(result, epilogue.activation)))
             store_floats(target, where, values, active)
 
-        with conversions():
+        with instructions():
             window.over(step)
     return func.result()
 
@@ -102,7 +102,7 @@ def emit_pool(name: str, pool: Pool2d) -> Any:
                 values = [T.bind(value * splat(share)) for value in values]
             store_floats(target, pixel.number * channels + channel, values, active)
 
-        with conversions():
+        with instructions():
             window.over(step)
     return func.result()
 

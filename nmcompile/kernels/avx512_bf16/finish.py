@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, LONG_ACTIVATIONS, Buffer, Expr, activate
-from nmcompile.kernels.avx512_amx.bfloat16.emit import PAIR, load_floats, store_floats
+from nmcompile.kernels.avx512_bf16.emit import PAIR, load_floats, store_floats
 from nmcompile.kernels.spec import Activation
 
 

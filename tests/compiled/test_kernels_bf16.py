@@ -12,18 +12,23 @@ from hypothesis import strategies as st
 
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
-from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, project
+from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
 from tests.support.bfloat16_runner import bfloat16, expected, run_bfloat16
 from tests.support.examples import examples
 from tests.support.integer_problems import convolutions
 from tests.support.kernel_runner import ACTIVATIONS, activation
-from tests.support.tile_rows import UNITS, row_on
+from tests.support.tile_rows import LANES, UNITS, row_on
 
 PATTERNS: dict[str, list[tuple[Pattern, float | None]]] = {
     "one_by_n": [(OneByN(n), d) for n in (16, 32, 64) for d in (0.1, 0.5, 0.0)],
+    "nm": [
+        (NM(2, 4), None), (NM(1, 16), None), (NM(3, 7), None), (NM(2, 8, "flat"), None),
+        (Unstructured(), 0.2), (Unstructured(), 0.0), (OneByN(4), 0.5),
+    ],
     "dense": [(Dense(), None), (NM(2, 4), None)],
-}
-METHODS = tuple(PATTERNS)
+}  # fmt: skip
+ROWS = [(unit, method) for unit in UNITS for method in ("one_by_n", "dense")]
+ROWS += [(LANES, method) for method in PATTERNS]
 
 
 @st.composite
@@ -65,8 +70,7 @@ def assert_close(found: Any, wanted: Any) -> None:
     np.testing.assert_allclose(found, wanted, rtol=2**-8, atol=1e-5 * span)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("unit", "method"), ROWS)
 @examples(3)
 @given(conv=convolutions(), epilogue=epilogues(), data=st.data())
 def test_convolutions(
@@ -89,18 +93,22 @@ GROUPED = [
 ]
 
 
+@pytest.mark.parametrize("unit", ["hardware", LANES])
 @pytest.mark.parametrize("conv", GROUPED, ids=str)
-def test_groups_and_strides(conv: Conv2d) -> None:
+def test_groups_and_strides(conv: Conv2d, unit: str) -> None:
     problem, x, _ = make_problem(conv, Dense(), None, Epilogue(bias=True), 1)
-    kernel = row_on("hardware", "conv2d_bf16_dense")
-    # Their weights are rounded too, where tiles multiply them.
-    found = run_bfloat16(kernel, problem, x, None)
-    span = float(np.abs(found).max())
-    assert np.abs(found - expected(problem, x, None)).max() < 0.01 * span
+    methods = ("dense", "nm") if unit == LANES else ("dense",)
+    rows = [row_on(unit, f"conv2d_bf16_{method}") for method in methods]
+    takers = [row for row in rows if row.refuse(problem) is None]
+    assert takers
+    for row in takers:
+        found = run_bfloat16(row, problem, x, None)
+        span = float(np.abs(found).max())
+        # Weights are rounded too, of depthwise convolutions as well.
+        assert np.abs(found - expected(problem, x, None)).max() < 0.01 * span
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("unit", "method"), ROWS)
 @examples(3)
 @given(
     rows=st.sampled_from([(1,), (17,), (50,)]),
@@ -126,7 +134,7 @@ def test_depthwise(channels: int, size: int, stride: int, dilation: int) -> None
     )  # fmt: skip
     epilogue = Epilogue(True, True, activation("relu"), stride == 1)
     problem, x, residual = make_problem(conv, Dense(), None, epilogue, 1)
-    kernel = row_on("software", "conv2d_bf16_depthwise")
+    kernel = row_on(LANES, "conv2d_bf16_depthwise")
     assert kernel.refuse(problem) is None
     assert_close(run_bfloat16(kernel, problem, x, residual), expected(problem, x, residual))
 
@@ -140,7 +148,7 @@ def test_pooling(channels: int, kind: Any, inside: bool) -> None:
     )
     x = np.random.default_rng(0).standard_normal((2, channels, 9, 10)).astype(np.float32)
     problem = Problem(pool, dtype="bfloat16")
-    found = run_bfloat16(row_on("software", "pool2d_bf16"), problem, x, None)
+    found = run_bfloat16(row_on(LANES, "pool2d_bf16"), problem, x, None)
     assert_close(found, expected(problem, x, None))
 
 
@@ -149,11 +157,12 @@ def test_global_average(channels: int) -> None:
     spec = GlobalAverage(2, channels, 5, 7, (2, channels))
     x = np.random.default_rng(0).standard_normal((2, channels, 5, 7)).astype(np.float32)
     problem = Problem(spec, dtype="bfloat16")
-    found = run_bfloat16(row_on("software", "global_average_bf16"), problem, x, None)
+    found = run_bfloat16(row_on(LANES, "global_average_bf16"), problem, x, None)
     assert_close(found, expected(problem, x, None))
 
 
-def test_nan_reaches_what_reads_it_and_nothing_else() -> None:
+@pytest.mark.parametrize("unit", ["software", LANES])
+def test_nan_reaches_what_reads_it_and_nothing_else(unit: str) -> None:
     """Lists do not read the channels that they leave out, nor what lies behind the last."""
     conv = Conv2d(1, 72, 5, 6, 32, (3, 3), (1, 1), (1, 1, 1, 1))
     problem, x, _ = make_problem(conv, OneByN(16), 0.3, Epilogue(activation=activation("relu")), 1)
@@ -161,18 +170,19 @@ def test_nan_reaches_what_reads_it_and_nothing_else() -> None:
     x[0, :, 2, 3] = np.nan
     left_out = ~problem.weight[:16].any(axis=(0, 2, 3))
     x[0, left_out, :, :] = np.nan
-    found = run_bfloat16(row_on("software", "conv2d_bf16_one_by_n"), problem, x, None)
+    found = run_bfloat16(row_on(unit, "conv2d_bf16_one_by_n"), problem, x, None)
     rows, columns = np.nonzero(np.isnan(found[0, 0]))
     wanted = [(y, x) for y in (1, 2, 3) for x in (2, 3, 4)]
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == wanted
 
 
-def test_what_is_rounded_is_rounded_to_the_nearest_even() -> None:
+@pytest.mark.parametrize("unit", ["software", LANES])
+def test_what_is_rounded_is_rounded_to_the_nearest_even(unit: str) -> None:
     """A 1x1 convolution by one gives its input back; halves of a step go to the even neighbour."""
     conv = Conv2d(1, 8, 4, 4, 8, (1, 1))
     problem, x, _ = make_problem(conv, Dense(), None, Epilogue(), 1)
     weight = np.eye(8, dtype=np.float32)[:, :, None, None]
     problem = Problem(conv, Epilogue(), weight, None, problem.detection, "bfloat16")
     x = x + np.float32(1) + np.arange(16, dtype=np.float32).reshape(4, 4) * 2**-8
-    found = run_bfloat16(row_on("software", "conv2d_bf16_dense"), problem, x, None)
+    found = run_bfloat16(row_on(unit, "conv2d_bf16_dense"), problem, x, None)
     np.testing.assert_array_equal(found, bfloat16(x))

@@ -1,0 +1,90 @@
+"""A layer as lanes and tiles see it: bytes of activations and of weights, whatever they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nmcompile.kernels.avx512_vnni.lanes.config import padded_outputs
+from nmcompile.kernels.avx512_vnni.lanes.numbers import Bytes, Numbers
+from nmcompile.kernels.avx512_vnni.lanes.packing import kept_channels, positions_of
+from nmcompile.kernels.integers import whole_offset
+from nmcompile.kernels.problem import Array, Problem
+from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.sparsity import OneByN
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One convolution or matrix product.
+
+    conv: whose input channels are bytes.
+    positions: the weight's bytes, (out, kh * kw, bytes), zeros for the channels of other groups.
+    used: which of them belong to weights that are not zero.
+    list_outputs: output channels that share a list of what they read; 0 where none do.
+    numbers: what the bytes are.
+    residual: whether one is added to the sums.
+    arrays: the constants behind the weights.
+    shapes: of input and output.
+    """
+
+    conv: Conv2d
+    positions: npt.NDArray[np.int8]
+    used: npt.NDArray[np.bool_]
+    list_outputs: int
+    numbers: Numbers
+    residual: bool
+    arrays: Mapping[str, Array]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @functools.cached_property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """Which bytes each list reads, (lists, bytes)."""
+        return kept_channels(self.used, self.list_outputs)
+
+
+def list_outputs_of(problem: Problem) -> int:
+    """Output channels that share a list, 0 without."""
+    pattern = None if problem.detection is None else problem.detection.pattern
+    return pattern.n if isinstance(pattern, OneByN) else 0
+
+
+def conv_of(problem: Problem) -> Conv2d:
+    """The convolution that a problem is: a matrix product has a 1x1 one over its rows."""
+    spec = problem.spec
+    if isinstance(spec, Linear):
+        return Conv2d(1, spec.in_features, 1, spec.rows, spec.out_features, (1, 1))
+    return problem.conv
+
+
+def oihw(problem: Problem) -> npt.NDArray[np.int8]:
+    """The weight of a convolution, or of a matrix product as one of 1x1."""
+    weight = problem.weight
+    assert weight is not None
+    return weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
+
+
+@functools.lru_cache(maxsize=4)
+def integer_layer(problem: Problem) -> Layer:
+    """The layer of a problem of int8."""
+    integers, conv, weight = problem.integers, conv_of(problem), oihw(problem)
+    assert integers is not None
+    outputs = padded_outputs(conv.out_channels)
+    offset, scale = np.zeros(outputs, np.int32), np.zeros(outputs, np.float32)
+    offset[: conv.out_channels] = whole_offset(weight, integers)
+    scale[: conv.out_channels] = integers.scale
+    positions = positions_of(weight, conv)
+    return Layer(
+        conv,
+        positions,
+        positions != 0,
+        list_outputs_of(problem),
+        Bytes(integers.epilogue, integers.x_zero if any(conv.padding) else 0),
+        integers.residual is not None,
+        {"offset": offset, "scale": scale, "steps": integers.steps},
+        problem.bytes_shapes,
+    )
