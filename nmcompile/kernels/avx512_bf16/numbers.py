@@ -28,7 +28,7 @@ class Brain:
 
     def dot(self, sums: Expr, x: Expr, weights: Expr) -> Expr:
         """See `Numbers`."""
-        return dot(sums, x, weights)
+        return dot(sums, weights, x)
 
     def declare(
         self, func: PrimFuncBuilder, out_shape: tuple[int, ...], outputs: int

@@ -15,12 +15,14 @@ from nmcompile.kernels.avx512_bf16.average import emit_global_average
 from nmcompile.kernels.avx512_bf16.layer import brain_layer
 from nmcompile.kernels.avx512_bf16.layout import padded
 from nmcompile.kernels.avx512_bf16.window import emit_depthwise, emit_pool
+from nmcompile.kernels.avx512_vnni.lanes.costs import BYTES_COSTS
 from nmcompile.kernels.avx512_vnni.lanes.rows import LanesRows
 from nmcompile.kernels.problem import Lowered, Problem
 from nmcompile.kernels.spec import GlobalAverage, Pool2d
 from nmcompile.kernels.verdict import MADE_FOR
 
-LANES_ROWS = LanesRows(brain_layer)
+COSTS = BYTES_COSTS
+LANES_ROWS = LanesRows(brain_layer, COSTS)
 """Convolutions and matrix products, by `vdpbf16ps`."""
 
 

@@ -37,6 +37,13 @@ def store_bytes(buffer: Buffer, start: Expr, value: Expr, active: int) -> None:
     T.evaluate(tirx.op.masked_store(buffer, value, index, mask))
 
 
+def prefetch_line(buffer: Buffer, start: Expr) -> None:
+    """Ask for a cache line to be brought to L2; harmless past the end."""
+    address = tirx.op.address_of(buffer[start])
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
+
+
 def broadcast_quad(buffer: Buffer, start: Expr) -> Expr:
     """Four consecutive bytes at any address in every lane, as int8x64: one load."""
     four = T.reinterpret("int32", buffer[T.ramp(start, 1, QUAD)])

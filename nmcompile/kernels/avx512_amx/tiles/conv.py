@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr
@@ -19,7 +18,7 @@ from nmcompile.kernels.avx512_amx.tiles.config import Registers, TilesConfig
 from nmcompile.kernels.avx512_amx.tiles.finish import Finishing, Pending, Together
 from nmcompile.kernels.avx512_amx.tiles.layout import Steps
 from nmcompile.kernels.avx512_amx.tiles.packing import Gathering
-from nmcompile.kernels.avx512_vnni.emit import BYTES
+from nmcompile.kernels.avx512_vnni.emit import BYTES, prefetch_line
 from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.numbers import Numbers
@@ -29,13 +28,6 @@ from nmcompile.kernels.spec import Conv2d
 
 Shape = tuple[int, ...]
 LISTS = (("starts", "int32"), ("sources", "int32"), ("offsets", "int32"), ("index", "int8"))
-
-
-def prefetch_line(buffer: Buffer, start: Expr) -> None:
-    """Ask for a cache line to be brought to L2; harmless past the end."""
-    address = tirx.op.address_of(buffer[start])
-    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
 
 
 def emit_tiles(

@@ -18,13 +18,15 @@ class LanesConfig:
         (N:M, unstructured, groups), or all lanes alike by that of their list (1xN); "gathered":
         the bytes that `list_outputs` outputs read are brought together first, and all lanes have
         the same four (1xN); "dense": the same with all bytes as they lie.
-    pixels: consecutive output pixels of one row that are accumulated together.
+    pixels: consecutive output pixels of a row that are accumulated together.
     vectors: vectors of 16 output channels that are accumulated together.
     rows, tiles: rows of output pixels, and tiles of each, that meet a group of outputs before the
         next one does: its weights stay in cache.
     chunks: parts into which the groups of outputs, or their lists, are split for threads.
     list_outputs: output channels that share a list of bytes, a multiple of 16; of 16 * `vectors`
         where they are gathered. 0 where every output has a list of its own, or none has.
+    lines: rows that are accumulated together, more than one where `pixels` are a whole row; then
+        `rows` are a multiple of them, or all.
     """
 
     method: Method
@@ -34,6 +36,7 @@ class LanesConfig:
     tiles: int
     chunks: int
     list_outputs: int = 0
+    lines: int = 1
 
 
 def picks_of(vectors: int, list_outputs: int) -> int:

@@ -2,15 +2,16 @@
 
 Everything here counts bytes; `numbers` says what they are.
 
-A tile is a few pixels of one row times a few vectors of 16 output channels, whose sums stay in
-registers. Dense tiles broadcast four bytes of each pixel and multiply them with the weights of 16
-outputs at a time; so do gathered ones, over the bytes that a 1xN list keeps. In picked ones every
-lane chooses four of 64 bytes, so that each output has a list of its own, and what is shared by the
-pixels of a tile is read once for all of them.
+A tile is a few pixels of a row, or of some whole rows, times a few vectors of 16 output channels,
+whose sums stay in registers. Dense tiles broadcast four bytes of each pixel and multiply them with
+the weights of 16 outputs at a time; so do gathered ones, over the bytes that a 1xN list keeps. In
+picked ones every lane chooses four of 64 bytes, so that each output has a list of its own, and what
+is shared by the pixels of a tile is read once for all of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -147,9 +148,6 @@ class _Emitter:
             with T.serial(0, T.min(per_list, self.groups.count - first)) as part:
                 self._group(T.bind(first + part), block)
 
-    def _sums(self, pixels: int, vectors: int) -> Sums:
-        return Sums(pixels, vectors, self.numbers.sums, self.numbers.dot)
-
     def _group(self, group: Expr, block: _Block) -> None:
         """The outputs of one group over the tiles of a block; the last group has its own body."""
         groups, whole = self.groups, self.config.vectors * LANES
@@ -163,40 +161,53 @@ class _Emitter:
                 self._tiles(group, groups.last, groups.last_outputs, block)
 
     def _tiles(self, group: Expr, vectors: int, outputs: int, block: _Block) -> None:
-        """The tiles of a block; what is left of a row of pixels has its own body."""
-        pixels = self.config.pixels
-        with T.grid(block.rows, block.tiles) as (row, tile):
-            if not (self.full and self.rest):
-                size = pixels if self.full else self.rest
-                self._tile(group, self._sums(size, vectors), outputs, block, row, tile)
-                return
-            with T.If(block.tile + tile < self.full):
-                with T.Then():
-                    self._tile(group, self._sums(pixels, vectors), outputs, block, row, tile)
-                with T.Else():
-                    self._tile(group, self._sums(self.rest, vectors), outputs, block, row, tile)
+        """The tiles of a block; what is left of a row, or of its rows, has its own body."""
+        pixels, lines = self.config.pixels, self.config.lines
+        left = self.reading.grid[1] % lines
 
-    def _tile(
-        self, group: Expr, sums: Sums, outputs: int, block: _Block, row: Expr, tile: Expr
-    ) -> None:
+        def tile(width: int, height: int) -> None:
+            self._tile(_Tile(group, vectors, outputs, width, height), block, row, column)
+
+        with T.grid(T.ceildiv(block.rows, lines), block.tiles) as (step, column):
+            row = T.bind(step * lines)
+            if self.full and self.rest:
+                with T.If(block.tile + column < self.full):
+                    with T.Then():
+                        tile(pixels, lines)
+                    with T.Else():
+                        tile(self.rest, lines)
+            elif left:
+                with T.If(block.rows - row >= lines):
+                    with T.Then():
+                        tile(pixels, lines)
+                    with T.Else():
+                        tile(pixels, left)
+            else:
+                tile(pixels if self.full else self.rest, lines)
+
+    def _tile(self, tile: _Tile, block: _Block, row: Expr, column: Expr) -> None:
         """The sums of one tile of a block, from beginning to end."""
-        _, rows, columns = self.reading.grid
+        reading, group = self.reading, tile.group
+        _, rows, columns = reading.grid
+        sums = Sums(tile.pixels * tile.lines, tile.vectors, self.numbers.sums, self.numbers.dot)
         first = T.bind(group * (self.config.vectors * LANES))
         sums.start(self.rows, first)
         line = T.bind(block.row + row)
-        column = T.bind((block.tile + tile) * self.config.pixels)
+        place = T.bind((block.tile + column) * self.config.pixels)
         if self.config.method == "gathered":
-            self._gathered(sums, group, row, tile * self.config.pixels)
+            within = column * self.config.pixels
+            pixels = self.gathered.pixels(row, within, tile.pixels, tile.lines)
+            self._gathered(sums, group, pixels)
         else:
-            reading = self.reading
-            base = T.bind(reading.position(block.image, line, column))
-            pixels = Pixels(self.raster, base, reading.pitch, reading.active)
+            base = T.bind(reading.position(block.image, line, place))
+            offsets = Pixels.offsets_of(tile.pixels, reading.pitch, tile.lines, reading.down)
+            pixels = Pixels(self.raster, base, offsets, reading.active)
             if self.config.method == "dense":
                 self._dense(sums, group, pixels)
             else:
                 self._picked(sums, group, pixels)
-        pixel = (block.image * rows + line) * columns + column
-        write(self.finish, sums, pixel, first, outputs)
+        pixel = (block.image * rows + line) * columns + place
+        write(self.finish, sums, pixel, first, tile.outputs)
 
     def _picked(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
         origin: Expr = T.int32(0)
@@ -214,11 +225,11 @@ class _Emitter:
         if reading.by_group:
             per_group = reading.conv.group_out // (vectors * LANES)
             base = T.bind(pixels.base + group // per_group * reading.conv.group_in)
-            pixels = Pixels(pixels.source, base, pixels.pitch)
+            pixels = Pixels(pixels.source, base, pixels.offsets)
         each = window.rows * window.columns * reading.quads * vectors * BYTES
         add_shared(sums, pixels, window, self.weights, group * each)
 
-    def _gathered(self, sums: Sums, group: Expr, row: Expr, column: Expr) -> None:
+    def _gathered(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
         config, taps = self.config, self.reading.conv.taps
         per_list = config.list_outputs // (LANES * config.vectors)
         which, part = T.bind(group // per_list), T.bind(group % per_list)
@@ -226,8 +237,18 @@ class _Emitter:
         quads = T.bind(self.quads[which + 1] - before)
         groups_before = before * per_list + quads * part
         start = T.bind(groups_before * (taps * config.vectors * BYTES))
-        pixels = self.gathered.pixels(row, column)
         add_shared(sums, pixels, self.gathered.window(quads), self.weights, start)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What is summed together: so many pixels of so many rows, for some outputs of a group."""
+
+    group: Expr
+    vectors: int
+    outputs: int
+    pixels: int
+    lines: int
 
 
 class _Block:

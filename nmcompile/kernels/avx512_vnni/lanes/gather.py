@@ -154,9 +154,11 @@ class Gathered:
         down = self._rows.dilation * self._width * self._pitch
         return down, self._columns.dilation * self._pitch
 
-    def pixels(self, row: Expr, column: Expr) -> Pixels:
-        """The tile whose first output pixel is this one of the block."""
-        return Pixels(self.bytes, self.at(row, column), self.step)
+    def pixels(self, row: Expr, column: Expr, pixels: int, lines: int) -> Pixels:
+        """The tile of so many pixels of so many rows that begins with this one of the block."""
+        down = self._rows.stride * self._width * self._pitch
+        offsets = Pixels.offsets_of(pixels, self.step, lines, down)
+        return Pixels(self.bytes, self.at(row, column), offsets)
 
     def window(self, quads: Expr) -> Window:
         """The kernel's positions, each a run of `quads`."""

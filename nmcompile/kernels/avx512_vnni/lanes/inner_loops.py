@@ -17,7 +17,10 @@ from nmcompile.kernels.avx512_vnni.emit import (
     broadcast_quad,
     load_bytes,
     pick_bytes,
+    prefetch_line,
 )
+
+AHEAD = 4096  # bytes between the weights that are multiplied and those that are asked for
 
 Dot = Callable[[Expr, Expr, Expr], Expr]
 """16 sums, and four bytes in each lane of activations and of weights, to sums."""
@@ -63,15 +66,20 @@ class Lists:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The pixels of a tile: where the first one's bytes begin, and bytes from one to the next.
+    """The pixels of a tile: where the first one's bytes begin, and how far behind the others do.
 
     active: bytes of a vector that may be read.
     """
 
     source: Buffer
     base: Expr
-    pitch: int
+    offsets: tuple[int, ...]
     active: int = BYTES
+
+    @staticmethod
+    def offsets_of(pixels: int, pitch: int, lines: int, down: int) -> tuple[int, ...]:
+        """Of so many lines of pixels."""
+        return tuple(line * down + t * pitch for line in range(lines) for t in range(pixels))
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,8 @@ def add_picked(
         block = T.bind(start + nth)
         at = T.bind(pixels.base + lists.offsets[block])
         x = [
-            T.bind(load_bytes(pixels.source, at + t * pixels.pitch, pixels.active))
-            for t in range(sums.pixels)
+            T.bind(load_bytes(pixels.source, at + offset, pixels.active))
+            for offset in pixels.offsets
         ]
         begin = T.bind(lists.quads[block])
         stream = T.bind(origin + begin * sums.vectors)
@@ -130,6 +138,9 @@ def add_picked(
                     index = T.bind(broadcast_quad(lists.index, (row + u) * QUAD))
                     picked = [T.bind(pick_bytes(value, index)) for value in x]
                 weight = T.bind(load_bytes(weights, (row + u) * BYTES))
+                prefetch_line(weights, (row + u) * BYTES + AHEAD)
+                if picks is None:
+                    prefetch_line(lists.index, (row + u) * BYTES + AHEAD)
                 for t, value in enumerate(picked):
                     sums.add(t, u, value, weight)
 
@@ -145,7 +156,9 @@ def add_shared(sums: Sums, pixels: Pixels, window: Window, weights: Buffer, star
         step = (y * window.columns + x) * quads + quad
         where = T.bind(start + step * (BYTES * sums.vectors))
         vectors = [T.bind(load_bytes(weights, where + u * BYTES)) for u in range(sums.vectors)]
-        for t in range(sums.pixels):
-            four = T.bind(broadcast_quad(pixels.source, at + t * pixels.pitch))
+        for u in range(sums.vectors):
+            prefetch_line(weights, where + (AHEAD + u * BYTES))
+        for t, offset in enumerate(pixels.offsets):
+            four = T.bind(broadcast_quad(pixels.source, at + offset))
             for u, vector in enumerate(vectors):
                 sums.add(t, u, four, vector)

@@ -102,6 +102,11 @@ class Reading:
         return self.conv.stride[1] * self.conv.in_channels
 
     @property
+    def down(self) -> int:
+        """Bytes from one row of output pixels to the next."""
+        return self.conv.stride[0] * self.width * self.conv.in_channels
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Images, rows and columns of output pixels; one row where all pixels follow each other."""
         conv = self.conv
@@ -111,8 +116,8 @@ class Reading:
 
     def position(self, image: Expr, row: Expr, column: Expr) -> Expr:
         """The first byte under one output pixel of the grid."""
-        line = image * self.height + row * self.conv.stride[0]
-        return line * (self.width * self.conv.in_channels) + column * self.pitch
+        image_bytes = self.height * self.width * self.conv.in_channels
+        return image * image_bytes + row * self.down + column * self.pitch
 
     def raster(self, x: Buffer, zero: int) -> Buffer:
         """The flat raster over the flat input; emits the copy, borders filled with `zero`."""

@@ -16,6 +16,7 @@ from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512_vnni.emit import QUAD
 from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.conv import emit_lanes
+from nmcompile.kernels.avx512_vnni.lanes.costs import BYTES_COSTS, Costs
 from nmcompile.kernels.avx512_vnni.lanes.layer import Layer, integer_layer, oihw
 from nmcompile.kernels.avx512_vnni.lanes.packing import (
     gathers_of,
@@ -61,10 +62,12 @@ class LanesRows:
     """The rows of one kind of numbers.
 
     layer_of: the layer of a problem.
+    costs: of its products, for the model of tile sizes.
     refuse_sums: the reason why sums cannot be kept.
     """
 
     layer_of: Callable[[Problem], Layer]
+    costs: Costs
     refuse_sums: Callable[[Problem], str | None] = accept
 
     def refuse_nm(self, problem: Problem) -> str | None:
@@ -120,13 +123,13 @@ class LanesRows:
         layer = self.layer_of(problem)
         reading = Reading.of(layer.conv, quads=False)
         each = quads_of(segments_of(layer.used, reading))
-        return ranked(reading, "picked", _picked_works(layer.conv, each))
+        return ranked(reading, "picked", _picked_works(layer.conv, each), self.costs)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def one_by_n_configs(self, problem: Problem) -> Sequence[Candidate]:
         """A list per block of output channels: gathered first, or picked by all lanes alike."""
         layer = self.layer_of(problem)
-        found = (*_gathered_configs(layer), *_shared_configs(layer))
+        found = (*_gathered_configs(layer, self.costs), *_shared_configs(layer, self.costs))
         return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
@@ -141,7 +144,7 @@ class LanesRows:
                 groups = OutputGroups.of(conv.out_channels, vectors).count
                 starts = np.full(groups, float(rows * columns))
                 works.append(Work(vectors, starts * reading.quads, starts))
-        return ranked(reading, "dense", works)
+        return ranked(reading, "dense", works, self.costs)
 
     def lower(self, name: str, problem: Problem, config: LanesConfig | None) -> Lowered:
         """Convolution or matrix product with tiles from the `..._configs` function of its row."""
@@ -154,14 +157,14 @@ class LanesRows:
         return Lowered(emit_lanes, args, arrays)
 
 
-INTEGERS = LanesRows(integer_layer, refuse_sums)
+INTEGERS = LanesRows(integer_layer, BYTES_COSTS, refuse_sums)
 
 
-def _shared_configs(layer: Layer) -> Sequence[Candidate]:
+def _shared_configs(layer: Layer, costs: Costs) -> Sequence[Candidate]:
     conv, shared = layer.conv, layer.list_outputs
     reading = Reading.of(conv, quads=False)
     each = quads_of(listed(segments_of(layer.used, reading), shared))
-    return ranked(reading, "picked", _picked_works(conv, each, shared))
+    return ranked(reading, "picked", _picked_works(conv, each, shared), costs)
 
 
 def _picked_works(conv: Conv2d, quads: npt.NDArray[np.uint8], list_outputs: int = 0) -> list[Work]:
@@ -175,7 +178,7 @@ def _picked_works(conv: Conv2d, quads: npt.NDArray[np.uint8], list_outputs: int 
     return works
 
 
-def _gathered_configs(layer: Layer) -> Sequence[Candidate]:
+def _gathered_configs(layer: Layer, costs: Costs) -> Sequence[Candidate]:
     conv, kept = layer.conv, layer.kept
     quads = -(-np.count_nonzero(kept, axis=1) // QUAD) * conv.taps
     sources, pieces = gathers_of(kept)
@@ -187,4 +190,4 @@ def _gathered_configs(layer: Layer) -> Sequence[Candidate]:
             each = np.repeat(quads, per_list // vectors)[:groups].astype(float)
             starts = np.full(groups, float(conv.taps))
             works.append(Work(vectors, each, starts, sources, pieces, layer.list_outputs))
-    return ranked(Reading.of(conv, quads=False), "gathered", works)
+    return ranked(Reading.of(conv, quads=False), "gathered", works, costs)

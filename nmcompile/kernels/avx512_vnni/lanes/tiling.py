@@ -26,31 +26,18 @@ from nmcompile.kernels.avx512_vnni.lanes.config import (
     picks_of,
     tiles_of,
 )
+from nmcompile.kernels.avx512_vnni.lanes.costs import Costs
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.cores import cores
 from nmcompile.kernels.problem import Candidate
 
 REGISTERS = 32
-PICK = 1 / 3  # cycles that a vpermb adds to its vpdpbusd
-LATENCY = 4  # cycles until a sum can be added to again
-LOADS = 2.0  # per cycle, from L1
-L2_LOADS = 0.5  # vectors per cycle from L2
 L1_BYTES = 24 * 1024  # of 32 KB, what the weights of a group may take
-# Fitted to ResNet-50's layers on a Zen 4 core: dense, 2:4, 1:4, 1x16 and 1x32.
-TILE = 18.0  # cycles to start a tile
-BLOCK = 3.0  # cycles to start a block of source bytes
-SEGMENT = 6.0  # cycles to start a segment
-VECTOR = 1.7  # cycles to requantise and store a vector of sums
 SETS, WAYS = 64, 8  # of L1
-CROWDED = 3.3  # times as long as a load of four bytes takes whose line was evicted since
 SHORTLIST = 6  # pairs of pixels and vectors for which blocks and chunks are tried
 PIXELS = (14, 28, 56, 112, 224)  # of a block
 CHUNKS = (1, 2, 4, 8)
 MOST_PIXELS = 28  # of a tile
-# Of gathering 64 kept bytes of a pixel: cycles per vector of source bytes, to store them, how many
-# more where L1 does not hold the pixels before and after, and per row of pixels.
-SOURCE, STORE, STORE_BEYOND, GATHER_ROW = 1.0, 2.0, 4.0, 30.0
-ITEM = 60.0  # cycles to start a work item
 
 Counts = npt.NDArray[np.float64]
 
@@ -64,6 +51,7 @@ def fits(method: Method, pixels: int, vectors: int) -> bool:
 
 
 def tile_cycles(
+    costs: Costs,
     method: Method,
     pixels: int,
     vectors: int,
@@ -83,13 +71,13 @@ def tile_cycles(
     loads: float = vectors
     if method == "picked":
         picks = picks_of(vectors, list_outputs)
-        products += PICK * pixels * picks
+        products += costs.pick * pixels * picks
         streams += 0 if list_outputs else vectors
         loads += picks
     else:
-        loads += pixels * (CROWDED if crowded else 1)
-    loads = loads / LOADS + beyond * streams / L2_LOADS / 2
-    return quads * max(products, loads, LATENCY)
+        loads += pixels * (costs.crowded if crowded else 1)
+    loads = loads * costs.load + beyond * streams * costs.load_l2
+    return quads * max(products, loads, costs.latency)
 
 
 def ways_for(pitch: int) -> int:
@@ -117,28 +105,38 @@ class Work:
     list_outputs: int = 0
 
 
-def ranked(reading: Reading, method: Method, works: Sequence[Work]) -> tuple[Candidate, ...]:
+def ranked(
+    reading: Reading, method: Method, works: Sequence[Work], costs: Costs
+) -> tuple[Candidate, ...]:
     """Tiles of one method, ranked; `works` are by vectors of a group."""
-    _, _, columns = reading.grid
-    shapes: list[tuple[float, int, int, Counts]] = []
+    _, rows, columns = reading.grid
+    shapes: list[tuple[float, int, int, int, Counts]] = []
     for number, work in enumerate(works):
-        for pixels in sorted({-(-columns // k) for k in range(1, columns + 1)}):
-            if pixels <= MOST_PIXELS and fits(method, pixels, work.vectors):
-                row = _row(reading, method, pixels, work)
-                shapes.append((float(row.sum()), pixels, number, row))
+        for pixels, lines in tile_shapes(rows, columns):
+            if fits(method, pixels * lines, work.vectors):
+                row = _row(reading, costs, method, pixels, lines, work)
+                shapes.append((float(row.sum()), pixels, lines, number, row))
     found = []
     threads = cores()
-    for _, pixels, number, row in sorted(shapes, key=lambda shape: shape[:3])[:SHORTLIST]:
+    for _, pixels, lines, number, row in sorted(shapes, key=lambda shape: shape[:4])[:SHORTLIST]:
         work = works[number]
-        for rows, tiles in blocks(reading, pixels, PIXELS):
+        for high, tiles in blocks(reading, pixels, PIXELS):
+            high = min(rows, -(-high // lines) * lines)
             for chunks in CHUNKS:
                 split = LanesConfig(
-                    method, pixels, work.vectors, rows, tiles, chunks, work.list_outputs
+                    method, pixels, work.vectors, high, tiles, chunks, work.list_outputs, lines
                 )
                 if chunks <= len(work.quads if work.pieces is None else work.pieces):
-                    items = _items(reading, split, work, row)
+                    items = _items(reading, costs, split, work, row)
                     found.append(Candidate(time_of(items, 1, threads), split))
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
+
+
+def tile_shapes(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Pixels of a row, and rows, that may be accumulated together."""
+    shapes = {(-(-columns // k), 1) for k in range(1, columns + 1)}
+    shapes |= {(columns, -(-rows // k)) for k in range(1, rows + 1)}
+    return sorted(shape for shape in shapes if math.prod(shape) <= MOST_PIXELS)
 
 
 def blocks(reading: Reading, pixels: int, areas: Sequence[int]) -> list[tuple[int, int]]:
@@ -152,7 +150,9 @@ def blocks(reading: Reading, pixels: int, areas: Sequence[int]) -> list[tuple[in
     return sorted(found)
 
 
-def _items(reading: Reading, config: LanesConfig, work: Work, row: Counts) -> list[float]:
+def _items(
+    reading: Reading, costs: Costs, config: LanesConfig, work: Work, row: Counts
+) -> list[float]:
     """Cycles of each work item, where those of one row of pixels are known."""
     images, rows, columns = reading.grid
     per_row = -(-columns // config.pixels)
@@ -172,10 +172,10 @@ def _items(reading: Reading, config: LanesConfig, work: Work, row: Counts) -> li
         each_pixel = work.pieces.max() * BYTES + reading.conv.in_channels
         beyond = 1 - L1_BYTES / np.maximum(pixels * each_pixel, L1_BYTES)
         sources, pieces = (np.add.reduceat(each, edges) for each in (work.sources, work.pieces))
-        store = STORE + STORE_BEYOND * beyond
-        items += sources[:, None, None] * (SOURCE * pixels)
-        items += pieces[:, None, None] * (store * pixels + GATHER_ROW * high[:, None])
-    by_chunk = np.repeat(items.reshape(len(chunks), -1) + ITEM, images, axis=0)
+        store = costs.store + costs.store_beyond * beyond
+        items += sources[:, None, None] * (costs.source * pixels)
+        items += pieces[:, None, None] * (store * pixels + costs.gather_row * high[:, None])
+    by_chunk = np.repeat(items.reshape(len(chunks), -1) + costs.item, images, axis=0)
     return [float(cycles) for cycles in by_chunk.reshape(-1)]
 
 
@@ -185,25 +185,30 @@ def sizes(whole: int, part: int) -> Counts:
     return np.array([part] * (count - 1) + [whole - (count - 1) * part], float)
 
 
-def _row(reading: Reading, method: Method, pixels: int, work: Work) -> Counts:
-    """Cycles of one row of output pixels, for each group of outputs."""
+def _row(
+    reading: Reading, costs: Costs, method: Method, pixels: int, lines: int, work: Work
+) -> Counts:
+    """Cycles of one row of output pixels, for each group of outputs: a mean where tiles differ."""
     groups = OutputGroups.of(reading.conv.out_channels, work.vectors)
     own = method == "picked" and not work.list_outputs
     stream = work.vectors * BYTES * (2 if own else 1) * work.quads.mean()
     beyond = max(0.0, 1 - L1_BYTES / max(stream, 1.0))
-    full, rest = tiles_of(reading.grid[2], pixels)
+    _, rows, columns = reading.grid
+    full, rest = tiles_of(columns, pixels)
+    high, left = divmod(rows, lines)
+    tiles = [(full * high, pixels * lines), (high, rest * lines), (full, pixels * left)]
     cycles = np.zeros(len(work.quads))
-    for count, size in ((full, pixels), (1, rest)):
+    for count, size in tiles:
         if not size or not count:
             continue
         for part, wide in ((slice(-1), work.vectors), (slice(-1, None), groups.last)):
             crowded = method == "dense" and size > ways_for(reading.pitch)
             quads, shared = work.quads[part], work.list_outputs
-            tile = tile_cycles(method, size, wide, quads, beyond, crowded, shared)
-            start = BLOCK + size / LOADS if method == "picked" else SEGMENT
-            finish = TILE + VECTOR * size * wide
+            tile = tile_cycles(costs, method, size, wide, quads, beyond, crowded, shared)
+            start = costs.block + size * costs.load if method == "picked" else costs.segment
+            finish = costs.tile + costs.vector * size * wide
             cycles[part] += count * (tile + start * work.starts[part] + finish)
-    return cycles
+    return cycles / rows
 
 
 def vectors_of(outputs: int, most: int) -> list[int]:
