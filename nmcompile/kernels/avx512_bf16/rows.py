@@ -15,13 +15,31 @@ from nmcompile.kernels.avx512_bf16.average import emit_global_average
 from nmcompile.kernels.avx512_bf16.layer import brain_layer
 from nmcompile.kernels.avx512_bf16.layout import padded
 from nmcompile.kernels.avx512_bf16.window import emit_depthwise, emit_pool
-from nmcompile.kernels.avx512_vnni.lanes.costs import BYTES_COSTS
+from nmcompile.kernels.avx512_vnni.lanes.costs import Costs
 from nmcompile.kernels.avx512_vnni.lanes.rows import LanesRows
 from nmcompile.kernels.problem import Lowered, Problem
 from nmcompile.kernels.spec import GlobalAverage, Pool2d
 from nmcompile.kernels.verdict import MADE_FOR
 
-COSTS = BYTES_COSTS
+COSTS = Costs(
+    pick=0.45,
+    latency=11.0,
+    load=0.7,
+    load_l2=0.94,
+    memory=8.4,
+    again=0.27,
+    crowded=2.7,
+    tile=14.0,
+    item=60.0,
+    block=4.1,
+    segment=9.3,
+    vector=2.6,
+    source=2.25,
+    store=4.8,
+    store_beyond=7.0,
+    gather_row=25.0,
+)
+"""Fitted as those of bytes are."""
 LANES_ROWS = LanesRows(brain_layer, COSTS)
 """Convolutions and matrix products, by `vdpbf16ps`."""
 

@@ -12,6 +12,8 @@ class Costs:
     pick: what a vpermb adds to its product.
     latency: until a sum can be added to again.
     load, load_l2: of a load from L1, and of a vector from L2.
+    memory, again: of a vector of weights beside the products: once, from beyond L2, and by each
+        work item.
     crowded: times as long as a load takes whose line was evicted since.
     tile, item: to start a tile, and a work item.
     block, segment: to start a block of source bytes, and a segment.
@@ -25,6 +27,8 @@ class Costs:
     latency: float
     load: float
     load_l2: float
+    memory: float
+    again: float
     crowded: float
     tile: float
     item: float
@@ -38,19 +42,21 @@ class Costs:
 
 
 BYTES_COSTS = Costs(
-    pick=1 / 3,
-    latency=10.0,  # five cycles of two products on Zen 5; Zen 4 needs four of one
-    load=0.5,
-    load_l2=1.0,
+    pick=0.45,
+    latency=7.0,
+    load=1.0,
+    load_l2=1.05,
+    memory=4.0,
+    again=0.27,
     crowded=3.3,
-    tile=18.0,
-    item=60.0,
-    block=3.0,
-    segment=6.0,
-    vector=1.7,
-    source=1.0,
-    store=2.0,
-    store_beyond=4.0,
-    gather_row=30.0,
+    tile=13.0,
+    item=50.0,
+    block=1.8,
+    segment=6.4,
+    vector=2.6,
+    source=2.1,
+    store=3.1,
+    store_beyond=7.0,
+    gather_row=26.0,
 )
-"""Fitted to ResNet-50's layers on a Zen 4 core: dense, 2:4, 1:4, 1x16 and 1x32."""
+"""Fitted to ResNet-50's layers on a Zen 5 core: dense, 2:4, 1:4, 10 %, 1x16 and 1x32."""

@@ -76,8 +76,8 @@ def tile_cycles(
         loads += picks
     else:
         loads += pixels * (costs.crowded if crowded else 1)
-    loads = loads * costs.load + beyond * streams * costs.load_l2
-    return quads * max(products, loads, costs.latency)
+    within = max(products, loads * costs.load, costs.latency)
+    return quads * (within + beyond * streams * costs.load_l2)
 
 
 def ways_for(pitch: int) -> int:
@@ -165,6 +165,8 @@ def _items(
     chunks = np.add.reduceat(part, edges)
     down, right = sizes(rows, config.rows), sizes(per_row, config.tiles)
     items = chunks[:, None, None] * down[:, None] * right
+    weights = np.add.reduceat(_streamed(config, work), edges)
+    items += (weights * (costs.again + costs.memory / (images * items[0].size)))[:, None, None]
     if work.pieces is not None and work.sources is not None:
         high = gather.Axis.of(reading.conv, 0).count(down)
         wide = gather.Axis.of(reading.conv, 1).count(right * config.pixels)
@@ -179,6 +181,21 @@ def _items(
     return [float(cycles) for cycles in by_chunk.reshape(-1)]
 
 
+def _vectors_of(method: Method, work: Work) -> Counts:
+    """Vectors of weights of each group of outputs, and of where they pick, if each does."""
+    own = method == "picked" and not work.list_outputs
+    return work.quads * (work.vectors * (2 if own else 1))
+
+
+def _streamed(config: LanesConfig, work: Work) -> Counts:
+    """The same of what is split into chunks: each list where bytes are gathered, or each group."""
+    vectors = _vectors_of(config.method, work)
+    if work.pieces is None:
+        return vectors
+    groups = work.list_outputs // (LANES * work.vectors)
+    return np.add.reduceat(vectors, np.arange(0, len(vectors), groups))
+
+
 def sizes(whole: int, part: int) -> Counts:
     """Sizes of the parts of a whole, the last of which may be smaller."""
     count = -(-whole // part)
@@ -190,8 +207,7 @@ def _row(
 ) -> Counts:
     """Cycles of one row of output pixels, for each group of outputs: a mean where tiles differ."""
     groups = OutputGroups.of(reading.conv.out_channels, work.vectors)
-    own = method == "picked" and not work.list_outputs
-    stream = work.vectors * BYTES * (2 if own else 1) * work.quads.mean()
+    stream = BYTES * _vectors_of(method, work).mean()
     beyond = max(0.0, 1 - L1_BYTES / max(stream, 1.0))
     _, rows, columns = reading.grid
     full, rest = tiles_of(columns, pixels)
