@@ -117,8 +117,8 @@ TILED = [
     *(("picked", vectors, 0) for vectors in (1, 2, 3, 4, 5)),
     *(("dense", vectors, 0) for vectors in (1, 2, 3, 4, 5)),
     *(("gathered", vectors, 16 * vectors) for vectors in (1, 2, 3, 4)),
-    # Lists of one vector, of the group's, and of some that do not part as groups do.
-    *(("picked", vectors, shared) for vectors, shared in ((1, 16), (3, 16), (2, 32), (2, 48))),
+    # Lists of one group and of several.
+    *(("listed", vectors, shared) for vectors, shared in ((1, 16), (1, 48), (2, 32), (3, 48))),
 ]
 
 
@@ -128,10 +128,10 @@ def test_any_tile_is_exact(method: Method, vectors: int, shared: int) -> None:
     name = "one_by_n" if shared else "nm" if method == "picked" else "dense"
     kernel = CONVOLUTIONS[METHODS.index(name)]
     pattern: Pattern = OneByN(shared) if shared else NM(2, 4)
-    conv = Conv2d(2, 72, 6, 8, 150, (3, 3), (1, 1), (1, 1, 1, 1))
+    conv = Conv2d(2, 72, 7, 5, 150, (3, 3), (1, 1), (1, 1, 1, 1))
     problem, x = make_problem(conv, pattern, 0.5, 2)
-    for pixels, rows, tiles, chunks in ((3, 4, 2, 2), (5, 1, 1, 1)):
-        config = LanesConfig(method, pixels, vectors, rows, tiles, chunks, shared)
+    for pixels, rows, tiles, chunks, lines in ((2, 4, 2, 2, 1), (5, 4, 1, 1, 2), (5, 7, 1, 2, 3)):
+        config = LanesConfig(method, pixels, vectors, rows, tiles, chunks, shared, lines)
         assert_sums(kernel, problem, x, config)
 
 

@@ -12,7 +12,7 @@ from nmcompile.kernels.avx512_amx.tiles.config import TilesConfig
 from nmcompile.kernels.avx512_amx.tiles.layout import Steps
 from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
 from nmcompile.kernels.avx512_vnni.lanes.config import OutputGroups
-from nmcompile.kernels.avx512_vnni.lanes.packing import Pieces
+from nmcompile.kernels.avx512_vnni.lanes.lists import Pieces
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.problem import arrays_of
 from nmcompile.kernels.spec import Conv2d

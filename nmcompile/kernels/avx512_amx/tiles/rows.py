@@ -21,7 +21,7 @@ from nmcompile.kernels.avx512_amx.tiles.tiling import Work, ranked
 from nmcompile.kernels.avx512_vnni.emit import BYTES
 from nmcompile.kernels.avx512_vnni.lanes import rows as lanes
 from nmcompile.kernels.avx512_vnni.lanes.config import OutputGroups
-from nmcompile.kernels.avx512_vnni.lanes.packing import gathers_of
+from nmcompile.kernels.avx512_vnni.lanes.lists import gathers_of
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d

@@ -7,7 +7,7 @@ from typing import Literal
 
 from nmcompile.kernels.avx512.emit import LANES
 
-Method = Literal["picked", "gathered", "dense"]
+Method = Literal["picked", "listed", "gathered", "dense"]
 
 
 @dataclass(frozen=True)
@@ -15,16 +15,16 @@ class LanesConfig:
     """Tile sizes of one convolution.
 
     method: how outputs meet their bytes. "picked": each lane picks four of 64 by its own index
-        (N:M, unstructured, groups), or all lanes alike by that of their list (1xN); "gathered":
-        the bytes that `list_outputs` outputs read are brought together first, and all lanes have
-        the same four (1xN); "dense": the same with all bytes as they lie.
+        (N:M, unstructured, groups); "listed": all lanes have the same four, those that a list of
+        `list_outputs` outputs keeps, read where they lie (1xN); "gathered": likewise, but brought
+        together first; "dense": likewise, all bytes.
     pixels: consecutive output pixels of a row that are accumulated together.
     vectors: vectors of 16 output channels that are accumulated together.
     rows, tiles: rows of output pixels, and tiles of each, that meet a group of outputs before the
         next one does: its weights stay in cache.
     chunks: parts into which the groups of outputs, or their lists, are split for threads.
-    list_outputs: output channels that share a list of bytes, a multiple of 16; of 16 * `vectors`
-        where they are gathered. 0 where every output has a list of its own, or none has.
+    list_outputs: output channels that share a list of bytes, a multiple of 16 * `vectors`; 0 where
+        every output has a list of its own, or none has.
     lines: rows that are accumulated together, more than one where `pixels` are a whole row; then
         `rows` are a multiple of them, or all.
     """
@@ -37,11 +37,6 @@ class LanesConfig:
     chunks: int
     list_outputs: int = 0
     lines: int = 1
-
-
-def picks_of(vectors: int, list_outputs: int) -> int:
-    """Picks that a pixel and quad take: one for each vector, or one where all are of one list."""
-    return 1 if 0 < list_outputs and list_outputs % (vectors * LANES) == 0 else vectors
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Everything here counts bytes; `numbers` says what they are.
 
 A tile is a few pixels of a row, or of some whole rows, times a few vectors of 16 output channels,
 whose sums stay in registers. Dense tiles broadcast four bytes of each pixel and multiply them with
-the weights of 16 outputs at a time; so do gathered ones, over the bytes that a 1xN list keeps. In
-picked ones every lane chooses four of 64 bytes, so that each output has a list of its own, and what
-is shared by the pixels of a tile is read once for all of them.
+the weights of 16 outputs at a time; so do those of 1xN, of the bytes that a list keeps: where they
+lie, or gathered first. In picked ones every lane chooses four of 64 bytes, so that each output has
+a list of its own, and what is shared by the pixels of a tile is read once for all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import (
     LanesConfig,
     OutputGroups,
-    picks_of,
     tiles_of,
 )
 from nmcompile.kernels.avx512_vnni.lanes.finish import write
@@ -31,6 +30,7 @@ from nmcompile.kernels.avx512_vnni.lanes.inner_loops import (
     Pixels,
     Sums,
     Window,
+    add_listed,
     add_picked,
     add_shared,
 )
@@ -95,7 +95,8 @@ class _Emitter:
             self.gathers = gather.Lists(starts, sources, offsets, index)
             self.quads = quads
         else:
-            self.picks = Lists(starts, *(func.list_of(name, kind) for name, kind in LISTS))
+            lists = LISTS if self.config.method == "picked" else LISTS[:2]
+            self.picks = Lists(starts, *(func.list_of(name, kind) for name, kind in lists))
 
     def _lists_of_outputs(self) -> int:
         return -(-self.reading.conv.out_channels // self.config.list_outputs)
@@ -210,14 +211,16 @@ class _Emitter:
         write(self.finish, sums, pixel, first, tile.outputs)
 
     def _picked(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
+        """Quads that are picked, by lists of their own or of the group."""
         origin: Expr = T.int32(0)
+        starts, quads = self.picks.starts, self.picks.quads
         narrower = self.config.vectors - sums.vectors
         if narrower:  # the last group, behind wider ones
-            boundary = self.picks.quads[self.picks.starts[self.groups.count - 1]]
+            last = self.groups.count - 1
+            boundary = starts[2 * last] if quads is None else quads[starts[last]]
             origin = T.bind(boundary * narrower)
-        shared = self.config.list_outputs
-        picks = picks_of(self.config.vectors, shared) if shared else None
-        add_picked(sums, pixels, self.picks, group, self.weights, origin, picks)
+        add = add_listed if quads is None else add_picked
+        add(sums, pixels, self.picks, group, self.weights, origin)
 
     def _dense(self, sums: Sums, group: Expr, pixels: Pixels) -> None:
         reading, vectors = self.reading, self.config.vectors

@@ -14,7 +14,8 @@ class Costs:
     load, load_l2: of a load from L1, and of a vector from L2.
     memory, again: of a vector of weights beside the products: once, from beyond L2, and by each
         work item.
-    crowded: times as long as a load takes whose line was evicted since.
+    far: of a line of pixels that a group of outputs reads again, where L1 does not hold the block.
+    crowded: more that a load takes whose line was evicted since.
     tile, item: to start a tile, and a work item.
     block, segment: to start a block of source bytes, and a segment.
     vector: to finish and store a vector of sums.
@@ -29,6 +30,7 @@ class Costs:
     load_l2: float
     memory: float
     again: float
+    far: float
     crowded: float
     tile: float
     item: float
@@ -48,7 +50,8 @@ BYTES_COSTS = Costs(
     load_l2=1.05,
     memory=4.0,
     again=0.27,
-    crowded=3.3,
+    far=1.0,
+    crowded=1.5,
     tile=13.0,
     item=50.0,
     block=1.8,

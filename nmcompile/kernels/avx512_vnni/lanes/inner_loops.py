@@ -56,12 +56,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Lists:
-    """Blocks of source bytes with work, by group of outputs; see `PackedWeights`."""
+    """What groups of outputs pick; see `PackedWeights`."""
 
     starts: Buffer
     offsets: Buffer
     index: Buffer
-    quads: Buffer
+    quads: Buffer | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,6 @@ def add_picked(
     group: Expr,
     weights: Buffer,
     origin: Expr,
-    picks: int | None,
 ) -> None:
     """Per block of 64 bytes and quad of a list: every lane picks four of them.
 
@@ -115,7 +114,6 @@ def add_picked(
         weights: of the layer.
         origin: the number of vectors of weights before the group's, less those of its quads if all
             groups were as wide.
-        picks: where outputs share lists, how many picks a quad takes; None where each has its own.
     """
     start = T.bind(lists.starts[group])
     with T.serial(0, lists.starts[group + 1] - start) as nth:
@@ -125,24 +123,53 @@ def add_picked(
             T.bind(load_bytes(pixels.source, at + offset, pixels.active))
             for offset in pixels.offsets
         ]
+        assert lists.quads is not None
         begin = T.bind(lists.quads[block])
         stream = T.bind(origin + begin * sums.vectors)
         with T.serial(0, lists.quads[block + 1] - begin) as quad:
             row = T.bind(stream + quad * sums.vectors)
-            picked: list[Expr] = []
             for u in range(sums.vectors):
-                if picks is None:
-                    index = T.bind(load_bytes(lists.index, (row + u) * BYTES))
-                    picked = [pick_bytes(value, index) for value in x]
-                elif u < picks:
-                    index = T.bind(broadcast_quad(lists.index, (row + u) * QUAD))
-                    picked = [T.bind(pick_bytes(value, index)) for value in x]
-                weight = T.bind(load_bytes(weights, (row + u) * BYTES))
-                prefetch_line(weights, (row + u) * BYTES + AHEAD)
-                if picks is None:
-                    prefetch_line(lists.index, (row + u) * BYTES + AHEAD)
-                for t, value in enumerate(picked):
-                    sums.add(t, u, value, weight)
+                place = T.bind((row + u) * BYTES)
+                index, weight = (T.bind(load_bytes(b, place)) for b in (lists.index, weights))
+                for stream in (lists.index, weights):
+                    prefetch_line(stream, place + AHEAD)
+                for t, value in enumerate(x):
+                    sums.add(t, u, pick_bytes(value, index), weight)
+
+
+def add_listed(
+    sums: Sums, pixels: Pixels, lists: Lists, group: Expr, weights: Buffer, origin: Expr
+) -> None:
+    """Per quad of a list that all outputs of a group share: the same four bytes in all lanes.
+
+    First those that follow each other, then those that are picked of 64. Arguments as `add_picked`.
+    """
+    first, middle, last = (T.bind(lists.starts[group * 2 + k]) for k in range(3))
+
+    def vectors_of(quad: Expr) -> list[Expr]:
+        place = T.bind((origin + quad * sums.vectors) * BYTES)
+        for u in range(sums.vectors):
+            prefetch_line(weights, place + (AHEAD + u * BYTES))
+        return [T.bind(load_bytes(weights, place + u * BYTES)) for u in range(sums.vectors)]
+
+    with T.serial(0, middle - first) as nth:
+        quad = T.bind(first + nth)
+        at = T.bind(pixels.base + lists.offsets[quad])
+        vectors = vectors_of(quad)
+        for t, offset in enumerate(pixels.offsets):
+            four = T.bind(broadcast_quad(pixels.source, at + offset))
+            for u, vector in enumerate(vectors):
+                sums.add(t, u, four, vector)
+    with T.serial(0, last - middle) as nth:
+        quad = T.bind(middle + nth)
+        at = T.bind(pixels.base + lists.offsets[quad])
+        index = T.bind(broadcast_quad(lists.index, quad * QUAD))
+        vectors = vectors_of(quad)
+        for t, offset in enumerate(pixels.offsets):
+            value = load_bytes(pixels.source, at + offset, pixels.active)
+            four = T.bind(pick_bytes(value, index))
+            for u, vector in enumerate(vectors):
+                sums.add(t, u, four, vector)
 
 
 def add_shared(sums: Sums, pixels: Pixels, window: Window, weights: Buffer, start: Expr) -> None:

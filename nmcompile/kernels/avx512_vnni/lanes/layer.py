@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.avx512_vnni.lanes.config import padded_outputs
+from nmcompile.kernels.avx512_vnni.lanes.lists import kept_channels
 from nmcompile.kernels.avx512_vnni.lanes.numbers import Bytes, Numbers
-from nmcompile.kernels.avx512_vnni.lanes.packing import kept_channels, positions_of
+from nmcompile.kernels.avx512_vnni.lanes.packing import positions_of
 from nmcompile.kernels.integers import whole_offset
 from nmcompile.kernels.problem import Array, Problem
 from nmcompile.kernels.spec import Conv2d, Linear

@@ -11,13 +11,20 @@ import numpy.typing as npt
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD
 from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
+from nmcompile.kernels.avx512_vnni.lanes.lists import (
+    Blocks,
+    Flags,
+    Indices,
+    Pieces,
+    Quads,
+    kept_channels,
+)
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.problem import arrays_of
 from nmcompile.kernels.spec import Conv2d
 
 Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.int8]
-Flags = npt.NDArray[np.bool_]
 Weights = TypeVar("Weights", npt.NDArray[np.int8], npt.NDArray[np.float32])
 Each = TypeVar("Each", npt.NDArray[np.int8], npt.NDArray[np.bool_])
 
@@ -28,15 +35,18 @@ class PackedWeights:
 
     weights: int8. Dense: per group of outputs, segment and quad, per vector of the group 16 lanes
         of four weights. Gathered: likewise, kernel positions for segments, and quads of kept bytes.
-        Picked: per group of outputs, per block with work, per quad: for each vector of the group 64
-        weights.
+        Listed: likewise, all quads of a list for a segment.
+        Picked: per group of outputs, per block with work, per quad: for each vector of the group
+        64 weights.
     starts: int32. Picked: the first block of each group of outputs, and the end. Gathered: the
-        first piece of each list, and the end; a piece is 64 kept bytes.
+        first piece of each list, and the end; a piece is 64 kept bytes. Listed: of each group of
+        outputs the first quad whose bytes follow each other, and the first of others; the end.
     sources: int32, gathered only: the first block of each piece, and the end.
-    offsets: int32, where each block begins, counted from the first byte under a pixel.
+    offsets: int32, where each block begins, counted from the first byte under a pixel. Listed:
+        likewise of each quad, or of the block it is picked of.
     index: int8. Gathered: for each byte of a piece where in its block it is, 64 of them, then
         which of the piece's blocks that is. Picked: for each of the weights where in its block the
-        byte is; four for each vector where its outputs share a list.
+        byte is. Listed: likewise, four for each quad.
     quads: int32. Picked: the first quad of each block, and the end. Gathered: the first quad of
         each list, all positions counted as one, and the end.
     gathered: bytes from one gathered pixel to the next; an odd number of cache lines.
@@ -73,15 +83,9 @@ def pack_lanes(
         return PackedWeights(_groups_of(segments, config.vectors, reading.quads))
     if config.method == "gathered":
         return _pack_gathered(positions, used, config)
+    if config.method == "listed":
+        return _pack_listed(positions, used, reading, config, size)
     return _pack_picked(positions, used, reading, config, size)
-
-
-def listed(segments: Flags, outputs: int) -> Flags:
-    """Which bytes (out, segments, bytes) a list of `outputs` outputs keeps for them."""
-    kept = np.zeros((-(-len(segments) // outputs) * outputs, *segments.shape[1:]), bool)
-    kept[: len(segments)] = segments
-    each = kept.reshape(-1, outputs, *segments.shape[1:]).any(axis=1)
-    return np.asarray(np.repeat(each, outputs, axis=0)[: len(segments)])
 
 
 def positions_of(weight: Weights, conv: Conv2d) -> Weights:
@@ -124,22 +128,6 @@ def _groups_of(segments: Bytes, vectors: int, quads: int) -> Bytes:
     return np.concatenate(pieces)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """How a segment is cut into vectors of source bytes: the last one ends where the segment does.
-
-    starts: where each block begins in its segment.
-    """
-
-    starts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, segment: int) -> Blocks:
-        """The blocks of so many bytes."""
-        count = -(-segment // BYTES)
-        return cls((*range(0, (count - 1) * BYTES, BYTES), max(0, segment - BYTES)))
-
-
 def quads_of(used: Flags) -> npt.NDArray[np.uint8]:
     """Quads that each output needs of each block, (out, segments, blocks), of used bytes."""
     edges = range(0, used.shape[2], BYTES)
@@ -162,8 +150,6 @@ def _pack_picked(
     positions: Bytes, used: Flags, reading: Reading, config: LanesConfig, size: int
 ) -> PackedWeights:
     segments, kept = segments_of(positions, reading), segments_of(used, reading)
-    if config.list_outputs:
-        kept = listed(kept, config.list_outputs)
     blocks = Blocks.of(reading.segment)
     needed = quads_per_group(quads_of(kept), config.vectors)
     group, segment, block = np.nonzero(needed)  # the blocks with work, in order
@@ -197,12 +183,38 @@ def _pack_picked(
         stream.reshape(-1),
         starts=starts.astype(np.int32),
         offsets=(offsets if offsets.size else np.zeros(1)).astype(np.int32),
-        index=(index[:, :QUAD] if config.list_outputs else index).reshape(-1),
+        index=index.reshape(-1),
         quads=(quads if offsets.size else np.zeros(2)).astype(np.int32),
     )
 
 
-Indices = npt.NDArray[np.intp]
+def _pack_listed(
+    positions: Bytes, used: Flags, reading: Reading, config: LanesConfig, size: int
+) -> PackedWeights:
+    segments, kept = segments_of(positions, reading), segments_of(used, reading)
+    groups = OutputGroups.of(len(segments), config.vectors)
+    outputs = config.vectors * LANES
+    starts, offsets, index, weights = [0], [], [], []
+    for number, first in enumerate(range(0, len(segments), outputs)):
+        shared = first - first % config.list_outputs
+        quads = Quads.of(np.asarray(kept[shared : shared + config.list_outputs].any(axis=0)), size)
+        starts += [starts[-1] + quads.following, starts[-1] + quads.count]
+        begins = np.asarray(reading.segments)[quads.segments]
+        offsets.append(begins + quads.starts)
+        index.append(quads.places - quads.starts[:, None])
+        wide = config.vectors if number < groups.count - 1 else groups.last
+        part = np.zeros((wide * LANES, quads.count, QUAD), np.int8)
+        own = segments[first : first + outputs]
+        part[: len(own)] = own[:, quads.segments[:, None], quads.places] * quads.real
+        weights.append(part.reshape(wide, LANES, -1, QUAD).transpose(2, 0, 1, 3).reshape(-1))
+    filler = np.zeros(1, np.int8)  # a kernel argument may not be empty
+    stream = np.concatenate(weights)
+    return PackedWeights(
+        stream if stream.size else filler,
+        starts=np.asarray(starts, np.int32),
+        offsets=np.concatenate([*offsets, filler]).astype(np.int32),
+        index=np.concatenate([*index, np.zeros((1, QUAD))]).astype(np.int8).reshape(-1),
+    )
 
 
 def _places(
@@ -222,72 +234,6 @@ def _places(
     lane = output // LANES, output % LANES * QUAD + rank % QUAD
     within = place - np.asarray(blocks.starts)[block]
     return (segment, block, rank // QUAD), lane, within, segments[output, segment, place]
-
-
-def kept_channels(used: Flags, outputs: int) -> Flags:
-    """Which bytes each `outputs` output channels read, (lists, bytes), of (out, kh * kw, bytes)."""
-    read = np.asarray(used.any(axis=1))
-    kept = np.zeros((-(-len(read) // outputs) * outputs, read.shape[1]), bool)
-    kept[: len(read)] = read
-    return np.asarray(kept.reshape(-1, outputs, read.shape[1]).any(axis=1))
-
-
-NO_BLOCK = 127  # of a piece: what is behind its last byte becomes zero
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """What lists of bytes bring together: up to 64 kept bytes at a time.
-
-    A list that keeps nothing has a piece of zeros: what is multiplied has to be a number.
-
-    starts: the first piece of each list, and the end.
-    sources: the first block of each piece, and the end.
-    offsets: where each block begins, counted from the first byte under a pixel.
-    index: for each byte of a piece where in its block it is, 64 of them, then which of the piece's
-        blocks that is.
-    """
-
-    starts: npt.NDArray[np.int32]
-    sources: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int32]
-    index: Bytes
-
-    @classmethod
-    def of(cls, kept: Flags) -> Pieces:
-        """Of lists (lists, channels)."""
-        blocks = Blocks.of(kept.shape[1])
-        starts, sources = [0], [0]
-        offsets: list[int] = []
-        index = []
-        for channels in kept:
-            listed = np.flatnonzero(channels)
-            for first in range(0, max(1, listed.size), BYTES):
-                own = listed[first : first + BYTES]
-                read, which = np.unique(own // BYTES, return_inverse=True)
-                begins = np.asarray(blocks.starts)[read]
-                behind = (0, BYTES - own.size)
-                index.append(np.pad(own - begins[which], behind))
-                index.append(np.pad(which, behind, constant_values=NO_BLOCK))
-                offsets += begins.tolist()
-                sources.append(len(offsets))
-            starts.append(len(sources) - 1)
-        return cls(
-            np.asarray(starts, np.int32),
-            np.asarray(sources, np.int32),
-            # A kernel argument may not be empty.
-            np.asarray(offsets or [0], np.int32),
-            np.concatenate(index).astype(np.int8),
-        )
-
-
-def gathers_of(kept: Flags) -> tuple[npt.NDArray[np.float64], ...]:
-    """Vectors of source bytes and of kept bytes for each list (lists, channels), as `Pieces`."""
-    pieces = np.maximum(1, -(-np.count_nonzero(kept, axis=1) // BYTES))
-    blocks = np.add.reduceat(kept, range(0, kept.shape[1], BYTES), axis=1)
-    # Where one piece ends and the next begins, a block is read for both.
-    sources = np.count_nonzero(blocks, axis=1) + pieces - 1
-    return sources.astype(float), pieces.astype(float)
 
 
 def _pack_gathered(positions: Bytes, used: Flags, config: LanesConfig) -> PackedWeights:

@@ -18,9 +18,8 @@ from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.conv import emit_lanes
 from nmcompile.kernels.avx512_vnni.lanes.costs import BYTES_COSTS, Costs
 from nmcompile.kernels.avx512_vnni.lanes.layer import Layer, integer_layer, oihw
+from nmcompile.kernels.avx512_vnni.lanes.lists import Quads, gathers_of
 from nmcompile.kernels.avx512_vnni.lanes.packing import (
-    gathers_of,
-    listed,
     pack_lanes,
     quads_of,
     quads_per_group,
@@ -127,9 +126,9 @@ class LanesRows:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def one_by_n_configs(self, problem: Problem) -> Sequence[Candidate]:
-        """A list per block of output channels: gathered first, or picked by all lanes alike."""
+        """A list per block of output channels: its bytes gathered first, or read where they lie."""
         layer = self.layer_of(problem)
-        found = (*_gathered_configs(layer, self.costs), *_shared_configs(layer, self.costs))
+        found = (*_gathered_configs(layer, self.costs), *_listed_configs(layer, self.costs))
         return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
@@ -160,21 +159,35 @@ class LanesRows:
 INTEGERS = LanesRows(integer_layer, BYTES_COSTS, refuse_sums)
 
 
-def _shared_configs(layer: Layer, costs: Costs) -> Sequence[Candidate]:
-    conv, shared = layer.conv, layer.list_outputs
+def _listed_configs(layer: Layer, costs: Costs) -> Sequence[Candidate]:
+    conv, each = layer.conv, layer.list_outputs
     reading = Reading.of(conv, quads=False)
-    each = quads_of(listed(segments_of(layer.used, reading), shared))
-    return ranked(reading, "picked", _picked_works(conv, each, shared), costs)
+    segments = segments_of(layer.used, reading)
+    firsts = range(0, len(segments), each)
+    lists = np.logical_or.reduceat(segments, firsts, axis=0)
+    found = [Quads.of(kept, layer.numbers.size) for kept in lists]
+    quads = np.array([float(list_.count) for list_ in found])
+    picked = quads - np.array([float(list_.following) for list_ in found])
+    works = []
+    for vectors in vectors_of(each, DENSE_VECTORS):
+        if each % (vectors * LANES) == 0:
+            groups = OutputGroups.of(conv.out_channels, vectors).count
+            own, others = (
+                np.repeat(count, each // (vectors * LANES))[:groups] for count in (quads, picked)
+            )
+            loops = np.full(groups, 2.0)
+            works.append(Work(vectors, own, loops, list_outputs=each, picked=others))
+    return ranked(reading, "listed", works, costs)
 
 
-def _picked_works(conv: Conv2d, quads: npt.NDArray[np.uint8], list_outputs: int = 0) -> list[Work]:
+def _picked_works(conv: Conv2d, quads: npt.NDArray[np.uint8]) -> list[Work]:
     """What tiles have to do, by vectors, where each output needs so many quads of each block."""
     works = []
     for vectors in vectors_of(conv.out_channels, PICKED_VECTORS):
         needed = quads_per_group(quads, vectors)
         total = needed.sum(axis=(1, 2)).astype(float)
         starts = np.count_nonzero(needed, axis=(1, 2)).astype(float)
-        works.append(Work(vectors, total, starts, list_outputs=list_outputs))
+        works.append(Work(vectors, total, starts))
     return works
 
 

@@ -23,7 +23,6 @@ from nmcompile.kernels.avx512_vnni.lanes.config import (
     LanesConfig,
     Method,
     OutputGroups,
-    picks_of,
     tiles_of,
 )
 from nmcompile.kernels.avx512_vnni.lanes.costs import Costs
@@ -58,26 +57,23 @@ def tile_cycles(
     quads: Counts,
     beyond: float,
     crowded: bool,
-    list_outputs: int,
+    picked: Counts | float = 0.0,
 ) -> Counts:
     """Cycles of the products of one tile, for each group of outputs.
 
     beyond: share of the weights that come from L2.
     crowded: whether the pixels of a tile evict each other from L1.
-    list_outputs: outputs that share a list.
+    picked: of listed quads, how many are picked.
     """
-    products: float = pixels * vectors
-    streams = vectors
+    own = method == "picked"
+    streams = vectors * (2 if own else 1)
     loads: float = vectors
-    if method == "picked":
-        picks = picks_of(vectors, list_outputs)
-        products += costs.pick * pixels * picks
-        streams += 0 if list_outputs else vectors
-        loads += picks
-    else:
-        loads += pixels * (costs.crowded if crowded else 1)
+    loads += vectors if own else pixels
+    products: float = pixels * vectors * (1 + (costs.pick if own else 0))
     within = max(products, loads * costs.load, costs.latency)
-    return quads * (within + beyond * streams * costs.load_l2)
+    picks = picked * (costs.pick * pixels)
+    evicted = costs.crowded * pixels if crowded else 0.0
+    return quads * (within + beyond * streams * costs.load_l2 + evicted) + picks
 
 
 def ways_for(pitch: int) -> int:
@@ -91,7 +87,7 @@ def ways_for(pitch: int) -> int:
 class Work:
     """What one tile has to do for each group of `vectors`, and one pixel for each list.
 
-    quads: of each group.
+    quads: of each group; picked: those of listed ones that are.
     starts: blocks of source bytes, or segments, of each group.
     sources, pieces: of each list, gathered: vectors of source bytes, and of 64 kept bytes.
     list_outputs: output channels of a list.
@@ -103,6 +99,7 @@ class Work:
     sources: Counts | None = None
     pieces: Counts | None = None
     list_outputs: int = 0
+    picked: Counts | None = None
 
 
 def ranked(
@@ -177,14 +174,22 @@ def _items(
         store = costs.store + costs.store_beyond * beyond
         items += sources[:, None, None] * (costs.source * pixels)
         items += pieces[:, None, None] * (store * pixels + costs.gather_row * high[:, None])
+    else:
+        high, wide = (
+            gather.Axis.of(reading.conv, axis).count(count)
+            for axis, count in ((0, down), (1, right * config.pixels))
+        )
+        lines = high[:, None] * wide * (reading.conv.in_channels / BYTES)
+        beyond = 1 - L1_BYTES / np.maximum(lines * BYTES, L1_BYTES)
+        parts = np.diff([*edges, len(part)])
+        items += parts[:, None, None] * (costs.far * lines * beyond)
     by_chunk = np.repeat(items.reshape(len(chunks), -1) + costs.item, images, axis=0)
     return [float(cycles) for cycles in by_chunk.reshape(-1)]
 
 
 def _vectors_of(method: Method, work: Work) -> Counts:
     """Vectors of weights of each group of outputs, and of where they pick, if each does."""
-    own = method == "picked" and not work.list_outputs
-    return work.quads * (work.vectors * (2 if own else 1))
+    return work.quads * (work.vectors * (2 if method == "picked" else 1))
 
 
 def _streamed(config: LanesConfig, work: Work) -> Counts:
@@ -218,9 +223,10 @@ def _row(
         if not size or not count:
             continue
         for part, wide in ((slice(-1), work.vectors), (slice(-1, None), groups.last)):
-            crowded = method == "dense" and size > ways_for(reading.pitch)
-            quads, shared = work.quads[part], work.list_outputs
-            tile = tile_cycles(costs, method, size, wide, quads, beyond, crowded, shared)
+            crowded = method in ("dense", "listed") and size > ways_for(reading.pitch)
+            picked = 0.0 if work.picked is None else work.picked[part]
+            quads = work.quads[part]
+            tile = tile_cycles(costs, method, size, wide, quads, beyond, crowded, picked)
             start = costs.block + size * costs.load if method == "picked" else costs.segment
             finish = costs.tile + costs.vector * size * wide
             cycles[part] += count * (tile + start * work.starts[part] + finish)
