@@ -10,7 +10,7 @@ import numpy as np
 from nmcompile.kernels.avx512_bf16.layout import padded, rounded
 from nmcompile.kernels.avx512_bf16.numbers import Brain
 from nmcompile.kernels.avx512_vnni.lanes.config import padded_outputs
-from nmcompile.kernels.avx512_vnni.lanes.layer import Layer, list_outputs_of
+from nmcompile.kernels.avx512_vnni.lanes.layer import Layer, list_outputs_of, of_full_rows
 from nmcompile.kernels.avx512_vnni.lanes.packing import positions_of
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
@@ -36,8 +36,9 @@ def brain_layer(problem: Problem) -> Layer:
     # Behind channels that were added, groups would not begin where they say: they are zeros.
     whole = (inputs, outputs) == (conv.in_channels, conv.out_channels)
     groups = conv.groups if whole else 1
+    own = replace(conv, in_channels=2 * inputs, out_channels=outputs, groups=groups)
     return Layer(
-        replace(conv, in_channels=2 * inputs, out_channels=outputs, groups=groups),
+        *of_full_rows(own),
         bits.view(np.int8).reshape(outputs, conv.taps, -1),
         # Of the weights before they were rounded: a list keeps what the pattern keeps.
         np.repeat(numbers != 0, 2, axis=2),

@@ -22,7 +22,7 @@ from nmcompile.kernels.avx512_vnni.emit import BYTES, prefetch_line
 from nmcompile.kernels.avx512_vnni.lanes import gather
 from nmcompile.kernels.avx512_vnni.lanes.config import OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.numbers import Numbers
-from nmcompile.kernels.avx512_vnni.lanes.reading import Reading, copy_bytes
+from nmcompile.kernels.avx512_vnni.lanes.reading import Reading, picked_pixels
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Conv2d
 
@@ -118,7 +118,7 @@ class _Emitter:
             with numbers.instructions():
                 source = func.bytes_of(x)
                 if self.strided is not None:
-                    source = _picked_pixels(source, self.strided)
+                    source = picked_pixels(source, self.strided)
                 self.raster = hold_whole(self.reading.raster(source, numbers.zero))
                 self._items()
         return func.result()
@@ -330,19 +330,6 @@ class _Emitter:
         rows, columns = self.reading.conv.kernel
         down, right = self.gathered.window_steps
         return _Window(rows, 1 if self.gathering.by_row else columns, down, right)
-
-
-def _picked_pixels(x: Buffer, conv: Conv2d) -> Buffer:
-    """The pixels that a 1x1 convolution with a stride reads, one after the other."""
-    size = conv.in_channels
-    picked = T.alloc_buffer((conv.batch * conv.out_pixels * size + BYTES,), "uint8", align=BYTES)
-    with T.parallel(0, conv.batch * conv.out_height) as row:
-        image, line = T.bind(row // conv.out_height), T.bind(row % conv.out_height)
-        first = (image * conv.in_height + line * conv.stride[0]) * (conv.in_width * size)
-        with T.serial(0, conv.out_width) as column:
-            source = T.bind(first + column * (conv.stride[1] * size))
-            copy_bytes(x, source, picked, T.bind((row * conv.out_width + column) * size), size)
-    return picked
 
 
 class _Block:

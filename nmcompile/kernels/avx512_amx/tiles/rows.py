@@ -133,5 +133,5 @@ def lower_tiles(name: str, problem: Problem, config: TilesConfig | None) -> Lowe
         packed = pack_dense(layer.positions, reading, config)
     arrays: dict[str, Array] = {**packed, **layer.arrays}
     numbers = layer.numbers, tile.product
-    args = (name, *layer.shapes, reading, *numbers, config, gathering, tile.strided)
+    args = (name, *layer.shapes, reading, *numbers, config, gathering, layer.strided)
     return Lowered(emit_tiles, args, arrays)

@@ -35,8 +35,9 @@ from nmcompile.kernels.avx512_vnni.lanes.inner_loops import (
     add_shared,
 )
 from nmcompile.kernels.avx512_vnni.lanes.numbers import Numbers
-from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
+from nmcompile.kernels.avx512_vnni.lanes.reading import Reading, picked_pixels
 from nmcompile.kernels.prim_func import PrimFuncBuilder
+from nmcompile.kernels.spec import Conv2d
 
 Shape = tuple[int, ...]
 LISTS = (("offsets", "int32"), ("index", "int8"), ("quads", "int32"))
@@ -50,13 +51,15 @@ def emit_lanes(
     numbers: Numbers,
     config: LanesConfig,
     gathered: int,
+    strided: Conv2d | None,
 ) -> Any:
     """The TIR function (x, weights, [lists], ..., [residual], out).
 
     `numbers` declare what is left out here; the lists are as `PackedWeights` names them, and so is
-    `gathered`.
+    `gathered`; `strided` is the layer's.
     """
-    return _Emitter(reading, numbers, config, gathered).emit(name, x_shape, out_shape)
+    emitter = _Emitter(reading, numbers, config, gathered, strided)
+    return emitter.emit(name, x_shape, out_shape)
 
 
 class _Emitter:
@@ -68,9 +71,10 @@ class _Emitter:
         numbers: Numbers,
         config: LanesConfig,
         gathered: int,
+        strided: Conv2d | None,
     ) -> None:
         self.reading, self.numbers, self.config = reading, numbers, config
-        self.pitch = gathered
+        self.pitch, self.strided = gathered, strided
         self.groups = OutputGroups.of(reading.conv.out_channels, config.vectors)
         self.full, self.rest = tiles_of(reading.grid[2], config.pixels)
 
@@ -83,7 +87,10 @@ class _Emitter:
                 self._lists(func)
             self.rows, self.finish = numbers.declare(func, out_shape, outputs)
             with numbers.instructions():
-                self.raster = self.reading.raster(func.bytes_of(x), numbers.zero)
+                source = func.bytes_of(x)
+                if self.strided is not None:
+                    source = picked_pixels(source, self.strided)
+                self.raster = self.reading.raster(source, numbers.zero)
                 self._items()
         return func.result()
 

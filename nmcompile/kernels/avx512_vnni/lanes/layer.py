@@ -13,10 +13,13 @@ from nmcompile.kernels.avx512_vnni.lanes.config import padded_outputs
 from nmcompile.kernels.avx512_vnni.lanes.lists import kept_channels
 from nmcompile.kernels.avx512_vnni.lanes.numbers import Bytes, Numbers
 from nmcompile.kernels.avx512_vnni.lanes.packing import positions_of
+from nmcompile.kernels.avx512_vnni.lanes.reading import unstrided
 from nmcompile.kernels.integers import whole_offset
 from nmcompile.kernels.problem import Array, Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.sparsity import OneByN
+
+SHORT = 12  # output pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,8 @@ class Layer:
     """One convolution or matrix product.
 
     conv: whose input channels are bytes.
+    strided: a 1x1 convolution with a stride, of whose pixels `conv` is one without; None where
+        `conv` reads the input as it lies.
     positions: the weight's bytes, (out, kh * kw, bytes), zeros for the channels of other groups.
     used: which of them belong to weights that are not zero.
     list_outputs: output channels that share a list of what they read; 0 where none do.
@@ -34,6 +39,7 @@ class Layer:
     """
 
     conv: Conv2d
+    strided: Conv2d | None
     positions: npt.NDArray[np.int8]
     used: npt.NDArray[np.bool_]
     list_outputs: int
@@ -46,6 +52,11 @@ class Layer:
     def kept(self) -> npt.NDArray[np.bool_]:
         """Which bytes each list reads, (lists, bytes)."""
         return kept_channels(self.used, self.list_outputs)
+
+
+def of_full_rows(conv: Conv2d) -> tuple[Conv2d, Conv2d | None]:
+    """`unstrided` where rows of output are too short for a tile, and copying pixels pays."""
+    return unstrided(conv) if conv.out_width < SHORT else (conv, None)
 
 
 def list_outputs_of(problem: Problem) -> int:
@@ -80,7 +91,7 @@ def integer_layer(problem: Problem) -> Layer:
     scale[: conv.out_channels] = integers.scale
     positions = positions_of(weight, conv)
     return Layer(
-        conv,
+        *of_full_rows(conv),
         positions,
         positions != 0,
         list_outputs_of(problem),

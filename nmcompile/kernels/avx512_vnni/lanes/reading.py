@@ -9,7 +9,7 @@ other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -163,3 +163,27 @@ def _fill(target: Buffer, at: Expr, count: int, byte: int) -> None:
             store_bytes(target, at + v * BYTES, value, BYTES)
     if rest:
         store_bytes(target, at + full * BYTES, value, rest)
+
+
+def picked_pixels(x: Buffer, conv: Conv2d) -> Buffer:
+    """The pixels that a 1x1 convolution with a stride reads, one after the other."""
+    size = conv.in_channels
+    picked = T.alloc_buffer((conv.batch * conv.out_pixels * size + BYTES,), "uint8", align=BYTES)
+    with T.parallel(0, conv.batch * conv.out_height) as row:
+        image, line = T.bind(row // conv.out_height), T.bind(row % conv.out_height)
+        first = (image * conv.in_height + line * conv.stride[0]) * (conv.in_width * size)
+        with T.serial(0, conv.out_width) as column:
+            source = T.bind(first + column * (conv.stride[1] * size))
+            copy_bytes(x, source, picked, T.bind((row * conv.out_width + column) * size), size)
+    return picked
+
+
+def unstrided(conv: Conv2d) -> tuple[Conv2d, Conv2d | None]:
+    """The convolution to compute, and the one whose pixels are brought together for it.
+
+    That is a 1x1 convolution with a stride: afterwards its pixels follow each other, whatever the
+    row, and fill tiles.
+    """
+    if conv.kernel != (1, 1) or conv.stride == (1, 1) or any(conv.padding):
+        return conv, None
+    return replace(conv, in_height=conv.out_height, in_width=conv.out_width, stride=(1, 1)), conv

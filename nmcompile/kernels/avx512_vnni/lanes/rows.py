@@ -152,7 +152,7 @@ class LanesRows:
         reading = Reading.of(layer.conv, quads=config.method == "dense")
         packed = pack_lanes(layer.positions, layer.used, reading, config, layer.numbers.size)
         arrays: dict[str, Array] = {**packed.arrays, **layer.arrays}
-        args = (name, *layer.shapes, reading, layer.numbers, config, packed.gathered)
+        args = (name, *layer.shapes, reading, layer.numbers, config, packed.gathered, layer.strided)
         return Lowered(emit_lanes, args, arrays)
 
 

@@ -32,7 +32,7 @@ from nmcompile.kernels.problem import Candidate
 
 REGISTERS = 32
 L1_BYTES = 24 * 1024  # of 32 KB, what the weights of a group may take
-SETS, WAYS = 64, 8  # of L1
+SETS, WAYS = 64, 12  # of L1; 8 ways on Zen 4
 SHORTLIST = 6  # pairs of pixels and vectors for which blocks and chunks are tried
 PIXELS = (14, 28, 56, 112, 224)  # of a block
 CHUNKS = (1, 2, 4, 8)
