@@ -1,4 +1,4 @@
-"""What ours is compiled for: a target, `avx512_amx:bf16` where not in its own precision."""
+"""What ours is compiled for: a target, `avx512_bf16:bf16` where not in its own precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BFLOAT16 = "bfloat16"
 
 
 def read_form(text: str) -> str:
-    """Read `avx512`, `cuda` or `avx512_amx:bf16`; targets by their own names.
+    """Read `avx512`, `cuda` or `avx512_bf16:bf16`; targets by their own names.
 
     Raises:
         TargetError: there is no such target, or it does not compute in the precision.

@@ -44,16 +44,28 @@ def test_a_row_of_integers_is_measured_against_its_roof() -> None:
     assert row.roof_share == pytest.approx(row.nonzero_gflops / 400.0)
 
 
-@pytest.mark.isa("amx_bf16")
-@pytest.mark.parametrize(("dtype", "short"), [("int8", "i8"), ("bfloat16", "bf16")])
-def test_rows_on_tiles_are_measured_against_theirs(dtype: str, short: str) -> None:
-    cpu.require(find_target("avx512_amx").cpu_features, "this test")
+@pytest.mark.parametrize(
+    ("target", "dtype", "short", "roof"),
+    [
+        ("avx512_bf16", "bfloat16", "bf16", "bf16"),
+        ("avx512_amx", "int8", "i8", "amx_int8"),
+        ("avx512_amx", "bfloat16", "bf16", "amx_bf16"),
+    ],
+)
+def test_rows_of_other_precisions_are_measured_against_theirs(
+    target: str, dtype: str, short: str, roof: str
+) -> None:
+    features = find_target(target).cpu_features
+    if missing := set(features) - cpu.host()[1]:
+        pytest.skip(f"this CPU has no {', '.join(sorted(missing))}")
+    cpu.require(features, "this test")
     conv = Conv2d(1, 64, 8, 8, 64, (3, 3), padding=(1, 1, 1, 1))
-    roofs = Roofs(fma=100.0, load=50.0, amx_int8=4000.0, amx_bf16=2000.0)
-    row = time_kernel("tiny", conv, 2, "dense", 1, roofs, dtype, "avx512_amx")
-    assert row.kernel == f"conv2d_{short}_dense__avx512_amx" and row.ms > 0
-    bound = {"int8": 4000.0, "bfloat16": 2000.0}[dtype]
-    assert row.roof_share == pytest.approx(row.nonzero_gflops / bound)
+    bounds = {"bf16": 200.0, "amx_int8": 4000.0, "amx_bf16": 2000.0}
+    roofs = Roofs(fma=100.0, load=50.0, **bounds)
+    row = time_kernel("tiny", conv, 2, "dense", 1, roofs, dtype, target)
+    assert row.kernel == f"conv2d_{short}_dense__{target}" and row.ms > 0
+    assert row.roof == roof
+    assert row.roof_share == pytest.approx(row.nonzero_gflops / bounds[roof])
 
 
 def test_stems_are_not_pruned() -> None:

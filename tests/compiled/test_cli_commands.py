@@ -276,12 +276,13 @@ def test_permuting_for_a_pattern_without_groups_is_one_line_of_error(
 
 
 def test_targets_lists_features_and_this_machine() -> None:
-    row, integers, tiles, *gpus = nmc_json("targets")["targets"]
+    row, integers, brains, tiles, *gpus = nmc_json("targets")["targets"]
     assert row["name"] == "avx512" and row["missing_gpu"] == ""
     assert integers["name"] == "avx512_vnni" and "avx512_vnni" in integers["cpu_features"]
+    assert brains["name"] == "avx512_bf16" and "avx512_bf16" in brains["cpu_features"]
     assert tiles["name"] == "avx512_amx" and "amx_tile" in tiles["cpu_features"]
     assert [gpu["name"] for gpu in gpus] == ["sm_80", "sm_86", "sm_89", "sm_90a"]
     assert "avx512f" in row["cpu_features"]
-    for cpus in (row, integers, tiles):
+    for cpus in (row, integers, brains, tiles):
         assert set(cpus["missing_cpu_features"]) == set(cpus["cpu_features"]) - cpu.host()[1]
     assert "avx512" in nmc("targets").stdout

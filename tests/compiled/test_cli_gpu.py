@@ -109,7 +109,7 @@ def test_the_gpu_at_hand_names_the_target(
     assert all(kernel.endswith("__sm_86") for kernel in kernels)
     rows = json.loads(nmc("targets", "--json").stdout)["targets"]
     runnable = [row["name"] for row in rows if not row["missing_gpu"]]
-    assert runnable == ["avx512", "avx512_vnni", "avx512_amx", "sm_86"]
+    assert runnable == ["avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", "sm_86"]
     assert "--target cuda: the one of these" in nmc("targets").stdout
 
 

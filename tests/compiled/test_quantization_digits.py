@@ -109,11 +109,17 @@ def test_the_artifact_recognises_as_many_digits(
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.995
 
 
-@pytest.mark.isa("amx_bf16")
-def test_bfloat16_recognises_as_many_digits(digits: Digits, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("avx512_bf16", marks=pytest.mark.isa("avx512_bf16")),
+        pytest.param("avx512_amx", marks=pytest.mark.isa("amx_bf16")),
+    ],
+)
+def test_bfloat16_recognises_as_many_digits(target: str, digits: Digits, tmp_path: Path) -> None:
     path, example = tmp_path / "m.nmc", torch.from_numpy(digits.images[:1])
     nmcompile.compile(
-        digits.model, output=path, target="avx512_amx", precision="bf16", example_inputs=(example,)
+        digits.model, output=path, target=target, precision="bf16", example_inputs=(example,)
     )
     logits = logits_of(path, digits)
     assert accuracy(logits, digits) >= digits.float_accuracy - LOST

@@ -111,24 +111,33 @@ def test_a_matrix_of_a_torch_factory(
         assert bool(case.layers) == (case.engine == "nmcompile")
 
 
-@pytest.mark.isa("amx_bf16")
-def test_precisions_of_the_tile_unit(sparse_onnx: Path, output: Path) -> None:
-    options = ("--targets", "avx512_amx,avx512_amx:bf16", "--against", "openvino-bf16")
+@pytest.mark.parametrize(
+    ("target", "int8_roof", "bf16_roof"),
+    [
+        pytest.param("avx512_bf16", "vnni", "bf16", marks=pytest.mark.isa("avx512_bf16")),
+        pytest.param("avx512_amx", "amx_int8", "amx_bf16", marks=pytest.mark.isa("amx_bf16")),
+    ],
+)
+def test_both_precisions_of_a_target(
+    target: str, int8_roof: str, bf16_roof: str, sparse_onnx: Path, output: Path
+) -> None:
+    options = ("--targets", f"{target},{target}:bf16", "--against", "openvino-bf16")
     done = bench(sparse_onnx, *options, *QUICK, "-o", output)
     assert done.exit_code == 0, done.output
     run = read(output)
     found = [(case.engine, case.target, case.dtype) for case in run.cases]
     assert found == [
-        ("nmcompile", "avx512_amx", "int8"),
-        ("nmcompile", "avx512_amx", "bfloat16"),
+        ("nmcompile", target, "int8"),
+        ("nmcompile", target, "bfloat16"),
         ("openvino-bf16", "", "bfloat16"),
     ]
     for case in run.cases:
         assert case.accuracy is not None and case.accuracy.max_error < 2e-2
-    assert run.roofs is not None and run.roofs.amx_int8 is not None
-    assert run.roofs.amx_bf16 is not None and run.roofs.amx_int8 > run.roofs.amx_bf16
+    assert run.roofs is not None
+    known = getattr(run.roofs, int8_roof), getattr(run.roofs, bf16_roof)
+    assert known[0] > known[1] > 0
     roofs = [{row.roof for row in case.layers if row.roof_share} for case in run.cases[:2]]
-    assert "amx_int8" in roofs[0] and "amx_bf16" in roofs[1]
+    assert int8_roof in roofs[0] and bf16_roof in roofs[1]
 
 
 @pytest.mark.isa("avx512_vnni")

@@ -67,7 +67,7 @@ def test_engines_that_do_not_see_zeros_run_once_per_group() -> None:
 
 def test_ours_computes_in_what_its_target_does() -> None:
     engines = [find_engine(name) for name in ("nmcompile", "onnxruntime-int8", "onnxruntime")]
-    targets = ["avx512", "avx512_vnni", "avx512_amx", "avx512_amx:bf16", "sm_80"]
+    targets = ["avx512", "avx512_vnni", "avx512_amx", "avx512_bf16:bf16", "sm_80"]
     (group,) = expand(["a"], [parse_spec("2:4")], targets, [1], [None], engines)
     assert [(s.engine.name, s.pattern.text, s.dtype) for s in group.settings] == [
         ("nmcompile", "2:4", "float32"),
@@ -81,7 +81,8 @@ def test_ours_computes_in_what_its_target_does() -> None:
 
 
 def test_precisions_behind_a_target() -> None:
-    assert read_form("avx512_amx:bf16") == "avx512_amx:bf16"
+    for text in ("avx512_amx:bf16", "avx512_bf16:bf16"):
+        assert read_form(text) == text
     for text in ("avx512_vnni:bf16", "avx512_amx:int8", "avx512_amx:"):
         with pytest.raises(TargetError, match="avx512_amx:bf16"):
             read_form(text)

@@ -70,7 +70,7 @@ def read_patterns(text: str) -> list["PatternSpec"]:
 
 
 def read_targets(text: str) -> list[str]:
-    """Read `avx512,avx512_amx:bf16,cuda`."""
+    """Read `avx512,avx512_bf16:bf16,cuda`."""
     from nmcompile.bench.forms import read_form
 
     return _each(text, read_form, "--targets")
