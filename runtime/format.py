@@ -18,6 +18,7 @@ from nmcompile.errors import ArtifactError, DeviceError
 from nmcompile.runtime.files import replace_file
 from nmcompile.runtime.manifest import (
     DTYPES,
+    WITH_STEPS,
     Manifest,
     ParamSpec,
     Section,
@@ -25,15 +26,15 @@ from nmcompile.runtime.manifest import (
     encode,
     numpy_dtype,
 )
+from nmcompile.runtime.steps import LIBRARY, WEIGHTS
 
 # The non-ASCII first byte and the line ends give away transfers that treat the file as text.
 MAGIC = b"\x89NMC\r\n\x1a\n"
-FORMAT_VERSION = 2  # written; versions from 1 on are read
+FORMAT_VERSION = WITH_STEPS  # the newest; versions from 1 on are read
 ALIGNMENT = 64  # bytes: a cache line and one AVX-512 register, which DLPack consumers ask for
 HEADER_SIZE = 128
 CHUNK = 16 << 20  # bytes per digest, so that several threads can share one section
 MAX_MANIFEST = 64 << 20
-SECTIONS = ("library", "weights")
 
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _HASH_THREADS = 4  # beyond four, memory bandwidth rather than sha256 sets the pace
@@ -58,7 +59,8 @@ class Artifact:
         manifest: what the file says about itself.
         digest: sha256 of the manifest (hex). The manifest holds the digests of all other bytes,
             so this pins the whole file.
-        library: the shared object.
+        parts: what each step of `manifest.plan` runs, by its section: a shared object, or an ONNX
+            file.
         params: the weights in the order of `manifest.params`: 64-byte-aligned views of a private
             mapping of the file, writeable as far as numpy can tell, never written back.
     """
@@ -66,14 +68,19 @@ class Artifact:
     path: Path
     manifest: Manifest
     digest: str
-    library: memoryview
+    parts: Mapping[str, memoryview]
     params: tuple[np.ndarray[Any, Any], ...]
+
+    @property
+    def library(self) -> memoryview:
+        """The shared object of a model without steps."""
+        return self.parts[LIBRARY]
 
 
 def write_artifact(
     path: str | os.PathLike[str],
     manifest: Manifest,
-    library: bytes,
+    library: bytes | Mapping[str, bytes],
     params: Mapping[str, np.ndarray[Any, Any]],
 ) -> str:
     """Write an artifact to `path`, replacing what is there only once everything is on disk.
@@ -81,8 +88,9 @@ def write_artifact(
     Args:
         path: the file to write; its directory must exist.
         manifest: with `params` and `sections` empty, they are filled in here.
-        library: the shared object.
-        params: the weights by name, in the order in which the entry function takes them.
+        library: the shared object; of a manifest with steps, what each of them runs, by section.
+        params: the weights by name, in the order in which the entry function takes them; of
+            several libraries, one after the other.
 
     Returns:
         The artifact's digest (64 hex digits), for `load(..., digest=...)`.
@@ -98,16 +106,18 @@ def write_artifact(
         )
     arrays = {name: np.asarray(array, order="C") for name, array in params.items()}
     table, weights_length = _layout(arrays)
-    weights_offset = _aligned(len(library))
-    filled = replace(
-        manifest,
-        params=table,
-        sections=(
-            Section("library", 0, len(library), _digests([memoryview(library)])),
-            Section("weights", weights_offset, weights_length, _digests(_blob(arrays))),
-        ),
-    )
-    text = encode(filled, FORMAT_VERSION)
+    parts = library if isinstance(library, Mapping) else {LIBRARY: library}
+    sections, end = [], 0
+    for step in manifest.plan:
+        content = parts[step.section]
+        digests = _digests([memoryview(content)])
+        sections.append(Section(step.section, _aligned(end), len(content), digests))
+        end = _aligned(end) + len(content)
+    weights_offset = _aligned(end)
+    weights = Section(WEIGHTS, weights_offset, weights_length, _digests(_blob(arrays)))
+    filled = replace(manifest, params=table, sections=(*sections, weights))
+    version = manifest.version
+    text = encode(filled, version)
     if len(text) > MAX_MANIFEST:
         raise ArtifactError(
             f"manifest of model {manifest.model.name!r}: expected at most {MAX_MANIFEST} bytes, "
@@ -117,7 +127,7 @@ def write_artifact(
     data_start = _aligned(HEADER_SIZE + len(text))
     header = _Header(
         MAGIC,
-        FORMAT_VERSION,
+        version,
         HEADER_SIZE,
         data_start + weights_offset + weights_length,
         HEADER_SIZE,
@@ -129,9 +139,9 @@ def write_artifact(
         bytes(HEADER_SIZE - _HEADER.size),
         text,
         bytes(data_start - HEADER_SIZE - len(text)),
-        library,
-        bytes(weights_offset - len(library)),
     ]
+    for section in sections:
+        pieces += [parts[section.name], bytes(-section.length % ALIGNMENT)]
     head = [memoryview(piece) for piece in pieces]
     replace_file(Path(path), itertools.chain(head, _blob(arrays)))
     return digest.hexdigest()
@@ -159,9 +169,10 @@ def read_artifact(path: str | os.PathLike[str], copy: bool = False) -> Artifact:
     data_start = _aligned(end)
     gaps = [(_HEADER.size, HEADER_SIZE), (end, data_start)]
     position = 0
-    if tuple(section.name for section in manifest.sections) != SECTIONS:
+    wanted = [*(step.section for step in manifest.plan), WEIGHTS]
+    if [section.name for section in manifest.sections] != wanted:
         raise ArtifactError(
-            f"manifest of {path}: expected the sections {', '.join(SECTIONS)}, found "
+            f"manifest of {path}: expected the sections {', '.join(wanted)}, found "
             + ", ".join(repr(section.name)[:80] for section in manifest.sections)
         )
     for section in manifest.sections:
@@ -183,18 +194,22 @@ def read_artifact(path: str | os.PathLike[str], copy: bool = False) -> Artifact:
             raise ArtifactError(f"{path} is damaged: bytes {low} to {high} are not all zero")
     _check_params(path, manifest)
     view = memoryview(data)
-    library, weights = (
+    *contents, weights = (
         view[data_start + section.offset :][: section.length] for section in manifest.sections
     )
-    library = memoryview(bytes(library))
-    _check_digests(path, manifest, (library, weights))
+    parts = {
+        # A library is unpacked later: what was checked is what is used.
+        step.section: memoryview(bytes(content)) if step.kind == LIBRARY else content
+        for step, content in zip(manifest.plan, contents, strict=True)
+    }
+    _check_digests(path, manifest, (*parts.values(), weights))
     arrays = tuple(
         np.frombuffer(weights[spec.offset :][: spec.nbytes], numpy_dtype(spec.dtype)).reshape(
             spec.shape
         )
         for spec in manifest.params
     )
-    return Artifact(path, manifest, header.manifest_sha256.hex(), library, arrays)
+    return Artifact(path, manifest, header.manifest_sha256.hex(), parts, arrays)
 
 
 def _aligned(size: int) -> int:
@@ -315,7 +330,7 @@ def _check_params(path: Path, manifest: Manifest) -> None:
                 f"found {spec.offset}"
             )
         end = spec.offset + spec.nbytes
-    length = manifest.sections[SECTIONS.index("weights")].length
+    length = manifest.sections[-1].length
     if end != length:
         raise ArtifactError(
             f"manifest of {path}: expected the weights to end at byte {length} of their section, "

@@ -11,8 +11,9 @@ import numpy as np
 from nmcompile.errors import ArtifactError, DeviceError, NmcompileError
 from nmcompile.runtime.files import scratch_folder
 from nmcompile.runtime.format import Artifact
-from nmcompile.runtime.manifest import Manifest, TensorSpec, numpy_dtype
+from nmcompile.runtime.manifest import TensorSpec, numpy_dtype
 from nmcompile.runtime.native import NativeRuntime
+from nmcompile.runtime.steps import LIBRARY
 from nmcompile.runtime.tensors import from_numpy
 
 PREPARE = "prepare"
@@ -24,8 +25,10 @@ _SHORT_OF_MEMORY = re.compile(r"bad_alloc|alloc|\(12 vs\. 0\)", re.IGNORECASE)  
 class Library:
     """A loaded library, until nobody holds it or one of its functions."""
 
-    def __init__(self, native: NativeRuntime, artifact: Artifact, gpu: bool) -> None:
-        """Load the library of an artifact, for VMs on the CPU or on GPU 0.
+    def __init__(
+        self, native: NativeRuntime, artifact: Artifact, gpu: bool, section: str = LIBRARY
+    ) -> None:
+        """Load a library of an artifact, for VMs on the CPU or on GPU 0.
 
         Raises:
             ArtifactError: it is no library, or not for this version of TVM.
@@ -34,16 +37,17 @@ class Library:
         self._native, self._gpu, self._path = native, gpu, artifact.path
         # dlopen wants a file. A private folder, so that nobody can put another in its place; it
         # can go as soon as the library is mapped.
+        content = artifact.parts[section]
         try:
             with scratch_folder() as folder:
                 file = folder / "lib.so"
-                file.write_bytes(artifact.library)
+                file.write_bytes(content)
                 self._module = native.load_module(str(file))
         except OSError as error:
             raise DeviceError(
                 f"cannot unpack the library of {artifact.path} into a temporary folder: "
                 f"{error.strerror or error}; point TMPDIR at a writeable folder with "
-                f"{len(artifact.library)} bytes of room"
+                f"{len(content)} bytes of room"
             ) from error
         except (RuntimeError, ValueError) as error:
             raise ArtifactError(
@@ -77,8 +81,11 @@ class Library:
             )
         return function
 
-    def check_prepared(self, manifest: Manifest) -> None:
+    def check_prepared(self, named: str) -> None:
         """Hold that weights are prepared where they have to be.
+
+        Args:
+            named: the function for it that the manifest names, or "".
 
         Raises:
             ArtifactError: the library has a function for it that the manifest does not name.
@@ -88,13 +95,19 @@ class Library:
             found = int(machine["get_function_arity"](PREPARE)) > 0
         except (AttributeError, RuntimeError, ValueError):
             return
-        if found and manifest.prepare != PREPARE:
+        if found and named != PREPARE:
             raise ArtifactError(
                 f"{self._path}: its library has a function {PREPARE!r} for the weights, but the "
-                f"manifest names {manifest.prepare or 'none'!r}; compile the model again"
+                f"manifest names {named or 'none'!r}; compile the model again"
             )
 
-    def check(self, manifest: Manifest, params: Sequence[Any]) -> None:
+    def check(
+        self,
+        entry: str,
+        expected: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        params: Sequence[Any],
+    ) -> None:
         """Hold what the library takes and returns against the manifest, without computing.
 
         The VM checks arguments before it calls a kernel; kernels are skipped. (Of a library whose
@@ -106,7 +119,7 @@ class Library:
         try:
             inputs = [
                 from_numpy(self._native, np.zeros(spec.shape, numpy_dtype(spec.dtype)))
-                for spec in manifest.inputs
+                for spec in expected
             ]
         except MemoryError as error:
             raise failure(self._path, error) from error
@@ -114,17 +127,17 @@ class Library:
         # Another VM tells which functions are its own: one that holds itself is never freed.
         machine["set_instrument"](_KernelSkipper(self.machine()["get_function_arity"]))
         try:
-            result = machine[manifest.entry](*inputs, *params)
+            result = machine[entry](*inputs, *params)
         except Exception as error:
             found = _ARGUMENT.search(str(error))
             if found is None:
                 return  # something that needs a kernel's result; a run says what
             raise ArtifactError(
                 f"{self._path}: its library takes {found[3]} as argument {int(found[1]) + 1}, "
-                f"{found[2]}, expected {_spell([*manifest.inputs, *params], int(found[1]))} as in "
+                f"{found[2]}, expected {_spell([*expected, *params], int(found[1]))} as in "
                 "its manifest; compile the model again"
             ) from error
-        check_outputs(self._path, manifest.outputs, self.tensors(result))
+        check_outputs(self._path, outputs, self.tensors(result))
 
     def tensors(self, result: Any) -> list[Any]:
         """What a function returned, one or several, as a list.

@@ -6,14 +6,15 @@ Every object is read with its exact set of keys and exact types, so a manifest e
 
 import json
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from nmcompile.errors import ArtifactError
+from nmcompile.runtime.steps import LIBRARY, Step, check_steps, read_step
+from nmcompile.runtime.strict_json import OPEN, StrictObject, check_text, check_unique, parse
 
 # Bytes per element of every dtype that the tensor tables may name.
 DTYPES: Mapping[str, int] = {
@@ -29,24 +30,24 @@ DTYPES: Mapping[str, int] = {
     "bool": 1,
 }
 
-MAX_RANK = 16
-MAX_ELEMENTS = 1 << 40
-MAX_INTEGER = (1 << 63) - 1
-MAX_STRING = 4096
-MAX_DEPTH = 18  # of the whole manifest: `layers` is a list of objects
+# And of those that only onnxruntime computes with: inputs and outputs of a model with steps.
+WIDE: Mapping[str, int] = {"float64": 8, "uint32": 4, "uint64": 8}
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-_T = TypeVar("_T")
+WITH_STEPS = 3
+"""The first format version that has steps; whoever has none writes the one before."""
 
 
 @dataclass(frozen=True)
 class Producer:
-    """Versions of the tools that wrote the artifact."""
+    """Versions of the tools that wrote the artifact.
+
+    onnxruntime: "" where that was not at hand, or has nothing to do with it.
+    """
 
     nmcompile: str
     tvm: str
     tvm_ffi: str
+    onnxruntime: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,19 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and dtype of one input or output of the entry function."""
+    """Name, shape and dtype of one input or output of the model, or of a tensor between steps.
+
+    A dimension of an output is -1 where its size depends on the values of the inputs.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a dimension depends on values."""
+        return OPEN in self.shape
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,11 @@ class Manifest:
     returns the tensors that the entry function takes in their stead. `calls` are in
     execution order; `layers` are free-form JSON objects. Whoever writes an artifact leaves
     `params` and `sections` empty: `write_artifact` fills them in.
+
+    A model of which onnxruntime runs parts has `steps`, in execution order, and each of ours names
+    its own `entry` and `prepare` and takes as many of the `params` as it says, behind those of the
+    steps before it. `values` are the tensors that a library reads or makes and that are neither
+    inputs nor outputs of the model.
     """
 
     producer: Producer
@@ -127,6 +141,33 @@ class Manifest:
     prepare: str = ""
     params: tuple[ParamSpec, ...] = ()
     sections: tuple[Section, ...] = ()
+    steps: tuple[Step, ...] = ()
+    values: tuple[TensorSpec, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The format version that it is written in."""
+        return WITH_STEPS if self.steps else WITH_STEPS - 1
+
+    @property
+    def plan(self) -> tuple[Step, ...]:
+        """The steps; of a model that is one library, that one."""
+        return self.steps or (
+            Step(
+                kind=LIBRARY,
+                section=LIBRARY,
+                inputs=tuple(spec.name for spec in self.inputs),
+                outputs=tuple(spec.name for spec in self.outputs),
+                entry=self.entry,
+                prepare=self.prepare,
+                params=len(self.params),
+            ),
+        )
+
+    def specs(self, names: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+        """What is known of these inputs, outputs and values."""
+        known = {spec.name: spec for spec in (*self.inputs, *self.outputs, *self.values)}
+        return tuple(known[name] for name in names)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -147,6 +188,10 @@ def encode(manifest: Manifest, version: int) -> bytes:
             the reader enforces.
     """
     fields = asdict(manifest) | {"format_version": version}
+    if version < WITH_STEPS:
+        del fields["steps"], fields["values"], fields["producer"]["onnxruntime"]
+    else:
+        del fields["entry"], fields["prepare"]
     try:
         text = json.dumps(fields, allow_nan=False, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError) as error:
@@ -170,219 +215,83 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
     Raises:
         ArtifactError: names the first field that is wrong, what was expected and what was found.
     """
-    try:
-        value = json.loads(
-            data.decode(),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not valid JSON: {error}") from error
-    top = _Object(value, where)
+    value = parse(data, where)
+    top = StrictObject(value, where)
     found = top.integer("format_version")
     if found != version:
         raise ArtifactError(f"{where}: expected format_version {version}, found {found}")
+    stepwise = version >= WITH_STEPS
     manifest = Manifest(
-        producer=_producer(top.object("producer")),
+        producer=_producer(top.object("producer"), stepwise),
         target=_target(top.object("target")),
-        entry=top.string("entry"),
-        prepare=top.string("prepare") if version >= 2 else "",
-        inputs=top.objects("inputs", _tensor),
-        outputs=top.objects("outputs", _tensor),
+        entry="" if stepwise else top.string("entry"),
+        prepare=top.string("prepare") if 2 <= version < WITH_STEPS else "",
+        inputs=top.objects("inputs", _wide_input if stepwise else _tensor),
+        outputs=top.objects("outputs", _wide_output if stepwise else _tensor),
         params=top.objects("params", _param),
         layers=top.objects("layers", lambda layer: layer.anything()),
         calls=top.objects("calls", _call),
         model=_model(top.object("model")),
         workspace_bytes=top.integer("workspace_bytes"),
         sections=top.objects("sections", _section),
+        steps=top.objects("steps", read_step) if stepwise else (),
+        values=top.objects("values", _tensor) if stepwise else (),
     )
     top.end()
-    _check_text(value, where)
-    _check_unique(where, "inputs", [spec.name for spec in manifest.inputs])
-    _check_unique(where, "outputs", [spec.name for spec in manifest.outputs])
-    _check_unique(where, "params", [spec.name for spec in manifest.params])
+    check_text(value, where)
+    check_unique(where, "inputs", [spec.name for spec in manifest.inputs])
+    check_unique(where, "outputs", [spec.name for spec in manifest.outputs])
+    check_unique(where, "params", [spec.name for spec in manifest.params])
+    if stepwise:
+        check_steps(where, manifest)
     return manifest
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"duplicate key {twice!r}")
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large for a number")
-    return value
-
-
-def _check_text(value: Any, where: str) -> None:
-    """Refuse what could be neither printed nor written again, wherever it stands.
-
-    Raises:
-        ArtifactError: a string with half a character, an integer too large, or too deep nesting.
-    """
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            if type(item) is dict:
-                inner += [*item, *item.values()]
-            elif type(item) is list:
-                inner += item
-            elif type(item) is str and _SURROGATE.search(item):
-                raise ArtifactError(
-                    f"{where}: expected Unicode text, found {ascii(item)[:80]}, which has half of "
-                    "a surrogate pair"
-                )
-            elif type(item) is int and not -MAX_INTEGER - 1 <= item <= MAX_INTEGER:
-                raise ArtifactError(
-                    f"{where}: expected integers in {-MAX_INTEGER - 1}..{MAX_INTEGER}, found one "
-                    f"of {item.bit_length()} bits"
-                )
-        if not inner:
-            return
-        level = inner
-    raise ArtifactError(f"{where}: expected objects and lists at most {MAX_DEPTH} deep")
-
-
-def _check_unique(where: str, key: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ArtifactError(f"{where}: {key} holds the name {name!r} twice")
-        seen.add(name)
-
-
-class _Object:
-    """A JSON object that is taken apart key by key; `end` refuses what nobody asked for."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if type(value) is not dict:
-            raise ArtifactError(f"{where}: expected an object, found {_kind(value)}")
-        self.where = where
-        self._left = dict(value)
-
-    def take(self, key: str, kind: type, expected: str) -> Any:
-        if key not in self._left:
-            raise ArtifactError(f"{self.where}: {key!r} is missing")
-        value = self._left.pop(key)
-        if type(value) is not kind:
-            self.fail(key, expected, _kind(value))
-        return value
-
-    def fail(self, key: str, expected: str, found: str) -> None:
-        raise ArtifactError(f"{self.where}: {key}: expected {expected}, found {found}")
-
-    def string(self, key: str) -> str:
-        value: str = self.take(key, str, "a string")
-        if len(value) > MAX_STRING:
-            self.fail(key, f"at most {MAX_STRING} characters", f"{len(value)}")
-        return value
-
-    def integer(self, key: str) -> int:
-        value: int = self.take(key, int, "an integer")
-        if not 0 <= value <= MAX_INTEGER:
-            self.fail(key, f"an integer in 0..{MAX_INTEGER}", str(value))
-        return value
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        values: list[Any] = self.take(key, list, "a list of strings")
-        for value in values:
-            if type(value) is not str or len(value) > MAX_STRING:
-                self.fail(key, f"strings of at most {MAX_STRING} characters", _kind(value))
-        return tuple(values)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        values: list[Any] = self.take(key, list, "a list of integers")
-        if len(values) > MAX_RANK:
-            self.fail(key, f"at most {MAX_RANK} dimensions", str(len(values)))
-        for value in values:
-            if type(value) is not int or not 1 <= value <= MAX_ELEMENTS:
-                self.fail(key, f"integers in 1..{MAX_ELEMENTS}", repr(value)[:80])
-        if math.prod(values) > MAX_ELEMENTS:
-            self.fail(key, f"at most {MAX_ELEMENTS} elements", str(math.prod(values)))
-        return tuple(values)
-
-    def dtype(self, key: str) -> str:
-        value = self.string(key)
-        if value not in DTYPES:
-            self.fail(key, "one of " + ", ".join(DTYPES), repr(value)[:80])
-        return value
-
-    def object(self, key: str) -> "_Object":
-        return _Object(self.take(key, dict, "an object"), f"{self.where}: {key}")
-
-    def objects(self, key: str, read: Callable[["_Object"], _T]) -> tuple[_T, ...]:
-        values: list[Any] = self.take(key, list, "a list of objects")
-        result = []
-        for i, value in enumerate(values):
-            item = _Object(value, f"{self.where}: {key}[{i}]")
-            result.append(read(item))
-            item.end()
-        return tuple(result)
-
-    def anything(self) -> dict[str, Any]:
-        value, self._left = self._left, {}
-        return value
-
-    def end(self) -> None:
-        if self._left:
-            names = ", ".join(repr(name)[:80] for name in sorted(self._left)[:5])
-            raise ArtifactError(f"{self.where}: unknown key {names}")
-
-
-def _kind(value: Any) -> str:
-    names = {
-        bool: "a boolean",
-        dict: "an object",
-        float: "a fraction",
-        int: "an integer",
-        list: "a list",
-        str: "a string",
-    }
-    return names.get(type(value), "null")
-
-
-def _producer(item: _Object) -> Producer:
-    result = Producer(item.string("nmcompile"), item.string("tvm"), item.string("tvm_ffi"))
+def _producer(item: StrictObject, stepwise: bool) -> Producer:
+    result = Producer(
+        item.string("nmcompile"),
+        item.string("tvm"),
+        item.string("tvm_ffi"),
+        item.string("onnxruntime") if stepwise else "",
+    )
     item.end()
     return result
 
 
-def _target(item: _Object) -> TargetInfo:
+def _target(item: StrictObject) -> TargetInfo:
     result = TargetInfo(item.string("kind"), item.string("name"), item.strings("cpu_features"))
     item.end()
     return result
 
 
-def _model(item: _Object) -> ModelInfo:
+def _model(item: StrictObject) -> ModelInfo:
     result = ModelInfo(item.string("name"), item.string("digest"))
     item.end()
     return result
 
 
-def _tensor(item: _Object) -> TensorSpec:
-    return TensorSpec(item.string("name"), item.shape("shape"), item.dtype("dtype"))
+def _tensor(item: StrictObject) -> TensorSpec:
+    return TensorSpec(item.string("name"), item.shape("shape"), item.one_of("dtype", DTYPES))
 
 
-def _call(item: _Object) -> Call:
+def _wide_input(item: StrictObject) -> TensorSpec:
+    dtypes = (*DTYPES, *WIDE)
+    return TensorSpec(item.string("name"), item.shape("shape"), item.one_of("dtype", dtypes))
+
+
+def _wide_output(item: StrictObject) -> TensorSpec:
+    shape = item.shape("shape", may_be_open=True)
+    return TensorSpec(item.string("name"), shape, item.one_of("dtype", (*DTYPES, *WIDE)))
+
+
+def _call(item: StrictObject) -> Call:
     return Call(item.string("symbol"), item.string("layer"))
 
 
-def _param(item: _Object) -> ParamSpec:
+def _param(item: StrictObject) -> ParamSpec:
     spec = ParamSpec(
         name=item.string("name"),
-        dtype=item.dtype("dtype"),
+        dtype=item.one_of("dtype", DTYPES),
         shape=item.shape("shape"),
         offset=item.integer("offset"),
         nbytes=item.integer("nbytes"),
@@ -393,7 +302,7 @@ def _param(item: _Object) -> ParamSpec:
     return spec
 
 
-def _section(item: _Object) -> Section:
+def _section(item: StrictObject) -> Section:
     return Section(
         name=item.string("name"),
         offset=item.integer("offset"),

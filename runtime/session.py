@@ -7,17 +7,19 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
 from nmcompile.errors import ArtifactError, DeviceError, InputError, NmcompileError
 from nmcompile.runtime import cpu, gpu
-from nmcompile.runtime.crew import crew_of, inside, run_here
+from nmcompile.runtime.chain import Chain
+from nmcompile.runtime.compiled import Compiled, load_compiled
+from nmcompile.runtime.crew import crew_of, run_here
 from nmcompile.runtime.cuda import Cuda, open_cuda
 from nmcompile.runtime.format import Artifact, read_artifact
-from nmcompile.runtime.library import Library, check_outputs, failure
+from nmcompile.runtime.library import failure
 from nmcompile.runtime.manifest import Manifest, TensorSpec
 from nmcompile.runtime.native import (
     available_threads,
@@ -35,6 +37,8 @@ from nmcompile.runtime.profile import (
     name_layers,
     record_runs,
 )
+from nmcompile.runtime.rest import Rest
+from nmcompile.runtime.steps import LIBRARY
 
 KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
 """Target kinds that this runtime can run."""
@@ -71,19 +75,6 @@ def load(
     return Session(artifact, threads)
 
 
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """What a session lets go of when it is closed; a run that has begun holds on to it.
-
-    idle: entry functions, each of a VM of its own, that no run is in: a VM must not be entered by
-        two threads at once.
-    """
-
-    library: Library
-    params: list[Any]
-    idle: list[Any] = field(default_factory=list)
-
-
 class Session:
     """A loaded model. Any number of Python threads may run it at the same time.
 
@@ -109,6 +100,11 @@ class Session:
             )
         cpu.require(manifest.target.cpu_features, str(artifact.path))
         self._cuda: Cuda | None = None
+        if manifest.steps and manifest.target.kind in gpu.KINDS:
+            raise ArtifactError(
+                f"{artifact.path}: expected a model for a GPU to be one library, found "
+                f"{len(manifest.steps)} steps; compile it again"
+            )
         if manifest.target.kind in gpu.KINDS:
             weights = sum(spec.nbytes for spec in manifest.params)
             gpu.require(
@@ -133,7 +129,8 @@ class Session:
         self._process = os.getpid()
         self._crew = crew_of(threads) if threads > 1 and self._cuda is None else None
         self._leave = None if self._crew is None else self._crew.enlist(self)
-        self._loaded: _Loaded | None = None
+        # What a session lets go of when it is closed; a run that has begun holds on to it.
+        self._loaded: Compiled | Chain | None = None
         try:
             self._loaded = self._load(artifact)
         finally:
@@ -238,7 +235,7 @@ class Session:
         self._open()
         return reopen, (str(self.path.absolute()), self.threads, self.digest)
 
-    def _open(self) -> _Loaded:
+    def _open(self) -> Compiled | Chain:
         loaded = self._loaded
         if loaded is None:
             raise InputError(f"the session of {self.path} is closed; load the artifact again")
@@ -250,52 +247,50 @@ class Session:
             )
         return loaded
 
-    def _load(self, artifact: Artifact) -> _Loaded:
-        manifest = self.manifest
-        with inside():
-            library = Library(self._native, artifact, gpu=self._cuda is not None)
-            # The tensors keep the mapping of the file alive, the artifact itself is not needed.
-            library.check_prepared(manifest)
-            params = [self._placement.place(array) for array in artifact.params]
-            if manifest.prepare:
-                prepare = library.function(manifest.prepare, 0, len(params))
-        if manifest.prepare:
-            params = library.tensors(self._call(prepare, params))
-        with inside():
-            entry = library.function(manifest.entry, len(self.inputs), len(params))
-        if self._cuda is None:
-            run_here(self._native, library.check, manifest, params)
-        return _Loaded(library, params, [entry])
+    def _load(self, artifact: Artifact) -> Compiled | Chain:
+        parts: list[Compiled | Rest] = []
+        weights, on_gpu = iter(artifact.params), self._cuda is not None
+        for step in self.manifest.plan:
+            if step.kind == LIBRARY:
+                own = list(islice(weights, step.params))
+                parts.append(
+                    load_compiled(
+                        self._native, self._placement, artifact, step, own, self._call, on_gpu
+                    )
+                )
+            else:
+                made_with = self.manifest.producer.onnxruntime
+                content = artifact.parts[step.section]
+                parts.append(Rest(self.path, step, content, self.threads, made_with))
+        if isinstance(parts[0], Compiled) and not self.manifest.steps:
+            return parts[0]
+        return Chain(self._native, self.path, self.manifest, parts)
 
     def _run(self, inputs: Any) -> dict[str, Any]:
         loaded = self._open()
         with self._transfer(inputs, loaded) as transfer:
-            entry = self._entry(loaded)
-            result = self._call(entry, [*transfer.arguments, *loaded.params])
-            loaded.idle.append(entry)  # not after an error, which a VM may not have got over
-            return self._results(loaded.library.tensors(result), transfer)
-
-    def _entry(self, loaded: _Loaded) -> Any:
-        try:
-            return loaded.idle.pop()
-        except IndexError:
-            with inside():
-                return loaded.library.function(
-                    self.manifest.entry, len(self.inputs), len(loaded.params)
-                )
+            if isinstance(loaded, Chain):
+                return loaded.run(self._call, transfer.arguments)
+            tensors = loaded.run(self._call, transfer.arguments)
+            return {
+                spec.name: transfer.give_back(tensor)
+                for spec, tensor in zip(self.outputs, tensors, strict=True)
+            }
 
     def _profile(self, inputs: Any, repeats: int) -> list[list[tuple[str, float]]]:
         loaded = self._open()
         with self._transfer(inputs, loaded) as transfer:
-            arguments = [*transfer.arguments, *loaded.params]
+            if isinstance(loaded, Chain):
+                return loaded.profile(self._call, transfer.arguments, repeats)
+            compiled, arguments = loaded, [*transfer.arguments, *loaded.params]
             clock: Clock = HostClock()
             if self._cuda is not None:
-                here, entry = self._native.stream, self._entry(loaded)
+                here, entry = self._native.stream, compiled.take()
                 clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
 
             def record() -> list[list[tuple[str, float]]]:
                 # VMs of its own: an instrumented one would slow down every later run.
-                machine, name = loaded.library.machine, self.manifest.entry
+                machine, name = compiled.library.machine, compiled.entry
                 return list(record_runs(machine, name, arguments, repeats, clock))
 
             return cast(list[list[tuple[str, float]]], self._call(record, []))
@@ -313,8 +308,9 @@ class Session:
         except Exception as error:
             raise failure(self.path, error) from error
 
-    def _transfer(self, inputs: Any, loaded: _Loaded) -> AbstractContextManager[Transfer]:
-        return self._placement.transfer(self.inputs, self._in_order(inputs), loaded.params)
+    def _transfer(self, inputs: Any, loaded: Compiled | Chain) -> AbstractContextManager[Transfer]:
+        params = loaded.params if isinstance(loaded, Compiled) else []
+        return self._placement.transfer(self.inputs, self._in_order(inputs), params)
 
     def _in_order(self, inputs: Any) -> list[Any]:
         """The caller's values, one for each of `self.inputs`."""
@@ -335,13 +331,6 @@ class Session:
 
     def _names(self) -> str:
         return ", ".join(repr(spec.name) for spec in self.inputs)
-
-    def _results(self, tensors: list[Any], transfer: Transfer) -> dict[str, Any]:
-        check_outputs(self.path, self.outputs, tensors)
-        return {
-            spec.name: transfer.give_back(tensor)
-            for spec, tensor in zip(self.outputs, tensors, strict=True)
-        }
 
 
 def reopen(path: str, threads: int, digest: str) -> Session:

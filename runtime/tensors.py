@@ -141,7 +141,7 @@ def _from_dlpack(native: NativeRuntime, spec: TensorSpec, value: Any) -> Any:
 
 
 def _aligned_copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    nbytes = math.prod(array.shape) * DTYPES[array.dtype.name]
+    nbytes = array.nbytes
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     result: np.ndarray[Any, Any] = (

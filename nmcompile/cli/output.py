@@ -94,7 +94,7 @@ _FACTS: Mapping[str, tuple[type, ...]] = {
 
 def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:
     """What of a free-form description of a layer is of the type that this version writes."""
-    from nmcompile.runtime.manifest import MAX_ELEMENTS, MAX_RANK
+    from nmcompile.runtime.strict_json import MAX_ELEMENTS, MAX_RANK
 
     facts = {key: layer[key] for key, types in _FACTS.items() if type(layer.get(key)) in types}
     for key in ("shape", "first_violation"):

@@ -12,6 +12,7 @@ import tvm_ffi
 
 from nmcompile.errors import ArtifactError, DeviceError, InputError
 from nmcompile.runtime import Call, Session, load, write_artifact
+from nmcompile.runtime.compiled import Compiled
 from nmcompile.runtime.cuda import Cuda
 from nmcompile.runtime.profile import GpuClock, Recorder
 from tests.support.fake_cuda import Driver, pretend_gpu, use_driver
@@ -164,7 +165,7 @@ def test_the_kernels_are_launched_on_the_stream(machine: Machine) -> None:
 
 def entries(session: Session) -> list[Any]:
     """The functions that its next runs call."""
-    assert session._loaded is not None
+    assert isinstance(session._loaded, Compiled)
     return session._loaded.idle
 
 

@@ -12,6 +12,7 @@ import torch
 
 from nmcompile.errors import ArtifactError, DeviceError, InputError
 from nmcompile.runtime import Call, Manifest, Session, TensorSpec, cpu, load, write_artifact
+from nmcompile.runtime.compiled import Compiled
 from tests.support.manifests import SHAPE, X, Y, aligned, manifest
 from tests.support.runtime_models import (
     affine_library,
@@ -364,6 +365,7 @@ def test_an_error_of_the_library_is_ours(path: Path) -> None:
     def fail(*arguments: Any) -> Any:
         raise ValueError("Check failed: a number of TVM's\nand more")
 
+    assert isinstance(session._loaded, Compiled)
     session._loaded.idle[:] = [fail]
     with pytest.raises(ArtifactError, match=r"its library fails .Check failed: a number of TVM's"):
         session.run(random_input())

@@ -15,6 +15,7 @@ import pytest
 
 from nmcompile.errors import InputError
 from nmcompile.runtime import Session, crew, load, native, write_artifact
+from nmcompile.runtime.compiled import Compiled
 from tests.support.manifests import SHAPE, manifest
 from tests.support.runtime_models import affine_library
 
@@ -60,7 +61,7 @@ def in_thread(call: Callable[[], Any]) -> Any:
 def watch(session: Session, seen: list[int]) -> None:
     """Note the size of the pool that the next run is given."""
     loaded = session._loaded
-    assert loaded is not None
+    assert isinstance(loaded, Compiled)
     (entry,) = loaded.idle
 
     def watched(*arguments: Any) -> Any:
@@ -184,6 +185,7 @@ def test_an_error_in_a_worker_reaches_the_caller(path: Path) -> None:
         def fail(*arguments: Any) -> Any:
             raise KeyError("something")
 
+        assert isinstance(session._loaded, Compiled)
         session._loaded.idle[:] = [fail]
         with pytest.raises(Exception, match="something"):
             in_thread(lambda: session.run(random_input()))

@@ -1,0 +1,183 @@
+"""The steps of a model of which onnxruntime runs parts: who runs what, and what goes between them.
+
+Everything is checked here before any of it is used: a step reads inputs of the model and what
+earlier steps have made, and each name is made once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nmcompile.errors import ArtifactError
+from nmcompile.runtime.strict_json import StrictObject, check_unique
+
+LIBRARY, ONNX = "library", "onnx"
+KINDS = (LIBRARY, ONNX)
+WEIGHTS = "weights"
+"""The last section of every artifact."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of a model.
+
+    kind: "library", compiled by us, or "onnx", run by onnxruntime.
+    section: of the artifact, that holds it.
+    inputs, outputs: names of what it reads and makes, in its own order.
+    entry, prepare: of a library, as in a manifest without steps; else "".
+    params: of a library, how many weights it takes; else 0.
+    about: a free-form JSON object, for reports.
+    """
+
+    kind: str
+    section: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    entry: str = ""
+    prepare: str = ""
+    params: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class Spec(Protocol):
+    """What the checks ask of a tensor's description."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a dimension depends on values."""
+
+
+class Stepwise(Protocol):
+    """What the checks ask of a manifest."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """In execution order."""
+
+    @property
+    def inputs(self) -> tuple[Spec, ...]:
+        """Of the model."""
+
+    @property
+    def outputs(self) -> tuple[Spec, ...]:
+        """Of the model."""
+
+    @property
+    def values(self) -> tuple[Spec, ...]:
+        """Between libraries and onnxruntime."""
+
+    @property
+    def params(self) -> tuple[Any, ...]:
+        """The weights of all libraries."""
+
+
+def read_step(item: StrictObject) -> Step:
+    """A step of a manifest.
+
+    Raises:
+        ArtifactError: a key is missing or of another type.
+    """
+    return Step(
+        kind=item.one_of("kind", KINDS),
+        section=item.string("section"),
+        inputs=item.strings("inputs"),
+        outputs=item.strings("outputs"),
+        entry=item.string("entry"),
+        prepare=item.string("prepare"),
+        params=item.integer("params"),
+        about=item.take("about", dict, "an object"),
+    )
+
+
+def check_steps(where: str, manifest: Stepwise) -> None:
+    """Hold the steps of a manifest against each other and against the rest of it.
+
+    Raises:
+        ArtifactError: names the first step that is wrong, what was expected and what was found.
+    """
+    steps = manifest.steps
+    if not any(step.kind == ONNX for step in steps):
+        raise ArtifactError(
+            f"{where}: expected steps, at least one of them of kind {ONNX!r}, found {len(steps)}"
+        )
+    check_unique(where, "the sections of steps", [step.section for step in steps] + [WEIGHTS])
+    check_unique(where, "values", [spec.name for spec in manifest.values])
+    inputs = {spec.name for spec in manifest.inputs}
+    outputs = {spec.name for spec in manifest.outputs}
+    between = {spec.name for spec in manifest.values}
+    for kind, names in (("inputs", inputs), ("outputs", outputs)):
+        for name in sorted(between & names):
+            raise ArtifactError(f"{where}: values holds {name!r}, which is one of the {kind}")
+    made, ours = _follow(where, steps, inputs)
+    for name in sorted(outputs - made):
+        raise ArtifactError(f"{where}: expected a step that makes the output {name!r}, found none")
+    _check_values(where, manifest, ours, between - ours, inputs | outputs)
+    taken = sum(step.params for step in steps)
+    if taken != len(manifest.params):
+        raise ArtifactError(
+            f"{where}: expected params to be the {taken} that the steps take, found "
+            f"{len(manifest.params)}"
+        )
+
+
+def _follow(where: str, steps: tuple[Step, ...], inputs: set[str]) -> tuple[set[str], set[str]]:
+    """All names that steps make, and those that libraries read or make."""
+    known, made, ours = set(inputs), set[str](), set[str]()
+    for index, step in enumerate(steps):
+        title = f"{where}: steps[{index}]"
+        check_unique(title, "inputs", list(step.inputs))
+        for name in step.inputs:
+            if name not in known:
+                raise ArtifactError(
+                    f"{title}: expected inputs that are the model's or made by earlier steps, "
+                    f"found {name!r}"
+                )
+        if not step.outputs:
+            raise ArtifactError(f"{title}: expected at least one output, found none")
+        for name in step.outputs:
+            if name in known:
+                raise ArtifactError(f"{title}: expected new names for outputs, found {name!r}")
+            known.add(name)
+            made.add(name)
+        if step.kind == LIBRARY:
+            ours.update(step.inputs, step.outputs)
+            if not step.entry:
+                raise ArtifactError(
+                    f"{title}: expected the entry function of a library, found none"
+                )
+        elif step.entry or step.prepare or step.params:
+            raise ArtifactError(
+                f"{title}: expected no entry, prepare or params for onnxruntime, found "
+                f"{step.entry!r}, {step.prepare!r} and {step.params}"
+            )
+    return made, ours
+
+
+def _check_values(
+    where: str, manifest: Stepwise, ours: set[str], useless: set[str], elsewhere: set[str]
+) -> None:
+    """What libraries read and make is described, in one place, with a fixed shape."""
+    specs: Mapping[str, Spec] = {
+        spec.name: spec for spec in (*manifest.inputs, *manifest.outputs, *manifest.values)
+    }
+    for name in sorted(useless):
+        raise ArtifactError(f"{where}: values holds {name!r}, which no library reads or makes")
+    for name in sorted(ours):
+        if name not in specs:
+            raise ArtifactError(
+                f"{where}: expected the shape of {name!r}, which a library reads or makes, among "
+                "values, found none"
+            )
+        if specs[name].is_open:
+            raise ArtifactError(
+                f"{where}: expected a fixed shape for {name!r}, which a library reads or makes, "
+                "found an open one"
+            )
