@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from nmcompile import runtime
-from nmcompile.errors import (
-    PatternError,
-    UnsupportedOperatorError,
-)
+from nmcompile.assembly import assemble
+from nmcompile.building import TunedLayer, build
+from nmcompile.errors import PatternError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
-from nmcompile.frontends import SourceModel
-from nmcompile.inspection import (
-    InspectionReport,
-    LayerReport,
-    real_notes,
-    report_choice,
-    scattered_notes,
-    target_notes,
-)
-from nmcompile.layer_names import LayerNames
+from nmcompile.inspection import InspectionReport, target_notes
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable, sweep_scratch
-from nmcompile.sparsity import PROJECT, VERIFY, Dense, Detection, OneByN, Pruning, Unstructured
-from nmcompile.targets import Target, check_toolchain, find_target
-from nmcompile.version import VERSION
+from nmcompile.segments.whole import check_rest_option, in_parts
+from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pruning, Unstructured
+from nmcompile.targets import check_toolchain, find_target
 
 if TYPE_CHECKING:
     from nmcompile.quantization import Quantization, QuantizationReport
     from nmcompile.tuning.request import Tuning
-    from nmcompile.tuning.setup import OpenTuning
 
 PERMUTING = "searching orders of channels"
 """The stage of `enforce` that a time limit bounds."""
@@ -69,20 +54,6 @@ class CompileResult:
     quantization: QuantizationReport | None = None
 
 
-@dataclass(frozen=True)
-class TunedLayer:
-    """Milliseconds of one layer: as the analytical model lowers it, and as measured best.
-
-    Geometric means of the time on one thread and on all cores of the machine that tuned, or times
-    on its GPU.
-    """
-
-    layer: str
-    kernel: str
-    default_ms: float
-    ms: float
-
-
 @explained
 def compile(
     model: Any,
@@ -97,6 +68,7 @@ def compile(
     precision: str | None = None,
     calibration: Any = None,
     quantization: Quantization | None = None,
+    rest: str = "onnxruntime",
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -118,10 +90,14 @@ def compile(
             that is faster than float32) and avx512_amx; None leaves the model as it is.
         calibration: with int8, what the model sees in use, as for `nmcompile.quantize`.
         quantization: with int8, what else may be decided.
+        rest: who runs the operators that are not ours, on a CPU: "onnxruntime", which the artifact
+            then needs, or "none", which refuses them.
         progress: told about every stage.
 
     Raises:
         ModelError: the model cannot be read, imported or quantised.
+        UnsupportedOperatorError: an operator cannot be compiled, and `rest` is "none", or nothing
+            of the model would be gained here.
         PatternError: a layer breaks the pattern, or `pruning` does not go with it.
         TargetError: the target is unknown, has no tool chain here, cannot be tuned, or does not
             compute in `precision`.
@@ -130,13 +106,14 @@ def compile(
             database.
         InputError: the tuning database is none, or missing without `measure`; its `cpu` is not one
             of its models; `on` without `measure`, or for a GPU target; calibration data without
-            int8, or none with it, or as for `nmcompile.quantize`.
+            int8, or none with it, or as for `nmcompile.quantize`; `rest` is unknown.
         ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
     runtime.configure_environment()
     chosen = find_target(target)
     check_toolchain(chosen)
+    check_rest_option(rest)
     check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
     sweep_scratch()
@@ -172,15 +149,19 @@ def compile(
             f"found {pattern!r}: name one with --pattern, for example 2:4 or 1x16"
         )
     with assuming_cores(opened.cores if opened is not None else None):
-        built = _build(source, chosen, precision, pattern == "dense", opened, stage)
-    notes += built.notes
-    report = InspectionReport(source.title, built.layers, tuple(notes), built.leftovers)
+        attempt = partial(
+            build, target=chosen, precision=precision, dense=pattern == "dense", tuning=opened,
+            stage=stage,
+        )  # fmt: skip
+        source, made, why = in_parts(source, chosen, rest, attempt)
     stage("writing the artifact")
-    manifest = _manifest(source, chosen, built, _digest(model))
-    digest = runtime.write_artifact(output, manifest, built.library, built.params)
+    whole = assemble(source, chosen, made, _digest(model))
+    digest = runtime.write_artifact(output, whole.manifest, whole.library, whole.params)
     stage("")
-    seconds, tuned = stage.seconds, built.tuning
-    return CompileResult(Path(output), digest, chosen.name, report, seconds, tuned, lost)
+    notes += [*filter(None, [why]), *whole.report.notes, *target_notes(source, chosen)]
+    report = replace(whole.report, notes=tuple(notes))
+    seconds = stage.seconds
+    return CompileResult(Path(output), digest, chosen.name, report, seconds, whole.tuning, lost)
 
 
 @explained
@@ -257,132 +238,6 @@ def refuse_trivial(result: EnforceResult) -> None:
             f"{len(rows)} layers, {rows[0].layer} the first; say how much to prune with --enforce "
             "--density 0.5, or compile the model as it is with --pattern auto"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Built:
-    library: bytes
-    params: Mapping[str, npt.NDArray[np.generic]]
-    prepare: str
-    layers: tuple[LayerReport, ...]
-    calls: tuple[runtime.Call, ...]
-    leftovers: Mapping[str, int]
-    outputs: tuple[runtime.TensorSpec, ...]
-    tuning: tuple[TunedLayer, ...]
-    notes: tuple[str, ...]
-
-
-def _build(
-    source: SourceModel,
-    target: Target,
-    precision: str | None,
-    dense: bool,
-    tuning: OpenTuning | None,
-    stage: Stages,
-) -> _Built:
-    """Lower and compile a folded model."""
-    from nmcompile.backends import backend_of
-    from nmcompile.kernels.catalog import choose
-    from nmcompile.passes.lowering.fallback import kernel_calls, output_types
-    from nmcompile.passes.lowering.kernels import (
-        PREPARE,
-        Chooser,
-        detect_group,
-        find_problems,
-        lower_kernels,
-    )
-    from nmcompile.passes.lowering.match import Group
-    from nmcompile.tuning.tuner import Layer
-
-    stage("importing into TVM")
-    backend = backend_of(target, precision)
-    module = backend.prepare(source.to_relax())
-    try:
-        types = output_types(module)
-    except TypeError as error:  # an open shape is None or symbolic
-        raise UnsupportedOperatorError(
-            f"{source.title}: expected outputs of fixed shapes, found one whose shape depends on "
-            "the values of the input, as behind NonZero; leave that part out of the exported model"
-        ) from error
-    names = LayerNames(source.graph.layers())
-
-    def as_dense(group: Group) -> Detection:
-        return Detection(Dense(), (Dense(),), detect_group(group).density)
-
-    pattern_of = as_dense if dense else detect_group
-    chooser: Chooser = choose
-    if tuning is not None:
-        chooser = tuning.database.choose
-        if tuning.measures:
-            named = LayerNames(source.graph.layers())
-            found = find_problems(module, pattern_of, backend.lowering).problems
-            unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
-            tuning.fill(unmeasured, target.name, stage)
-    stage(choosing := "choosing kernels")
-    lowered = lower_kernels(
-        module,
-        target.name,
-        pattern_of,
-        lambda done, total: stage(choosing, done, total),
-        chooser,
-        backend.lowering,
-    )
-    stage("generating code")
-    final = backend.finish(lowered.module)
-    owners = [names.of(call.group) for call in lowered.calls]
-    calls = [
-        runtime.Call(symbol, symbol if number is None else owners[number])
-        for symbol, number in kernel_calls(final)
-    ]
-    library = backend.build(final)
-    known = {layer.name: layer for layer in source.graph.layers()}
-    layers = tuple(
-        report_choice(known[owner], call.problem.detection, call.choice)
-        for owner, call in zip(owners, lowered.calls, strict=True)
-        if owner in known and call.problem.detection is not None
-    )
-    outputs = tuple(
-        runtime.TensorSpec(name, shape, dtype)
-        for name, (shape, dtype) in zip(source.outputs, types, strict=True)
-    )
-    tuned = []
-    for owner, call in zip(owners, lowered.calls, strict=True):
-        entry = tuning.database.find(call.problem, target.name) if tuning is not None else None
-        if entry is not None:
-            tuned.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
-    return _Built(
-        library,
-        lowered.params,
-        PREPARE if lowered.prepares else "",
-        layers,
-        tuple(calls),
-        Counter(lowered.leftovers),
-        outputs,
-        tuple(tuned),
-        (
-            *scattered_notes(layers),
-            *real_notes(source, lowered.real),
-            *target_notes(source, target),
-            *backend.note(zip(owners, lowered.calls, strict=True)),
-            *(tuning.notes if tuning is not None else ()),
-        ),
-    )
-
-
-def _manifest(source: SourceModel, target: Target, built: _Built, digest: str) -> runtime.Manifest:
-    import tvm
-    import tvm_ffi
-
-    return runtime.Manifest(
-        producer=runtime.Producer(VERSION, tvm.__version__, tvm_ffi.__version__),
-        target=runtime.TargetInfo(target.name, target.machine, target.cpu_features),
-        inputs=tuple(runtime.TensorSpec(*spec) for spec in source.inputs),
-        outputs=built.outputs,
-        model=runtime.ModelInfo(Path(source.title).stem, digest),
-        layers=tuple(layer.to_dict() for layer in built.layers),
-        calls=built.calls,
-        prepare=built.prepare,
-    )
 
 
 def _digest(model: Any) -> str:

@@ -22,7 +22,13 @@ class WeightError(ModelError):
 
 
 class UnsupportedOperatorError(ModelError):
-    """The graph holds an operator that cannot be lowered."""
+    """The graph holds an operator that cannot be lowered; `node` is its name, if one is known."""
+
+    node = ""
+
+
+class ImpossibleModelError(UnsupportedOperatorError):
+    """The graph asks for what no engine can compute."""
 
 
 class PatternError(NmcompileError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nmcompile.errors import ShapeError, TargetError
@@ -17,6 +18,8 @@ from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.graphs.interface import Array, Layer, Weighted
 from nmcompile.progress import Progress, silent
+from nmcompile.segments.divide import Divided
+from nmcompile.segments.whole import check_rest_option, in_parts
 from nmcompile.sparsity import (
     NM,
     CheckResult,
@@ -32,6 +35,9 @@ from nmcompile.targets import TARGETS, Target, find_target
 if TYPE_CHECKING:
     from nmcompile.passes.lowering.kernels import Found
     from nmcompile.passes.lowering.match import Group
+
+NMCOMPILE, ONNXRUNTIME = "nmcompile", "onnxruntime"
+"""Who runs a segment."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +73,43 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class SegmentReport:
+    """Operators that run together.
+
+    runs: "nmcompile" or "onnxruntime". nodes: how many. operators: how often each is among them.
+    reasons: why they are not ours, one sentence for each that is different.
+    """
+
+    runs: str
+    nodes: int
+    operators: Mapping[str, int]
+    reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "runs": self.runs,
+            "nodes": self.nodes,
+            "operators": dict(self.operators),
+            "reasons": list(self.reasons),
+        }
+
+
+@dataclass(frozen=True)
 class InspectionReport:
     """All layers of a folded model.
 
     notes: what the folding passes had to say, one sentence each.
     other_operators: Relax operators that no kernel of ours computes, with their number: they take
         TVM's own lowering.
+    segments: what runs in turn, of a model of which onnxruntime runs parts; else none.
     """
 
     title: str
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...] = ()
     other_operators: Mapping[str, int] | None = None
+    segments: tuple[SegmentReport, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -100,6 +131,7 @@ class InspectionReport:
             "layers": [layer.to_dict() for layer in self.layers],
             "notes": list(self.notes),
             "other_operators": dict(self.other_operators or {}),
+            "segments": [segment.to_dict() for segment in self.segments],
         }
 
 
@@ -111,6 +143,7 @@ def inspect(
     shapes: Mapping[str, Sequence[int]] | None = None,
     pattern: str = "auto",
     target: str = "avx512",
+    rest: str = "onnxruntime",
     progress: Progress = silent,
 ) -> InspectionReport:
     """Fold a copy of the model and report every layer.
@@ -121,6 +154,7 @@ def inspect(
         shapes: input shapes by name, where an ONNX model leaves them open.
         pattern: the pattern that layers are checked against; "auto" takes what each layer holds.
         target: the target whose kernels are consulted.
+        rest: as for `nmcompile.compile`.
         progress: told what is going on.
 
     Raises:
@@ -128,18 +162,44 @@ def inspect(
             there is no GPU.
     """
     chosen = find_target(target)
+    check_rest_option(rest)
     source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("checking the patterns")
     wanted = None if pattern == "auto" else parse_pattern(pattern)
-    layers = tuple(report_layer(layer, chosen.name, wanted) for layer in source.graph.layers())
-    layers += tuple(report_other(other, wanted) for other in source.graph.weighted())
     progress("importing into TVM")
-    found = _find_problems(source, chosen)
-    if chosen.integers:
-        layers = _as_integers(source, layers, found, chosen.name)
-    notes = tuple(f"{note.layer}: {note.text}" for note in result.notes) + scattered_notes(layers)
-    notes += real_notes(source, found.real) + target_notes(source, chosen)
-    return InspectionReport(source.title, layers, notes, dict(Counter(found.leftovers)))
+    source, made, why = in_parts(source, chosen, rest, partial(_look, target=chosen))
+    looks = [made] if isinstance(made, _Look) else [look for look in made.made if look is not None]
+    elsewhere = made.elsewhere if isinstance(made, Divided) else {}
+    layers = tuple(
+        report_elsewhere(layer, elsewhere[layer.name], wanted)
+        if layer.name in elsewhere
+        else report_layer(layer, chosen.name, wanted)
+        for layer in source.graph.layers()
+    )
+    layers += tuple(report_other(other, wanted) for other in source.graph.weighted())
+    notes = [f"{note.layer}: {note.text}" for note in result.notes] + [*filter(None, [why])]
+    notes += scattered_notes(layers)
+    leftovers: Counter[str] = Counter()
+    for look in looks:
+        if chosen.integers:
+            layers = _as_integers(look.source, layers, look.found, chosen.name)
+        notes += real_notes(look.source, look.found.real)
+        leftovers.update(look.found.leftovers)
+    segments = report_segments(made) if isinstance(made, Divided) else ()
+    notes += target_notes(source, chosen)
+    return InspectionReport(source.title, layers, tuple(notes), dict(leftovers), segments)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What the kernels of a target compute of a model, or of a part of one."""
+
+    source: SourceModel
+    found: Found
+
+
+def _look(source: SourceModel, target: Target) -> _Look:
+    return _Look(source, _find_problems(source, target))
 
 
 def _find_problems(source: SourceModel, target: Target) -> Found:
@@ -255,6 +315,26 @@ def _row(
         sparse=False,
         reason="",
         scattered=detection.order is not None,
+    )
+
+
+def report_elsewhere(layer: Layer, reason: str, wanted: Pattern | None = None) -> LayerReport:
+    """One row for a layer that onnxruntime computes."""
+    checked = check(layer.weight, wanted) if wanted is not None else None
+    row = _layer_row(layer, detect(layer.weight), checked)
+    return replace(row, kernel=ONNXRUNTIME, reason=f"runs in onnxruntime: {reason}")
+
+
+def report_segments(divided: Divided[Any]) -> tuple[SegmentReport, ...]:
+    """The parts of a model."""
+    return tuple(
+        SegmentReport(
+            NMCOMPILE if part.source is not None else ONNXRUNTIME,
+            len(part.nodes),
+            part.operators,
+            tuple(dict.fromkeys(part.reasons.values())),
+        )
+        for part in divided.parts
     )
 
 

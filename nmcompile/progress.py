@@ -32,7 +32,7 @@ class Stages:
         now = time.perf_counter()
         if stage != self._name:
             if self._name:
-                self.seconds[self._name] = now - self._begin
+                self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._begin
             self._name, self._begin = stage, now
         if stage:
             self._progress(stage, done, total)

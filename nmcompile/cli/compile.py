@@ -36,7 +36,7 @@ from nmcompile.cli.quantize import (
 )
 
 if TYPE_CHECKING:
-    from nmcompile.compiler import TunedLayer
+    from nmcompile.building import TunedLayer
     from nmcompile.frontends import SourceModel
     from nmcompile.passes.enforce_pattern import EnforcedLayer
 

@@ -310,10 +310,12 @@ def _unsupported(proto: onnx.ModelProto, error: Exception) -> UnsupportedOperato
         nodes = [node for node in proto.graph.node if node.op_type in types]
     spelled = ", ".join(f"{n.op_type} (node {n.name or n.output[0]})" for n in nodes[:5])
     more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
-    return UnsupportedOperatorError(
+    refusal = UnsupportedOperatorError(
         f"the model cannot be imported into TVM: {spelled or 'unknown operator'}{more}: "
         f"{_first_line(error)}; replace the operator, or export the model without that part"
     )
+    refusal.node = next((node.name or node.output[0] for node in nodes), "")
+    return refusal
 
 
 def _node_in_traceback(trace: TracebackType | None) -> onnx.NodeProto | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nmcompile.errors import ModelError, WeightError
+from nmcompile.errors import UnsupportedOperatorError, WeightError
 from nmcompile.passes.graphs.interface import Graph
 
 _ADVICE = (
@@ -22,12 +22,13 @@ def check_dtypes(graph: Graph, inputs: Mapping[str, str]) -> None:
         inputs: numpy dtype name of every input, by name.
 
     Raises:
-        ModelError: an input or output is float64, which artifacts do not hold; names it.
+        UnsupportedOperatorError: an input or output is float64, which no kernel reads or writes;
+            names it.
         WeightError: a layer computes in float64, float16 or bfloat16; names it.
     """
     for name, dtype in inputs.items():
         if dtype == "float64":
-            raise ModelError(f"input {name} is float64; expected float32: {_ADVICE}")
+            raise UnsupportedOperatorError(f"input {name} is float64; expected float32: {_ADVICE}")
     for op in graph.ops():
         if op.weight is None or op.weight.dtype.kind != "f":
             continue
@@ -40,4 +41,6 @@ def check_dtypes(graph: Graph, inputs: Mapping[str, str]) -> None:
             )
     for index, value in enumerate(graph.outputs()):
         if graph.dtype(value) == "float64":
-            raise ModelError(f"output {index} is float64; expected float32: {_ADVICE}")
+            raise UnsupportedOperatorError(
+                f"output {index} is float64; expected float32: {_ADVICE}"
+            )

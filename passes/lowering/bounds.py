@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from nmcompile.errors import UnsupportedOperatorError
+from nmcompile.errors import ImpossibleModelError
 from nmcompile.passes.lowering.view import constant, shape_of
 
 Expr = Any
@@ -32,7 +32,7 @@ def check_indices(function: Any) -> None:
     """Refuse constant indices outside of their axis.
 
     Raises:
-        UnsupportedOperatorError: names the first of them.
+        ImpossibleModelError: names the first of them.
     """
     for block in function.body.blocks:
         for binding in block.bindings:
@@ -48,7 +48,7 @@ def _check(call: Expr) -> None:
     bad = known[(known < -np.array(extents)) | (known >= np.array(extents))]
     if bad.size:
         expected = " and ".join(f"from {-extent} to {extent - 1}" for extent in extents)
-        raise UnsupportedOperatorError(
+        raise ImpossibleModelError(
             f"{NAMES[_name(call)]} in a tensor of shape {shape}: expected indices {expected}, "
             f"found {bad[0]}; correct the model"
         )

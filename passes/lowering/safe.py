@@ -28,7 +28,7 @@ def make_safe(module: Any, limit: bool) -> Any:
         limit: whether to limit indices that are computed: once, when it is known which are.
 
     Raises:
-        UnsupportedOperatorError: a constant index outside of its axis.
+        ImpossibleModelError: a constant index outside of its axis.
     """
     for var, func in module.functions_items():
         if isinstance(func, relax.Function):

@@ -48,15 +48,9 @@ def settle(graph: OnnxGraph) -> None:
     """
     graph.fold_constants()
     while (found := _first_doubtful(graph)) is not None:
-        node, doubt = found
-        rewrite = REWRITES.get(key(node))
-        reason = rewrite(graph, node) if rewrite is not None else "no rewriting"
-        if reason is not None and not expand(graph.model, node):
-            also = "" if rewrite is None else f" ({reason})"
-            raise UnsupportedOperatorError(f"{_title(graph, node)}: {doubt}{also}; {ADVICE}")
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.model)
-        ShapeInferencePass(strict_mode=False)(graph.model)
-        graph.fold_constants()
+        reason = rewrite(graph, *found)
+        if reason is not None:
+            raise UnsupportedOperatorError(f"the model cannot be compiled: {reason}; {ADVICE}")
     for value in graph.model.graph.outputs:
         shape = graph.shape(value)
         if shape is not None and 0 in shape:
@@ -82,6 +76,28 @@ def doubt(graph: OnnxGraph, node: ir.Node) -> str | None:
     return row.doubt(graph, node, graph.dtype(carrier))
 
 
+def rewrite(graph: OnnxGraph, node: ir.Node, doubtful: str) -> str | None:
+    """Put others in the place of a node that is not believed in, and fold what is constant then.
+
+    Args:
+        graph: the model.
+        node: in its main graph.
+        doubtful: what `doubt` says of it.
+
+    Returns:
+        None, or the sentence about the node that says why it is neither believed in nor rewritten.
+    """
+    form = REWRITES.get(key(node))
+    reason = form(graph, node) if form is not None else "no rewriting"
+    if reason is not None and not expand(graph.model, node):
+        also = "" if form is None else f" ({reason})"
+        return f"{title_of(node)}: {doubtful}{also}"
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.model)
+    ShapeInferencePass(strict_mode=False)(graph.model)
+    graph.fold_constants()
+    return None
+
+
 def _first_doubtful(graph: OnnxGraph) -> tuple[ir.Node, str] | None:
     for node in graph.model.graph:
         if (reason := doubt(graph, node)) is not None:
@@ -89,7 +105,7 @@ def _first_doubtful(graph: OnnxGraph) -> tuple[ir.Node, str] | None:
     return None
 
 
-def _title(graph: OnnxGraph, node: ir.Node) -> str:
-    return (
-        f"the model cannot be compiled: {node.op_type} (node {node.name or node.outputs[0].name})"
-    )
+def title_of(node: ir.Node) -> str:
+    """The operator, and the node by its name or that of its first output."""
+    names = [node.name, *(value.name for value in node.outputs)]
+    return f"{node.op_type} (node {next((name for name in names if name), '?')})"

@@ -1,0 +1,89 @@
+"""Whether onnxruntime takes the parts that it is given, and what it says of their outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nmcompile.errors import DeviceError, UnsupportedOperatorError
+from nmcompile.frontends.onnx_export import serialized
+from nmcompile.runtime.manifest import DTYPES, WIDE, TensorSpec
+from nmcompile.runtime.rest import import_onnxruntime, open_session
+from nmcompile.runtime.strict_json import OPEN
+
+if TYPE_CHECKING:
+    import onnx
+
+    from nmcompile.segments.divide import Part
+
+
+def version() -> str:
+    """Of the onnxruntime that is installed here; "" where none is."""
+    try:
+        return str(import_onnxruntime("").__version__)
+    except DeviceError:
+        return ""
+
+
+def check_rest(part: Part, title: str) -> bytes:
+    """The ONNX file of a part, which ONNX's checker and onnxruntime, if it is here, have accepted.
+
+    Args:
+        part: one of the rest.
+        title: of the model, for messages.
+
+    Raises:
+        UnsupportedOperatorError: onnxruntime does not take it; says why it was given it.
+        ModelError: it does not fit one file.
+    """
+    content = serialized(part.proto, title)
+    try:
+        import onnx
+
+        onnx.checker.check_model(content)
+        if version():
+            open_session(import_onnxruntime(title), content, 1)
+    except Exception as error:  # both have classes for every kind of failure
+        reason = next(iter(part.reasons.values()))
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnsupportedOperatorError(
+            f"the model cannot be compiled: {reason}; and onnxruntime cannot run that part either "
+            f"({lines[0]}): replace the operator, or export the model without it"
+        ) from error
+    return content
+
+
+def output_specs(part: Part, wanted: set[str]) -> dict[str, TensorSpec]:
+    """Name, shape and dtype of what a part of the rest makes, as far as inference knows them.
+
+    Args:
+        part: one of the rest.
+        wanted: outputs of the model, and what parts of ours read: others go from onnxruntime to
+            onnxruntime, whatever they are.
+
+    Raises:
+        UnsupportedOperatorError: an output is no tensor of numbers, or of an unknown rank.
+    """
+    return {name: _spec(part.proto, name) for name in part.outputs if name in wanted}
+
+
+def _spec(proto: onnx.ModelProto, name: str) -> TensorSpec:
+    import onnx
+
+    value = next(value for value in proto.graph.output if value.name == name)
+    kind = value.type.tensor_type
+    found = ""
+    if value.type.WhichOneof("value") != "tensor_type":
+        found = f"a {value.type.WhichOneof('value') or 'value of unknown type'}"
+    elif kind.elem_type == onnx.TensorProto.UNDEFINED or not kind.HasField("shape"):
+        found = "one of unknown rank"
+    else:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
+        if kind.elem_type == onnx.TensorProto.STRING or dtype not in {*DTYPES, *WIDE}:
+            found = f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()}"
+    if found:
+        raise UnsupportedOperatorError(
+            f"output {name}: expected a tensor of {', '.join((*DTYPES, *WIDE))}, found {found}: "
+            "leave it out of the model"
+        )
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else OPEN for dim in kind.shape.dim)
+    return TensorSpec(name, shape, dtype)
