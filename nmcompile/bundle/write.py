@@ -121,7 +121,15 @@ def _read(artifacts: Sequence[str | os.PathLike[str]]) -> list[Artifact]:
                 "rename one of them"
             )
         names[path.name] = path
-    return [read_artifact(path) for path in names.values()]
+    found = [read_artifact(path) for path in names.values()]
+    for model in found:
+        if model.manifest.steps:
+            raise ArtifactError(
+                f"{model.path}: onnxruntime runs parts of it, and a bundle holds TVM's runtime "
+                "only: compile the model with --rest none (rest='none') to see which operators "
+                "these are, or install nmcompile and onnxruntime where it is to run"
+            )
+    return found
 
 
 def _own_files() -> Iterator[tuple[str, Path]]:

@@ -34,6 +34,7 @@ from nmcompile.cli.quantize import (
     print_report,
     read_settings,
 )
+from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
 
 if TYPE_CHECKING:
     from nmcompile.building import TunedLayer
@@ -119,6 +120,8 @@ def compile_model(
     std: StdOption = "",
     keep_float: KeepOption = None,
     max_loss: MaxLossOption = "",
+    rest: RestOption = "onnxruntime",
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a trained model into one artifact file."""
@@ -148,6 +151,7 @@ def compile_model(
             precision=precision,
             calibration=data,
             quantization=settings,
+            rest=rest_of(rest, strict),
             progress=progress,
         )
     report, nbytes, lost = result.report, output.stat().st_size, result.quantization
@@ -167,6 +171,8 @@ def compile_model(
         return
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers])
+    if report.segments:
+        print_segments([segment.to_dict() for segment in report.segments])
     if lost is not None:
         print_report(lost)
     if result.tuning:

@@ -27,6 +27,7 @@ from nmcompile.cli.output import (
     size,
 )
 from nmcompile.cli.printing import say
+from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
 from nmcompile.errors import DeviceError
 
 
@@ -50,6 +51,8 @@ def inspect_any(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="With --spatial: draw them, too.")
     ] = None,
+    rest: RestOption = "onnxruntime",
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers of a model: their pattern, and whether and why not they run sparse."""
@@ -76,7 +79,7 @@ def inspect_any(
             )
         show_spatial(layers, plot, as_json)
     else:
-        show_model(model, pattern, target, shapes, as_json)
+        show_model(model, pattern, target, shapes, rest_of(rest, strict), as_json)
 
 
 def is_artifact(path: Path) -> bool:
@@ -92,7 +95,9 @@ def is_artifact(path: Path) -> bool:
         return False  # the front end says what is wrong with the path
 
 
-def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_json: bool) -> None:
+def show_model(
+    model: str, pattern: str, target: str, shapes: list[Shape], rest: str, as_json: bool
+) -> None:
     """Print the report of a model."""
     from nmcompile.inspection import inspect
 
@@ -103,6 +108,7 @@ def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_js
             shapes=shapes_of(shapes),
             pattern=pattern,
             target=target,
+            rest=rest,
             progress=progress,
         )
     if as_json:
@@ -110,6 +116,8 @@ def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_js
         return
     if report.layers:
         print_layers([layer.to_dict() for layer in report.layers], checked=pattern != "auto")
+    if report.segments:
+        print_segments([segment.to_dict() for segment in report.segments])
     for note in report.notes:
         say(f"note: {note}")
     sparse = sum(layer.sparse for layer in report.layers)
@@ -126,13 +134,21 @@ def show_model(model: str, pattern: str, target: str, shapes: list[Shape], as_js
 def show_artifact(path: Path, as_json: bool) -> None:
     """Print what an artifact says about itself, on any machine: its library is not loaded."""
     from nmcompile.runtime import read_artifact
+    from nmcompile.runtime.steps import LIBRARY, ONNX, WEIGHTS
 
     artifact = read_artifact(path)
     manifest = artifact.manifest
     nbytes = path.stat().st_size
     features, kind = manifest.target.cpu_features, manifest.target.kind
     missing, gpu = missing_features(features), missing_gpu(kind)
-    sections = {section.name: section.length for section in manifest.sections}
+    made_with = manifest.producer.onnxruntime
+    lengths = {section.name: section.length for section in manifest.sections}
+    kinds = Counter[str]()
+    for step in manifest.plan:
+        kinds[step.kind] += lengths[step.section]
+    parts = f"library {size(kinds[LIBRARY])}"
+    if manifest.steps:
+        parts += f"; for onnxruntime {size(kinds[ONNX])}"
     # A call of a layer names the layer; one of TVM's own lowering has only its symbol.
     others = Counter(call.symbol for call in manifest.calls if call.symbol == call.layer)
     if as_json:
@@ -151,12 +167,14 @@ def show_artifact(path: Path, as_json: bool) -> None:
         return
     if manifest.layers:
         print_layers(manifest.layers)
+    if manifest.steps:
+        print_segments([step.about for step in manifest.steps])
     layers = [known_facts(layer) for layer in manifest.layers]
     dense = sum(4 * math.prod(layer.get("shape", ())) for layer in layers)
     print_facts(
         {
-            "artifact": f"{path} ({size(nbytes)}: weights {size(sections['weights'])}, as dense "
-            f"float32 {size(dense)}; library {size(sections['library'])})",
+            "artifact": f"{path} ({size(nbytes)}: weights {size(lengths[WEIGHTS])}, as dense "
+            f"float32 {size(dense)}; {parts})",
             "digest": artifact.digest,
             "model": f"{manifest.model.name} (sha256 {manifest.model.digest or 'unknown'})",
             "target": f"{kind} ({', '.join(features)})" if features else kind,
@@ -165,7 +183,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
             "outputs": _spell_tensors(manifest.outputs),
             "calls": f"{len(manifest.calls)} kernels per run, {others.total()} of them in TVM's "
             "own lowering" + (f": {', '.join(others)}" if others else ""),
-            "producer": f"nmcompile {manifest.producer.nmcompile}, TVM {manifest.producer.tvm}",
+            "producer": f"nmcompile {manifest.producer.nmcompile}, TVM {manifest.producer.tvm}"
+            + (f", onnxruntime {made_with}" if made_with else ""),
         }
     )
 
@@ -245,7 +264,12 @@ def list_targets(as_json: JsonOption = False) -> None:
     say(f"--target {CUDA}: the one of these that is for this machine's GPU")
 
 
+def spell_shape(shape: tuple[int, ...]) -> str:
+    """Dimensions; ? for one that depends on values."""
+    return "x".join("?" if extent < 0 else str(extent) for extent in shape)
+
+
 def _spell_tensors(specs: Any) -> str:
     return ", ".join(
-        f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape)) or 'scalar'}" for spec in specs
+        f"{spec.name} {spec.dtype} {spell_shape(spec.shape) or 'scalar'}" for spec in specs
     )

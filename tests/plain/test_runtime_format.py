@@ -200,7 +200,7 @@ def test_version_zero_is_refused(artifact: Path) -> None:
     data = bytearray(artifact.read_bytes())
     struct.pack_into("<I", data, 8, 0)
     artifact.write_bytes(data)
-    with pytest.raises(ArtifactError, match=f"a format version from 1 to {FORMAT_VERSION}, found 0"):
+    with pytest.raises(ArtifactError, match=f"version from 1 to {FORMAT_VERSION}, found 0"):
         read_artifact(artifact)
 
 
