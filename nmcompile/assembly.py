@@ -63,18 +63,20 @@ def assemble(
         ModelError: a part does not fit one file.
     """
     parts = _whole(made) if isinstance(made, Built) else _in_parts(source, made)
+    inputs = tuple(runtime.TensorSpec(*spec) for spec in source.inputs)
+    specs = {spec.name: spec for spec in inputs} | parts.specs
     version = rest.version() if parts.steps else ""
     manifest = runtime.Manifest(
         producer=_producer(version),
         target=runtime.TargetInfo(target.name, target.machine, target.cpu_features),
-        inputs=tuple(runtime.TensorSpec(*spec) for spec in source.inputs),
-        outputs=tuple(parts.specs[name] for name in source.outputs),
+        inputs=inputs,
+        outputs=tuple(specs[name] for name in source.outputs),
         model=runtime.ModelInfo(Path(source.title).stem, digest),
         layers=tuple(layer.to_dict() for layer in parts.layers),
         calls=tuple(parts.calls),
         prepare=made.prepare if isinstance(made, Built) else "",
         steps=tuple(parts.steps),
-        values=tuple(parts.specs[name] for name in parts.between),
+        values=tuple(specs[name] for name in parts.between),
     )
     notes = list(dict.fromkeys(parts.notes))
     if parts.steps and not version:

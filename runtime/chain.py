@@ -15,7 +15,6 @@ from nmcompile.runtime.native import NativeRuntime
 from nmcompile.runtime.profile import HostClock, record_runs
 from nmcompile.runtime.rest import Rest, to_value
 from nmcompile.runtime.steps import Step
-from nmcompile.runtime.strict_json import OPEN
 from nmcompile.runtime.tensors import from_numpy, to_numpy
 
 RUNS = "onnxruntime"
@@ -118,13 +117,8 @@ class Chain:
             ArtifactError: it is not what the manifest says.
         """
         array = value.numpy() if value.is_tensor() else None
-        shape = () if array is None else array.shape
-        fits = len(shape) == len(spec.shape) and all(
-            found == wanted or wanted == OPEN
-            for found, wanted in zip(shape, spec.shape, strict=True)
-        )
-        if array is None or not fits or array.dtype.name != spec.dtype:
-            found = "no tensor" if array is None else f"{array.dtype.name} of shape {shape}"
+        if array is None or not spec.fits(array.shape) or array.dtype.name != spec.dtype:
+            found = "no tensor" if array is None else f"{array.dtype.name} of shape {array.shape}"
             raise ArtifactError(
                 f"{self.path}: expected {spec.name!r}, which onnxruntime makes, to be {spec.dtype} "
                 f"of shape {spec.shape}, found {found}; compile the model again"

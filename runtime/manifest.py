@@ -64,16 +64,28 @@ class TensorSpec:
     """Name, shape and dtype of one input or output of the model, or of a tensor between steps.
 
     A dimension of an output is -1 where its size depends on the values of the inputs.
+
+    any_shape: of an output, that even the number of its dimensions does; `shape` is then empty.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    any_shape: bool = False
 
     @property
     def is_open(self) -> bool:
-        """Whether a dimension depends on values."""
-        return OPEN in self.shape
+        """Whether the shape depends on values."""
+        return self.any_shape or OPEN in self.shape
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape is as described."""
+        return self.any_shape or (
+            len(shape) == len(self.shape)
+            and all(
+                wanted in (found, OPEN) for found, wanted in zip(shape, self.shape, strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,9 @@ def encode(manifest: Manifest, version: int) -> bytes:
             the reader enforces.
     """
     fields = asdict(manifest) | {"format_version": version}
+    for spec in (*fields["inputs"], *fields["outputs"], *fields["values"]):
+        if spec.pop("any_shape"):
+            spec["shape"] = None
     if version < WITH_STEPS:
         del fields["steps"], fields["values"], fields["producer"]["onnxruntime"]
     else:
@@ -280,8 +295,10 @@ def _wide_input(item: StrictObject) -> TensorSpec:
 
 
 def _wide_output(item: StrictObject) -> TensorSpec:
-    shape = item.shape("shape", may_be_open=True)
-    return TensorSpec(item.string("name"), shape, item.one_of("dtype", (*DTYPES, *WIDE)))
+    any_shape = item.is_null("shape")
+    shape = () if any_shape else item.shape("shape", may_be_open=True)
+    dtype = item.one_of("dtype", (*DTYPES, *WIDE))
+    return TensorSpec(item.string("name"), shape, dtype, any_shape)
 
 
 def _call(item: StrictObject) -> Call:

@@ -117,7 +117,7 @@ def check_steps(where: str, manifest: Stepwise) -> None:
         for name in sorted(between & names):
             raise ArtifactError(f"{where}: values holds {name!r}, which is one of the {kind}")
     made, ours = _follow(where, steps, inputs)
-    for name in sorted(outputs - made):
+    for name in sorted(outputs - made - inputs):
         raise ArtifactError(f"{where}: expected a step that makes the output {name!r}, found none")
     _check_values(where, manifest, ours, between - ours, inputs | outputs)
     taken = sum(step.params for step in steps)

@@ -146,6 +146,13 @@ class StrictObject:
                 self.fail(key, f"strings of at most {MAX_STRING} characters", _kind(value))
         return tuple(values)
 
+    def is_null(self, key: str) -> bool:
+        """Whether a key is null, which is then taken."""
+        if self._left.get(key, key) is not None:
+            return False
+        del self._left[key]
+        return True
+
     def shape(self, key: str, may_be_open: bool = False) -> tuple[int, ...]:
         """Dimensions of at least 1, or OPEN where that may be."""
         values: list[Any] = self.take(key, list, "a list of integers")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from nmcompile.cli.output import (
 from nmcompile.cli.printing import say
 from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
 from nmcompile.errors import DeviceError
+
+if TYPE_CHECKING:
+    from nmcompile.runtime import TensorSpec
 
 
 @guarded
@@ -264,12 +267,12 @@ def list_targets(as_json: JsonOption = False) -> None:
     say(f"--target {CUDA}: the one of these that is for this machine's GPU")
 
 
-def spell_shape(shape: tuple[int, ...]) -> str:
+def spell_shape(spec: "TensorSpec") -> str:
     """Dimensions; ? for one that depends on values."""
-    return "x".join("?" if extent < 0 else str(extent) for extent in shape)
+    if spec.any_shape:
+        return "of any shape"
+    return "x".join("?" if extent < 0 else str(extent) for extent in spec.shape) or "scalar"
 
 
 def _spell_tensors(specs: Any) -> str:
-    return ", ".join(
-        f"{spec.name} {spec.dtype} {spell_shape(spec.shape) or 'scalar'}" for spec in specs
-    )
+    return ", ".join(f"{spec.name} {spec.dtype} {spell_shape(spec)}" for spec in specs)

@@ -75,8 +75,11 @@ def divide_by(
         NmcompileError: what `attempt` raises else.
     """
     from nmcompile.passes.operators.onnx.refusals import refusals
+    from nmcompile.segments.types import complete_types
 
     graph: Any = source.graph
+    complete_types(graph)
+    _copy_constant_outputs(graph)
     refused = refusals(graph)
     done: dict[tuple[int, ...], T] = {}
     while True:
@@ -96,6 +99,25 @@ def divide_by(
             tuple(done.get(part.nodes) for part in parts),
             {name: why for name, why in elsewhere.items() if name in layers},
         )
+
+
+def _copy_constant_outputs(graph: OnnxGraph) -> None:
+    """Outputs that are initializers become copies of such, so that a part makes them."""
+    import onnx_ir as ir
+
+    for index, output in enumerate(graph.model.graph.outputs):
+        stored = graph.stored(output)
+        if stored is None:
+            continue
+        name = str(output.name)
+        made = graph.new_constant(f"{name}_value", stored)
+        node = ir.node("Identity", [made], name=f"{name}_output")
+        node.outputs[0].name, node.outputs[0].shape = name, made.shape
+        node.outputs[0].type = made.type
+        graph.model.graph.outputs[index] = node.outputs[0]
+        output.replace_all_uses_with(made)
+        del graph.model.graph.initializers[name]
+        graph.model.graph.append(node)
 
 
 def _divide(

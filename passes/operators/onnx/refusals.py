@@ -47,6 +47,8 @@ def _unknown(graph: OnnxGraph, node: ir.Node) -> str | None:
     for value in (*node.inputs, *node.outputs):
         if value is None or not value.name or graph.is_constant(value):
             continue
+        if not isinstance(value.type, ir.TensorType | None):
+            return f"expected tensors, found {value.name}, a sequence or an optional"
         shape = graph.shape(value)
         if shape is None:
             return f"{KNOWN} {value.name}, whose shape depends on values that the model computes"
