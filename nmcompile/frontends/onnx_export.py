@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from nmcompile.errors import ModelError
@@ -14,6 +15,9 @@ from nmcompile.frontends.source import SourceModel
 
 def onnx_bytes(source: SourceModel) -> bytes:
     """An opened model as an ONNX file, as its passes have left it.
+
+    Of a torch model by tracing, which writes what most tools read, or by torch.export where sizes
+    depend on values, which tracing would take for constants.
 
     Raises:
         ModelError: torch cannot export it, or it does not fit one file.
@@ -27,7 +31,34 @@ def onnx_bytes(source: SourceModel) -> bytes:
         torch.zeros(shape, dtype=getattr(torch, dtype)) for _, shape, dtype in source.inputs
     ]
     names = [name for name, _, _ in source.inputs]
-    return _unwrapped(export_onnx(_by_position(native), examples, names, source.outputs))
+    module = _by_position(native)
+    if computes_sizes(native):
+        return _unwrapped(_export_program(module, examples, names, source.outputs))
+    try:
+        return _unwrapped(export_onnx(module, examples, names, source.outputs))
+    except ModelError as error:
+        try:
+            return _unwrapped(_export_program(module, examples, names, source.outputs))
+        except ModelError:
+            raise error from None
+
+
+def computes_sizes(module: Any) -> bool:
+    """Whether the size of a tensor of an FX graph depends on values."""
+    import torch
+
+    symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+    def depends(value: Any) -> bool:
+        return isinstance(value, symbols) or (
+            isinstance(value, torch.Tensor)
+            and any(isinstance(extent, torch.SymInt) for extent in value.shape)
+        )
+
+    leaves = torch.utils._pytree.tree_leaves
+    return any(
+        depends(value) for node in module.graph.nodes for value in leaves(node.meta.get("val"))
+    )
 
 
 def serialized(proto: Any, title: str) -> bytes:
@@ -87,6 +118,58 @@ def export_onnx(
             "and name the file, or measure torch only"
         ) from error
     return stream.getvalue()
+
+
+def _export_program(
+    model: Any, examples: Sequence[Any], inputs: Sequence[str], outputs: Sequence[str]
+) -> bytes:
+    """As `export_onnx`, with sizes that depend on values; takes a second or two.
+
+    Raises:
+        ModelError: torch cannot export it.
+    """
+    import torch
+
+    try:
+        with _silenced("torch.onnx"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, tuple(examples), strict=False)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exported = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    input_names=list(inputs),
+                    output_names=list(outputs),
+                    opset_version=18,
+                    verbose=False,
+                )
+        assert exported is not None
+        proto = exported.model_proto
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"the torch model cannot be exported to ONNX: {lines[0]}; export it by hand and name "
+            "the file"
+        ) from error
+    return serialized(proto, "the exported model")
+
+
+@contextlib.contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Let a library's loggers say nothing but errors, for a while."""
+    loggers = [
+        logger
+        for key, logger in list(logging.Logger.manager.loggerDict.items())
+        if key.startswith(name) and isinstance(logger, logging.Logger)
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def arguments(module: Any, values: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
