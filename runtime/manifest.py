@@ -78,6 +78,11 @@ class TensorSpec:
         """Whether the shape depends on values."""
         return self.any_shape or OPEN in self.shape
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether only onnxruntime computes with the dtype."""
+        return self.dtype in WIDE
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape is as described."""
         return self.any_shape or (

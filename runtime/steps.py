@@ -52,7 +52,11 @@ class Spec(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether a dimension depends on values."""
+        """Whether its shape depends on values."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is of a dtype that only onnxruntime computes with."""
 
 
 class Stepwise(Protocol):
@@ -117,6 +121,13 @@ def check_steps(where: str, manifest: Stepwise) -> None:
         for name in sorted(between & names):
             raise ArtifactError(f"{where}: values holds {name!r}, which is one of the {kind}")
     made, ours = _follow(where, steps, inputs)
+    for name in sorted(inputs & outputs):
+        specs = [spec for spec in (*manifest.inputs, *manifest.outputs) if spec.name == name]
+        if specs[0] != specs[1]:
+            raise ArtifactError(
+                f"{where}: expected the output {name!r} to be as the input, {specs[0]}, found "
+                f"{specs[1]}"
+            )
     for name in sorted(outputs - made - inputs):
         raise ArtifactError(f"{where}: expected a step that makes the output {name!r}, found none")
     _check_values(where, manifest, ours, between - ours, inputs | outputs)
@@ -180,4 +191,9 @@ def _check_values(
             raise ArtifactError(
                 f"{where}: expected a fixed shape for {name!r}, which a library reads or makes, "
                 "found an open one"
+            )
+        if specs[name].is_wide:
+            raise ArtifactError(
+                f"{where}: expected a tensor of a dtype that libraries take for {name!r}, found "
+                f"{specs[name].dtype}"
             )

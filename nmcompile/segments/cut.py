@@ -52,13 +52,13 @@ class Segment:
 def cut(task: Task, cost: Cost = Cost()) -> list[Segment]:
     """The segments in the order in which they run; without one of ours, nothing pays here."""
     ours = list(task.able)
+    if all(ours):
+        return [Segment(True, tuple(range(len(ours))))]
     readers = _readers(task)
     while True:
         _give_away(task, ours, readers, cost)
         if not _shift(task, ours, readers):
             break
-    if all(ours):
-        return [Segment(True, tuple(range(len(ours))))]
     turns = _turns(task, ours)
     found: list[Segment] = []
     for turn in sorted(set(turns)):
@@ -95,7 +95,7 @@ def _give_away(
         losing = [piece for piece in pieces if work[piece] < _price(task, piece, readers, cost)]
         if not idle and len(pieces) > 1 and losing:
             idle = [min(losing, key=lambda piece: work[piece])]
-        if not idle or (len(pieces) == 1 and len(pieces[0]) == len(ours)):
+        if not idle:
             return
         for piece in idle:
             for index in piece:
