@@ -79,7 +79,9 @@ class Session:
     """A loaded model. Any number of Python threads may run it at the same time.
 
     What is pickled is the path, the digest and the number of threads: unpickling loads that file.
-    In a forked process a session works as before, unless it runs on a GPU.
+    In a forked process a session works as before, unless it runs on a GPU. Where onnxruntime runs
+    parts of the model, such a process has to end by `os._exit`, as those of multiprocessing do:
+    onnxruntime waits at any other end for threads that a fork does not copy.
 
     Attributes:
         manifest: what the artifact says about itself.
