@@ -32,11 +32,11 @@ class Calls(nn.Module):
         return self.function(*arguments)
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
     """What the compiled function returns."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.nmc"
-        nmcompile.compile(Calls(function).eval(), output=path, example_inputs=arguments)
+        nmcompile.compile(Calls(function).eval(), output=path, example_inputs=arguments, **options)
         session = nmcompile.runtime.load(path, threads=1)
     tensors = [a.numpy() for a in arguments if isinstance(a, Tensor)]
     given = dict(zip((spec.name for spec in session.inputs), tensors, strict=True))
