@@ -58,6 +58,11 @@ def check_module(module: Any) -> None:
 
 def _check(what: str, shape: Sequence[int]) -> None:
     count = math.prod(shape)
+    if any(extent < 0 for extent in shape):
+        raise ShapeError(
+            f"{what} has the shape {tuple(shape)}, in which a dimension is larger than {MOST} and "
+            "cannot be counted: choose a smaller batch or image, or smaller paddings"
+        )
     if count > MOST:
         raise ShapeError(
             f"{what} of shape {tuple(shape)} has {count} elements; expected at most {MOST}: choose "

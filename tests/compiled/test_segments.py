@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import nmcompile
-from nmcompile.errors import InputError, UnsupportedOperatorError
+from nmcompile.errors import InputError, ShapeError, UnsupportedOperatorError
 from tests.support.examples import examples
 from tests.support.mixed_models import (
     BACKBONE,
@@ -434,3 +434,10 @@ def nmcompile_backbone(folder: Path) -> dict[str, Any]:
     nmcompile.compile(model(backbone(), BACKBONE, [("a", FLOAT, None)]), output=folder / "b.nmc")
     with nmcompile.runtime.load(folder / "b.nmc", threads=1) as session:
         return dict(session.run({"x": image()}))
+
+
+def test_a_size_that_overflows_is_refused(tmp_path: Path) -> None:
+    proto = counting()
+    proto.graph.node[0].attribute[0].ints[3] = 2**31 - 1
+    with pytest.raises(ShapeError, match="cannot be counted"):
+        nmcompile.compile(proto, output=tmp_path / "m.nmc")
