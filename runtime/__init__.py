@@ -1,4 +1,4 @@
-"""Reads, checks and runs compiled artifacts; needs numpy and TVM's runtime, and onnxruntime if they do."""
+"""Reads, checks and runs artifacts; needs numpy, TVM's runtime, and onnxruntime if they do."""
 
 if __name__ == "runtime":
     raise ImportError("import nmcompile.runtime, not runtime (run `pip install -e .` once)")

@@ -23,7 +23,8 @@ node = helper.make_node
 
 def weight(*shape: int, seed: int = 0) -> Array:
     values = np.random.default_rng(seed).standard_normal(shape)
-    return (values / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    scaled: Array = values / np.sqrt(np.prod(shape[1:]))
+    return scaled.astype(np.float32)
 
 
 def image(seed: int = 1, shape: Sequence[int] = SHAPE) -> Array:
@@ -32,7 +33,7 @@ def image(seed: int = 1, shape: Sequence[int] = SHAPE) -> Array:
 
 def model(
     nodes: Sequence[onnx.NodeProto],
-    weights: Mapping[str, Array],
+    weights: Mapping[str, Any],
     outputs: Sequence[Spec],
     inputs: Sequence[Spec] = (X,),
     opset: int = 17,
