@@ -14,7 +14,7 @@ from nmcompile.passes.operators.table import Operator
 from nmcompile.passes.operators.torch.settle import REWRITES as TORCH_REWRITES
 from nmcompile.passes.operators.torch.table import ROWS as TORCH_ROWS
 from tests.conformance.cases import Case
-from tests.conformance.judge import FIXED, REFUSED, RIGHT
+from tests.conformance.judge import ALIKE, FIXED, REFUSED, RIGHT, SHARED
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = Path(__file__).with_name("verdicts.json")
@@ -25,11 +25,13 @@ INTRODUCTION = """\
 # Operators
 
 What nmcompile believes of operators, and what ONNX's own backend tests have shown of it. An
-operator that is not here, or outside of its row, is refused by name. Made by
-`python -m tests.conformance`.
+operator that is not here, or outside of its row, runs in onnxruntime beside what is ours, or is
+refused by name. Made by `python -m tests.conformance`.
 
-Of {total} backend tests with plain inputs {right} are right as they are, {fixed} with the shapes,
-axes and weights that the tests feed as inputs made constants, and {refused} are refused.
+Of {total} backend tests with plain inputs {right} are right as they are, and {fixed} with the
+shapes, axes and weights that the tests feed as inputs made constants. Beside a convolution of ours
+{shared} more are right in onnxruntime, {alike} give what onnxruntime gives, which differs from the
+test, and {refused} are refused.
 """
 
 
@@ -57,14 +59,19 @@ def page(outcomes: Mapping[str, str], cases: list[Case]) -> str:
         if name not in known and (counted[RIGHT] or counted[FIXED])
     )
     head = INTRODUCTION.format(
-        total=len(outcomes), right=total[RIGHT], fixed=total[FIXED], refused=total[REFUSED]
+        total=len(outcomes),
+        right=total[RIGHT],
+        fixed=total[FIXED],
+        shared=total[SHARED],
+        alike=total[ALIKE],
+        refused=total[REFUSED],
     )
     lines = [
         head,
         "## ONNX",
         "",
         "Versions are those of the operator, not of the operator set. Tests are counted where the "
-        "operator is the only one: right, right with constants, refused.",
+        "operator is the only one: right, right with constants, in onnxruntime, refused.",
         "",
         "| operator | versions | first input | expected | else | tests |",
         "|---|---|---|---|---|---|",
@@ -134,4 +141,5 @@ def _limits(row: Operator) -> str:
 
 
 def _tests(counted: Counter[str]) -> str:
-    return " / ".join(str(counted[outcome]) for outcome in (RIGHT, FIXED, REFUSED))
+    counts = (counted[RIGHT], counted[FIXED], counted[SHARED] + counted[ALIKE], counted[REFUSED])
+    return " / ".join(map(str, counts))
