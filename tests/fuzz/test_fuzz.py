@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+import nmcompile
 from nmcompile.runtime import write_artifact
 from tests.fuzz.run import check_all
 from tests.support.manifests import SHAPE, manifest
+from tests.support.mixed_models import reader
 from tests.support.runtime_models import preparing_library
 from tests.support.tiny_models import conv_onnx, conv_weight
 
@@ -25,28 +27,40 @@ def preparing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of which onnxruntime runs a part; the artifact of it is beside it."""
+    path = tmp_path_factory.mktemp("mixed") / "base.onnx"
+    onnx.save(reader(), path)
+    nmcompile.compile(path, output=path.with_suffix(".nmc"))
+    return path
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "base.onnx"
     onnx.save(conv_onnx(conv_weight(), batch_norm=True), path)
     return path
 
 
-def test_some_changed_artifacts(sparse_artifact: Path, preparing: Path) -> None:
-    for base in (sparse_artifact, preparing):
+def test_some_changed_artifacts(sparse_artifact: Path, preparing: Path, mixed: Path) -> None:
+    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc")):
         counts, wrong = check_all("artifacts", base, range(1, 400), seconds=8)
         assert wrong == []
         assert counts["refused"] and counts["same"]
 
 
-def test_some_changed_models(model: Path) -> None:
-    counts, wrong = check_all("models", model, range(1, 200), seconds=10)
-    assert wrong == []
-    assert counts["refused"]
+def test_some_changed_models(model: Path, mixed: Path) -> None:
+    for base in (model, mixed):
+        counts, wrong = check_all("models", base, range(1, 200), seconds=10)
+        assert wrong == []
+        assert counts["refused"]
 
 
 @pytest.mark.long
-def test_ten_thousand_changed_artifacts(sparse_artifact: Path, preparing: Path) -> None:
-    for base in (sparse_artifact, preparing):
+def test_ten_thousand_changed_artifacts(
+    sparse_artifact: Path, preparing: Path, mixed: Path
+) -> None:
+    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc")):
         counts, wrong = check_all("artifacts", base, range(1000, 6000))
         assert wrong == []
         assert counts.total() == 5000
@@ -54,8 +68,9 @@ def test_ten_thousand_changed_artifacts(sparse_artifact: Path, preparing: Path) 
 
 @pytest.mark.long
 @pytest.mark.parametrize("share", range(4))
-def test_two_thousand_changed_models(model: Path, share: int) -> None:
+def test_four_thousand_changed_models(model: Path, mixed: Path, share: int) -> None:
     seeds = range(1000 + 500 * share, 1500 + 500 * share)
-    counts, wrong = check_all("models", model, seeds)
-    assert wrong == []
-    assert counts.total() == 500
+    for base in (model, mixed):
+        counts, wrong = check_all("models", base, seeds)
+        assert wrong == []
+        assert counts.total() == 500
