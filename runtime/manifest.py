@@ -197,6 +197,19 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def to_fields(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as it stands in a file, but for the format version, with tuples for lists."""
+    fields = asdict(manifest)
+    for spec in (*fields["inputs"], *fields["outputs"], *fields["values"]):
+        if spec.pop("any_shape"):
+            spec["shape"] = None
+    if manifest.steps:
+        del fields["entry"], fields["prepare"]
+    else:
+        del fields["steps"], fields["values"], fields["producer"]["onnxruntime"]
+    return fields
+
+
 def encode(manifest: Manifest, version: int) -> bytes:
     """Return the manifest as UTF-8 JSON; equal manifests give equal bytes.
 
@@ -204,14 +217,7 @@ def encode(manifest: Manifest, version: int) -> bytes:
         ArtifactError: a layer holds something JSON cannot express, or a field breaks a rule that
             the reader enforces.
     """
-    fields = asdict(manifest) | {"format_version": version}
-    for spec in (*fields["inputs"], *fields["outputs"], *fields["values"]):
-        if spec.pop("any_shape"):
-            spec["shape"] = None
-    if version < WITH_STEPS:
-        del fields["steps"], fields["values"], fields["producer"]["onnxruntime"]
-    else:
-        del fields["entry"], fields["prepare"]
+    fields = to_fields(manifest) | {"format_version": version}
     try:
         text = json.dumps(fields, allow_nan=False, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError) as error:

@@ -1,6 +1,5 @@
 """The commands that only look: inspect, targets."""
 
-import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
@@ -137,6 +136,7 @@ def show_model(
 def show_artifact(path: Path, as_json: bool) -> None:
     """Print what an artifact says about itself, on any machine: its library is not loaded."""
     from nmcompile.runtime import read_artifact
+    from nmcompile.runtime.manifest import to_fields
     from nmcompile.runtime.steps import LIBRARY, ONNX, WEIGHTS
 
     artifact = read_artifact(path)
@@ -155,7 +155,7 @@ def show_artifact(path: Path, as_json: bool) -> None:
     # A call of a layer names the layer; one of TVM's own lowering has only its symbol.
     others = Counter(call.symbol for call in manifest.calls if call.symbol == call.layer)
     if as_json:
-        fields = dataclasses.asdict(manifest)
+        fields = to_fields(manifest)
         print_json(
             {
                 "kind": "artifact",
