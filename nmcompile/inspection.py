@@ -205,10 +205,12 @@ def _look(source: SourceModel, target: Target) -> _Look:
 def _find_problems(source: SourceModel, target: Target) -> Found:
     """What the kernels of a target compute of a folded model."""
     from nmcompile.backends import backend_of
-    from nmcompile.passes.lowering.kernels import find_problems
+    from nmcompile.passes.lowering.kernels import detect_group, find_problems
 
     backend = backend_of(target)
-    return find_problems(backend.prepare(source.to_relax()), lowering=backend.lowering)
+    # Only layers in integers are reported with what is found here; the others are known already.
+    pattern_of = detect_group if target.integers else lambda group: None
+    return find_problems(backend.prepare(source.to_relax()), pattern_of, backend.lowering)
 
 
 def _as_integers(
@@ -244,7 +246,7 @@ def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
 
 def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[str, ...]:
     """What to say about layers of a quantised model that are computed on real numbers."""
-    names = LayerNames(source.graph.layers())
+    names = LayerNames(source.graph.layers() if real else ())
     return tuple(f"{names.of(group)}: is computed in float32: {reason}" for group, reason in real)
 
 

@@ -1,5 +1,6 @@
 """The command line: which commands there are, and the options before them."""
 
+import gc
 from typing import Annotated
 
 import typer
@@ -14,6 +15,12 @@ from nmcompile.cli.printing import say
 from nmcompile.cli.quantize import quantize_model
 from nmcompile.cli.run import run_artifact
 from nmcompile.version import VERSION
+
+COLLECT_AFTER = 20_000
+"""New objects before Python looks for circles among them.
+
+Its own 700 would have it walk through every module and graph time and again while they are made.
+"""
 
 app = typer.Typer(
     help="Compiles trained N:M and 1xN sparse CNNs, and runs them.",
@@ -59,4 +66,5 @@ def _options(
 
 def main() -> None:
     """Run `nmc` with the arguments of this process, and end it with the exit code."""
+    gc.set_threshold(COLLECT_AFTER)
     app(prog_name="nmc")

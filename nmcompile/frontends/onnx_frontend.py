@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -105,8 +106,8 @@ def output_names(model: ir.Model) -> list[str]:
     return [str(value.name) for value in model.graph.outputs]
 
 
-def to_relax(proto: onnx.ModelProto) -> Any:
-    """Import into Relax with every initializer a constant; returns a `tvm.IRModule`.
+def to_relax(model: ir.Model) -> Any:
+    """Import a copy into Relax with every initializer a constant; returns a `tvm.IRModule`.
 
     `main` takes the inputs of `input_specs` in their order (TVM may respell their names); one
     output is returned bare, several as a tuple.
@@ -114,9 +115,18 @@ def to_relax(proto: onnx.ModelProto) -> Any:
     Raises:
         UnsupportedOperatorError: TVM has no conversion for an operator; names the node.
     """
+    from tvm import relax
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
-    proto = _settled(proto)
+    proto, weights = _apart(_settled(model))
+
+    class Importer(ONNXGraphImporter):  # type: ignore[misc]
+        """Takes large weights as they lie in memory: a protobuf copies them at every step."""
+
+        def _parse_graph_initializers(self, graph: onnx.GraphProto) -> None:
+            super()._parse_graph_initializers(graph)
+            self._nodes.update((name, relax.const(array)) for name, array in weights.items())
+
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -127,7 +137,7 @@ def to_relax(proto: onnx.ModelProto) -> Any:
         warnings.simplefilter("ignore")
         try:
             # What `from_onnx` does besides is to check the model, once more.
-            importer = ONNXGraphImporter(shapes, "float32", keep_params_in_input=False)
+            importer = Importer(shapes, "float32", keep_params_in_input=False)
             return importer.from_onnx(proto.graph, opset)
         except Exception as error:
             refusal = _unsupported(proto, error)
@@ -140,8 +150,8 @@ def to_relax(proto: onnx.ModelProto) -> Any:
             raise refusal from error
 
 
-def _settled(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in operators that are believed in.
+def _settled(model: ir.Model) -> ir.Model:
+    """A copy in operators that are believed in; the weights are shared.
 
     Constant zero padding in front of convolutions becomes part of them: TVM imports Pad as a
     function of its own, which the lowering could not look into.
@@ -149,10 +159,21 @@ def _settled(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnxscript.rewriter import RewriteRuleSet
     from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
-    model = ir.from_proto(proto)
-    RewriteRuleSet([fuse_pad_into_conv_rule]).apply_to_model(model)
-    settle(OnnxGraph(model))
-    return ir.to_proto(model)
+    copy = model.clone()
+    RewriteRuleSet([fuse_pad_into_conv_rule]).apply_to_model(copy)
+    settle(OnnxGraph(copy))
+    return copy
+
+
+def _apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    """The model without its large weights, which it loses, and those by name."""
+    weights = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.numpy().kind in "biuf" and tensor.nbytes > LARGE:
+            weights[name] = tensor.numpy()
+            del model.graph.initializers[name]
+    return ir.to_proto(model), weights
 
 
 def _read(path: Path) -> onnx.ModelProto:

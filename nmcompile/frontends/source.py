@@ -55,8 +55,10 @@ class SourceModel:
 
             return torch_frontend.to_relax(self.native())
         from nmcompile.frontends import onnx_frontend
+        from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 
-        return onnx_frontend.to_relax(self.native())
+        assert isinstance(self.graph, OnnxGraph)
+        return onnx_frontend.to_relax(self.graph.model)
 
 
 def open_model(

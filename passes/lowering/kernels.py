@@ -65,7 +65,7 @@ class LoweredModule:
         return any(var.name_hint == PREPARE for var in self.module.get_global_vars())
 
 
-PatternOf = Callable[[Group], Detection]
+PatternOf = Callable[[Group], Detection | None]
 Chooser = Callable[[OpKind, str, Problem], Choice]
 
 
