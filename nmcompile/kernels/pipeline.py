@@ -1,5 +1,4 @@
-"""TVM's TIR pipeline, changed in three places: accumulators become registers, NaN is kept, and
-compiling takes less time.
+"""TVM's TIR pipeline, with registers for accumulators, with NaN, and without what our kernels lack.
 
 TVM lowers every allocation inside a CPU function to a call of its heap allocator, however small.
 LLVM keeps such memory in step with the registers in each iteration of the inner loop, as soon as
