@@ -1,6 +1,7 @@
 """Imports go down the stairs, never up: `FLOORS` is the one place that says what stands on what."""
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -37,20 +38,24 @@ def read_modules(root: Path) -> dict[str, str]:
     return found
 
 
-def imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
-    """The modules that a source imports, those for types and inside functions too."""
+@functools.cache
+def imported_names(source: str) -> tuple[str, ...]:
+    """What a source imports of the package, for types and inside functions too."""
+    names = []
     for node in ast.walk(ast.parse(source)):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            # `from package import name` is the module of that name if there is one.
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            package, _, inner = name.partition(".")
-            if package != "nmcompile":
-                continue
-            yield inner if inner in modules else inner.rpartition(".")[0]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    split = (name.partition(".") for name in names)
+    return tuple(inner for package, _, inner in split if package == "nmcompile")
+
+
+def imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
+    """The modules that a source imports."""
+    for inner in imported_names(source):
+        # `from package import name` is the module of that name if there is one.
+        yield inner if inner in modules else inner.rpartition(".")[0]
 
 
 def floor_of(module: str) -> int:
