@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
-from nmcompile.frontends import open_model
+from nmcompile.frontends import onnx_frontend, open_model
 from nmcompile.passes.pipeline import run_pipeline
 from tests.support.seed_modules import SeedNet, assert_close, export_onnx, randomised, run_onnx
 from tests.support.seed_relax import relax_constants, run_relax
@@ -64,6 +64,17 @@ def test_the_users_model_is_not_changed() -> None:
     before = proto.SerializeToString(deterministic=True)
     run_pipeline(open_model(proto).graph)
     assert proto.SerializeToString(deterministic=True) == before
+
+
+def test_large_weights_reach_relax_and_stay_in_the_graph() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(300, 70))
+    x = torch.randn(2, 3, 10, 10)
+    proto = export_onnx(randomised(net), x)
+    assert any(len(tensor.raw_data) > onnx_frontend.LARGE for tensor in proto.graph.initializer)
+    source = open_model(proto)
+    for _ in range(2):
+        assert_close(run_relax(source.to_relax(), x), run_onnx(proto, x))
+    assert_close(run_onnx(source.native(), x), run_onnx(proto, x))
 
 
 def test_external_data_is_read(tmp_path: Path) -> None:

@@ -42,21 +42,33 @@ def run_kernel(
     residual: Array | None,
     config: Any = None,
 ) -> Array:
-    """Lower, compile and call; the output starts out as NaN, so that nothing unwritten passes.
+    """`compile_kernel`, for one input."""
+    return compile_kernel(kernel, problem, config)(x, residual)
 
-    In place, the residual's copy is the output. What leaves a tensor ends the process.
+
+def compile_kernel(
+    kernel: Kernel, problem: Problem, config: Any = None
+) -> Callable[[Array, Array | None], Array]:
+    """What the kernel makes of an input and a residual.
+
+    The output starts out as NaN, so that nothing unwritten passes. In place, the residual's copy is
+    the output. What leaves a tensor ends the process.
     """
     lowered = kernel.lower(problem, config)
     library = compile_kernels([lowered], find_target(kernel.target))
     ((function, operands),) = ready_kernels(library.module, library.kernels, library.arrays)
-    out = np.full(output_shape(problem), np.nan, np.float32)
-    arrays = [x, *([] if residual is None else [residual]), out]
-    if problem.epilogue.in_place:
-        arrays.pop()
-    guarded = [between_guards(array) for array in arrays]
-    first, *last = (tvm.runtime.from_dlpack(array) for array in guarded)
-    function(first, *operands, *last)
-    return guarded[-1]
+
+    def run(x: Array, residual: Array | None) -> Array:
+        out = np.full(output_shape(problem), np.nan, np.float32)
+        arrays = [x, *([] if residual is None else [residual]), out]
+        if problem.epilogue.in_place:
+            arrays.pop()
+        guarded = [between_guards(array) for array in arrays]
+        first, *last = (tvm.runtime.from_dlpack(array) for array in guarded)
+        function(first, *operands, *last)
+        return guarded[-1]
+
+    return run
 
 
 def output_shape(problem: Problem) -> tuple[int, ...]:
