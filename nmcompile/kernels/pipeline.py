@@ -7,7 +7,7 @@ marked to stay allocations, which become stack slots and then registers. What ma
 do with NaN is decided here for all functions, ours and TVM's (`nan`).
 
 Our kernels have no blocks, which is what TVM schedules. Passes that look for what scheduling leaves
-behind find nothing in those for CPUs (one of them, the last bytes of a buffer), and took more than
+behind find nothing in those for CPUs (one of them, the last bytes of a buffer), and took a fifth to
 a third of the time of a compilation; they are left out there. The code that results is the same.
 On GPUs one of them makes shared memory smaller.
 """
