@@ -29,6 +29,7 @@ COSTS = Costs(
     memory=10.0,
     again=0.31,
     far=1.0,
+    output=2.0,
     crowded=1.5,
     tile=13.0,
     item=77.0,

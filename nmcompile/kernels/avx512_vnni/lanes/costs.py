@@ -14,7 +14,9 @@ class Costs:
     load, load_l2: of a load from L1, and of a vector from L2.
     memory, again: of a vector of weights beside the products: once, from beyond L2, and by each
         work item.
-    far: of a line of pixels that a group of outputs reads again, where L1 does not hold the block.
+    far: of a line of pixels that a group of outputs reads or writes, where L1 does not hold the
+        block.
+    output: bytes of an output.
     crowded: more that a load takes whose line was evicted since.
     tile, item: to start a tile, and a work item.
     block, segment: to start a block of source bytes, and a segment.
@@ -31,6 +33,7 @@ class Costs:
     memory: float
     again: float
     far: float
+    output: float
     crowded: float
     tile: float
     item: float
@@ -51,6 +54,7 @@ BYTES_COSTS = Costs(
     memory=7.0,
     again=0.21,
     far=0.83,
+    output=1.0,
     crowded=1.5,
     tile=9.5,
     item=44.0,

@@ -180,9 +180,12 @@ def _items(
             for axis, count in ((0, down), (1, right * config.pixels))
         )
         lines = high[:, None] * wide * (reading.conv.in_channels / BYTES)
-        beyond = 1 - L1_BYTES / np.maximum(lines * BYTES, L1_BYTES)
+        written = down[:, None] * (right * config.pixels) * (costs.output / BYTES)
+        held = (lines + written * reading.conv.out_channels) * BYTES
+        beyond = 1 - L1_BYTES / np.maximum(held, L1_BYTES)
         parts = np.diff([*edges, len(part)])
-        items += parts[:, None, None] * (costs.far * lines * beyond)
+        each = lines + written * (LANES * work.vectors)
+        items += parts[:, None, None] * (costs.far * each * beyond)
     by_chunk = np.repeat(items.reshape(len(chunks), -1) + costs.item, images, axis=0)
     return [float(cycles) for cycles in by_chunk.reshape(-1)]
 
