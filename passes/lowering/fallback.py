@@ -18,6 +18,7 @@ from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.elementary import as_arithmetic, has_arithmetic
 from nmcompile.passes.lowering.exact import keep_exact
 from nmcompile.passes.lowering.infinities import begin_at_infinity
 from nmcompile.passes.lowering.positions import legalize_positions
@@ -42,7 +43,7 @@ def lower_fallback(module: Any) -> Any:
     module = begin_at_infinity(fuse_operators(module))
     for var, func in module.functions_items():
         if is_others(var, func):
-            module.update_func(var, _parallelise(func))
+            module.update_func(var, _parallelise(as_arithmetic(func)))
     return module
 
 
@@ -103,6 +104,8 @@ def _parallelise(func: Any) -> Any:
     except s_tir.ScheduleError:
         return func  # written as plain loops, as scattering is
     for block in schedule.get_child_blocks(root):
+        if has_arithmetic(schedule.get(block)):
+            continue  # whoever reads it would compute it for every time that it does
         try:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:

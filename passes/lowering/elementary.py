@@ -1,0 +1,141 @@
+"""Exponentials, tangents, error functions and powers as arithmetic, which LLVM vectorises.
+
+TVM leaves them to the C library, one call for each number. All are of float32, and within 1e-6 of
+the function, relative to its value, but for erf beyond 1/4, which is within 3e-7 of 1. NaN stays
+NaN, infinities have their limits; numbers whose exponential is subnormal become 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call
+
+Expr = Any
+
+SMALL = 0.25  # below, odd functions by their series: what is taken from 1 would be lost
+HIGHEST, LOWEST = 88.722839, -87.336544  # logarithms of the largest and smallest normal number
+
+
+def as_arithmetic(func: Any) -> Any:
+    """A TIR function that computes the same without the C library."""
+    return func.with_body(tvm_ffi.structural_map(func.body, ((Call,), _rewritten)))
+
+
+def has_arithmetic(block: Any) -> bool:
+    """Whether a block computes one of these functions."""
+    stop = tvm_ffi.VisitInterrupt()
+    return tvm_ffi.structural_walk(block.body, (tirx.Let, lambda let: stop)) is not None
+
+
+def _rewritten(call: Expr) -> Expr:
+    name = str(getattr(call.op, "name", "")).removeprefix("tirx.")
+    if str(call.ty.dtype) != "float32":
+        return call
+    if name == "pow":
+        return _power(call)
+    function = _FUNCTIONS.get(name)
+    return call if function is None else _with(call.args[0], function)
+
+
+def _with(value: Expr, function: Callable[[Expr], Expr]) -> Expr:
+    """A function of a value that is computed once."""
+    var = tirx.Var("x", "float32")
+    return tirx.Let(var, value, function(var))
+
+
+def _number(value: float) -> Expr:
+    return tirx.FloatImm("float32", value)
+
+
+def _polynomial(x: Expr, coefficients: tuple[float, ...]) -> Expr:
+    """The highest first."""
+    total: Expr = _number(coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * x + _number(coefficient)
+    return total
+
+
+def _exp(x: Expr) -> Expr:
+    """Of x = k ln 2 + r with |r| <= ln 2 / 2; e^r by its series, 2^k by its bits, in two factors.
+
+    One factor could not be twice the largest power of two that a float has room for.
+    """
+
+    def scaled(k: Expr) -> Expr:
+        # ln 2 in two parts, so that k times the first is exact.
+        r = x + k * _number(-0.693359375) + k * _number(2.12194440e-4)
+        series = _with(r, lambda r: _polynomial(r, tuple(1 / math.factorial(n) for n in _ORDERS)))
+        half = _with(k * _number(0.5), tirx.op.floor)
+        return _with(half, lambda half: series * _power_of_two(half) * _power_of_two(k - half))
+
+    k = tirx.op.floor(x * _number(1 / math.log(2)) + _number(0.5))
+    normal = _with(k, scaled)
+    below = tirx.Select(x < _number(LOWEST), _number(0.0), normal)
+    return tirx.Select(x > _number(HIGHEST), _number(math.inf), below)
+
+
+_ORDERS = (7, 6, 5, 4, 3, 2, 1, 0)
+
+
+def _power_of_two(k: Expr) -> Expr:
+    whole = tirx.Cast("int32", k) + tirx.IntImm("int32", 127)
+    return tirx.op.reinterpret("float32", whole << tirx.IntImm("int32", 23))
+
+
+def _sigmoid(x: Expr) -> Expr:
+    return _number(1.0) / (_number(1.0) + _with(x * _number(-1.0), _exp))
+
+
+def _odd(x: Expr, series: tuple[float, ...], beyond: Expr) -> Expr:
+    """X times a polynomial of its square where it is small."""
+    near = x * _with(x * x, lambda square: _polynomial(square, series))
+    return tirx.Select(tirx.op.abs(x) < _number(SMALL), near, beyond)
+
+
+def _tanh(x: Expr) -> Expr:
+    def beyond(power: Expr) -> Expr:
+        return _number(1.0) + _number(-2.0) / (power + _number(1.0))
+
+    far = _with(_with(x + x, _exp), beyond)
+    return _odd(x, (62 / 2835, -17 / 315, 2 / 15, -1 / 3, 1.0), far)
+
+
+def _erf(x: Expr) -> Expr:
+    """Abramowitz and Stegun, 7.1.26: 1 - (a1 t + ... + a5 t^5) e^-x^2, t = 1 / (1 + p x); odd."""
+
+    def beyond(magnitude: Expr) -> Expr:
+        t = _number(1.0) / (_number(1.0) + _number(0.3275911) * magnitude)
+        series = _with(t, lambda t: t * _polynomial(t, _ERF))
+        falling = _with(magnitude * magnitude * _number(-1.0), _exp)
+        return _number(1.0) + series * falling * _number(-1.0)
+
+    positive = _with(tirx.op.abs(x), beyond)
+    signed = _with(positive, lambda y: tirx.Select(x < _number(0.0), y * _number(-1.0), y))
+    scale = 2 / math.sqrt(math.pi)
+    return _odd(x, tuple(scale * c for c in (1 / 216, -1 / 42, 1 / 10, -1 / 3, 1.0)), signed)
+
+
+_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+
+
+def _power(call: Expr) -> Expr:
+    """Squares, cubes and fourth powers; others as they are."""
+    base, exponent = call.args
+    if not isinstance(exponent, tirx.FloatImm) or float(exponent.value) not in (2.0, 3.0, 4.0):
+        return call
+
+    def power(x: Expr) -> Expr:
+        square = x * x
+        return {2.0: square, 3.0: square * x, 4.0: square * square}[float(exponent.value)]
+
+    return _with(base, power)
+
+
+_FUNCTIONS: dict[str, Callable[[Expr], Expr]] = {
+    "exp": _exp, "sigmoid": _sigmoid, "tanh": _tanh, "erf": _erf,
+}  # fmt: skip
