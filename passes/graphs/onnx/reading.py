@@ -31,6 +31,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     ints_attribute,
     module_scope,
 )
+from nmcompile.passes.graphs.onnx.padding import conv_padding
 from nmcompile.passes.graphs.onnx.quantised import integers, is_kept
 from nmcompile.passes.graphs.onnx.weights import weighted_node
 from nmcompile.passes.graphs.quantised import QuantisedConstant
@@ -192,23 +193,11 @@ class OnnxReader(Graph):
             return None
         stride = ints_attribute(node, "strides", (1, 1))
         dilation = ints_attribute(node, "dilations", (1, 1))
-        top, left, bottom, right = ints_attribute(node, "pads", (0, 0, 0, 0))
-        mode = node.attributes.get_string("auto_pad", "NOTSET")
-        if mode == "VALID":
-            top = left = bottom = right = 0
-        elif mode != "NOTSET":
-            spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            shape = self.shape(cast(ir.Value, node.inputs[0]))
-            if shape is None and any(s != 1 for s in stride):
-                return None
-            sizes = (1, 1) if shape is None else shape[2:]  # at stride 1 the size cancels out
-            totals = [
-                max((-(-size // s) - 1) * s + span + 1 - size, 0)
-                for size, s, span in zip(sizes, stride, spans, strict=True)
-            ]
-            small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-            begin, end = (small, large) if mode == "SAME_UPPER" else (large, small)
-            (top, left), (bottom, right) = begin, end
+        shape = self.shape(cast(ir.Value, node.inputs[0]))
+        padding = conv_padding(node, weight.shape[2:], None if shape is None else shape[2:])
+        if padding is None:
+            return None
+        (top, bottom), (left, right) = padding
         groups = int_attribute(node, "group", 1)
         return ConvAttrs(
             (stride[0], stride[1]), (top, left, bottom, right), (dilation[0], dilation[1]), groups

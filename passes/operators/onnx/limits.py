@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from nmcompile.passes.graphs.interface import Array
+from nmcompile.passes.graphs.onnx.planar import read_planar
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.operators.table import Limit
 
@@ -168,6 +169,14 @@ def _known_shape(graph: OnnxReader, node: ir.Node) -> str | None:
 
 
 known_shape = Limit("outputs of known shapes", _known_shape)
+
+
+def _not_planar(graph: OnnxReader, node: ir.Node) -> str | None:
+    found = read_planar(node, graph.constant, graph.shape)
+    return None if found is None else "one"
+
+
+not_planar = Limit("nothing that is a plain convolution of two dimensions", _not_planar)
 
 
 def _native_resize(graph: OnnxReader, node: ir.Node) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
+from nmcompile.passes.graphs.onnx.padding import transposed_padding
 from nmcompile.passes.operators.onnx.limits import attribute
 
 
@@ -37,34 +38,18 @@ def pad_transposed(graph: OnnxGraph, node: ir.Node) -> str | None:
         None, or the reason why that cannot be done.
     """
     mode = str(attribute(node, "auto_pad", "NOTSET"))
-    wanted = attribute(node, "output_shape")
-    shapes = [graph.shape(value) for value in node.inputs[:2] if value is not None]
-    if wanted is None and not mode.startswith("SAME"):
+    if attribute(node, "output_shape") is None and not mode.startswith("SAME"):
         return "it has neither an output_shape nor SAME padding"
+    shapes = [graph.shape(value) for value in node.inputs[:2] if value is not None]
     if len(shapes) != 2 or shapes[0] is None or shapes[1] is None:
         return "its input has no fixed shape"
-    image, window = shapes[0][2:], shapes[1][2:]
-    ones = (1,) * len(image)
-    strides = attribute(node, "strides", ones)
-    dilations = attribute(node, "dilations", ones)
-    extra = attribute(node, "output_padding", (0,) * len(image))
-    if wanted is None:
-        wanted = tuple(size * s for size, s in zip(image, strides, strict=True))
-    wanted = wanted[-len(image) :]
-    totals = [
-        s * (size - 1) + e + (k - 1) * d + 1 - out
-        for size, k, s, d, e, out in zip(
-            image, window, strides, dilations, extra, wanted, strict=True
-        )
-    ]
-    # Outputs beyond what the input reaches are padding of the output.
-    short = [max(-total, 0) for total in totals]
-    if any(short):
-        node.attributes["output_padding"] = ir.AttrInt64s(
-            "output_padding", [e + more for e, more in zip(extra, short, strict=True)]
-        )
+    padding, extra = transposed_padding(node, shapes[1][2:], shapes[0][2:])
+    if any(extra):
+        node.attributes["output_padding"] = ir.AttrInt64s("output_padding", extra)
     node.attributes.pop("output_shape", None)
-    _write(node, [max(total, 0) for total in totals], more_at_end=mode == "SAME_UPPER")
+    node.attributes.pop("auto_pad", None)
+    begin, end = zip(*padding, strict=True)
+    node.attributes["pads"] = ir.AttrInt64s("pads", [*begin, *end])
     return None
 
 

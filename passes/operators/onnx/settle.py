@@ -12,15 +12,24 @@ from nmcompile.passes.operators.onnx.axes import list_axes
 from nmcompile.passes.operators.onnx.expand import expand
 from nmcompile.passes.operators.onnx.integers.forms import FORMS, key
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
+from nmcompile.passes.operators.onnx.planar import rewrite_planar
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
 from nmcompile.passes.operators.onnx.steps import rewrite_sign, rewrite_threshold
 from nmcompile.passes.operators.onnx.table import TABLE
 from nmcompile.passes.operators.table import NOT_THERE
 
+
+def _rewrite_transposed(graph: OnnxGraph, node: ir.Node) -> str | None:
+    if rewrite_planar(graph, node) is None:
+        return None
+    return pad_transposed(graph, node)
+
+
 REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "AveragePool": pad_pool,
-    "ConvTranspose": pad_transposed,
+    "Conv": rewrite_planar,
+    "ConvTranspose": _rewrite_transposed,
     "MaxPool": pad_pool,
     "Resize": rewrite_resize,
     "Sign": rewrite_sign,

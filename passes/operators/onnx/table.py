@@ -61,10 +61,10 @@ ROWS: tuple[Operator, ...] = (
     *_rows("BitShift", 28, WHOLE, must.within_width),
     *_rows("Where", 16, BOOL),
     # Along channels and images.
-    *_rows("Conv", 22, FLOAT, must.ranks(3, 4, 5)),
+    *_rows("Conv", 22, FLOAT, must.ranks(3, 4, 5), must.not_planar),
     *_rows(
         "ConvTranspose", 22, FLOAT, must.ranks(3, 4, 5), must.absent("output_shape"),
-        must.one_of("auto_pad", "NOTSET", "VALID"),
+        must.one_of("auto_pad", "NOTSET", "VALID"), must.not_planar,
     ),
     *_rows("Gemm", 13, FLOAT),
     *_rows("MatMul", 13, FLOAT),

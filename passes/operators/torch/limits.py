@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from nmcompile.passes.graphs.fx.nodes import arguments_of
+from nmcompile.passes.graphs.fx.planar import read_planar
 from nmcompile.passes.graphs.fx.reading import FxReader
 from nmcompile.passes.operators.table import Limit
 
@@ -129,3 +130,11 @@ def _no_mixed_truth(graph: FxReader, node: fx.Node) -> str | None:
 
 
 no_mixed_truth = Limit("truth values beside truth values only", _no_mixed_truth)
+
+
+def _not_planar(graph: FxReader, node: fx.Node) -> str | None:
+    found = read_planar(node, graph.constant, graph.shape)
+    return None if found is None else "one"
+
+
+not_planar = Limit("nothing that is a plain convolution of two dimensions", _not_planar)

@@ -17,6 +17,7 @@ from nmcompile.passes.operators.torch.arithmetic import (
 )
 from nmcompile.passes.operators.torch.attention import rewrite_attention
 from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm
+from nmcompile.passes.operators.torch.planar import rewrite_planar
 from nmcompile.passes.operators.torch.pooling import (
     rewrite_adaptive_max,
     rewrite_average,
@@ -37,6 +38,11 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.clamp.default": rewrite_clamp,
     "aten.clamp_max.default": rewrite_clamp,
     "aten.clamp_min.default": rewrite_clamp,
+    "aten.conv1d.default": rewrite_planar,
+    "aten.conv1d.padding": rewrite_planar,
+    "aten.conv_transpose1d.default": rewrite_planar,
+    "aten.conv_transpose2d.input": rewrite_planar,
+    "aten.convolution.default": rewrite_planar,
     "aten.elu.default": rewrite_elu,
     "aten.group_norm.default": rewrite_group_norm,
     "aten.index.Tensor": rewrite_index,

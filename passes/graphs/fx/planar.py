@@ -1,0 +1,60 @@
+"""Which aten operators are plain convolutions of two dimensions in another form."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from nmcompile.passes.graphs.fx.nodes import arguments_of
+from nmcompile.passes.graphs.interface import Array
+from nmcompile.passes.graphs.planar import Planar, convolution, transposed
+
+aten = torch.ops.aten
+
+LINEAR_CONV = {aten.conv1d.default, aten.conv1d.padding}
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input}
+
+
+def read_planar(
+    node: fx.Node,
+    constant: Callable[[fx.Node], Array | None],
+    shape: Callable[[fx.Node], tuple[int, ...] | None],
+) -> Planar | None:
+    """The form of a convolution along one axis, or of a transposed one along one or two.
+
+    Args:
+        node: of the graph.
+        constant: the contents of a value.
+        shape: that of a value.
+
+    Returns:
+        None for other operators, and where the weight is no constant or the shape is not known.
+    """
+    if node.target not in LINEAR_CONV | TRANSPOSED | {aten.convolution.default}:
+        return None
+    given = arguments_of(node)
+    turned = node.target in TRANSPOSED or bool(given.get("transposed", False))
+    data, weight = shape(given["input"]), constant(given["weight"])
+    bias = None if given["bias"] is None else constant(given["bias"])
+    if data is None or weight is None or (given["bias"] is not None and bias is None):
+        return None
+    if weight.ndim not in ((3, 4) if turned else (3,)) or len(data) != weight.ndim:
+        return None
+    axes, groups = weight.ndim - 2, int(given["groups"])
+    stride, dilation = _each(given["stride"], axes), _each(given["dilation"], axes)
+    if isinstance(given["padding"], str):
+        span = dilation[0] * (weight.shape[2] - 1) if given["padding"] == "same" else 0
+        padding = [(span // 2, span - span // 2)]
+    else:
+        padding = [(size, size) for size in _each(given["padding"], axes)]
+    if turned:
+        extra = _each(given["output_padding"], axes)
+        return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
+    return convolution(data, weight, bias, stride[0], padding[0], dilation[0], groups)
+
+
+def _each(value: int | Sequence[Any], axes: int) -> list[int]:
+    """One number for each axis, where torch takes one for all."""
+    found = [value] if isinstance(value, int) else [int(entry) for entry in value]
+    return found * axes if len(found) == 1 else found

@@ -1,0 +1,54 @@
+"""Which ONNX operators are plain convolutions of two dimensions in another form."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from nmcompile.passes.graphs.interface import Array
+from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
+from nmcompile.passes.graphs.onnx.padding import conv_padding, transposed_padding
+from nmcompile.passes.graphs.planar import Planar, convolution, transposed
+
+
+def read_planar(
+    node: ir.Node,
+    constant: Callable[[ir.Value], Array | None],
+    shape: Callable[[ir.Value], tuple[int, ...] | None],
+) -> Planar | None:
+    """The form of a convolution along one axis, or of a transposed one along one or two.
+
+    Args:
+        node: of the graph.
+        constant: the contents of a value.
+        shape: that of a value.
+
+    Returns:
+        None for other operators, and where the weight is no constant or the shape is not known.
+    """
+    if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose"):
+        return None
+    turned = node.op_type == "ConvTranspose"
+    given = [*node.inputs, None][:3]
+    if given[0] is None or given[1] is None:
+        return None
+    data, weight = shape(given[0]), constant(given[1])
+    bias = None if given[2] is None else constant(given[2])
+    if data is None or weight is None or (given[2] is not None and bias is None):
+        return None
+    if weight.ndim not in ((3, 4) if turned else (3,)) or len(data) != weight.ndim:
+        return None
+    image, kernel = data[2:], weight.shape[2:]
+    lists = {"strides": 1, "dilations": 1, "pads": 2, "output_padding": 1}
+    if any(len(ints_attribute(node, name, ())) not in (0, n * len(image)) for name, n in lists.items()):
+        return None
+    ones = (1,) * len(image)
+    stride = ints_attribute(node, "strides", ones)
+    dilation = ints_attribute(node, "dilations", ones)
+    groups = int_attribute(node, "group", 1)
+    if turned:
+        padding, extra = transposed_padding(node, kernel, image)
+        return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
+    found = conv_padding(node, kernel, image)
+    if found is None:
+        return None
+    return convolution(data, weight, bias, stride[0], found[0], dilation[0], groups)

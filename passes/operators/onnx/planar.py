@@ -1,0 +1,59 @@
+"""Convolutions along one axis and transposed ones, as the plain ones that kernels are for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from nmcompile.passes.graphs.onnx.graph import OnnxGraph
+from nmcompile.passes.graphs.onnx.planar import read_planar
+from nmcompile.passes.graphs.planar import Piece, write
+from nmcompile.passes.operators.onnx.editing import Replacement
+
+
+def rewrite_planar(graph: OnnxGraph, node: ir.Node) -> str | None:
+    """Put a plain convolution, or one for each phase, in the place of a node.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    form = read_planar(node, graph.constant, graph.shape)
+    if form is None or node.inputs[0] is None:
+        return "it is no plain convolution of two dimensions in another form"
+    new = Replacement(graph, node)
+    new.finish(write(node.inputs[0], form, _Writer(new)))
+    return None
+
+
+class _Writer:
+    def __init__(self, new: Replacement) -> None:
+        self._new = new
+
+    def conv(self, x: ir.Value, piece: Piece) -> ir.Value:
+        bias = [] if piece.bias is None else [self._new.constant(piece.bias)]
+        return self._new.add(
+            "Conv",
+            x,
+            self._new.constant(piece.weight),
+            *bias,
+            strides=piece.conv.stride,
+            pads=piece.conv.padding,
+            dilations=piece.conv.dilation,
+            group=piece.conv.groups,
+        )
+
+    def concat(self, parts: Sequence[ir.Value]) -> ir.Value:
+        return self._new.add("Concat", *parts, axis=1)
+
+    def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        return self._new.add("Reshape", x, self._numbers(*shape))
+
+    def permute(self, x: ir.Value, order: Sequence[int]) -> ir.Value:
+        return self._new.add("Transpose", x, perm=order)
+
+    def narrow(self, x: ir.Value, axis: int, start: int, length: int) -> ir.Value:
+        ends = (start, start + length, axis)
+        return self._new.add("Slice", x, *(self._numbers(number) for number in ends))
+
+    def _numbers(self, *numbers: int) -> ir.Value:
+        return self._new.constant(np.array(numbers, np.int64))

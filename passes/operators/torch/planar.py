@@ -1,0 +1,57 @@
+"""Convolutions along one axis and transposed ones, as the plain ones that kernels are for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import fx
+
+from nmcompile.passes.graphs.fx.graph import FxGraph
+from nmcompile.passes.graphs.fx.nodes import arguments_of
+from nmcompile.passes.graphs.fx.planar import read_planar
+from nmcompile.passes.graphs.planar import Piece, write
+from nmcompile.passes.operators.torch.editing import Replacement
+
+aten = torch.ops.aten
+
+
+def rewrite_planar(graph: FxGraph, node: fx.Node) -> str | None:
+    """Put a plain convolution, or one for each phase, in the place of a node.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    form = read_planar(node, graph.constant, graph.shape)
+    if form is None:
+        return "it is no plain convolution of two dimensions in another form"
+    new = Replacement(graph, node)
+    new.finish(write(arguments_of(node)["input"], form, _Writer(new)))
+    return None
+
+
+class _Writer:
+    def __init__(self, new: Replacement) -> None:
+        self._new = new
+
+    def conv(self, x: fx.Node, piece: Piece) -> fx.Node:
+        top, left, bottom, right = piece.conv.padding
+        padding = [top, left]
+        if (top, left) != (bottom, right):  # which the lowering takes into the convolution
+            x = self._new.add(aten.constant_pad_nd.default, x, [left, right, top, bottom])
+            padding = [0, 0]
+        weight = self._new.constant(np.ascontiguousarray(piece.weight))
+        bias = None if piece.bias is None else self._new.constant(np.array(piece.bias))
+        geometry = (list(piece.conv.stride), padding, list(piece.conv.dilation), piece.conv.groups)
+        return self._new.add(aten.conv2d.default, x, weight, bias, *geometry)
+
+    def concat(self, parts: Sequence[fx.Node]) -> fx.Node:
+        return self._new.add(aten.cat.default, list(parts), 1)
+
+    def reshape(self, x: fx.Node, shape: Sequence[int]) -> fx.Node:
+        return self._new.add(aten.reshape.default, x, list(shape))
+
+    def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
+        return self._new.add(aten.permute.default, x, list(order))
+
+    def narrow(self, x: fx.Node, axis: int, start: int, length: int) -> fx.Node:
+        return self._new.add(aten.slice.Tensor, x, axis, start, start + length)
