@@ -155,8 +155,12 @@ def _in_parts(source: SourceModel, divided: Divided[Built]) -> _Parts:
     ends = {name for name, _, _ in source.inputs} | set(source.outputs)
     crossing = [name for part in ours for name in (*part.inputs, *part.outputs)]
     parts.between = [name for name in dict.fromkeys(crossing) if name not in ends]
-    layers = {layer.name: layer for layer in source.graph.layers()}
-    parts.layers += [report_elsewhere(layers[n], why) for n, why in divided.elsewhere.items()]
+    known = [*source.graph.layers(), *source.graph.weighted()]
+    parts.layers += [
+        report_elsewhere(layer, divided.elsewhere[layer.name])
+        for layer in known
+        if layer.name in divided.elsewhere
+    ]
     return parts
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nmcompile import runtime
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import LayerReport, real_notes, report_choice, scattered_notes
+from nmcompile.inspection import LayerReport, real_notes, report_choices, scattered_notes
 from nmcompile.layer_names import LayerNames
 from nmcompile.progress import Stages
 from nmcompile.sparsity import Dense, Detection
@@ -108,7 +108,7 @@ def build(
             f"{source.title}: expected outputs of fixed shapes, found one whose shape depends on "
             "the values of the input, as behind NonZero; leave that part out of the exported model"
         ) from error
-    names = LayerNames(source.graph.layers())
+    names = LayerNames(source.graph.computed())
 
     def as_dense(group: Group) -> Detection:
         return Detection(Dense(), (Dense(),), detect_group(group).density)
@@ -118,7 +118,7 @@ def build(
     if tuning is not None:
         chooser = tuning.database.choose
         if tuning.measures:
-            named = LayerNames(source.graph.layers())
+            named = LayerNames(source.graph.computed())
             found = find_problems(module, pattern_of, backend.lowering).problems
             unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
             tuning.fill(unmeasured, target.name, stage)
@@ -139,12 +139,11 @@ def build(
         for symbol, number in kernel_calls(final)
     ]
     library = backend.build(final)
-    known = {layer.name: layer for layer in source.graph.layers()}
-    layers = tuple(
-        report_choice(known[owner], call.problem.detection, call.choice)
+    chosen = [
+        (owner, call.problem, call.choice)
         for owner, call in zip(owners, lowered.calls, strict=True)
-        if owner in known and call.problem.detection is not None
-    )
+    ]
+    layers = report_choices(source.graph, chosen)
     outputs = tuple(
         runtime.TensorSpec(name, shape, dtype)
         for name, (shape, dtype) in zip(source.outputs, types, strict=True)

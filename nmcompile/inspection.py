@@ -16,7 +16,7 @@ from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.layer_names import LayerNames
-from nmcompile.passes.graphs.interface import Array, Layer, Weighted
+from nmcompile.passes.graphs.interface import Array, Graph, Layer, Weighted
 from nmcompile.progress import Progress, silent
 from nmcompile.segments.divide import Divided
 from nmcompile.segments.whole import check_rest_option, in_parts
@@ -176,7 +176,12 @@ def inspect(
         else report_layer(layer, chosen.name, wanted)
         for layer in source.graph.layers()
     )
-    layers += tuple(report_other(other, wanted) for other in source.graph.weighted())
+    layers += tuple(
+        report_elsewhere(other, elsewhere[other.name], wanted)
+        if other.name in elsewhere
+        else report_other(other, chosen.name, wanted)
+        for other in source.graph.weighted()
+    )
     notes = [f"{note.layer}: {note.text}" for note in result.notes] + [*filter(None, [why])]
     notes += scattered_notes(layers)
     leftovers: Counter[str] = Counter()
@@ -246,7 +251,7 @@ def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
 
 def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[str, ...]:
     """What to say about layers of a quantised model that are computed on real numbers."""
-    names = LayerNames(source.graph.layers() if real else ())
+    names = LayerNames(source.graph.computed() if real else ())
     return tuple(f"{names.of(group)}: is computed in float32: {reason}" for group, reason in real)
 
 
@@ -261,18 +266,48 @@ def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> La
     return report_choice(layer, detection, choice, checked)
 
 
-def report_other(other: Weighted, wanted: Pattern | None = None) -> LayerReport:
-    """One row for what has constant weights, but no kernel of ours."""
-    reason = f"{other.op} has no kernel of ours"
+def report_other(other: Weighted, target: str, wanted: Pattern | None = None) -> LayerReport:
+    """One row for what has constant weights and is no layer: with the kernel of its pieces."""
+    row = _other_row(other, wanted)
+    if other.pieces:
+        largest = max(other.pieces, key=lambda piece: piece.macs or 0)
+        return _with_kernel(row, report_layer(largest, target))
+    more = f"; {row.reason}" if row.reason else ""
+    return replace(row, reason=f"{other.op} has no kernel of ours{more}")
+
+
+def report_choices(
+    graph: Graph, choices: Sequence[tuple[str, Problem, Choice]]
+) -> tuple[LayerReport, ...]:
+    """Rows of the layers that kernels were chosen for, and of what is computed in pieces."""
+    layers = {layer.name: layer for layer in graph.layers()}
+    others = {other.name: other for other in graph.weighted() if other.pieces}
+    rows, sizes = dict[str | int, LayerReport](), Counter[str]()
+    for index, (name, problem, choice) in enumerate(choices):
+        if problem.detection is None or problem.weight is None:
+            continue
+        if name in layers:
+            rows[index] = report_choice(layers[name], problem.detection, choice)
+        elif name in others and problem.weight.size > sizes[name]:
+            sizes[name] = problem.weight.size
+            of_piece = report_choice(others[name].pieces[0], problem.detection, choice)
+            rows[name] = _with_kernel(_other_row(others[name]), of_piece)
+    return tuple(rows.values())
+
+
+def _other_row(other: Weighted, wanted: Pattern | None = None) -> LayerReport:
     if other.weight is None:
         return LayerReport(
             *(other.name, other.op, (), "unknown", "", (), 1.0, other.macs or 0, 0, None, "none"),
             sparse=False,
-            reason=f"{reason}; no pattern can be checked: {other.reason}",
+            reason=f"no pattern can be checked: {other.reason}",
         )
     checked = check(other.weight, wanted) if wanted is not None else None
-    row = _row(other.name, other.op, other.weight, other.macs, detect(other.weight), checked)
-    return replace(row, reason=reason)
+    return _row(other.name, other.op, other.weight, other.macs, detect(other.weight), checked)
+
+
+def _with_kernel(row: LayerReport, of_piece: LayerReport) -> LayerReport:
+    return replace(row, kernel=of_piece.kernel, sparse=of_piece.sparse, reason=of_piece.reason)
 
 
 def report_choice(
@@ -320,10 +355,15 @@ def _row(
     )
 
 
-def report_elsewhere(layer: Layer, reason: str, wanted: Pattern | None = None) -> LayerReport:
-    """One row for a layer that onnxruntime computes."""
-    checked = check(layer.weight, wanted) if wanted is not None else None
-    row = _layer_row(layer, detect(layer.weight), checked)
+def report_elsewhere(
+    layer: Layer | Weighted, reason: str, wanted: Pattern | None = None
+) -> LayerReport:
+    """One row for what onnxruntime computes."""
+    if isinstance(layer, Weighted):
+        row = _other_row(layer, wanted)
+    else:
+        checked = check(layer.weight, wanted) if wanted is not None else None
+        row = _layer_row(layer, detect(layer.weight), checked)
     return replace(row, kernel=ONNXRUNTIME, reason=f"runs in onnxruntime: {reason}")
 
 

@@ -91,14 +91,15 @@ def divide_by(
         except UnsupportedOperatorError as error:
             refused |= dict.fromkeys(_guilty(part, graph, error), _sentence(error))
             continue
-        names = [op.name for op in graph.ops()]
-        layers = {layer.name for layer in graph.layers()}
+        names = _layer_names(graph)
         elsewhere = {names[i]: why for part in parts for i, why in part.reasons.items()}
-        return Divided(
-            parts,
-            tuple(done.get(part.nodes) for part in parts),
-            {name: why for name, why in elsewhere.items() if name in layers},
-        )
+        elsewhere.pop("", None)
+        return Divided(parts, tuple(done.get(part.nodes) for part in parts), elsewhere)
+
+
+def _layer_names(graph: OnnxGraph) -> list[str]:
+    """By position, the name of what has a weight; "" for other nodes."""
+    return [str(node.meta.get(NAME, "")) for node in graph.model.graph]
 
 
 def _copy_constant_outputs(graph: OnnxGraph) -> None:
@@ -142,8 +143,10 @@ def _divide(
 
 def _task(graph: OnnxGraph, network: Network, free: list[int], refused: Mapping[int, str]) -> Task:
     places = {index: place for place, index in enumerate(free)}
-    macs = {layer.name: layer.macs or 0 for layer in graph.layers()}
-    work = [macs.get(op.name, 0) if op.kind in ("conv", "linear") else 0 for op in graph.ops()]
+    macs: Counter[str] = Counter()
+    for layer in graph.computed():
+        macs[layer.name] += layer.macs or 0
+    work = [macs[name] for name in _layer_names(graph)]
     sizes = {}
     for node in graph.model.graph:
         for value in node.outputs:

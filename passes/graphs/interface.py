@@ -6,7 +6,7 @@ translate both ways. Only what the passes and the inspection need is here.
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -128,10 +128,12 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """An operator with constant weights, but no `Layer`: no pass edits it, no kernel is for it.
+    """An operator with constant weights, but no `Layer`: no pass edits it.
 
     `weight` is (O, I, ...) as for layers, integers less their zero point; None where it cannot be
-    read, and `reason` says why. `op` is "conv1d", "conv3d", "conv_transpose2d", ...
+    read, and `reason` says why. `op` is "conv1d", "conv3d", "conv_transpose2d", ... `pieces` are
+    the convolutions, under the same name, that are computed in its place; none where no kernel is
+    for it.
     """
 
     name: str
@@ -140,6 +142,12 @@ class Weighted:
     reason: str
     groups: int = 1
     macs: int | None = None
+    pieces: tuple[Layer, ...] = ()
+
+    def called(self, name: str) -> "Weighted":
+        """The same under another name."""
+        pieces = tuple(replace(piece, name=name) for piece in self.pieces)
+        return replace(self, name=name, pieces=pieces)
 
 
 @dataclass(frozen=True)
@@ -257,6 +265,10 @@ class Graph(ABC):
     def layers(self) -> list[Layer]:
         """Every convolution and constant-weight matrix product, in topological order."""
         return [_layer(self, op) for op in self.ops() if op.kind in ("conv", "linear")]
+
+    def computed(self) -> list[Layer]:
+        """The layers, and behind them those that are computed in place of `weighted` operators."""
+        return [*self.layers(), *(piece for other in self.weighted() for piece in other.pieces)]
 
 
 class Pass(Protocol):

@@ -3,11 +3,12 @@
 A transposed convolution of stride s writes y[x s + k d - p] += x w[k]. The outputs y = q s + r - c
 of one phase r are a plain convolution at stride 1: x = q + t with t = (r - c + p - k d) / s for the
 taps k where that is whole. Where all phases have the same t, as with a kernel that is a multiple of
-the stride, one convolution computes them all, with s times the channels; else there is one for each.
+the stride, one convolution computes them all, with s times the channels; else each has its own.
 Either way there are no more products than the model has, and no tap of zero that would make NaN of
 an infinity. c is cropped, and chosen so that phases agree if they can.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from nmcompile.passes.graphs.interface import Array, ConvAttrs
+from nmcompile.passes.graphs.interface import Array, ConvAttrs, Layer
 
 Pair = tuple[int, int]
 Shape = tuple[int, int, int, int]
@@ -57,6 +58,26 @@ class Planar:
     crop: Pair
     size: Pair
     result: tuple[int, ...]
+
+
+def layers_of(form: Planar, name: str) -> tuple[Layer, ...]:
+    """The convolutions of a form as layers."""
+    return tuple(
+        Layer(
+            name,
+            "conv2d",
+            piece.weight,
+            piece.bias,
+            piece.conv.stride,
+            piece.conv.padding,
+            piece.conv.dilation,
+            piece.conv.groups,
+            form.data,
+            piece.made,
+            math.prod(piece.made) * math.prod(piece.weight.shape[1:]),
+        )
+        for piece in form.pieces
+    )
 
 
 class Writer(Protocol[Tensor]):
@@ -171,8 +192,7 @@ def transposed(
     batch, channels, *image = shape
     kernel = weight.shape[2:]
     found = [
-        _axis(*entry)
-        for entry in zip(image, kernel, stride, dilation, padding, extra, strict=True)
+        _axis(*entry) for entry in zip(image, kernel, stride, dilation, padding, extra, strict=True)
     ]
     known = [axis for axis in found if axis is not None]
     if len(known) < len(found):
@@ -187,9 +207,7 @@ def transposed(
     pieces = []
     for chosen in together:
         # Each (groups, O / groups, I / groups, kh, kw), then side by side as (groups, phases, ...).
-        read = [
-            split[:, :, :, down.taps][..., right.taps].swapaxes(1, 2) for down, right in chosen
-        ]
+        read = [split[:, :, :, down.taps][..., right.taps].swapaxes(1, 2) for down, right in chosen]
         stacked = np.stack(read, 1)
         made = (batch, result[1] * len(chosen), tall.count, wide.count)
         repeated = bias
@@ -202,7 +220,8 @@ def transposed(
         pieces.append(Piece(stacked.reshape(made[1], *stacked.shape[3:]), repeated, conv, made))
     return Planar(
         (batch, channels, image[0], image[1]), tuple(pieces),
-        (len(tall.phases), len(wide.phases)), (tall.crop, wide.crop), (tall.size, wide.size), result,
+        (len(tall.phases), len(wide.phases)), (tall.crop, wide.crop), (tall.size, wide.size),
+        result,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ operators are `torch.ops.aten` overloads without in-place forms.
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -132,7 +131,7 @@ class FxReader(Graph):
                 continue
             other = weighted_node(node, self.constant, self.shape)
             if other is not None and NAME not in node.meta:
-                other = replace(other, name=unique_name(other.name, taken))
+                other = other.called(unique_name(other.name, taken))
             found += [other] if other is not None else []
         return found
 

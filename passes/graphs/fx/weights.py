@@ -14,7 +14,9 @@ from nmcompile.passes.graphs.fx.nodes import (
     layer_name,
     weight_node,
 )
+from nmcompile.passes.graphs.fx.planar import read_planar
 from nmcompile.passes.graphs.interface import Array, Weighted, outputs_first
+from nmcompile.passes.graphs.planar import layers_of
 
 aten = torch.ops.aten
 
@@ -67,4 +69,8 @@ def weighted_node(
         read = outputs_first(weight, groups) if transposed else weight
     out = shape(node)
     macs = None if out is None else int(np.prod(out, dtype=np.int64)) * int(np.prod(read.shape[1:]))
-    return Weighted(name, kind, read, "", groups, macs)
+    form = read_planar(node, constant, shape)
+    pieces = () if form is None else layers_of(form, name)
+    if pieces:
+        macs = sum(piece.macs or 0 for piece in pieces)
+    return Weighted(name, kind, read, "", groups, macs, pieces)

@@ -23,8 +23,8 @@ from nmcompile.passes.graphs.onnx.branches import inline_branch
 from nmcompile.passes.graphs.onnx.constants import RANDOM, evaluate
 from nmcompile.passes.graphs.onnx.nodes import (
     GRAPHS,
-    LAYERS,
     NAME,
+    NAMED,
     int_attribute,
     layer_name,
 )
@@ -331,7 +331,7 @@ class OnnxGraph(OnnxReader):
             if any(value in computed for value in node.inputs):
                 computed.update(node.outputs)
             # The first input decides: among weight computations there are products of constants.
-            activation = node.op_type in LAYERS and node.inputs[0] in computed
+            activation = node.op_type in NAMED and node.inputs[0] in computed
             if activation and node.inputs[1] not in computed:
                 layers.append(node)
         taken = {str(node.meta[NAME]) for node in layers if NAME in node.meta}

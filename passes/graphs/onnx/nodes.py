@@ -12,6 +12,8 @@ from nmcompile.passes.graphs.interface import weight_owner
 NAME = "nmcompile_name"
 """The key of node metadata under which a layer keeps its name."""
 LAYERS = ("Conv", "Gemm", "MatMul")
+NAMED = (*LAYERS, "ConvTranspose")
+"""What is named by its weight."""
 
 GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 """Types of attributes that hold subgraphs."""

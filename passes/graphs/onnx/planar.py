@@ -39,7 +39,9 @@ def read_planar(
         return None
     image, kernel = data[2:], weight.shape[2:]
     lists = {"strides": 1, "dilations": 1, "pads": 2, "output_padding": 1}
-    if any(len(ints_attribute(node, name, ())) not in (0, n * len(image)) for name, n in lists.items()):
+    if any(
+        len(ints_attribute(node, name, ())) not in (0, n * len(image)) for name, n in lists.items()
+    ):
         return None
     ones = (1,) * len(image)
     stride = ints_attribute(node, "strides", ones)

@@ -5,7 +5,6 @@ inputs or Constant nodes), functions are inlined, shapes are inferred.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -119,7 +118,7 @@ class OnnxReader(Graph):
             named = node.meta.get(NAME)
             other = weighted_node(node, named and str(named), self.constant, self.shape)
             if other is not None and named is None:
-                other = replace(other, name=unique_name(other.name, taken))
+                other = other.called(unique_name(other.name, taken))
             found += [other] if other is not None else []
         return found
 

@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from nmcompile.passes.graphs.interface import Array, Weighted, outputs_first
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, layer_name, module_scope
+from nmcompile.passes.graphs.onnx.planar import read_planar
+from nmcompile.passes.graphs.planar import layers_of
 
 ConstantOf = Callable[[ir.Value], Array | None]
 ShapeOf = Callable[[ir.Value], tuple[int, ...] | None]
@@ -62,7 +64,11 @@ def weighted_node(
         return Weighted(name, _kind(node, weight), None, reason)
     out = shape(node.outputs[0])
     macs = None if out is None else int(np.prod(out, dtype=np.int64)) * int(np.prod(read.shape[1:]))
-    return Weighted(name, _kind(node, weight), read, "", groups, macs)
+    form = read_planar(node, constant, shape)
+    pieces = () if form is None else layers_of(form, name)
+    if pieces:
+        macs = sum(piece.macs or 0 for piece in pieces)
+    return Weighted(name, _kind(node, weight), read, "", groups, macs, pieces)
 
 
 def _read(
