@@ -20,6 +20,7 @@ from nmcompile.inspection import (
     report_elsewhere,
     report_segments,
 )
+from nmcompile.passes.graphs.interface import Layer, Weighted
 from nmcompile.runtime.chain import RUNS
 from nmcompile.runtime.steps import LIBRARY, ONNX, Step
 from nmcompile.segments import rest
@@ -155,7 +156,7 @@ def _in_parts(source: SourceModel, divided: Divided[Built]) -> _Parts:
     ends = {name for name, _, _ in source.inputs} | set(source.outputs)
     crossing = [name for part in ours for name in (*part.inputs, *part.outputs)]
     parts.between = [name for name in dict.fromkeys(crossing) if name not in ends]
-    known = [*source.graph.layers(), *source.graph.weighted()]
+    known: list[Layer | Weighted] = [*source.graph.layers(), *source.graph.weighted()]
     parts.layers += [
         report_elsewhere(layer, divided.elsewhere[layer.name])
         for layer in known

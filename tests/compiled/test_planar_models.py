@@ -1,0 +1,97 @@
+"""Models with transposed and one-dimensional convolutions run on our kernels, sparse ones too."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nmcompile
+from nmcompile.sparsity import parse_pattern, project
+from tests.support.seed_modules import assert_close, export_onnx
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+class UNet(nn.Module):
+    """Two levels, with both usual ways up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.down = nn.Conv2d(16, 32, 3, 2, 1)
+        self.deep = nn.Conv2d(32, 64, 3, 2, 1)
+        self.up4 = nn.ConvTranspose2d(64, 32, 4, 2, 1)
+        self.mid = nn.Conv2d(64, 32, 3, padding=1)
+        self.up2 = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.last = nn.Conv2d(32, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.first(x).relu()
+        second = self.down(first).relu()
+        up = self.up4(self.deep(second).relu()).relu()
+        third = self.mid(torch.cat([up, second], 1)).relu()
+        y: torch.Tensor = self.last(torch.cat([self.up2(third), first], 1))
+        return y
+
+
+def signal_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(8, 32, 9, 2, 4), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2),
+        nn.Conv1d(32, 32, 3, padding="same", dilation=2), nn.ReLU(),
+        nn.ConvTranspose1d(32, 16, 3, 2, 1, 1), nn.ReLU(), nn.Conv1d(16, 4, 1),
+    )  # fmt: skip
+
+
+MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "images": (UNet, (1, 3, 24, 20)),
+    "signals": (signal_net, (1, 8, 96)),
+}
+
+
+def pruned(model: nn.Module, pattern: str) -> nn.Module:
+    """Every convolution of at least 16 channels, along the channels that it computes with."""
+    for layer in model.modules():
+        if not isinstance(layer, CONVS) or min(layer.in_channels, layer.out_channels) < 16:
+            continue
+        weight = layer.weight.detach().numpy()
+        turned = isinstance(layer, TURNED)
+        weight = np.ascontiguousarray(weight.swapaxes(0, 1) if turned else weight)
+        kept = project(weight, parse_pattern(pattern), 0.5 if "x" in pattern else None)
+        kept = np.ascontiguousarray(kept.swapaxes(0, 1) if turned else kept)
+        layer.weight.data = torch.from_numpy(kept)
+    return model
+
+
+@pytest.mark.parametrize("pattern", ["dense", "2:4", "1x16"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("through", ["torch", "onnx"])
+def test_models_run_on_kernels(name: str, pattern: str, through: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, shape = MODELS[name]
+    model, x = build().eval(), torch.randn(shape)
+    if pattern != "dense":
+        pruned(model, pattern)
+    given: Any = export_onnx(model, x) if through == "onnx" else model
+    example = (x,) if through == "torch" else None
+    path = tmp_path / "m.nmc"
+    result = nmcompile.compile(given, output=path, example_inputs=example)
+    session = nmcompile.runtime.load(path, threads=1)
+    (found,) = session.run({session.inputs[0].name: x.numpy()}).values()
+    with torch.no_grad():
+        assert_close(found, model(x).numpy())
+    rows = {row.name: row for row in result.report.layers}
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, CONVS)}
+    assert set(rows) == set(layers) and not result.report.segments
+    assert all(row.kernel.startswith("conv2d_f32") for row in rows.values())
+    seen = {row.name: row for row in nmcompile.inspect(given, example_inputs=example).layers}
+    assert set(seen) == set(layers)
+    for path_of, layer in layers.items():
+        assert seen[path_of].kernel == rows[path_of].kernel
+        wide = min(layer.in_channels, layer.out_channels) >= 16
+        if wide and pattern != "dense":
+            assert rows[path_of].pattern == pattern, rows[path_of]
+            assert rows[path_of].sparse, rows[path_of]
