@@ -176,7 +176,7 @@ def _not_planar(graph: OnnxReader, node: ir.Node) -> str | None:
     return None if found is None else "one"
 
 
-not_planar = Limit("nothing that is a plain convolution of two dimensions", _not_planar)
+not_planar = Limit("no other form as convolutions of images", _not_planar)
 
 
 def _native_resize(graph: OnnxReader, node: ir.Node) -> str | None:

@@ -19,7 +19,7 @@ def rewrite_planar(graph: OnnxGraph, node: ir.Node) -> str | None:
     """
     form = read_planar(node, graph.constant, graph.shape)
     if form is None or node.inputs[0] is None:
-        return "it is no plain convolution of two dimensions in another form"
+        return "it has no other form as convolutions of images"
     new = Replacement(graph, node)
     new.finish(write(node.inputs[0], form, _Writer(new)))
     return None

@@ -137,4 +137,4 @@ def _not_planar(graph: FxReader, node: fx.Node) -> str | None:
     return None if found is None else "one"
 
 
-not_planar = Limit("nothing that is a plain convolution of two dimensions", _not_planar)
+not_planar = Limit("no other form as convolutions of images", _not_planar)

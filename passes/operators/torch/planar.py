@@ -23,7 +23,7 @@ def rewrite_planar(graph: FxGraph, node: fx.Node) -> str | None:
     """
     form = read_planar(node, graph.constant, graph.shape)
     if form is None:
-        return "it is no plain convolution of two dimensions in another form"
+        return "it has no other form as convolutions of images"
     new = Replacement(graph, node)
     new.finish(write(arguments_of(node)["input"], form, _Writer(new)))
     return None
