@@ -99,7 +99,7 @@ def rewrite(graph: OnnxGraph, node: ir.Node, doubtful: str) -> str | None:
     form = REWRITES.get(key(node))
     reason = form(graph, node) if form is not None else "no rewriting"
     if reason is not None and not expand(graph.model, node):
-        also = "" if form is None else f" ({reason})"
+        also = "" if form is None or not reason else f" ({reason})"
         return f"{title_of(node)}: {doubtful}{also}"
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.model)
     ShapeInferencePass(strict_mode=False)(graph.model)

@@ -97,7 +97,7 @@ def settle(graph: FxGraph) -> None:
         rewrite = REWRITES.get(str(node.target))
         reason = rewrite(graph, node) if rewrite is not None else None
         if rewrite is None or reason is not None:
-            also = "" if reason is None else f" ({reason})"
+            also = f" ({reason})" if reason else ""
             raise UnsupportedOperatorError(
                 f"the model cannot be compiled: {node.target} (node {node.name}): "
                 f"{doubtful}{also}; {ADVICE}"
