@@ -161,9 +161,12 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
     ),
     # Convolutions and products.
     "aten.conv1d.default": (
-        lambda h: F.conv1d(h, w1, bias6, 2, 1, 2, 2), lambda h: F.conv1d(h, full1)
+        lambda h: F.conv1d(h, w1 * h.mean(), bias6, 2, 1, 2, 2),
+        lambda h: F.conv1d(h, full1 * h.mean()),
     ),
-    "aten.conv1d.padding": (lambda h: F.conv1d(h, full1, bias6, padding="same"),),
+    "aten.conv1d.padding": (
+        lambda h: F.conv1d(h, full1 * h.mean(), bias6, padding="same"),
+    ),
     "aten.conv2d.default": (
         lambda i: F.conv2d(i, w2, bias6, (2, 1), (1, 2), (1, 2), 2), lambda i: F.conv2d(i, full2)
     ),
@@ -186,12 +189,12 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
         lambda i: aten.convolution(i, t2, None, [2, 1], [1, 0], [1, 1], True, [1, 0], 1),
     ),
     "aten.conv_transpose1d.default": (
-        lambda h: F.conv_transpose1d(h, t1, None, 2, 1, 1, 2),
-        lambda h: F.conv_transpose1d(h, t1, bias6[:3], 1, 0, 0, 1, 2),
+        lambda h: F.conv_transpose1d(h, t1 * h.mean(), None, 2, 1, 1, 2),
+        lambda h: F.conv_transpose1d(h, t1 * h.mean(), bias6[:3], 1, 0, 0, 1, 2),
     ),
     "aten.conv_transpose2d.input": (
-        lambda i: F.conv_transpose2d(i, t2, None, (2, 1), (1, 0), (1, 0), 2),
-        lambda i: F.conv_transpose2d(i, t2, bias6[:3], 1, 0, 0, 1, 2),
+        lambda i: F.conv_transpose2d(i, t2 * i.mean(), None, (2, 1), (1, 0), (1, 0), 2),
+        lambda i: F.conv_transpose2d(i, t2 * i.mean(), bias6[:3], 1, 0, 0, 1, 2),
     ),
     "aten.linear.default": (
         lambda x: F.linear(x, w5),
@@ -421,6 +424,21 @@ REWRITTEN: dict[str, Function] = {
     ),
     "quantized_decomposed.dequantize_per_channel.default": lambda i: pt2e.dequantize_per_channel(
         i.to(torch.int8), DOUBLE, None, 1, *_range(torch.int8)
+    ),
+    "aten.conv1d.default": lambda h: (F.conv1d(h, w1, bias6, 2, 1, 2, 2), F.conv1d(h, full1)),
+    "aten.conv1d.padding": lambda h: F.conv1d(h, full1, bias6, padding="same"),
+    "aten.convolution.default": lambda h, i: (
+        aten.convolution(h, w1, bias6, [2], [1], [2], False, [0], 2),
+        aten.convolution(h, t1, None, [2], [1], [1], True, [1], 2),
+        aten.convolution(i, t2, None, [2, 1], [1, 0], [1, 1], True, [1, 0], 1),
+    ),
+    "aten.conv_transpose1d.default": lambda h: (
+        F.conv_transpose1d(h, t1, None, 2, 1, 1, 2),
+        F.conv_transpose1d(h, t1, bias6[:3], 1, 0, 0, 1, 2),
+    ),
+    "aten.conv_transpose2d.input": lambda i: (
+        F.conv_transpose2d(i, t2, None, (2, 1), (1, 0), (1, 0), 2),
+        F.conv_transpose2d(i, t2, bias6[:3], 1, 0, 0, 1, 2),
     ),
     "aten.select.int": lambda s: s[..., -2],
     "aten.index.Tensor": lambda z, j: (z[:, fixed_indices - 2], z[:, j - 1], z[..., j]),
