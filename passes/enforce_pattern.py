@@ -80,7 +80,8 @@ class EnforcePattern:
        their pattern allows, and so may layers that are left alone otherwise.
 
     6. What has constant weights but is no layer (`Graph.weighted`) is checked as any other, and
-       left as it is. Where a pattern concerns nothing that could be checked, it is an error.
+       projected where kernels compute it. Where a pattern concerns nothing that could be checked,
+       it is an error.
 
     Eligible are the convolutions and matrix products that `nmcompile.sparsity.left_out` does not
     leave alone.
@@ -122,7 +123,7 @@ class EnforcePattern:
         """
         others = graph.weighted()
         facts = [_facts(layer) for layer in graph.layers()]
-        facts += [LayerFacts(other.name, "other", 0) for other in others]
+        facts += [_other_facts(other) for other in others]
         skipped = left_out(facts, self.pruning.layers, self.pruning.exclude)
         rows: list[EnforcedLayer] = []
         permuted = self._permute(graph, skipped) if self.pruning.permute else None
@@ -160,8 +161,9 @@ class EnforcePattern:
                 )
             )
         for other in others:
-            row, breach = self._other(other, skipped.get(other.name))
+            row, breach = self._other(graph, other, skipped.get(other.name))
             rows.append(row)
+            modified |= row.energy_dropped > 0
             if breach is not None and self.pruning.mode == "verify":
                 breaches.append(breach)
         if self.pattern is not None and not breaches:
@@ -172,8 +174,10 @@ class EnforcePattern:
         finished = permuted is None or permuted.finished
         return EnforceResult(graph, modified, tuple(map(_note, rows)), tuple(rows), finished)
 
-    def _other(self, other: Weighted, reason: str | None) -> tuple[EnforcedLayer, str | None]:
-        """The row of what is no layer, and what is wrong with it; no pass edits its weight."""
+    def _other(
+        self, graph: Graph, other: Weighted, reason: str | None
+    ) -> tuple[EnforcedLayer, str | None]:
+        """The row of what is no layer, and what was wrong with it."""
         if other.weight is None:
             reason = reason or f"no pattern can be checked: {other.reason}"
             return EnforcedLayer(other.name, Dense(), 1.0, 0.0, reason), None
@@ -181,6 +185,13 @@ class EnforcePattern:
         breach = None
         if self.pattern is not None and reason is None:
             breach = self._breach(other.name, other.weight, self.pattern)
+        if breach is not None and self.pruning.mode == "project" and other.handle is not None:
+            assert self.pattern is not None
+            weight = project(other.weight, self.pattern, self.pruning.density)
+            graph.set_other_weight(other, weight)
+            kept = float(np.count_nonzero(weight)) / weight.size
+            dropped = 1.0 - energy_kept(other.weight, weight)
+            return EnforcedLayer(other.name, self.pattern, kept, dropped), breach
         if breach is not None:
             reason = f"{other.op} is not projected: {breach}"
         if self.pattern is None or reason is not None:
@@ -267,6 +278,12 @@ class EnforcePattern:
 
 def _facts(layer: Layer) -> LayerFacts:
     return LayerFacts(layer.name, layer.op, layer.weight.shape[1] * layer.groups, layer.groups)
+
+
+def _other_facts(other: Weighted) -> LayerFacts:
+    if other.weight is None or not other.pieces:
+        return LayerFacts(other.name, "other", 0)
+    return LayerFacts(other.name, "conv2d", other.weight.shape[1] * other.groups, other.groups)
 
 
 def _note(row: EnforcedLayer) -> Note:

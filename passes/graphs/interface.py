@@ -128,12 +128,13 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """An operator with constant weights, but no `Layer`: no pass edits it.
+    """An operator with constant weights, but no `Layer`: passes edit no more than its weight.
 
     `weight` is (O, I, ...) as for layers, integers less their zero point; None where it cannot be
     read, and `reason` says why. `op` is "conv1d", "conv3d", "conv_transpose2d", ... `pieces` are
     the convolutions, under the same name, that are computed in its place; none where no kernel is
-    for it.
+    for it. `handle` is the native node, for the adapter that made it; None where its weight cannot
+    be set.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Weighted:
     groups: int = 1
     macs: int | None = None
     pieces: tuple[Layer, ...] = ()
+    handle: Any = None
 
     def called(self, name: str) -> "Weighted":
         """The same under another name."""
@@ -222,6 +224,10 @@ class Graph(ABC):
         A constant that other operators read too is left alone: the operator gets its own. Integers
         stay integers where they can stand for the weight.
         """
+
+    @abstractmethod
+    def set_other_weight(self, other: Weighted, weight: Array) -> None:
+        """Give an operator that has a handle a new weight, of the shape in `Weighted`."""
 
     @abstractmethod
     def stored_name(self, constant: Value) -> str:
@@ -320,6 +326,13 @@ def outputs_first(weight: Array, groups: int) -> Array:
     inputs, outputs, *kernel = weight.shape
     split = weight.reshape(groups, inputs // groups, outputs, *kernel)
     return split.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
+
+
+def inputs_first(weight: Array, groups: int) -> Array:
+    """What `outputs_first` makes its result of."""
+    outputs, inputs, *kernel = weight.shape
+    split = weight.reshape(groups, outputs // groups, inputs, *kernel)
+    return split.swapaxes(1, 2).reshape(groups * inputs, outputs // groups, *kernel)
 
 
 def weight_owner(parameter: str) -> str:

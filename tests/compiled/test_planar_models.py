@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import nmcompile
+from nmcompile.folding import open_folded
+from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.sparsity import parse_pattern, project
-from tests.support.seed_modules import assert_close, export_onnx
+from tests.support.seed_modules import assert_close, export_onnx, run_onnx, run_torch
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -41,7 +43,7 @@ class UNet(nn.Module):
 def signal_net() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(8, 32, 9, 2, 4), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2),
-        nn.Conv1d(32, 32, 3, padding="same", dilation=2), nn.ReLU(),
+        nn.Conv1d(32, 32, 3, padding=2, dilation=2), nn.ReLU(),
         nn.ConvTranspose1d(32, 16, 3, 2, 1, 1), nn.ReLU(), nn.Conv1d(16, 4, 1),
     )  # fmt: skip
 
@@ -64,6 +66,41 @@ def pruned(model: nn.Module, pattern: str) -> nn.Module:
         kept = np.ascontiguousarray(kept.swapaxes(0, 1) if turned else kept)
         layer.weight.data = torch.from_numpy(kept)
     return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("through", ["torch", "onnx"])
+def test_patterns_are_enforced_on_them(name: str, through: str, tmp_path: Path) -> None:
+    build, shape = MODELS[name]
+    model, x = build().eval(), torch.randn(shape)
+    given: Any = export_onnx(model, x) if through == "onnx" else model
+    example = (x,) if through == "torch" else None
+    rows: list[EnforceResult] = []
+    sparse = nmcompile.enforce(given, "2:4", example_inputs=example, report=rows.append)
+    seen = {row.name: row for row in nmcompile.inspect(sparse, example_inputs=example).layers}
+    enforced = [row for row in rows[0].layers if row.skipped is None]
+    wanted = {"up4", "up2"} if name == "images" else {"4", "6"}
+    assert {row.layer for row in enforced} >= wanted
+    for row in enforced:
+        assert seen[row.layer].pattern == "2:4" and 0 < row.energy_dropped < 1, row
+        assert seen[row.layer].sparse or seen[row.layer].shape[0] < 16, row
+    old, new = weights(given, example), weights(sparse, example)
+    assert set(old) == set(new)
+    for path, weight in new.items():
+        assert np.array_equal(weight, np.where(weight == 0, 0, old[path])), path
+    # The framework still runs it, with the outputs that ours has.
+    path_of = tmp_path / "m.nmc"
+    nmcompile.compile(sparse, output=path_of, example_inputs=example)
+    session = nmcompile.runtime.load(path_of, threads=1)
+    (found,) = session.run({session.inputs[0].name: x.numpy()}).values()
+    assert_close(found, run_onnx(sparse, x) if through == "onnx" else run_torch(sparse, x))
+
+
+def weights(model: Any, example: Any) -> dict[str, Any]:
+    """By name, of whatever has one; batch norms are folded."""
+    graph = open_folded(model, example)[0].graph
+    known = {layer.name: layer.weight for layer in graph.layers()}
+    return known | {other.name: other.weight for other in graph.weighted()}
 
 
 @pytest.mark.parametrize("pattern", ["dense", "2:4", "1x16"])

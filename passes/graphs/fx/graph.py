@@ -26,7 +26,7 @@ from nmcompile.passes.graphs.fx.nodes import (
 )
 from nmcompile.passes.graphs.fx.quantised import dequantise, is_dequantisation, viewed
 from nmcompile.passes.graphs.fx.reading import FxReader
-from nmcompile.passes.graphs.interface import Array, Op, Value, unique_name
+from nmcompile.passes.graphs.interface import Array, Op, Value, Weighted, inputs_first, unique_name
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 aten = torch.ops.aten
@@ -84,6 +84,18 @@ class FxGraph(FxReader):
             node.kwargs = {}
         self.sweep()
         self._settle_names({op.name: node})
+
+    def set_other_weight(self, other: Weighted, weight: Array) -> None:
+        """Store a new parameter under the operator's name."""
+        node: fx.Node = other.handle
+        turned = "transpose" in other.op
+        array = inputs_first(weight, other.groups) if turned else weight
+        arguments = arguments_of(node)
+        with self.module.graph.inserting_before(node):
+            made = self.new_constant(f"{other.name}.weight", array, torch.float32)
+        node.args, node.kwargs = tuple((arguments | {"weight": made}).values()), {}
+        self.sweep()
+        self._settle_names({other.name: node})
 
     def reorder(self, constant: Value, axis: int, order: Array) -> None:
         """Store a reordered copy under the same path."""

@@ -73,4 +73,5 @@ def weighted_node(
     pieces = () if form is None else layers_of(form, name)
     if pieces:
         macs = sum(piece.macs or 0 for piece in pieces)
-    return Weighted(name, kind, read, "", groups, macs, pieces)
+    handle = node if pieces and source.op == "get_attr" else None
+    return Weighted(name, kind, read, "", groups, macs, pieces, handle)

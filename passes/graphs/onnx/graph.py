@@ -17,6 +17,8 @@ from nmcompile.passes.graphs.interface import (
     Array,
     Op,
     Value,
+    Weighted,
+    inputs_first,
     unique_name,
 )
 from nmcompile.passes.graphs.onnx.branches import inline_branch
@@ -106,6 +108,15 @@ class OnnxGraph(OnnxReader):
         node.replace_input_with(1, made)
         if bias is not None:
             node.replace_input_with(2, self.new_constant(f"{op.name}.bias", bias.astype(dtype)))
+        self.sweep()
+        self._settle_names([node])
+
+    def set_other_weight(self, other: Weighted, weight: Array) -> None:
+        """Store a new initializer under the operator's name."""
+        node: ir.Node = other.handle
+        turned = node.op_type == "ConvTranspose"
+        array = inputs_first(weight, other.groups) if turned else weight
+        node.replace_input_with(1, self.new_constant(f"{other.name}.weight", array))
         self.sweep()
         self._settle_names([node])
 

@@ -68,7 +68,8 @@ def weighted_node(
     pieces = () if form is None else layers_of(form, name)
     if pieces:
         macs = sum(piece.macs or 0 for piece in pieces)
-    return Weighted(name, _kind(node, weight), read, "", groups, macs, pieces)
+    handle = node if pieces and source.is_initializer() else None
+    return Weighted(name, _kind(node, weight), read, "", groups, macs, pieces, handle)
 
 
 def _read(
