@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from nmcompile import runtime
     from nmcompile.bundle import Bundle, write_bundle
     from nmcompile.compiler import CompileResult, compile, enforce, fold
-    from nmcompile.inspection import InspectionReport, LayerReport, inspect
+    from nmcompile.inspection import inspect
     from nmcompile.quantization import MaxLoss, Quantization, QuantizeResult, quantize
+    from nmcompile.reports import InspectionReport, LayerReport
     from nmcompile.sparsity import Pruning
     from nmcompile.tuning.request import Tuning
 
@@ -42,8 +43,8 @@ __all__ = [
 _HOMES = {
     "Bundle": "nmcompile.bundle",
     "CompileResult": "nmcompile.compiler",
-    "InspectionReport": "nmcompile.inspection",
-    "LayerReport": "nmcompile.inspection",
+    "InspectionReport": "nmcompile.reports",
+    "LayerReport": "nmcompile.reports",
     "MaxLoss": "nmcompile.quantization",
     "Pruning": "nmcompile.sparsity",
     "Quantization": "nmcompile.quantization",

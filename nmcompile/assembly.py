@@ -14,13 +14,13 @@ import numpy.typing as npt
 from nmcompile import runtime
 from nmcompile.building import Built, TunedLayer
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import (
+from nmcompile.passes.graphs.interface import Layer, Weighted
+from nmcompile.reports import (
     InspectionReport,
     LayerReport,
     report_elsewhere,
     report_segments,
 )
-from nmcompile.passes.graphs.interface import Layer, Weighted
 from nmcompile.runtime.chain import RUNS
 from nmcompile.runtime.steps import LIBRARY, ONNX, Step
 from nmcompile.segments import rest

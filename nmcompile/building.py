@@ -13,9 +13,9 @@ import numpy.typing as npt
 from nmcompile import runtime
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.frontends import SourceModel
-from nmcompile.inspection import LayerReport, real_notes, report_choices, scattered_notes
 from nmcompile.layer_names import LayerNames
 from nmcompile.progress import Stages
+from nmcompile.reports import LayerReport, real_notes, report_choices, scattered_notes
 from nmcompile.sparsity import Dense, Detection
 from nmcompile.targets import Target
 

@@ -16,10 +16,10 @@ from nmcompile.building import TunedLayer, build
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
-from nmcompile.inspection import InspectionReport, target_notes
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
+from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.segments.whole import check_rest_option, in_parts
 from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pruning, Unstructured

@@ -21,7 +21,7 @@ FLOORS = (
     "kernels.catalog", "targets", "machine",
     "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
     "frontends", "folding", "layer_names", "quantization", "train", "devices", "tuning", "backends",
-    "segments", "inspection", "spatial", "precision", "building", "assembly", "compiler", "bundle",
+    "segments", "reports", "inspection", "spatial", "precision", "building", "assembly", "compiler", "bundle",
     "bench", "cli", "",
 )  # fmt: skip
 """Rooms of the package, the lowest first; a module is in the room with the longest matching name.
