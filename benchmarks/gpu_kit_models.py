@@ -57,7 +57,7 @@ def make_model(arch: str, batch: int, sparser: bool, add: Add) -> Model:
     bare = replace(artifact.manifest, params=(), sections=())
     prefix = f"resnet50-{batch}"
     add(f"{prefix}.so", library)
-    add(f"{prefix}.manifest.json", manifests.encode(bare, runtime.FORMAT_VERSION))
+    add(f"{prefix}.manifest.json", manifests.encode(bare, manifests.WITHOUT))
     references = {}
     for pattern in (PATTERN, *(PATTERNS if sparser else ())):
         name = f"{prefix}.{pattern.replace(':', '-')}.float32"

@@ -33,8 +33,8 @@ DTYPES: Mapping[str, int] = {
 # And of those that only onnxruntime computes with: inputs and outputs of a model with steps.
 WIDE: Mapping[str, int] = {"float64": 8, "uint32": 4, "uint64": 8}
 
-WITH_STEPS = 3
-"""The first format version that has steps; whoever has none writes the one before."""
+WITH_STEPS, WITHOUT = 3, 2
+"""The first format version that has steps, and the one that manifests without any are written in."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Manifest:
     @property
     def version(self) -> int:
         """The format version that it is written in."""
-        return WITH_STEPS if self.steps else WITH_STEPS - 1
+        return WITH_STEPS if self.steps else WITHOUT
 
     @property
     def plan(self) -> tuple[Step, ...]:

@@ -79,7 +79,7 @@ def artifact_arrays(model: Model, pattern: str) -> dict[str, Array]:
 def write_model(kit: Kit, model: Model, pattern: str, path: Path) -> None:
     """The artifact that `nmc compile` writes for a model with this pattern."""
     where = f"{model.manifest} of the kit"
-    manifest = manifests.decode(kit.read(model.manifest), where, runtime.FORMAT_VERSION)
+    manifest = manifests.decode(kit.read(model.manifest), where, manifests.WITHOUT)
     arrays = artifact_arrays(model, pattern)
     runtime.write_artifact(path, manifest, kit.read(model.library), arrays)
 
