@@ -34,7 +34,7 @@ DTYPES: Mapping[str, int] = {
 WIDE: Mapping[str, int] = {"float64": 8, "uint32": 4, "uint64": 8}
 
 WITH_STEPS, WITHOUT = 3, 2
-"""The first format version that has steps, and the one that manifests without any are written in."""
+"""The first format version that has steps; the one in which manifests without any are written."""
 
 
 @dataclass(frozen=True)
