@@ -80,6 +80,9 @@
     const above = box.top - height - 8;
     tip.style.top = `${above > 4 ? above : box.bottom + 8}px`;
   };
+  // A value reached by keys stays shown: bringing its plot into view scrolls, and moves the page under
+  // a pointer that rests; both events are late.
+  const kept = () => (near === document.activeElement ? near : null);
   for (const plot of all(".plot")) {
     const marks = () =>
       all('.mark-symbol [role="graphics-symbol"]', plot).filter((mark) => mark.getClientRects().length);
@@ -91,9 +94,9 @@
         const distance = (x - event.clientX) ** 2 + (y - event.clientY) ** 2;
         if (distance < least) [best, least] = [mark, distance];
       }
-      show(best);
+      show(best ?? kept());
     });
-    plot.addEventListener("pointerleave", () => show(null));
+    plot.addEventListener("pointerleave", () => show(kept()));
     plot.addEventListener("focusout", () => show(null));
     plot.addEventListener("keydown", (event) => {
       const list = marks();
@@ -115,10 +118,7 @@
       show(mark);
     });
   }
-  // A value reached by keys stays shown: bringing its plot into view scrolls, and the event is late.
-  addEventListener("scroll", () => show(near === document.activeElement ? near : null), {
-    passive: true,
-  });
+  addEventListener("scroll", () => show(kept()), { passive: true });
 
   // Theme: the system's, or one that is kept where the browser lets a file keep anything.
   const themes = ["system", "light", "dark"];
