@@ -9,7 +9,7 @@ an infinity. c is cropped, and chosen so that phases agree if they can.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Protocol, TypeVar
@@ -21,6 +21,7 @@ from nmcompile.passes.graphs.interface import Array, ConvAttrs, Layer
 Pair = tuple[int, int]
 Shape = tuple[int, int, int, int]
 Tensor = TypeVar("Tensor")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +121,36 @@ def write(x: Tensor, form: Planar, into: Writer[Tensor]) -> Tensor:
         if size != whole:
             y = into.narrow(y, axis, start, size)
     return y if rank == 4 else into.reshape(y, form.result)
+
+
+def operands(
+    turned: bool,
+    data: Value,
+    weight: Value,
+    bias: Value | None,
+    constant: Callable[[Value], Array | None],
+    shape: Callable[[Value], tuple[int, ...] | None],
+) -> tuple[tuple[int, ...], Array, Array | None] | None:
+    """The shape of the input, the weight and the bias of an operator that has another form.
+
+    Args:
+        turned: whether it is a transposed convolution.
+        data: its input.
+        weight: its weight.
+        bias: its bias, or None.
+        constant: the contents of a value.
+        shape: that of a value.
+
+    Returns:
+        None where one of them is not known, and for convolutions along other numbers of axes.
+    """
+    extents, kernel = shape(data), constant(weight)
+    added = None if bias is None else constant(bias)
+    if extents is None or kernel is None or (bias is not None and added is None):
+        return None
+    if kernel.ndim not in ((3, 4) if turned else (3,)) or len(extents) != kernel.ndim:
+        return None
+    return extents, kernel, added
 
 
 def convolution(

@@ -8,7 +8,7 @@ from torch import fx
 
 from nmcompile.passes.graphs.fx.nodes import arguments_of
 from nmcompile.passes.graphs.interface import Array
-from nmcompile.passes.graphs.planar import Planar, convolution, transposed
+from nmcompile.passes.graphs.planar import Planar, convolution, operands, transposed
 
 aten = torch.ops.aten
 
@@ -35,12 +35,10 @@ def read_planar(
         return None
     given = arguments_of(node)
     turned = node.target in TRANSPOSED or bool(given.get("transposed", False))
-    data, weight = shape(given["input"]), constant(given["weight"])
-    bias = None if given["bias"] is None else constant(given["bias"])
-    if data is None or weight is None or (given["bias"] is not None and bias is None):
+    known = operands(turned, given["input"], given["weight"], given["bias"], constant, shape)
+    if known is None:
         return None
-    if weight.ndim not in ((3, 4) if turned else (3,)) or len(data) != weight.ndim:
-        return None
+    data, weight, bias = known
     axes, groups = weight.ndim - 2, int(given["groups"])
     stride, dilation = _each(given["stride"], axes), _each(given["dilation"], axes)
     if isinstance(given["padding"], str):

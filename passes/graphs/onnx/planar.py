@@ -7,7 +7,7 @@ import onnx_ir as ir
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
 from nmcompile.passes.graphs.onnx.padding import conv_padding, transposed_padding
-from nmcompile.passes.graphs.planar import Planar, convolution, transposed
+from nmcompile.passes.graphs.planar import Planar, convolution, operands, transposed
 
 
 def read_planar(
@@ -31,12 +31,10 @@ def read_planar(
     given = [*node.inputs, None][:3]
     if given[0] is None or given[1] is None:
         return None
-    data, weight = shape(given[0]), constant(given[1])
-    bias = None if given[2] is None else constant(given[2])
-    if data is None or weight is None or (given[2] is not None and bias is None):
+    known = operands(turned, given[0], given[1], given[2], constant, shape)
+    if known is None:
         return None
-    if weight.ndim not in ((3, 4) if turned else (3,)) or len(data) != weight.ndim:
-        return None
+    data, weight, bias = known
     image, kernel = data[2:], weight.shape[2:]
     lists = {"strides": 1, "dilations": 1, "pads": 2, "output_padding": 1}
     if any(

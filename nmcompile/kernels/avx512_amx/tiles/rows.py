@@ -25,8 +25,8 @@ from nmcompile.kernels.avx512_vnni.lanes.lists import gathers_of
 from nmcompile.kernels.avx512_vnni.lanes.reading import Reading
 from nmcompile.kernels.problem import Array, Candidate, Lowered, Problem
 from nmcompile.kernels.spec import Conv2d
-from nmcompile.kernels.verdict import MADE_FOR, decline_slower
-from nmcompile.sparsity import NM, Dense, OneByN
+from nmcompile.kernels.verdict import decline_slower
+from nmcompile.sparsity import NM
 
 VECTORS = (1, 2, 4)
 
@@ -49,13 +49,7 @@ def refuse_one_by_n(problem: Problem) -> str | None:
             f"tiles skip input channels that all of {LANES} outputs leave out, and {pattern} has "
             "none: it is multiplied as if it were dense"
         )
-    if not isinstance(pattern, OneByN):
-        return f"{MADE_FOR}1xN, not {pattern or Dense()}"
-    if pattern.n % LANES:
-        return f"its blocks of {pattern.n} output channels do not fill tiles of {LANES}"
-    if problem.scattered is not None:
-        return "the filters of its blocks are scattered: every value would be stored by itself"
-    return refuse_dense(problem)
+    return lanes.refuse_blocks(problem, "tiles") or refuse_dense(problem)
 
 
 def decline_one_by_n(problem: Problem) -> str | None:

@@ -56,6 +56,18 @@ def refuse_sums(problem: Problem) -> str | None:
     return f"its sums may be {lowest} to {highest}, beyond the 32 bits they are kept in"
 
 
+def refuse_blocks(problem: Problem, units: str) -> str | None:
+    """Weights that are not in 1xN blocks which fill `units` of 16 and follow each other."""
+    pattern = None if problem.detection is None else problem.detection.pattern
+    if not isinstance(pattern, OneByN):
+        return f"{MADE_FOR}1xN, not {pattern or Dense()}"
+    if pattern.n % LANES:
+        return f"its blocks of {pattern.n} output channels do not fill {units} of {LANES}"
+    if problem.scattered is not None:
+        return "the filters of its blocks are scattered: every value would be stored by itself"
+    return None
+
+
 @dataclass(frozen=True)
 class LanesRows:
     """The rows of one kind of numbers.
@@ -91,14 +103,7 @@ class LanesRows:
 
     def refuse_one_by_n(self, problem: Problem) -> str | None:
         """Weights in 1xN blocks that fill vectors and follow each other."""
-        pattern = None if problem.detection is None else problem.detection.pattern
-        if not isinstance(pattern, OneByN):
-            return f"{MADE_FOR}1xN, not {pattern or Dense()}"
-        if pattern.n % LANES:
-            return f"its blocks of {pattern.n} output channels do not fill vectors of {LANES}"
-        if problem.scattered is not None:
-            return "the filters of its blocks are scattered: every value would be stored by itself"
-        return self.refuse_sums(problem)
+        return refuse_blocks(problem, "vectors") or self.refuse_sums(problem)
 
     def decline_nm(self, problem: Problem) -> str | None:
         """Where multiplying all weights is expected to be faster."""
