@@ -144,6 +144,12 @@ class Quads:
             real.astype(np.int8),
         )
 
+    @classmethod
+    def each(cls, kept: Flags, outputs: int, size: int) -> list[Quads]:
+        """Of the lists of so many outputs, of bytes (out, segments, bytes) that each keeps."""
+        lists = np.logical_or.reduceat(kept, range(0, len(kept), outputs), axis=0)
+        return [cls.of(list_, size) for list_ in lists]
+
     @property
     def count(self) -> int:
         """All of them."""

@@ -194,10 +194,10 @@ def _pack_listed(
     segments, kept = segments_of(positions, reading), segments_of(used, reading)
     groups = OutputGroups.of(len(segments), config.vectors)
     outputs = config.vectors * LANES
+    lists = Quads.each(kept, config.list_outputs, size)
     starts, offsets, index, weights = [0], [], [], []
     for number, first in enumerate(range(0, len(segments), outputs)):
-        shared = first - first % config.list_outputs
-        quads = Quads.of(np.asarray(kept[shared : shared + config.list_outputs].any(axis=0)), size)
+        quads = lists[first // config.list_outputs]
         starts += [starts[-1] + quads.following, starts[-1] + quads.count]
         begins = np.asarray(reading.segments)[quads.segments]
         offsets.append(begins + quads.starts)

@@ -167,10 +167,7 @@ INTEGERS = LanesRows(integer_layer, BYTES_COSTS, refuse_sums)
 def _listed_configs(layer: Layer, costs: Costs) -> Sequence[Candidate]:
     conv, each = layer.conv, layer.list_outputs
     reading = Reading.of(conv, quads=False)
-    segments = segments_of(layer.used, reading)
-    firsts = range(0, len(segments), each)
-    lists = np.logical_or.reduceat(segments, firsts, axis=0)
-    found = [Quads.of(kept, layer.numbers.size) for kept in lists]
+    found = Quads.each(segments_of(layer.used, reading), each, layer.numbers.size)
     quads = np.array([float(list_.count) for list_ in found])
     picked = quads - np.array([float(list_.following) for list_ in found])
     works = []
