@@ -16,14 +16,18 @@ from nmcompile.devices import Address, start_tracker
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError
 from nmcompile.runtime import cpu, gpu
+from tests.support import twins
 from tests.support.seed_modules import export_onnx
 from tests.support.tiny_models import example, tiny_net
+
+twins.use()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("isa"):
-        if mark.args[0] not in cpu.host()[1]:
-            pytest.skip(f"this CPU has no {mark.args[0]}")
+        (name,), native = mark.args, mark.kwargs.get("native", False)
+        if name not in cpu.host()[1] and (native or name not in twins.here()):
+            pytest.skip(f"this CPU has no {name}")
     if any(item.iter_markers("gpu")):
         need_gpu()
     for mark in item.iter_markers("tool"):

@@ -18,6 +18,7 @@ from nmcompile.sparsity import NM
 from tests.support.quantised import (
     as_defined,
     compiled,
+    exact_peer,
     images,
     output_step,
     quantised_onnx,
@@ -90,6 +91,7 @@ def test_onnxruntimes_pairs(form: str, tmp_path: Path) -> None:
     assert {layer.name for layer in inspect(model).layers} >= {"wide", "narrow", "head"}
 
 
+@exact_peer
 def test_onnxruntimes_operators(tmp_path: Path) -> None:
     model = quantised_onnx(
         quant_format=QuantFormat.QOperator, activation_type=U8, weight_type=S8, per_channel=True

@@ -35,7 +35,7 @@ def test_masked_lanes_are_not_read_and_zero(name: str) -> None:
         value = T.bind(load(x, T.bind(where[0])))
         T.buffer_store(y, value, [T.ramp(0, 1, int(value.ty.dtype.lanes))])
     function = func.result().with_attr("global_symbol", "masked")
-    target = tvm.target.Target({"kind": "llvm", "mcpu": find_target("avx512").llvm_cpu})
+    target = tvm.target.Target(find_target("avx512").llvm_options)
     module = tvm.compile(
         tvm.IRModule({"masked": function}), target=target, tir_pipeline=TIR_PIPELINE
     )

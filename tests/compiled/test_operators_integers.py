@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.frontends import open_model
-from tests.support.quantised import as_defined, compiled
+from tests.support.quantised import as_defined, compiled, exact_peer
 from tests.support.seed_modules import Array
 
 MICROSOFT = "com.microsoft"
@@ -99,6 +99,7 @@ def every_operator(dtype: Any) -> onnx.ModelProto:
     return model([*quantised, *made], arrays, shapes, outputs)
 
 
+@exact_peer
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
 def test_every_operator_is_a_step_from_onnxruntimes_at_most(dtype: Any, tmp_path: Path) -> None:
     proto = every_operator(dtype)
@@ -138,6 +139,7 @@ def dynamic(weight: Array, *, cast: bool, zero: int = 0, matrix: bool = False) -
     return model(nodes if cast else nodes[:2], arrays, {"x": shape}, outputs)
 
 
+@exact_peer
 @pytest.mark.parametrize("matrix", [False, True])
 @pytest.mark.parametrize("zero", [0, 3])
 def test_dynamically_quantised_layers(matrix: bool, zero: int, tmp_path: Path) -> None:
@@ -234,6 +236,7 @@ def test_onnxruntimes_own_quantisation(dtype: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.ptp(expected))
 
 
+@exact_peer
 def test_models_of_older_operator_sets_are_converted(tmp_path: Path) -> None:
     nodes = [
         node("QuantizeLinear", ["x", "x_s", "x_z"], ["q"]),

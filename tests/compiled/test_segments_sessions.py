@@ -289,6 +289,7 @@ print(load(sys.argv[1]).run(x)["a"].shape, "onnxruntime" in sys.modules)
     assert fresh(HIDE + BEGIN + code, tmp_path / "m.nmc") == "(1, 16, 16, 16) False\n"
 
 
+@pytest.mark.isa("avx512f", native=True)
 def test_it_is_compiled_without_onnxruntime_too_and_says_what_was_not_tried(
     tmp_path: Path,
 ) -> None:

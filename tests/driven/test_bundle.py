@@ -21,7 +21,7 @@ from nmcompile.runtime.native import CUDART
 from tests.conftest import missing_tool
 from tests.support.bare_python import python_with_numpy
 from tests.support.fake_driver import fake_driver, need_no_driver
-from tests.support.manifests import SHAPE, manifest
+from tests.support.manifests import FEATURES, SHAPE, manifest
 from tests.support.runtime_models import identity_library
 from tests.support.tiny_models import example
 
@@ -338,7 +338,7 @@ def test_the_readme_says_what_is_needed(cpu_bundle: nmcompile.Bundle) -> None:
     text = "\n".join(lines)
     assert f"CPython {sys.version_info.major}.{sys.version_info.minor} (no other" in text
     assert f"glibc {cpu_bundle.glibc} and libstdc++.so.6 of GLIBCXX_3.4." in text
-    assert "sparse.nmc: CPU with avx512f" in text
+    assert f"sparse.nmc: CPU with {FEATURES[0]}" in text
     assert "x float32 1x3x16x16 -> y float32 1x10" in text
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from nmcompile.runtime import Call, Manifest, ModelInfo, Producer, TargetInfo, TensorSpec
+from nmcompile.targets import find_target
 
+FEATURES = find_target("avx512").cpu_features
 ROWS, COLUMNS = 8, 16
 SHAPE = (ROWS, COLUMNS)
 X = TensorSpec("x", SHAPE, "float32")
@@ -16,7 +18,7 @@ def manifest(
     inputs: tuple[TensorSpec, ...] = (X,),
     outputs: tuple[TensorSpec, ...] = (Y,),
     calls: tuple[Call, ...] = (),
-    cpu_features: tuple[str, ...] = ("avx512f",),
+    cpu_features: tuple[str, ...] = FEATURES,
     kind: str = "avx512",
     entry: str = "main",
     prepare: str = "",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
@@ -90,6 +91,10 @@ def quantised(
         else:
             quantize_static(before, after, _Reader(shape), **options)
         return onnx.load(after)
+
+
+exact_peer = pytest.mark.isa("avx512_vnni", native=True)
+"""For tests whose models have operators on integers: without VNNI onnxruntime's sums saturate."""
 
 
 def as_defined(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:

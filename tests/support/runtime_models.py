@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
+from nmcompile.targets import find_target
 from tests.support.manifests import SHAPE
 
 
@@ -47,7 +48,7 @@ def stamp(
 
 
 def _export(module: Any, folder: Path, exec_mode: str = "bytecode") -> bytes:
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4"})
+    target = tvm.target.Target(find_target("avx512").llvm_options)
     file = folder / "lib.so"
     relax.build(module, target, exec_mode=exec_mode).export_library(str(file))
     return file.read_bytes()
