@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def assemble(
         inputs=inputs,
         outputs=tuple(specs[name] for name in source.outputs),
         model=runtime.ModelInfo(Path(source.title).stem, digest),
-        layers=tuple(layer.to_dict() for layer in parts.layers),
+        layers=_with_flow([layer.to_dict() for layer in parts.layers], parts.calls, parts.flow),
         calls=tuple(parts.calls),
         prepare=made.prepare if isinstance(made, Built) else "",
         steps=tuple(parts.steps),
@@ -100,6 +100,7 @@ class _Parts:
     """What the parts of a model add up to.
 
     specs: of the tensors that they make. between: names of those that cross.
+    flow: as `runtime/FORMAT.md` describes it, of the calls of libraries.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -109,6 +110,7 @@ class _Parts:
     between: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     calls: list[runtime.Call] = field(default_factory=list)
+    flow: list[dict[str, Any]] = field(default_factory=list)
     leftovers: Counter[str] = field(default_factory=Counter)
     tuning: list[TunedLayer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -117,7 +119,12 @@ class _Parts:
         """What is the same for a whole model and a part."""
         self.specs.update((spec.name, spec) for spec in built.outputs)
         self.layers += built.layers
+        first = len(self.calls)
         self.calls += built.calls
+        for place, call in enumerate(built.flow, first):
+            reads = [first + read if isinstance(read, int) else read for read in call.reads]
+            entry = {"call": place, "reads": reads, "shape": list(call.shape)}
+            self.flow.append(entry | ({"makes": list(call.makes)} if call.makes else {}))
         self.leftovers.update(built.leftovers)
         self.tuning += built.tuning
         self.notes += built.notes
@@ -163,6 +170,24 @@ def _in_parts(source: SourceModel, divided: Divided[Built]) -> _Parts:
         if layer.name in divided.elsewhere
     ]
     return parts
+
+
+def _with_flow(
+    layers: list[dict[str, Any]], calls: Sequence[runtime.Call], flow: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    """The layers with what is known of the calls: each has its own, and those of none before it."""
+    by_name = {layer["name"]: layer for layer in layers}
+    waiting: list[dict[str, Any]] = []
+    last: dict[str, Any] | None = None
+    for entry in flow:
+        waiting.append(entry)
+        owner = by_name.get(calls[entry["call"]].layer)
+        if owner is not None:
+            owner.setdefault("flow", []).extend(waiting)
+            waiting, last = [], owner
+    if last is not None and waiting:
+        last["flow"] += waiting
+    return tuple(layers)
 
 
 def _spell(part: Part) -> str:

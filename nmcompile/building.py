@@ -20,6 +20,7 @@ from nmcompile.sparsity import Dense, Detection
 from nmcompile.targets import Target
 
 if TYPE_CHECKING:
+    from nmcompile.passes.lowering.calls import FinishedCall
     from nmcompile.tuning.setup import OpenTuning
 
 
@@ -41,10 +42,12 @@ class TunedLayer:
 class Built:
     """A model that is one library.
 
+    library: b"" where none was asked for.
     params: the weights, in the order in which its entry function takes them.
     prepare: its function for weights, or "".
     layers: as they were lowered.
     calls: kernel calls in execution order.
+    flow: for each call what it reads, writes and makes.
     leftovers: operators that take TVM's own lowering, with their number.
     outputs: what the entry function returns.
     tuning: what measuring gained.
@@ -56,6 +59,7 @@ class Built:
     prepare: str
     layers: tuple[LayerReport, ...]
     calls: tuple[runtime.Call, ...]
+    flow: tuple[FinishedCall, ...]
     leftovers: Mapping[str, int]
     outputs: tuple[runtime.TensorSpec, ...]
     tuning: tuple[TunedLayer, ...]
@@ -69,6 +73,7 @@ def build(
     dense: bool,
     tuning: OpenTuning | None,
     stage: Stages,
+    code: bool = True,
 ) -> Built:
     """Lower and compile a folded model.
 
@@ -79,6 +84,7 @@ def build(
         dense: whether zeros are ignored.
         tuning: measurements to choose by, and to add to.
         stage: told what is going on.
+        code: whether machine code is made of it, which takes most of the time.
 
     Raises:
         UnsupportedOperatorError: an operator cannot be lowered.
@@ -87,7 +93,8 @@ def build(
     """
     from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
-    from nmcompile.passes.lowering.fallback import kernel_calls, output_types
+    from nmcompile.passes.lowering.calls import finished_calls
+    from nmcompile.passes.lowering.fallback import output_types
     from nmcompile.passes.lowering.kernels import (
         PREPARE,
         Chooser,
@@ -131,14 +138,15 @@ def build(
         chooser,
         backend.lowering,
     )
-    stage("generating code")
+    stage("generating code" if code else "lowering the rest")
     final = backend.finish(lowered.module)
     owners = [names.of(call.group) for call in lowered.calls]
+    flow = finished_calls(final, [name for name, _, _ in source.inputs], source.outputs)
     calls = [
-        runtime.Call(symbol, symbol if number is None else owners[number])
-        for symbol, number in kernel_calls(final)
+        runtime.Call(call.symbol, call.symbol if call.number is None else owners[call.number])
+        for call in flow
     ]
-    library = backend.build(final)
+    library = backend.build(final) if code else b""
     chosen = [
         (owner, call.problem, call.choice)
         for owner, call in zip(owners, lowered.calls, strict=True)
@@ -159,6 +167,7 @@ def build(
         PREPARE if lowered.prepares else "",
         layers,
         tuple(calls),
+        flow,
         Counter(lowered.leftovers),
         outputs,
         tuple(tuned),

@@ -7,7 +7,6 @@ parallel; LLVM vectorises the innermost ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import tvm
@@ -17,14 +16,12 @@ from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
-from nmcompile.passes.lowering.batch import EARLY
 from nmcompile.passes.lowering.elementary import as_arithmetic, has_arithmetic
 from nmcompile.passes.lowering.exact import keep_exact
 from nmcompile.passes.lowering.infinities import begin_at_infinity
 from nmcompile.passes.lowering.positions import legalize_positions
 from nmcompile.passes.lowering.room import check_room
 from nmcompile.passes.lowering.rounding import QUANTISE, quantise
-from nmcompile.passes.lowering.view import is_call_of
 from nmcompile.runtime.files import scratch_folder
 
 # Operators to the end: the VM passes the same memory on.
@@ -126,51 +123,6 @@ def _parallelise(func: Any) -> Any:
         if outer and extent >= MIN_PARALLEL:
             schedule.parallel(schedule.fuse(*outer))
     return schedule.mod["main"]
-
-
-def kernel_calls(module: Any) -> list[tuple[str, int | None]]:
-    """The calls of `main` in execution order, those of the functions it calls included.
-
-    Returns:
-        For each the function's name and, of a kernel of ours, its number among
-        `LoweredModule.calls`, which lists the early part before the rest.
-    """
-    bodies = {
-        var.name_hint: _calls_in(func)
-        for var, func in module.functions_items()
-        if isinstance(func, relax.Function) and var.name_hint in ("main", EARLY)
-    }
-    early = [symbol for symbol in bodies.get(EARLY, ()) if is_kernel(symbol)]
-    numbers = {EARLY: 0, "main": len(early)}
-
-    def expand(name: str) -> Iterator[tuple[str, int | None]]:
-        number = numbers[name]
-        for symbol in bodies[name]:
-            if symbol in bodies:
-                yield from expand(symbol)
-            elif is_kernel(symbol):
-                yield symbol, number
-                number += 1
-            else:
-                yield symbol, None
-
-    return list(expand("main"))
-
-
-def _calls_in(function: Any) -> list[str]:
-    """What a function calls, in order: TIR functions, and the early part."""
-    found = []
-    for block in function.body.blocks:
-        for binding in block.bindings:
-            value = binding.value
-            if not isinstance(value, relax.Call):
-                continue
-            name = str(getattr(value.op, "name", ""))
-            if name in ("relax.call_tir", "relax.call_tir_inplace"):
-                found.append(str(value.args[0].name_hint))
-            elif is_call_of(value, EARLY):
-                found.append(EARLY)
-    return found
 
 
 def output_types(module: Any) -> list[tuple[tuple[int, ...], str]]:
