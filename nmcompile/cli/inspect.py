@@ -9,6 +9,7 @@ import typer
 
 from nmcompile.cli.compile import spell_operators
 from nmcompile.cli.guard import guarded, working
+from nmcompile.cli.look import HtmlOption, LayerOption, Look, ProfileOption
 from nmcompile.cli.options import (
     JsonOption,
     Shape,
@@ -18,7 +19,6 @@ from nmcompile.cli.options import (
     shapes_of,
 )
 from nmcompile.cli.output import (
-    known_facts,
     print_facts,
     print_json,
     print_layers,
@@ -28,6 +28,7 @@ from nmcompile.cli.output import (
 from nmcompile.cli.printing import say
 from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
 from nmcompile.errors import DeviceError
+from nmcompile.layer_facts import known_facts
 
 if TYPE_CHECKING:
     from nmcompile.runtime import TensorSpec
@@ -53,6 +54,9 @@ def inspect_any(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="With --spatial: draw them, too.")
     ] = None,
+    html: HtmlOption = None,
+    profile: ProfileOption = None,
+    layer: LayerOption = None,
     rest: RestOption = "onnxruntime",
     strict: StrictOption = False,
     as_json: JsonOption = False,
@@ -61,13 +65,20 @@ def inspect_any(
     shapes = shape or []
     if plot is not None and not spatial:
         raise typer.BadParameter("expected --spatial with it", param_hint="--plot")
+    look = Look(html, profile, layer or [], as_json)
+    look.check(pattern, spatial)
     if is_artifact(Path(model)):
         if pattern != "auto" or shapes or spatial:
             raise typer.BadParameter(
                 "--pattern, --shape and --spatial concern models that are not compiled yet",
                 param_hint="MODEL_OR_NMC",
             )
+        if look.wanted:
+            look.at_artifact(Path(model))
+            return
         show_artifact(Path(model), as_json)
+    elif look.wanted:
+        look.at_model(model, target, shapes, rest_of(rest, strict))
     elif spatial:
         from nmcompile.cli.spatial import show_spatial
         from nmcompile.spatial import spatial_report

@@ -1,7 +1,6 @@
 """Tables for people and JSON for programs, both on stdout."""
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import typer
 
 from nmcompile.cli.printing import printable, say
-
-_PREFIXES = ("", "k", "M", "G", "T", "P")
+from nmcompile.layer_facts import known_facts
+from nmcompile.units import count
 
 WIDE = 160  # columns where stdout is a file or pipe: nothing there needs wrapping earlier
 
@@ -83,35 +82,6 @@ def print_layers(layers: Sequence[Mapping[str, Any]], *, checked: bool = False) 
             row.insert(5, f"{layer.get('violations', 0)}{where}")
         rows.append(row)
     print_table("", columns, rows, right=(3, 4))
-
-
-_FACTS: Mapping[str, tuple[type, ...]] = {
-    "name": (str,), "pattern": (str,), "kernel": (str,), "reason": (str,), "sparse": (bool,),
-    "density": (int, float), "macs": (int, float), "violations": (int,),
-    "shape": (list, tuple), "first_violation": (list, tuple),
-}  # fmt: skip
-
-
-def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a free-form description of a layer is of the type that this version writes."""
-    from nmcompile.runtime.strict_json import MAX_ELEMENTS, MAX_RANK
-
-    facts = {key: layer[key] for key, types in _FACTS.items() if type(layer.get(key)) in types}
-    for key in ("shape", "first_violation"):
-        numbers = facts.get(key, ())
-        if len(numbers) > MAX_RANK or not all(
-            type(number) is int and 0 <= number <= MAX_ELEMENTS for number in numbers
-        ):
-            del facts[key]
-    return facts
-
-
-def count(number: float) -> str:
-    """A count with a decimal prefix, such as 4.1 G."""
-    if number < 1000:
-        return f"{number:.0f}"
-    power = min(int(math.log10(number)) // 3, len(_PREFIXES) - 1)
-    return f"{number / 1000**power:.3g} {_PREFIXES[power]}"
 
 
 def size(nbytes: int) -> str:

@@ -73,9 +73,9 @@ def test_what_fails_is_said_in_one_line(
 def test_a_missing_library_is_named(
     library: str, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nmcompile.bench.report import page
+    from nmcompile.pages import page
 
-    page._template.cache_clear()
+    page._environment.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     done = report(run_file, "-o", tmp_path / "report.html")
     assert done.exit_code == 1

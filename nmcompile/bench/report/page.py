@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import Any, Final
+from typing import Any
 
 from nmcompile.bench.report import summary
 from nmcompile.bench.report.comparisons import accuracy_panels, scaling_panels, site_panels
@@ -20,8 +16,7 @@ from nmcompile.bench.report.precisions import precisions_table
 from nmcompile.bench.report.series import Palette, Series, legend
 from nmcompile.bench.results import Run
 from nmcompile.errors import InputError
-
-ASSETS: Final = resources.files(__package__) / "assets"
+from nmcompile.pages import render_page
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,10 @@ def render_report(runs: Sequence[Run], title: str = "") -> str:
         "files": summary.artifacts(entries, several),
         "problems": summary.problems(entries, several),
     }
-    script = _asset("page.js")
-    page: str = _template().render(
+    return render_page(
+        __package__,
+        "page",
+        "bench",
         title=title or ", ".join(labels) or "Sparse CNN latency",
         finding=summary.finding(entries),
         whole=summary.whole(entries),
@@ -82,12 +79,8 @@ def render_report(runs: Sequence[Run], title: str = "") -> str:
         cards=summary.cards(sites),
         filters=_filters(entries),
         sections=_sections(entries, several),
-        style=_asset("page.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **tables,
     )
-    return page
 
 
 def _sections(entries: Sequence[Entry], several: bool) -> list[Section]:
@@ -155,22 +148,3 @@ def _filters(entries: Sequence[Entry]) -> list[tuple[str, str, list[str]]]:
 
 def _sorted(numbers: Any) -> list[str]:
     return [str(number) for number in sorted(set(numbers))]
-
-
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError(
-            "the report needs jinja2, which is not installed: pip install 'nmcompile[bench]'"
-        ) from error
-    # Names in the files come from users: everything is escaped unless it says otherwise.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_asset("page.html"))

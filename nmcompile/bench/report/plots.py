@@ -1,6 +1,6 @@
 """Draws panels: Vega-Lite specifications, rendered to SVG here, so that the page needs no library.
 
-Colours are names of page.css, which makes the drawings follow the page from light to dark.
+Colours are names of base.css, which makes the drawings follow the page from light to dark.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _ring(ring: dict[str, Any], place: int, x: dict[str, Any], y: dict[str, Any]
                 "mark": {
                     **{"type": "text", "dy": 13 + 12 * place, "dx": 5, "align": "left"},
                     **{"fontSize": 11, "fontWeight": "bold", "aria": False},
-                    **{"stroke": "var(--panel)", "strokeWidth": 3},  # clear of lines; page.css
+                    **{"stroke": "var(--panel)", "strokeWidth": 3},  # clear of lines; base.css
                 },
                 "encoding": {"text": {"field": "text"}, "color": own},
             },

@@ -18,13 +18,13 @@ from nmcompile.bench.report.data import (
 from nmcompile.bench.results import Case
 
 SHAPES: Final = ("circle", "square", "triangle-up", "diamond", "cross")
-COLOURS: Final = 7  # --s0 to --s6 of page.css
+COLOURS: Final = 7  # --s0 to --s6 of base.css
 PEERS: Final = 4  # --p0 to --p3
 
 
 @dataclass(frozen=True)
 class Series:
-    """How a line or a kind of points looks; colour is a name of page.css.
+    """How a line or a kind of points looks; colour is a name of base.css.
 
     legend: its name in the legend, where several share a look; name where it is empty.
     """
