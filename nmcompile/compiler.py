@@ -23,7 +23,8 @@ from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.segments.whole import check_rest_option, in_parts
 from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pruning, Unstructured
-from nmcompile.targets import check_toolchain, find_target
+from nmcompile.tables import size, spell_table
+from nmcompile.targets import Target, check_toolchain, find_target
 
 if TYPE_CHECKING:
     from nmcompile.quantization import Quantization, QuantizationReport
@@ -43,6 +44,8 @@ class CompileResult:
     seconds: time per stage, in order.
     tuning: what measuring gained, per layer whose kernel the tuning database knows.
     quantization: what quantising cost, where it was asked for.
+
+    `print` shows what the command line does.
     """
 
     path: Path
@@ -52,6 +55,40 @@ class CompileResult:
     seconds: Mapping[str, float]
     tuning: tuple[TunedLayer, ...] = ()
     quantization: QuantizationReport | None = None
+
+    def __str__(self) -> str:
+        """The report, what quantising cost and tuning gained, and the file."""
+        tables = [] if self.quantization is None else [str(self.quantization)]
+        if self.tuning:
+            tables.append(spell_tuning(self.tuning, find_target(self.target)))
+        file = f" ({size(self.path.stat().st_size)})" if self.path.exists() else ""
+        return self.report.spelled(
+            {"output": f"{self.path}{file}", "digest": self.digest, "target": self.target},
+            tables,
+            {"seconds": f"{sum(self.seconds.values()):.1f}"},
+        )
+
+
+def spell_tuning(layers: Sequence[TunedLayer], target: Target) -> str:
+    """What measuring gained over the analytical model, for people."""
+    where = "times on the GPU" if target.arch else "means of one thread and all cores"
+    table = spell_table(
+        f"tuning: {where}",
+        ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
+        [
+            (
+                layer.layer,
+                layer.kernel,
+                f"{layer.default_ms:.3f}",
+                f"{layer.ms:.3f}",
+                f"{layer.default_ms / layer.ms:.2f}x",
+            )
+            for layer in layers
+        ],
+        right=(2, 3, 4),
+    )
+    before, after = sum(layer.default_ms for layer in layers), sum(layer.ms for layer in layers)
+    return f"{table}\ntuned layers: {before:.2f} ms before, {after:.2f} ms after"
 
 
 @explained

@@ -94,7 +94,8 @@ def inspect(
         leftovers.update(look.found.leftovers)
     segments = report_segments(made) if isinstance(made, Divided) else ()
     notes += target_notes(source, chosen)
-    return InspectionReport(source.title, layers, tuple(notes), dict(leftovers), segments)
+    checked = "" if wanted is None else str(wanted)
+    return InspectionReport(source.title, layers, tuple(notes), dict(leftovers), segments, checked)
 
 
 @dataclass(frozen=True, eq=False)

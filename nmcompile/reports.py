@@ -24,6 +24,13 @@ from nmcompile.sparsity import (
     check,
     detect,
 )
+from nmcompile.tables import (
+    printable,
+    spell_facts,
+    spell_layers,
+    spell_operators,
+    spell_segments,
+)
 from nmcompile.targets import TARGETS, Target, find_target
 
 if TYPE_CHECKING:
@@ -96,6 +103,9 @@ class InspectionReport:
     other_operators: Relax operators that no kernel of ours computes, with their number: they take
         TVM's own lowering.
     segments: what runs in turn, of a model of which onnxruntime runs parts; else none.
+    checked: the pattern that layers were held against, "" for none.
+
+    `print` shows what the command line does.
     """
 
     title: str
@@ -103,6 +113,34 @@ class InspectionReport:
     notes: tuple[str, ...] = ()
     other_operators: Mapping[str, int] | None = None
     segments: tuple[SegmentReport, ...] = ()
+    checked: str = ""
+
+    def __str__(self) -> str:
+        """The tables, the notes, and what all layers come to."""
+        return self.spelled({"model": self.title})
+
+    def spelled(
+        self,
+        before: Mapping[str, str],
+        tables: Sequence[str] = (),
+        after: Mapping[str, str] | None = None,
+    ) -> str:
+        """The report between other facts, with other tables behind its own."""
+        parts = []
+        if self.layers:
+            rows = [layer.to_dict() for layer in self.layers]
+            parts.append(spell_layers(rows, checked=bool(self.checked)) + "\n")
+        if self.segments:
+            parts.append(spell_segments([part.to_dict() for part in self.segments]) + "\n")
+        parts += [f"{table}\n" for table in tables]
+        parts += [f"note: {printable(note)}" for note in self.notes]
+        sparse = sum(layer.sparse for layer in self.layers)
+        facts = {
+            "layers": f"{len(self.layers)}, {sparse} of them sparse; "
+            f"{self.density:.1%} of the dense multiply-accumulates remain",
+            "other": spell_operators(self.other_operators or {}),
+        }
+        return "\n".join([*parts, spell_facts({**before, **facts, **(after or {})})])
 
     @property
     def macs(self) -> int:

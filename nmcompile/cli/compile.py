@@ -22,7 +22,7 @@ from nmcompile.cli.options import (
     read_fleet,
     shapes_of,
 )
-from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.cli.output import print_facts, print_json, print_table
 from nmcompile.cli.printing import say
 from nmcompile.cli.quantize import (
     KeepOption,
@@ -31,13 +31,12 @@ from nmcompile.cli.quantize import (
     SamplesOption,
     StatisticsOption,
     StdOption,
-    print_report,
     read_settings,
 )
-from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
+from nmcompile.cli.segments import RestOption, StrictOption, rest_of
+from nmcompile.tables import size
 
 if TYPE_CHECKING:
-    from nmcompile.building import TunedLayer
     from nmcompile.frontends import SourceModel
     from nmcompile.passes.enforce_pattern import EnforcedLayer
 
@@ -169,28 +168,7 @@ def compile_model(
             }
         )
         return
-    if report.layers:
-        print_layers([layer.to_dict() for layer in report.layers])
-    if report.segments:
-        print_segments([segment.to_dict() for segment in report.segments])
-    if lost is not None:
-        print_report(lost)
-    if result.tuning:
-        print_tuning(result.tuning, result.target)
-    for note in report.notes:
-        say(f"note: {note}")
-    sparse = sum(layer.sparse for layer in report.layers)
-    print_facts(
-        {
-            "output": f"{output} ({size(nbytes)})",
-            "digest": result.digest,
-            "target": result.target,
-            "layers": f"{len(report.layers)}, {sparse} of them sparse; "
-            f"{report.density:.1%} of the dense multiply-accumulates remain",
-            "other": spell_operators(report.other_operators or {}),
-            "seconds": f"{sum(result.seconds.values()):.1f}",
-        }
-    )
+    typer.echo(str(result))
 
 
 @contextlib.contextmanager
@@ -202,37 +180,6 @@ def _kept(database: Path | None) -> Iterator[None]:
         if database is not None and database.exists():
             say(f"what was measured is in {database}; the same command goes on", err=True)
         raise
-
-
-def print_tuning(layers: "Sequence[TunedLayer]", target: str) -> None:
-    """What measuring gained over the analytical model."""
-    from nmcompile.targets import find_target
-
-    print_table(
-        "tuning: times on the GPU"
-        if find_target(target).arch
-        else "tuning: means of one thread and all cores",
-        ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
-        [
-            (
-                layer.layer,
-                layer.kernel,
-                f"{layer.default_ms:.3f}",
-                f"{layer.ms:.3f}",
-                f"{layer.default_ms / layer.ms:.2f}x",
-            )
-            for layer in layers
-        ],
-        right=(2, 3, 4),
-    )
-    before, after = sum(layer.default_ms for layer in layers), sum(layer.ms for layer in layers)
-    say(f"tuned layers: {before:.2f} ms before, {after:.2f} ms after")
-
-
-def spell_operators(operators: Any) -> str:
-    """What takes TVM's own lowering, as one phrase."""
-    spelled = ", ".join(f"{number} x {name}" for name, number in operators.items())
-    return f"{spelled} (TVM's own lowering)" if spelled else "none: every operator has a kernel"
 
 
 @guarded
@@ -345,7 +292,8 @@ def _print_enforced(layers: "Sequence[EnforcedLayer]", permuted: bool) -> None:
         rows.append(cells)
     energy = ("energy kept before", "and after") if permuted else ("energy dropped",)
     columns = ("layer", "pattern", "density", *energy, "left alone because")
-    print_table("", columns, rows, right=range(2, 3 + len(energy)))
+    prose = len(columns) - 1
+    print_table("", columns, rows, right=range(2, 3 + len(energy)), prose=prose)
 
 
 def write_onnx(path: Path, source: "SourceModel") -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "errors", "version", "progress", "explain", "quiet", "images", "sparsity", "runtime",
+    "errors", "version", "progress", "explain", "quiet", "images", "sparsity", "runtime", "tables",
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
     "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.avx512_vnni",
     "kernels.avx512_bf16", "kernels.avx512_amx", "kernels.sparse_tensor_core",

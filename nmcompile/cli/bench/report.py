@@ -7,9 +7,10 @@ import typer
 
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import JsonOption
-from nmcompile.cli.output import print_json, size
+from nmcompile.cli.output import print_json
 from nmcompile.cli.printing import say
 from nmcompile.errors import InputError
+from nmcompile.tables import size
 
 
 @guarded
