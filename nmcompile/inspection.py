@@ -28,9 +28,7 @@ from nmcompile.reports import (
 )
 from nmcompile.segments.divide import Divided
 from nmcompile.segments.whole import check_rest_option, in_parts
-from nmcompile.sparsity import (
-    parse_pattern,
-)
+from nmcompile.sparsity import parse_wanted
 from nmcompile.targets import Target, find_target
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ def inspect(
     check_rest_option(rest)
     source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("checking the patterns")
-    wanted = None if pattern == "auto" else parse_pattern(pattern)
+    wanted = None if pattern == "auto" else parse_wanted(pattern)
     progress("importing into TVM")
     source, made, why = in_parts(source, chosen, rest, partial(_look, target=chosen))
     looks = [made] if isinstance(made, _Look) else [look for look in made.made if look is not None]

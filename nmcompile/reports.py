@@ -20,9 +20,10 @@ from nmcompile.sparsity import (
     CheckResult,
     Dense,
     Detection,
-    Pattern,
+    Wanted,
     check,
     detect,
+    excess,
 )
 from nmcompile.tables import (
     printable,
@@ -184,10 +185,10 @@ def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[
     return tuple(f"{names.of(group)}: is computed in float32: {reason}" for group, reason in real)
 
 
-def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> LayerReport:
+def report_layer(layer: Layer, target: str, wanted: Wanted | None = None) -> LayerReport:
     """One row for a layer that is not lowered yet: its pattern, and the kernel it would get."""
     detection = detect(layer.weight)
-    checked = check(layer.weight, wanted) if wanted is not None else None
+    checked = held(layer.weight, wanted)
     try:
         choice = choose(layer.op, target, _problem(layer, detection, find_target(target).dtype))
     except TargetError as error:  # what it says is the reason, and the other layers are of interest
@@ -195,7 +196,7 @@ def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> La
     return report_choice(layer, detection, choice, checked)
 
 
-def report_other(other: Weighted, target: str, wanted: Pattern | None = None) -> LayerReport:
+def report_other(other: Weighted, target: str, wanted: Wanted | None = None) -> LayerReport:
     """One row for what has constant weights and is no layer: with the kernel of its pieces."""
     row = _other_row(other, wanted)
     if other.pieces:
@@ -224,14 +225,14 @@ def report_choices(
     return tuple(rows.values())
 
 
-def _other_row(other: Weighted, wanted: Pattern | None = None) -> LayerReport:
+def _other_row(other: Weighted, wanted: Wanted | None = None) -> LayerReport:
     if other.weight is None:
         return LayerReport(
             *(other.name, other.op, (), "unknown", "", (), 1.0, other.macs or 0, 0, None, "none"),
             sparse=False,
             reason=f"no pattern can be checked: {other.reason}",
         )
-    checked = check(other.weight, wanted) if wanted is not None else None
+    checked = held(other.weight, wanted)
     return _row(other.name, other.op, other.weight, other.macs, detect(other.weight), checked)
 
 
@@ -250,6 +251,20 @@ def report_choice(
         reason = "matrix products have no sparse kernel yet"
     row = _layer_row(layer, detection, checked)
     return replace(row, kernel=kernel.name, sparse=kernel.sparse, reason=reason)
+
+
+def held(weight: Array, wanted: Wanted | None) -> CheckResult | None:
+    """A weight held against what was asked for, if anything was.
+
+    One that has the pattern breaks it only by keeping more than was said: then what projection
+    would drop counts.
+    """
+    if wanted is None:
+        return None
+    found, density = check(weight, wanted.pattern), wanted.density
+    if found.ok and density is not None and excess(weight, wanted.pattern, density) is not None:
+        return check(weight, wanted.pattern, density)
+    return found
 
 
 def _layer_row(layer: Layer, detection: Detection, checked: CheckResult | None) -> LayerReport:
@@ -285,13 +300,13 @@ def _row(
 
 
 def report_elsewhere(
-    layer: Layer | Weighted, reason: str, wanted: Pattern | None = None
+    layer: Layer | Weighted, reason: str, wanted: Wanted | None = None
 ) -> LayerReport:
     """One row for what onnxruntime computes."""
     if isinstance(layer, Weighted):
         row = _other_row(layer, wanted)
     else:
-        checked = check(layer.weight, wanted) if wanted is not None else None
+        checked = held(layer.weight, wanted)
         row = _layer_row(layer, detect(layer.weight), checked)
     return replace(row, kernel=ONNXRUNTIME, reason=f"runs in onnxruntime: {reason}")
 

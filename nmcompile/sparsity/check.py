@@ -80,6 +80,20 @@ def check(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> 
     return _result(0, None)
 
 
+def excess(weight: ArrayLike, pattern: Pattern, density: float) -> float | None:
+    """The share of a weight that is kept, where that is more than a density allows; else None.
+
+    Whole input channels are kept for 1xN, and at least one; N:M and dense say themselves how much.
+    """
+    array = np.asarray(weight)
+    if not isinstance(pattern, OneByN | Unstructured):
+        return None
+    blocks = isinstance(pattern, OneByN)
+    kept = stored_share(array, pattern) if blocks else np.count_nonzero(array) / array.size
+    units = array.shape[1] if blocks else array.size
+    return kept if kept > max(np.rint(density * units), 1) / units else None
+
+
 def stored_share(weight: ArrayLike, pattern: OneByN) -> float:
     """Share of the weights that lie in blocks which are not all zero, 0 to 1.
 

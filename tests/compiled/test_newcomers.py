@@ -43,3 +43,36 @@ def test_a_session_shows_what_goes_in_and_comes_out(sparse_artifact: Path) -> No
     assert repr(session) == f"<Session of {sparse_artifact}: {about}>"
     session.close()
     assert repr(session).endswith(", closed>")
+
+
+# One spelling of patterns
+
+
+def test_the_share_to_keep_is_part_of_the_pattern_in_every_command(
+    dense_onnx: Path, tmp_path: Path
+) -> None:
+    apart = ("--pattern", "1x4", "--density", "0.5")
+    nmc("enforce", dense_onnx, "-o", tmp_path / "apart.onnx", *apart)
+    nmc("enforce", dense_onnx, "-o", tmp_path / "one.onnx", "--pattern", "1x4@0.5")
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "apart.onnx").read_bytes()
+    options = ("--pattern", "1x4@0.5", "--exclude", "stem", "--exclude", "head")
+    text = nmc("compile", tmp_path / "one.onnx", "-o", tmp_path / "m.nmc", *options)
+    assert "conv2d_f32_blocks" in text or "1x4" in text
+
+
+@pytest.mark.parametrize(("pattern", "broken"), [("1x4@0.5", 0), ("1x4@0.25", 32)])
+def test_inspect_counts_what_is_kept_beyond_the_share(
+    pattern: str, broken: int, dense_onnx: Path
+) -> None:
+    sparse = nmcompile.enforce(dense_onnx, "1x4@0.5")
+    report = nmcompile.inspect(sparse, pattern=pattern)
+    found = {layer.name: layer.violations for layer in report.layers}
+    # Of the 16 x 16 / 4 blocks half are there, and a quarter may be.
+    assert next(found[name] for name in found if "wide" in name) == broken / 2
+    assert report.checked == pattern
+
+
+def test_python_takes_the_share_where_it_takes_a_pattern(dense_onnx: Path) -> None:
+    one = nmcompile.enforce(dense_onnx, "1x4@0.25")
+    apart = nmcompile.enforce(dense_onnx, "1x4", pruning=nmcompile.Pruning(density=0.25))
+    assert one.SerializeToString() == apart.SerializeToString()
