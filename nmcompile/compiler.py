@@ -16,13 +16,14 @@ from nmcompile.building import TunedLayer, build
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
+from nmcompile.model_files import check_model_file
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.segments.whole import check_rest_option, in_parts
-from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pruning, Unstructured
+from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pattern, Pruning, Unstructured
 from nmcompile.tables import size, spell_table
 from nmcompile.targets import Target, check_toolchain, find_target
 
@@ -99,7 +100,7 @@ def compile(
     target: str = "avx512",
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    pattern: str = "auto",
+    pattern: Pattern | str = "auto",
     pruning: Pruning = VERIFY,
     tuning: Tuning | None = None,
     precision: str | None = None,
@@ -117,8 +118,8 @@ def compile(
         target: a name of `nmc targets`, or "cuda": the one for this machine's GPU.
         example_inputs: for torch models: the inputs whose shapes are compiled for.
         shapes: input shapes by name, where an ONNX model leaves them open.
-        pattern: "auto" takes what every layer holds; "2:4", "1x16", ... is verified first;
-            "dense" ignores all zeros.
+        pattern: "auto" takes what every layer holds; "2:4", "1x16", "1x16@0.5", ... is verified
+            first; "dense" ignores all zeros.
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
@@ -153,6 +154,15 @@ def compile(
     check_rest_option(rest)
     check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
+    if isinstance(model, str | os.PathLike):
+        check_model_file(model)
+    asked = str(pattern).strip().lower()
+    step = EnforcePattern(asked, pruning) if asked not in ("auto", "dense") else None
+    if step is None and pruning != VERIFY:
+        raise PatternError(
+            f"pruning (--enforce, --density, --exclude, --permute) needs to know the pattern; "
+            f"found {asked!r}: name one with --pattern, for example 2:4 or 1x16"
+        )
     sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
     from nmcompile.tuning.setup import open_tuning
@@ -172,22 +182,17 @@ def compile(
     )
     notes = [*kept, *(f"{note.layer}: {note.text}" for note in folded.notes)]
     projects = pruning.mode == "project"
-    if pattern not in ("auto", "dense"):
+    if step is not None:
         stage(PERMUTING if pruning.permute else "checking the pattern")
-        on_step = partial(stage, PERMUTING)
-        done = EnforcePattern(pattern, pruning, on_step).call(source.graph)
+        step.on_step = partial(stage, PERMUTING)
+        done = step.call(source.graph)
         refuse_trivial(done)
         notes += [f"{note.layer}: {note.text}" for note in done.notes if projects]
         if not done.finished:
             notes.append(f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s")
-    elif pruning != VERIFY:
-        raise PatternError(
-            f"pruning (--enforce, --density, --exclude, --permute) needs to know the pattern; "
-            f"found {pattern!r}: name one with --pattern, for example 2:4 or 1x16"
-        )
     with assuming_cores(opened.cores if opened is not None else None):
         attempt = partial(
-            build, target=chosen, precision=precision, dense=pattern == "dense", tuning=opened,
+            build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
             stage=stage,
         )  # fmt: skip
         source, made, why = in_parts(source, chosen, rest, attempt)
@@ -223,7 +228,7 @@ def fold(
 @explained
 def enforce(
     model: Any,
-    pattern: str,
+    pattern: Pattern | str,
     *,
     pruning: Pruning = PROJECT,
     example_inputs: Any = None,
@@ -235,7 +240,7 @@ def enforce(
 
     Args:
         model: as in `compile`.
-        pattern: what to project onto.
+        pattern: what to project onto, as "2:4" or "1x16@0.5".
         pruning: which layers, and how.
         example_inputs: as in `compile`.
         shapes: as in `compile`.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nmcompile.folding import open_checked
 from nmcompile.passes.pipeline import FOLD_PIPELINE, run_pipeline
 from nmcompile.progress import Progress, silent
-from nmcompile.sparsity import Unstructured, parse_wanted, project
+from nmcompile.sparsity import Pattern, Unstructured, parse_wanted, project
 
 Array = npt.NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def spatial_report(
     *,
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    pattern: str = "auto",
+    pattern: Pattern | str = "auto",
     progress: Progress = silent,
 ) -> tuple[SpatialLayer, ...]:
     """Densities per kernel position of every convolution larger than 1x1.
@@ -66,7 +66,8 @@ def spatial_report(
     Raises:
         NmcompileError: the model cannot be read or folded, or the pattern is malformed.
     """
-    wanted = None if pattern == "auto" else parse_wanted(pattern)
+    asked = str(pattern).strip().lower()
+    wanted = None if asked == "auto" else parse_wanted(asked)
     source = open_checked(model, example_inputs, shapes=shapes, progress=progress)
     stored = source.graph.stored_weights()
     progress("folding")

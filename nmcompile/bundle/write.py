@@ -17,7 +17,7 @@ from nmcompile.bundle.pythons import compiled_parts
 from nmcompile.bundle.readme import readme
 from nmcompile.bundle.requirements import find_requirements, needs_gpu
 from nmcompile.errors import ArtifactError
-from nmcompile.runtime.files import scratch_folder
+from nmcompile.runtime.files import made_folder, scratch_folder
 from nmcompile.runtime.format import Artifact, read_artifact
 
 INFO = "bundle.json"  # what a folder must hold to be a bundle
@@ -149,10 +149,6 @@ def _checked_target(directory: Path, force: bool) -> Path:
         ArtifactError: something stands there that must not be replaced.
     """
     target = Path(os.path.realpath(directory))
-    if not target.parent.is_dir():
-        raise ArtifactError(
-            f"cannot write {directory}: {target.parent} is no folder; make it first"
-        )
     if not os.path.lexists(target):
         return target
     if not target.is_dir():
@@ -186,22 +182,24 @@ def _written(target: Path) -> Iterator[Path]:
     mark = secrets.token_hex(8)
     folder, old = (target.with_name(f".{target.name}.{mark}.{end}") for end in ("tmp", "old"))
     try:
-        folder.mkdir()
-        yield folder
-        try:
-            if target.exists():
-                target.rename(old)
-            folder.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
+        with made_folder(target.parent):
+            try:
+                folder.mkdir()
+                yield folder
+                try:
+                    if target.exists():
+                        target.rename(old)
+                    folder.rename(target)
+                except BaseException:
+                    if old.exists() and not target.exists():
+                        old.rename(target)
+                    raise
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                if target.exists():
+                    shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {target}: {error}; nothing was left behind, and what was there is "
             "unchanged: free some space or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)

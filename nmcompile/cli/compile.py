@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmcompile.cli.checks import (
+    check_data,
+    check_model,
+    check_outputs,
+    check_pattern,
+    check_target,
+)
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     DensityOption,
@@ -60,8 +67,8 @@ def compile_model(
     pattern: Annotated[
         str,
         typer.Option(
-            help="auto: what each layer holds; 2:4, 2:4@flat, 1x16, ...: verified first; dense: "
-            "ignore all zeros."
+            help="auto: what each layer holds; 2:4, 2:4@flat, 1x16, 1x16@0.5 (half is kept), ...: "
+            "verified first; dense: ignore all zeros."
         ),
     ] = "auto",
     enforce: Annotated[
@@ -124,6 +131,11 @@ def compile_model(
     as_json: JsonOption = False,
 ) -> None:
     """Compile a trained model into one artifact file."""
+    check_model(model)
+    check_target(target)
+    check_pattern(pattern, density)
+    check_outputs(output, tuning_db if tune else None)
+    check_data(data)
     from nmcompile import compiler
     from nmcompile.sparsity import Pruning
     from nmcompile.tuning.request import Tuning
@@ -190,6 +202,8 @@ def fold_model(
     as_json: JsonOption = False,
 ) -> None:
     """Fold batch norms and training-only branches of an ONNX model into plain convolutions."""
+    check_model(str(model))
+    check_outputs(output)
     from nmcompile.folding import open_folded
 
     with working() as progress:
@@ -218,7 +232,7 @@ def fold_model(
 def enforce_model(
     model: OnnxArgument,
     output: OnnxOutput,
-    pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16, unstructured, ...")],
+    pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16@0.5, unstructured@0.1, ...")],
     density: DensityOption = None,
     exclude: ExcludeOption = None,
     permute: PermuteOption = False,
@@ -228,6 +242,9 @@ def enforce_model(
     as_json: JsonOption = False,
 ) -> None:
     """Fold an ONNX model, then prune its layers by magnitude until they have a pattern."""
+    check_model(str(model))
+    check_pattern(pattern, density)
+    check_outputs(output)
     from nmcompile.compiler import PERMUTING, refuse_trivial
     from nmcompile.folding import open_folded
     from nmcompile.passes.enforce_pattern import EnforcePattern

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nmcompile.cli.checks import check_model, check_outputs, check_pattern
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     JsonOption,
@@ -21,6 +22,7 @@ from nmcompile.cli.printing import say
 from nmcompile.cli.segments import RestOption, StrictOption, rest_of
 from nmcompile.errors import DeviceError
 from nmcompile.tables import known_facts, size, spell_layers, spell_segments
+from nmcompile.targets import CUDA, TARGETS, find_target
 
 
 @guarded
@@ -58,7 +60,12 @@ def inspect_any(
                 param_hint="MODEL_OR_NMC",
             )
         show_artifact(Path(model), as_json)
-    elif spatial:
+        return
+    check_model(model)
+    find_target(target)
+    check_pattern(pattern)
+    check_outputs(plot)
+    if spatial:
         from nmcompile.cli.spatial import show_spatial
         from nmcompile.spatial import spatial_report
 
@@ -211,8 +218,6 @@ def verdict(features: list[str], gpu: str) -> str:
 @guarded
 def list_targets(as_json: JsonOption = False) -> None:
     """List what models can be compiled for, and whether this machine can run it."""
-    from nmcompile.targets import CUDA, TARGETS
-
     rows = [
         {
             "name": target.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmcompile.cli.checks import check_data, check_model, check_outputs
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     JsonOption,
@@ -144,6 +145,9 @@ def quantize_model(
     as_json: JsonOption = False,
 ) -> None:
     """Fold a model and quantise it to int8: weights whose zeros stay zeros, in ONNX's Q/DQ form."""
+    check_model(model)
+    check_outputs(output)
+    check_data(data)
     from nmcompile.quantization import quantize
 
     settings = read_settings(samples, statistics, mean, std, keep_float, max_loss, rank)

@@ -26,6 +26,7 @@ from nmcompile.errors import ModelError, NmcompileError, ShapeError, Unsupported
 from nmcompile.frontends.accepted_forms import make_plain
 from nmcompile.frontends.onnx_rules import check_nodes
 from nmcompile.frontends.tensor_data import check_tensor_data
+from nmcompile.model_files import check_model_file
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.integers.forms import opset_for, rewrite_integers
 from nmcompile.passes.operators.onnx.settle import settle
@@ -177,6 +178,7 @@ def _apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, 
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    check_model_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:

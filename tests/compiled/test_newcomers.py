@@ -1,12 +1,19 @@
 """What newcomers stumbled over, one test each: from Python and from a shell."""
 
+import json
+import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import nmcompile
 from nmcompile.cli import app
+from nmcompile.runtime.format import MAGIC
 
 
 def nmc(*arguments: str | Path) -> str:
@@ -76,3 +83,144 @@ def test_python_takes_the_share_where_it_takes_a_pattern(dense_onnx: Path) -> No
     one = nmcompile.enforce(dense_onnx, "1x4@0.25")
     apart = nmcompile.enforce(dense_onnx, "1x4", pruning=nmcompile.Pruning(density=0.25))
     assert one.SerializeToString() == apart.SerializeToString()
+
+
+# What cannot be meant is said at once
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with one file of each kind that is taken for a model."""
+    (tmp_path / "net.onnx").write_bytes(b"no model, but nothing looks that far")
+    (tmp_path / "net.py").write_text("import json\ndef small():\n    return None\nsize = 3\n")
+    (tmp_path / "broken.py").write_text("import nothing_like_this\n")
+    (tmp_path / "wrong.py").write_text("def small(:\n")
+    (tmp_path / "best.pth").write_bytes(b"PK")
+    (tmp_path / "net.tflite").write_bytes(b"TFL3")
+    (tmp_path / "net.nmc").write_bytes(MAGIC + bytes(120))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside.onnx").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path
+
+
+MISTAKEN = {
+    "net.nmc": "is compiled already: expected the model that it was made from; run it",
+    "best.pth": "is a file of torch weights",
+    "net.py": "is Python source and no model: name the function .* as net:small",
+    "net.tflite": "is a TensorFlow Lite model: expected an ONNX file",
+    "folder": "is a folder: expected an ONNX file; in it: inside.onnx",
+    "nett.onnx": "No such file or directory; check the path; net.onnx is there",
+    "net:smal": "module net has no function smal: it has small; name one as net:small",
+    "net:size": "net:size is of type int: expected a function",
+    "nett:small": "there is no Python module nett, in .* or installed",
+    "net.py:small": "modules are named without .py, as net:small",
+    "broken:small": "module broken cannot be imported: ModuleNotFoundError: .*nothing_like_this",
+    "wrong:small": "module wrong cannot be imported: SyntaxError",
+}
+
+
+@pytest.mark.parametrize("model", MISTAKEN)
+@pytest.mark.parametrize("command", ["compile", "quantize", "inspect", "bench"])
+def test_what_is_no_model_gets_a_sentence_of_its_own(model: str, command: str, here: Path) -> None:
+    if command == "inspect" and model == "net.nmc":
+        pytest.skip("inspect looks into it")
+    if command == "bench" and (":" in model or model == "net.nmc"):
+        pytest.skip("bench opens it case by case")
+    options = {"bench": ["--threads", "1"], "inspect": []}.get(command, ["-o", "out/x"])
+    options += ["--data", "folder"] if command == "quantize" else []
+    words = [command, model, *options, "--shape", "x=1,3,8,8"]
+    before = sorted(here.rglob("*"))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1, done.output
+    assert re.search(MISTAKEN[model], done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("model", [name for name in MISTAKEN if ":" not in name])
+def test_python_says_the_same_of_paths(model: str, here: Path) -> None:
+    for use in (nmcompile.inspect, nmcompile.fold):
+        with pytest.raises(nmcompile.errors.ModelError, match=MISTAKEN[model]):
+            use(model)
+    with pytest.raises(nmcompile.errors.ModelError, match=MISTAKEN[model]):
+        nmcompile.compile(model, output=here / "out" / "x.nmc")
+    assert not (here / "out").exists()
+
+
+TYPOS = {
+    "model": ("compile", "nett.onnx", "-o", "x.nmc"),
+    "kind": ("compile", "best.pth", "-o", "x.nmc"),
+    "target": ("compile", "net.onnx", "-o", "x.nmc", "--target", "avx521"),
+    "pattern": ("compile", "net.onnx", "-o", "x.nmc", "--pattern", "2-4"),
+    "density": ("compile", "net.onnx", "-o", "x", "--pattern", "1x16@0.5", "--density", "0.2"),
+    "folder": ("compile", "net.onnx", "-o", "net.py/x.nmc"),
+    "data": ("quantize", "net.onnx", "-o", "x.onnx", "--data", "nothere"),
+    "inspected": ("inspect", "net.onnx", "--pattern", "1x16@2"),
+    "enforced": ("enforce", "net.onnx", "-o", "x.onnx", "--pattern", "1by16"),
+    "folded": ("fold", "nett.onnx", "-o", "x.onnx"),
+    "bench pattern": ("bench", "net.onnx", "--patterns", "2-4"),
+    "bench target": ("bench", "net.onnx", "--targets", "avx521"),
+    "bench engine": ("bench", "net.onnx", "--against", "fastruntime"),
+    "bench model": ("bench", "nett.onnx"),
+    "bench output": ("bench", "net.onnx", "-o", "net.py/x.json"),
+}
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tvm", "sympy"}
+
+
+def typo(name: str) -> tuple[float, set[str]]:
+    """CPU seconds of a process with a typo in its arguments, and what that imported."""
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*sys.modules))\n"
+        "from nmcompile.cli import main\n"
+        "main()"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *TYPOS[name]], capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].lower().startswith("error: "), done.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, {word.partition(".")[0] for word in done.stdout.split()}
+
+
+@pytest.mark.parametrize("name", TYPOS)
+def test_a_typo_is_found_before_anything_heavy_is_imported(name: str, here: Path) -> None:
+    assert not typo(name)[1] & HEAVY
+
+
+@pytest.mark.alone
+def test_a_typo_takes_a_third_of_a_second(here: Path) -> None:
+    # CPU time, of the fastest of three: a busy machine makes it no longer, but it does the clock.
+    for name in ("model", "target", "pattern", "folder"):
+        assert min(typo(name)[0] for _ in range(3)) < 0.6, name
+
+
+# Running without inputs
+
+
+def test_running_needs_inputs_or_chance(sparse_artifact: Path) -> None:
+    for words, found in (([], "neither"), (["--random", "-i", "x.npy"], "both")):
+        done = CliRunner().invoke(app, ["run", str(sparse_artifact), *words])
+        assert done.exit_code == 2 and f"or --random, found {found}" in done.stderr
+
+
+@pytest.mark.isa("avx512f")
+def test_running_on_random_numbers_says_what_came_out(sparse_artifact: Path) -> None:
+    first = json.loads(nmc("run", sparse_artifact, "--random", "--json"))
+    again = json.loads(nmc("run", sparse_artifact, "--random", "--json"))
+    other = json.loads(nmc("run", sparse_artifact, "--random", "--seed", "1", "--json"))
+    assert first == again != other
+    (row,) = first["outputs"]
+    session = nmcompile.runtime.load(sparse_artifact)
+    generator = np.random.default_rng(0)
+    y = session.run(generator.standard_normal((1, 3, 16, 16), np.float32))["y"]
+    assert row["shape"] == [1, 10] and "file" not in row
+    assert row["lowest"] == pytest.approx(y.min()) and row["mean"] == pytest.approx(y.mean())
+    text = nmc("run", sparse_artifact, "--random")
+    assert "highest" in text and f"{y.max():.4g}" in text

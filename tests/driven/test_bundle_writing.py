@@ -56,7 +56,6 @@ def a_file(folder: Path) -> Path:
     [
         (other_files, "holds something else than a bundle"),
         (a_file, "it is a file"),
-        (lambda folder: folder / "not" / "there", "is no folder; make it first"),
         (lambda folder: Path("."), "it is the working directory"),
     ],
 )

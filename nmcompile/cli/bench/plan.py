@@ -112,6 +112,7 @@ def read_sources(
         TorchSource,
         unique_names,
     )
+    from nmcompile.model_files import check_model_file
 
     artifacts = [text for text in models if not is_factory(text) and is_artifact(Path(text))]
     factories = [text for text in models if is_factory(text)]
@@ -132,6 +133,9 @@ def read_sources(
             "that they run, --model MODEL.onnx",
             param_hint="--against",
         )
+    for text in models:
+        if text not in artifacts and text not in factories:
+            check_model_file(text)
     sources: list[Source] = []
     for name, text in zip(unique_names(models), models, strict=True):
         if text in artifacts:
