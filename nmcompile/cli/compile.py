@@ -16,6 +16,11 @@ from nmcompile.cli.checks import (
     check_pattern,
     check_target,
 )
+from nmcompile.cli.completion import (
+    complete_onnx,
+    complete_pattern,
+    complete_pattern_or_auto,
+)
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     DensityOption,
@@ -47,7 +52,9 @@ if TYPE_CHECKING:
     from nmcompile.frontends import SourceModel
     from nmcompile.passes.enforce_pattern import EnforcedLayer
 
-OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
+OnnxArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", autocompletion=complete_onnx)
+]
 PermuteOption = Annotated[
     bool,
     typer.Option("--permute", help="First put channels in an order that keeps more: N:M and 1xN."),
@@ -68,7 +75,8 @@ def compile_model(
         str,
         typer.Option(
             help="auto: what each layer holds; 2:4, 2:4@flat, 1x16, 1x16@0.5 (half is kept), ...: "
-            "verified first; dense: ignore all zeros."
+            "verified first; dense: ignore all zeros.",
+            autocompletion=complete_pattern_or_auto,
         ),
     ] = "auto",
     enforce: Annotated[
@@ -232,7 +240,12 @@ def fold_model(
 def enforce_model(
     model: OnnxArgument,
     output: OnnxOutput,
-    pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16@0.5, unstructured@0.1, ...")],
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="2:4, 2:4@flat, 1x16@0.5, unstructured@0.1, ...", autocompletion=complete_pattern
+        ),
+    ],
     density: DensityOption = None,
     exclude: ExcludeOption = None,
     permute: PermuteOption = False,

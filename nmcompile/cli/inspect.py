@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nmcompile.cli.checks import check_model, check_outputs, check_pattern
+from nmcompile.cli.completion import complete_model, complete_pattern_or_auto
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     JsonOption,
@@ -32,10 +33,15 @@ def inspect_any(
         typer.Argument(
             metavar="MODEL_OR_NMC",
             help="An ONNX file, package.module:factory for a torch model, or a compiled model.",
+            autocompletion=complete_model,
         ),
     ],
     pattern: Annotated[
-        str, typer.Option(help="Count how often each layer breaks this pattern.")
+        str,
+        typer.Option(
+            help="Count how often each layer breaks this pattern.",
+            autocompletion=complete_pattern_or_auto,
+        ),
     ] = "auto",
     target: TargetOption = "avx512",
     shape: ShapeOption = None,

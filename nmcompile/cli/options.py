@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from nmcompile.cli.completion import complete_artifact, complete_onnx, complete_target
 from nmcompile.errors import ModelError, ShapeError
 
 if TYPE_CHECKING:
@@ -50,9 +51,13 @@ ModelArgument = Annotated[
         metavar="MODEL",
         help="An ONNX file, or package.module:factory, a function in the working directory's "
         "Python path that returns a torch model (say the input shapes with --shape).",
+        autocompletion=complete_onnx,
     ),
 ]
-ArtifactArgument = Annotated[Path, typer.Argument(metavar="OUT.nmc", help="A compiled model.")]
+ArtifactArgument = Annotated[
+    Path,
+    typer.Argument(metavar="OUT.nmc", help="A compiled model.", autocompletion=complete_artifact),
+]
 ShapeOption = Annotated[
     list[Shape] | None,
     typer.Option(
@@ -62,7 +67,10 @@ ShapeOption = Annotated[
         help="The shape of an input that the model leaves open. May be repeated.",
     ),
 ]
-TargetOption = Annotated[str, typer.Option(help="What to compile for, see `nmc targets`.")]
+TargetOption = Annotated[
+    str,
+    typer.Option(help="What to compile for, see `nmc targets`.", autocompletion=complete_target),
+]
 DensityOption = Annotated[
     float | None,
     typer.Option(

@@ -224,3 +224,52 @@ def test_running_on_random_numbers_says_what_came_out(sparse_artifact: Path) -> 
     assert row["lowest"] == pytest.approx(y.min()) and row["mean"] == pytest.approx(y.mean())
     text = nmc("run", sparse_artifact, "--random")
     assert "highest" in text and f"{y.max():.4g}" in text
+
+
+# Completion
+
+COMPLETED = {
+    "nmc compile m.onnx --target avx512_": {"avx512_vnni", "avx512_bf16", "avx512_amx"},
+    "nmc inspect --target sm_8": {"sm_80", "sm_86", "sm_89"},
+    "nmc enforce m.onnx --pattern 1x": {"1x16", "1x16@0.5"},
+    "nmc compile m.onnx --pattern a": {"auto"},
+    "nmc bench --against onnxruntime,openvino-b": {"onnxruntime,openvino-bf16"},
+    "nmc bench --patterns as-is,unst": {"as-is,unstructured@0.1"},
+    "nmc bench --targets avx512,sm_9": {"avx512,sm_90a"},
+    "nmc bench rep": {"report"},
+    "nmc run ": {"folder/", "net.nmc"},
+    "nmc run n": {"net.nmc"},
+    "nmc compile folder/": {"folder/inside.onnx"},
+    "nmc inspect n": {"net.onnx", "net.nmc"},
+}
+
+
+@pytest.mark.parametrize("line", COMPLETED)
+def test_shells_complete_what_there_is(line: str, here: Path) -> None:
+    environment = {
+        "_NMC_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+    }
+    done = CliRunner().invoke(app, env=environment, prog_name="nmc")
+    assert set(done.stdout.split()) == COMPLETED[line]
+
+
+def test_everything_that_is_completed_is_understood() -> None:
+    from nmcompile.bench.engines import find_engine
+    from nmcompile.bench.forms import read_form
+    from nmcompile.bench.matrix import parse_spec
+    from nmcompile.cli import completion
+    from nmcompile.sparsity import parse_wanted
+    from nmcompile.targets import find_target
+
+    for name in completion.complete_pattern(""):
+        assert str(parse_wanted(name)) == name
+    for name in completion.complete_patterns(""):
+        assert parse_spec(name)
+    for name in completion.complete_target(""):
+        assert name == "cuda" or find_target(name).name == name
+    for name in completion.complete_form(""):
+        assert name == "cuda" or read_form(name) == name
+    for name in completion.complete_engines(""):
+        assert name == "all" or find_engine(name).name == name

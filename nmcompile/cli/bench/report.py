@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nmcompile.cli.bench.plan import need_extra
+from nmcompile.cli.checks import check_outputs
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import JsonOption
 from nmcompile.cli.output import print_json
@@ -31,6 +33,7 @@ def report_runs(
 
     The same case of several runs or machines stands side by side.
     """
+    need_extra("nmc bench report", "msgspec", "jinja2", "vl_convert")
     from nmcompile.bench.report import render_report
     from nmcompile.bench.results import read_run
     from nmcompile.runtime.files import replace_file
@@ -46,6 +49,7 @@ def report_runs(
                 f"{output} is a result and the report at once, and would be overwritten: name "
                 "another output, such as report.html"
             )
+    check_outputs(output)
     with working() as progress:
         progress("reading")
         runs = [read_run(path) for path in files]
