@@ -26,6 +26,7 @@ from nmcompile.segments.whole import check_rest_option, in_parts
 from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pattern, Pruning, Unstructured
 from nmcompile.tables import size, spell_table
 from nmcompile.targets import Target, check_toolchain, find_target
+from nmcompile.wording import way
 
 if TYPE_CHECKING:
     from nmcompile.quantization import Quantization, QuantizationReport
@@ -159,9 +160,10 @@ def compile(
     asked = str(pattern).strip().lower()
     step = EnforcePattern(asked, pruning) if asked not in ("auto", "dense") else None
     if step is None and pruning != VERIFY:
+        named = way("--pattern 2:4", "pattern='2:4'")
         raise PatternError(
-            f"pruning (--enforce, --density, --exclude, --permute) needs to know the pattern; "
-            f"found {asked!r}: name one with --pattern, for example 2:4 or 1x16"
+            f"{way('--enforce, --density, --exclude and --permute', 'pruning')}: this needs to "
+            f"know the pattern; found {asked!r}: name one, as {named}"
         )
     sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
@@ -277,8 +279,9 @@ def refuse_trivial(result: EnforceResult) -> None:
     if rows and all(row.density == 1.0 for row in rows):
         raise PatternError(
             f"pattern {rows[0].pattern}: expected layers with zeros, found none in "
-            f"{len(rows)} layers, {rows[0].layer} the first; say how much to prune with --enforce "
-            "--density 0.5, or compile the model as it is with --pattern auto"
+            f"{len(rows)} layers, {rows[0].layer} the first; say how much to prune with "
+            f"{way('--enforce --density 0.5', 'Pruning(density=0.5)')}, or compile the model as it "
+            f"is with {way('--pattern auto', repr('auto'))}"
         )
 
 

@@ -33,6 +33,7 @@ from nmcompile.tables import (
     spell_segments,
 )
 from nmcompile.targets import TARGETS, Target, find_target
+from nmcompile.wording import way
 
 if TYPE_CHECKING:
     from nmcompile.passes.lowering.match import Group
@@ -172,10 +173,11 @@ def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
     count = sum(layer.integers is not None for layer in source.graph.layers())
     if not count or target.integers:
         return ()
-    better = " or ".join(other.name for other in TARGETS if other.integers)
+    able = [other.name for other in TARGETS if other.integers]
+    better = way(f"--target {' or '.join(able)}", f"target={' or '.join(map(repr, able))}")
     return (
-        f"{count} layers are quantised, and computed in {target.dtype}: --target {better} runs "
-        "them on integers",
+        f"{count} layers are quantised, and computed in {target.dtype}: {better} runs them on "
+        "integers",
     )
 
 
@@ -338,7 +340,8 @@ def _problem(layer: Layer, detection: Detection, dtype: str) -> Problem:
     if layer.input_shape is None:
         raise ShapeError(
             f"layer {layer.name}: the shape of its input is unknown; expected static shapes: fix "
-            "the model's input shapes with --shape NAME=1,3,224,224"
+            "the model's input shapes with "
+            f"{way('--shape NAME=1,3,224,224', 'shapes={NAME: (1, 3, 224, 224)}')}"
         )
     spec: Conv2d | Linear
     if layer.op == "linear":

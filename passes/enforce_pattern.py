@@ -25,6 +25,7 @@ from nmcompile.sparsity import (
     parse_wanted,
     project,
 )
+from nmcompile.wording import way
 
 SHOWN = 4  # layers in a message
 
@@ -174,7 +175,10 @@ class EnforcePattern:
             self._refuse_unchecked(rows)
         if breaches:
             more = f" ({len(breaches) - 1} more layers break it too)" if breaches[1:] else ""
-            raise PatternError(f"{breaches[0]}{more}; project the weights with --enforce")
+            raise PatternError(
+                f"{breaches[0]}{more}; project the weights with "
+                f"{way('--enforce', 'pruning=Pruning()')}"
+            )
         finished = permuted is None or permuted.finished
         return EnforceResult(graph, modified, tuple(map(_note, rows)), tuple(rows), finished)
 
@@ -212,7 +216,7 @@ class EnforcePattern:
         raise PatternError(
             f"pattern {self.pattern}: expected at least one layer that it concerns, found none "
             f"({shown or 'the model has no layer with constant weights'}{more}); compile the model "
-            "with --pattern auto, or name its layers"
+            f"with {way('--pattern auto', repr('auto'))}, or name its layers"
         )
 
     def _check_permute(self, pattern: Pattern | str) -> None:

@@ -19,6 +19,7 @@ from nmcompile.bundle.requirements import find_requirements, needs_gpu
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.files import made_folder, scratch_folder
 from nmcompile.runtime.format import Artifact, read_artifact
+from nmcompile.wording import way
 
 INFO = "bundle.json"  # what a folder must hold to be a bundle
 _PACKAGE = Path(version.__file__).parent
@@ -126,8 +127,8 @@ def _read(artifacts: Sequence[str | os.PathLike[str]]) -> list[Artifact]:
         if model.manifest.steps:
             raise ArtifactError(
                 f"{model.path}: onnxruntime runs parts of it, and a bundle holds TVM's runtime "
-                "only: compile the model with --rest none (rest='none') to see which operators "
-                "these are, or install nmcompile and onnxruntime where it is to run"
+                "only: `nmc compile --rest none` (rest='none') shows which operators these are; or "
+                "install nmcompile and onnxruntime where it is to run"
             )
     return found
 
@@ -167,7 +168,7 @@ def _checked_target(directory: Path, force: bool) -> Path:
     if filled and not force:
         raise ArtifactError(
             f"cannot write {directory}: there is a bundle already; name a new folder, or replace "
-            "it with --force (force=True)"
+            f"it with {way('--force', 'force=True')}"
         )
     return target
 

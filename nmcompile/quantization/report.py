@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nmcompile.quantization.measure import Loss
 from nmcompile.tables import printable, spell_facts, spell_table
+from nmcompile.wording import way
 
 WORST = 5  # layers named below the table
 
@@ -89,7 +90,8 @@ class QuantizationReport:
         ]
         worst = ", ".join(self.worst[:WORST])
         if worst:
-            how = "alone" if ranked else "with all before them; --rank measures each alone"
+            rank = way("--rank", "Quantization(rank=True)")
+            how = "alone" if ranked else f"with all before them; {rank} measures each alone"
             lines.append(f"these hurt most ({how}): {printable(worst)}")
         loss, facts = self.loss, dict[str, str]()
         facts["samples"] = f"{self.calibrated} calibrated with ({self.statistics}), " + (

@@ -168,7 +168,7 @@ def test_a_violated_pattern_names_layer_count_and_index(dense_onnx: Path, tmp_pa
 
 
 def test_a_violated_pattern_raises_from_python_too(tmp_path: Path) -> None:
-    with pytest.raises(PatternError, match=r"layer wide: .*--enforce"):
+    with pytest.raises(PatternError, match=r"layer wide: .* with pruning=Pruning\(\)"):
         nmcompile.compile(
             tiny_net(), output=tmp_path / "m.nmc", example_inputs=example(), pattern="2:4"
         )

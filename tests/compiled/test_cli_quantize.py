@@ -166,7 +166,7 @@ def test_compile_tells_people_what_quantising_cost(
         ({"precision": "int8", "target": "avx512"}, TargetError, f"needs the target {ISA}"),
         ({"precision": "int8", "calibration": None}, InputError, "expected calibration data"),
         ({"precision": "int8", "pruning": PROJECT}, PatternError, "prune with `nmc enforce`"),
-        ({}, InputError, "are for quantising: expected --precision int8"),
+        ({}, InputError, "are for quantising: expected precision='int8'"),
     ],
 )
 def test_compile_refuses_precisions_by_name(

@@ -1,18 +1,22 @@
 """What newcomers stumbled over, one test each: from Python and from a shell."""
 
+import contextlib
 import json
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import nmcompile
+from nmcompile.__main__ import main as start
 from nmcompile.cli import app
+from nmcompile.progress import Progress
 from nmcompile.runtime.format import MAGIC
 
 
@@ -273,3 +277,49 @@ def test_everything_that_is_completed_is_understood() -> None:
         assert name == "cuda" or read_form(name) == name
     for name in completion.complete_engines(""):
         assert name == "all" or find_engine(name).name == name
+
+
+# Ctrl-C
+
+
+def test_an_interrupt_at_any_stage_leaves_no_half_file(
+    dense_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+
+    def compile_until(last: int) -> Result:
+        @contextlib.contextmanager
+        def working() -> Iterator[Progress]:
+            def report(stage: str, done: int = 0, total: int = 0) -> None:
+                stages.append(stage)
+                if len(stages) == last:
+                    raise KeyboardInterrupt
+
+            yield report
+
+        stages.clear()
+        monkeypatch.setattr("nmcompile.cli.compile.working", working)
+        words = ["compile", str(dense_onnx), "-o", str(tmp_path / "new" / "m.nmc")]
+        return CliRunner().invoke(app, words)
+
+    assert compile_until(0).exit_code == 0
+    (tmp_path / "new" / "m.nmc").unlink()
+    (tmp_path / "new").rmdir()
+    assert stages[0] == "reading the model" and "writing the artifact" in stages
+    for last in range(1, stages.index("writing the artifact") + 2):
+        done = compile_until(last)
+        assert (done.exit_code, done.stderr, done.stdout) == (130, "interrupted\n", "")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_it_starts_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nmcompile.cli.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        start()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -22,6 +22,7 @@ from nmcompile.cli.bench.plan import (
 )
 from nmcompile.cli.bench.report import report_runs
 from nmcompile.cli.bench.table import plot_profile, print_document, print_profiles, print_run
+from nmcompile.cli.checks import check_outputs
 from nmcompile.cli.completion import (
     complete_bench,
     complete_engines,
@@ -165,8 +166,6 @@ def bench_models(
     refuse_for_artifacts(models, [name for name, given in changed.items() if given])
     specs, kinds = read_patterns(patterns), read_targets(targets)
     batches: list[int | None] = [*parse_counts(batch, "--batch")] if batch else [None]
-    sources = read_sources(models, shape, weights, model, len(rows) > 1)
-    from nmcompile.runtime.files import check_writable
     from nmcompile.runtime.native import available_threads, default_threads
 
     cores = available_threads()
@@ -175,6 +174,7 @@ def bench_models(
         most = None if tracker else cores  # a device may have more
         counts = parse_counts(threads, "--threads", most, "the cores that this process may use")
     refuse_short(budget, len(models) * len(batches) * len(counts), specs, kinds, rows)
+    sources = read_sources(models, shape, weights, model, len(rows) > 1)
     fleet = read_fleet(tracker, key, timeout)
     if fleet is not None:
         refuse_for_devices(len(rows) > 1, data)
@@ -190,7 +190,7 @@ def bench_models(
     )  # fmt: skip
     path = output or default_output(Path())
     # Now, not after minutes of measuring.
-    check_writable(path)
+    check_outputs(path, plot)
     if plot is not None:
         load_pyplot()
 
