@@ -21,7 +21,13 @@ def bundle_artifacts(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The folder to write; missing ones above it are made.",
+        ),
     ],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle that is there, with all in it.")

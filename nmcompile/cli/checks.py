@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nmcompile.cli.options import is_factory
-from nmcompile.errors import InputError
+from nmcompile.errors import ArtifactError, InputError
 from nmcompile.model_files import check_model_file
 
 
@@ -53,6 +54,31 @@ def check_outputs(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             check_writable(path)
+
+
+def check_written(output: Path, model: str, suffix: str) -> None:
+    """Look at where the model that a command makes goes.
+
+    Args:
+        output: the file to write.
+        model: the MODEL argument, which it must not overwrite.
+        suffix: of what is written, ".nmc" or ".onnx": the other one would be a wrong name.
+
+    Raises:
+        ArtifactError: it is the model itself, is called what it is not, or cannot be written.
+    """
+    if output.exists() and os.path.exists(model) and output.samefile(model):
+        raise ArtifactError(
+            f"{output} is the model itself, and would be overwritten: name another output, such as "
+            f"{output.with_name(f'{output.stem}.new{suffix}')}"
+        )
+    other = {".nmc": ".onnx", ".onnx": ".nmc"}[suffix]
+    if output.suffix.lower() == other:
+        raise ArtifactError(
+            f"{output}: what is written is no {other} file: expected a name that ends in {suffix}; "
+            f"name it {output.with_suffix(suffix)}"
+        )
+    check_outputs(output)
 
 
 def check_data(path: Path | None) -> None:

@@ -15,6 +15,7 @@ from nmcompile.cli.checks import (
     check_outputs,
     check_pattern,
     check_target,
+    check_written,
 )
 from nmcompile.cli.completion import (
     complete_onnx,
@@ -63,13 +64,18 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of the search of --permute
 TimeLimitOption = Annotated[
     float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
 ]
-OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")]
+OnnxOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="The ONNX file to write; missing folders are made.")
+]
 
 
 @guarded
 def compile_model(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .nmc file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The .nmc file to write; missing folders are made."),
+    ],
     target: TargetOption = "avx512",
     pattern: Annotated[
         str,
@@ -142,7 +148,8 @@ def compile_model(
     check_model(model)
     check_target(target)
     check_pattern(pattern, density)
-    check_outputs(output, tuning_db if tune else None)
+    check_written(output, model, ".nmc")
+    check_outputs(tuning_db if tune else None)
     check_data(data)
     from nmcompile import compiler
     from nmcompile.sparsity import Pruning
@@ -211,7 +218,7 @@ def fold_model(
 ) -> None:
     """Fold batch norms and training-only branches of an ONNX model into plain convolutions."""
     check_model(str(model))
-    check_outputs(output)
+    check_written(output, str(model), ".onnx")
     from nmcompile.folding import open_folded
 
     with working() as progress:
@@ -257,7 +264,7 @@ def enforce_model(
     """Fold an ONNX model, then prune its layers by magnitude until they have a pattern."""
     check_model(str(model))
     check_pattern(pattern, density)
-    check_outputs(output)
+    check_written(output, str(model), ".onnx")
     from nmcompile.compiler import PERMUTING, refuse_trivial
     from nmcompile.folding import open_folded
     from nmcompile.passes.enforce_pattern import EnforcePattern

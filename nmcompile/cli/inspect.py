@@ -60,10 +60,14 @@ def inspect_any(
     if plot is not None and not spatial:
         raise typer.BadParameter("expected --spatial with it", param_hint="--plot")
     if is_artifact(Path(model)):
-        if pattern != "auto" or shapes or spatial:
+        asked = {"--pattern": pattern != "auto", "--shape": bool(shapes), "--spatial": spatial,
+                 "--target": target != "avx512", "--rest": rest != "onnxruntime",
+                 "--strict": strict}  # fmt: skip
+        if any(asked.values()):
+            options = ", ".join(name for name, given in asked.items() if given)
             raise typer.BadParameter(
-                "--pattern, --shape and --spatial concern models that are not compiled yet",
-                param_hint="MODEL_OR_NMC",
+                f"{model} is compiled already: expected the model that it was made from",
+                param_hint=options,
             )
         show_artifact(Path(model), as_json)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nmcompile.cli.checks import check_data, check_model, check_outputs
+from nmcompile.cli.checks import check_data, check_model, check_written
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     JsonOption,
@@ -130,7 +130,10 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 @guarded
 def quantize_model(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The ONNX file to write; missing folders are made."),
+    ],
     data: DataOption,
     samples: SamplesOption = None,
     statistics: StatisticsOption = None,
@@ -146,7 +149,7 @@ def quantize_model(
 ) -> None:
     """Fold a model and quantise it to int8: weights whose zeros stay zeros, in ONNX's Q/DQ form."""
     check_model(model)
-    check_outputs(output)
+    check_written(output, model, ".onnx")
     check_data(data)
     from nmcompile.quantization import quantize
 

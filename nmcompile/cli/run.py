@@ -53,7 +53,7 @@ def run_artifact(
             "--output",
             "-o",
             metavar="DIR",
-            help="Gets one .npy file per output; made where it is missing.",
+            help="Gets one .npy file per output; missing folders are made.",
         ),
     ] = None,
     threads: ThreadsOption = None,

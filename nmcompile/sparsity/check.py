@@ -86,11 +86,12 @@ def excess(weight: ArrayLike, pattern: Pattern, density: float) -> float | None:
     Whole input channels are kept for 1xN, and at least one; N:M and dense say themselves how much.
     """
     array = np.asarray(weight)
-    if not isinstance(pattern, OneByN | Unstructured):
+    if isinstance(pattern, OneByN):
+        kept, units = stored_share(array, pattern), array.shape[1]
+    elif isinstance(pattern, Unstructured):
+        kept, units = np.count_nonzero(array) / array.size, array.size
+    else:
         return None
-    blocks = isinstance(pattern, OneByN)
-    kept = stored_share(array, pattern) if blocks else np.count_nonzero(array) / array.size
-    units = array.shape[1] if blocks else array.size
     return kept if kept > max(np.rint(density * units), 1) / units else None
 
 

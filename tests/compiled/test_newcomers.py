@@ -323,3 +323,44 @@ def test_an_interrupt_while_it_starts_is_no_traceback(
         start()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    "command", ["compile", "fold", "enforce", "quantize", "run", "bundle", "bench", "bench report"]
+)
+def test_help_says_which_folders_are_made(command: str) -> None:
+    text = " ".join(nmc(*command.split(), "--help").split())
+    assert re.search(r"[Mm]issing (folders|ones above it) are made", text)
+
+
+# What would do harm, or nothing
+
+
+@pytest.mark.parametrize("command", ["compile", "fold", "enforce", "quantize"])
+def test_a_model_is_not_overwritten_by_what_is_made_of_it(command: str, here: Path) -> None:
+    options = {"enforce": ["--pattern", "2:4"], "quantize": ["--data", "folder"]}
+    (here / "link.onnx").symlink_to("net.onnx")
+    before = (here / "net.onnx").read_bytes()
+    for output in ("net.onnx", "link.onnx", str(here / "net.onnx")):
+        words = [command, "net.onnx", "-o", output, *options.get(command, [])]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1
+        assert "is the model itself, and would be overwritten" in done.stderr
+    wrong = "x.onnx" if command == "compile" else "x.nmc"
+    done = CliRunner().invoke(app, [command, "net.onnx", "-o", wrong, *options.get(command, [])])
+    assert done.exit_code == 1 and f"what is written is no {wrong[1:]} file" in done.stderr
+    assert (here / "net.onnx").read_bytes() == before and not (here / wrong).exists()
+
+
+@pytest.mark.parametrize(
+    "option", [["--target", "sm_80"], ["--rest", "none"], ["--strict"], ["--shape", "x=1"]]
+)
+def test_options_for_models_are_not_ignored_for_artifacts(
+    option: list[str], sparse_artifact: Path
+) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(sparse_artifact), *option])
+    assert done.exit_code == 2
+    assert f"Invalid value for {option[0]}:" in done.stderr

@@ -45,15 +45,15 @@ def test_of_several_options_those_stay_that_the_command_has() -> None:
         assert way("--enforce --density 0.5", "pruning") == "--density 0.5"
 
 
-def texts(tree: ast.AST) -> Iterator[ast.Constant]:
-    """The strings of a module outside calls of `way`, docstrings and lone strings left out."""
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of the strings of a module outside calls of `way`, docstrings and lone strings left out."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "way":
             continue
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node
+            yield node.lineno, node.value
         yield from texts(node)
 
 
@@ -64,7 +64,7 @@ def test_the_library_names_no_option_of_its_own_accord() -> None:
             name = path.relative_to(ROOT).as_posix()
             if name.startswith(COMMANDS):
                 continue
-            for node in texts(ast.parse(path.read_text())):
-                if OPTION.search(ELSEWHERE.sub("", node.value)):
-                    found.append(f"{name}:{node.lineno}: {node.value[:60]}")
+            for line, text in texts(ast.parse(path.read_text())):
+                if OPTION.search(ELSEWHERE.sub("", text)):
+                    found.append(f"{name}:{line}: {text[:60]}")
     assert found == []

@@ -139,7 +139,8 @@ def bench_models(
             "--output",
             "-o",
             metavar="FILE.json",
-            help="Where the result goes; nmc-bench.json (numbered where there is one) by default.",
+            help="Where the result goes; nmc-bench.json (numbered where there is one) by default. "
+            "Missing folders are made.",
         ),
     ] = None,
     label: Annotated[str, typer.Option(help="What to call this run.")] = "",

@@ -22,7 +22,13 @@ def report_runs(
         typer.Argument(metavar="RUN.json...", help="What nmc bench wrote; several stand together."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="REPORT.html", help="The page to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="REPORT.html",
+            help="The page to write; missing folders are made.",
+        ),
     ],
     title: Annotated[
         str, typer.Option(help="Heading of the page; the runs' labels where it is empty.")
