@@ -46,7 +46,7 @@ def test_of_several_options_those_stay_that_the_command_has() -> None:
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and text of the strings of a module outside calls of `way`, docstrings and lone strings left out."""
+    """Line and text of strings outside calls of `way`; docstrings and lone strings are left out."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "way":
             continue
