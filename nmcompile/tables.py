@@ -6,12 +6,14 @@ spare, and folds what is too long only then.
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from nmcompile.layer_facts import known_facts
+from nmcompile.units import count
 
 WIDE = 160
 """Columns where stdout is a file or pipe: nothing there needs wrapping earlier."""
@@ -19,8 +21,6 @@ WIDE = 160
 GAP = 2  # blanks between columns
 SHORT = 4  # letters of an answer ("no") that stays in a cell whose sentence stands below
 FOLDED = 16  # a longer word may be folded
-
-_PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def printable(text: str) -> str:
@@ -182,27 +182,6 @@ def spell_layers(layers: Sequence[Mapping[str, Any]], *, checked: bool = False) 
     return spell_table("", columns, rows, (3, 4), prose=len(columns) - 1, spare=(1, 4))
 
 
-_FACTS: Mapping[str, tuple[type, ...]] = {
-    "name": (str,), "pattern": (str,), "kernel": (str,), "reason": (str,), "sparse": (bool,),
-    "density": (int, float), "macs": (int, float), "violations": (int,),
-    "shape": (list, tuple), "first_violation": (list, tuple),
-}  # fmt: skip
-
-
-def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a free-form description of a layer is of the type that this version writes."""
-    from nmcompile.runtime.strict_json import MAX_ELEMENTS, MAX_RANK
-
-    facts = {key: layer[key] for key, types in _FACTS.items() if type(layer.get(key)) in types}
-    for key in ("shape", "first_violation"):
-        numbers = facts.get(key, ())
-        if len(numbers) > MAX_RANK or not all(
-            type(number) is int and 0 <= number <= MAX_ELEMENTS for number in numbers
-        ):
-            del facts[key]
-    return facts
-
-
 WIDE_LIST = 6
 """Kinds of operators, and reasons, that a cell of the table holds."""
 
@@ -250,14 +229,6 @@ def spell_operators(operators: Mapping[str, int]) -> str:
     """What takes TVM's own lowering, as one phrase."""
     spelled = ", ".join(f"{number} x {name}" for name, number in operators.items())
     return f"{spelled} (TVM's own lowering)" if spelled else "none: every operator has a kernel"
-
-
-def count(number: float) -> str:
-    """A count with a decimal prefix, such as 4.1 G."""
-    if number < 1000:
-        return f"{number:.0f}"
-    power = min(int(math.log10(number)) // 3, len(_PREFIXES) - 1)
-    return f"{number / 1000**power:.3g} {_PREFIXES[power]}"
 
 
 def size(nbytes: int) -> str:

@@ -22,7 +22,8 @@ from nmcompile.cli.output import print_facts, print_json, print_table
 from nmcompile.cli.printing import say
 from nmcompile.cli.segments import RestOption, StrictOption, rest_of
 from nmcompile.errors import DeviceError
-from nmcompile.tables import known_facts, size, spell_layers, spell_segments
+from nmcompile.layer_facts import known_facts
+from nmcompile.tables import size, spell_layers, spell_segments
 from nmcompile.targets import CUDA, TARGETS, find_target
 
 
