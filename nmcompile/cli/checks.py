@@ -89,6 +89,6 @@ def check_data(path: Path | None) -> None:
     """
     if path is not None and not path.exists():
         raise InputError(
-            f"cannot read {path}: No such file or directory; expected a folder of images or of "
-            ".npy files, or a .npz"
+            f"cannot read {path}: no such folder or .npz file; expected a folder of images or of "
+            ".npy files, or a .npz with an array for each input"
         )
