@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nmcompile.version import VERSION
 
 if TYPE_CHECKING:
-    from nmcompile import runtime
+    from nmcompile import devices, errors, runtime, train
     from nmcompile.bundle import Bundle, write_bundle
     from nmcompile.compiler import CompileResult, compile, enforce, fold
     from nmcompile.inspection import inspect
@@ -32,13 +32,18 @@ __all__ = [
     "QuantizeResult",
     "Tuning",
     "compile",
+    "devices",
     "enforce",
+    "errors",
     "fold",
     "inspect",
     "quantize",
     "runtime",
+    "train",
     "write_bundle",
 ]
+
+_MODULES = ("devices", "errors", "runtime", "train")
 
 _HOMES = {
     "Bundle": "nmcompile.bundle",
@@ -59,9 +64,13 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
-    if name == "runtime":
-        return importlib.import_module("nmcompile.runtime")
+    if name in _MODULES:
+        return importlib.import_module(f"nmcompile.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module nmcompile has no attribute {name}")

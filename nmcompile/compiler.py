@@ -16,14 +16,17 @@ from nmcompile.building import TunedLayer, build
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
+from nmcompile.model_files import check_model_file
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
 from nmcompile.segments.whole import check_rest_option, in_parts
-from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pruning, Unstructured
-from nmcompile.targets import check_toolchain, find_target
+from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pattern, Pruning, Unstructured
+from nmcompile.tables import size, spell_table
+from nmcompile.targets import Target, check_toolchain, find_target
+from nmcompile.wording import way
 
 if TYPE_CHECKING:
     from nmcompile.quantization import Quantization, QuantizationReport
@@ -43,6 +46,8 @@ class CompileResult:
     seconds: time per stage, in order.
     tuning: what measuring gained, per layer whose kernel the tuning database knows.
     quantization: what quantising cost, where it was asked for.
+
+    `print` shows what the command line does.
     """
 
     path: Path
@@ -53,6 +58,40 @@ class CompileResult:
     tuning: tuple[TunedLayer, ...] = ()
     quantization: QuantizationReport | None = None
 
+    def __str__(self) -> str:
+        """The report, what quantising cost and tuning gained, and the file."""
+        tables = [] if self.quantization is None else [str(self.quantization)]
+        if self.tuning:
+            tables.append(spell_tuning(self.tuning, find_target(self.target)))
+        file = f" ({size(self.path.stat().st_size)})" if self.path.exists() else ""
+        return self.report.spelled(
+            {"output": f"{self.path}{file}", "digest": self.digest, "target": self.target},
+            tables,
+            {"seconds": f"{sum(self.seconds.values()):.1f}"},
+        )
+
+
+def spell_tuning(layers: Sequence[TunedLayer], target: Target) -> str:
+    """What measuring gained over the analytical model, for people."""
+    where = "times on the GPU" if target.arch else "means of one thread and all cores"
+    table = spell_table(
+        f"tuning: {where}",
+        ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
+        [
+            (
+                layer.layer,
+                layer.kernel,
+                f"{layer.default_ms:.3f}",
+                f"{layer.ms:.3f}",
+                f"{layer.default_ms / layer.ms:.2f}x",
+            )
+            for layer in layers
+        ],
+        right=(2, 3, 4),
+    )
+    before, after = sum(layer.default_ms for layer in layers), sum(layer.ms for layer in layers)
+    return f"{table}\ntuned layers: {before:.2f} ms before, {after:.2f} ms after"
+
 
 @explained
 def compile(
@@ -62,7 +101,7 @@ def compile(
     target: str = "avx512",
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    pattern: str = "auto",
+    pattern: Pattern | str = "auto",
     pruning: Pruning = VERIFY,
     tuning: Tuning | None = None,
     precision: str | None = None,
@@ -80,8 +119,8 @@ def compile(
         target: a name of `nmc targets`, or "cuda": the one for this machine's GPU.
         example_inputs: for torch models: the inputs whose shapes are compiled for.
         shapes: input shapes by name, where an ONNX model leaves them open.
-        pattern: "auto" takes what every layer holds; "2:4", "1x16", ... is verified first;
-            "dense" ignores all zeros.
+        pattern: "auto" takes what every layer holds; "2:4", "1x16", "1x16@0.5", ... is verified
+            first; "dense" ignores all zeros.
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
@@ -116,6 +155,16 @@ def compile(
     check_rest_option(rest)
     check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
+    if isinstance(model, str | os.PathLike):
+        check_model_file(model)
+    asked = str(pattern).strip().lower()
+    step = EnforcePattern(asked, pruning) if asked not in ("auto", "dense") else None
+    if step is None and pruning != VERIFY:
+        named = way("--pattern 2:4", "pattern='2:4'")
+        raise PatternError(
+            f"{way('--enforce, --density, --exclude and --permute', 'pruning')}: this needs to "
+            f"know the pattern; found {asked!r}: name one, as {named}"
+        )
     sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
     from nmcompile.tuning.setup import open_tuning
@@ -135,22 +184,17 @@ def compile(
     )
     notes = [*kept, *(f"{note.layer}: {note.text}" for note in folded.notes)]
     projects = pruning.mode == "project"
-    if pattern not in ("auto", "dense"):
+    if step is not None:
         stage(PERMUTING if pruning.permute else "checking the pattern")
-        on_step = partial(stage, PERMUTING)
-        done = EnforcePattern(pattern, pruning, on_step).call(source.graph)
+        step.on_step = partial(stage, PERMUTING)
+        done = step.call(source.graph)
         refuse_trivial(done)
         notes += [f"{note.layer}: {note.text}" for note in done.notes if projects]
         if not done.finished:
             notes.append(f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s")
-    elif pruning != VERIFY:
-        raise PatternError(
-            f"pruning (--enforce, --density, --exclude, --permute) needs to know the pattern; "
-            f"found {pattern!r}: name one with --pattern, for example 2:4 or 1x16"
-        )
     with assuming_cores(opened.cores if opened is not None else None):
         attempt = partial(
-            build, target=chosen, precision=precision, dense=pattern == "dense", tuning=opened,
+            build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
             stage=stage,
         )  # fmt: skip
         source, made, why = in_parts(source, chosen, rest, attempt)
@@ -186,7 +230,7 @@ def fold(
 @explained
 def enforce(
     model: Any,
-    pattern: str,
+    pattern: Pattern | str,
     *,
     pruning: Pruning = PROJECT,
     example_inputs: Any = None,
@@ -198,7 +242,7 @@ def enforce(
 
     Args:
         model: as in `compile`.
-        pattern: what to project onto.
+        pattern: what to project onto, as "2:4" or "1x16@0.5".
         pruning: which layers, and how.
         example_inputs: as in `compile`.
         shapes: as in `compile`.
@@ -235,8 +279,9 @@ def refuse_trivial(result: EnforceResult) -> None:
     if rows and all(row.density == 1.0 for row in rows):
         raise PatternError(
             f"pattern {rows[0].pattern}: expected layers with zeros, found none in "
-            f"{len(rows)} layers, {rows[0].layer} the first; say how much to prune with --enforce "
-            "--density 0.5, or compile the model as it is with --pattern auto"
+            f"{len(rows)} layers, {rows[0].layer} the first; say how much to prune with "
+            f"{way('--enforce --density 0.5', 'Pruning(density=0.5)')}, or compile the model as it "
+            f"is with {way('--pattern auto', repr('auto'))}"
         )
 
 

@@ -28,9 +28,7 @@ from nmcompile.reports import (
 )
 from nmcompile.segments.divide import Divided
 from nmcompile.segments.whole import check_rest_option, in_parts
-from nmcompile.sparsity import (
-    parse_pattern,
-)
+from nmcompile.sparsity import Pattern, parse_wanted
 from nmcompile.targets import Target, find_target
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def inspect(
     *,
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    pattern: str = "auto",
+    pattern: Pattern | str = "auto",
     target: str = "avx512",
     rest: str = "onnxruntime",
     progress: Progress = silent,
@@ -65,9 +63,10 @@ def inspect(
     """
     chosen = find_target(target)
     check_rest_option(rest)
+    asked = str(pattern).strip().lower()
+    wanted = None if asked == "auto" else parse_wanted(asked)
     source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
     progress("checking the patterns")
-    wanted = None if pattern == "auto" else parse_pattern(pattern)
     progress("importing into TVM")
     source, made, why = in_parts(source, chosen, rest, partial(_look, target=chosen))
     looks = [made] if isinstance(made, _Look) else [look for look in made.made if look is not None]
@@ -94,7 +93,8 @@ def inspect(
         leftovers.update(look.found.leftovers)
     segments = report_segments(made) if isinstance(made, Divided) else ()
     notes += target_notes(source, chosen)
-    return InspectionReport(source.title, layers, tuple(notes), dict(leftovers), segments)
+    checked = "" if wanted is None else str(wanted)
+    return InspectionReport(source.title, layers, tuple(notes), dict(leftovers), segments, checked)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from nmcompile.progress import Progress
 from nmcompile.runtime import cpu
 from nmcompile.sparsity import Pruning
 from nmcompile.targets import BF16, TARGETS, Target
+from nmcompile.wording import way
 
 if TYPE_CHECKING:
     from nmcompile.quantization import Quantization, QuantizationReport
@@ -45,8 +46,9 @@ def check_precision(
         )
     if precision != INT8 and (calibration is not None or quantization is not None):
         raise InputError(
-            "calibration data and what goes with it are for quantising: expected --precision "
-            f"{INT8} with them, found {precision or 'none'}"
+            "calibration data and what goes with it are for quantising: expected "
+            f"{way(f'--precision {INT8}', f'precision={INT8!r}')} with them, found "
+            f"{precision or 'none'}"
         )
     if precision is None:
         return
@@ -61,17 +63,19 @@ def check_precision(
         able = " or ".join(row.name for row in TARGETS if row.integers)
         raise TargetError(
             f"precision {INT8} needs the target {able}, found {target.name}: compile with "
-            f"--target {INT8_TARGET}, or quantise with `nmc quantize` and run the ONNX file"
+            f"{way(f'--target {INT8_TARGET}', f'target={INT8_TARGET!r}')}, or quantise with "
+            "`nmc quantize` (nmcompile.quantize) and run the ONNX file"
         )
     if calibration is None:
         raise InputError(
             f"precision {INT8} needs to see what the model sees in use: expected calibration data, "
-            "found none; name a folder or a .npz with --data"
+            f"found none; name a folder or a .npz with {way('--data', 'calibration')}"
         )
     if pruning.mode == "project":
         raise PatternError(
-            f"layers are pruned before they are quantised: found --enforce with precision {INT8}; "
-            "prune with `nmc enforce`, and compile what it writes"
+            "layers are pruned before they are quantised: found "
+            f"{way('--enforce', 'pruning')} with precision {INT8}; prune with `nmc enforce` "
+            "(nmcompile.enforce), and compile what it gives"
         )
 
 
@@ -102,7 +106,8 @@ def paying_precision(
         return precision, ()
     better = ""
     if cpu.TILES in flags:
-        better = "; its tile unit multiplies faster: use --target avx512_amx"
+        amx = way("--target avx512_amx", "target='avx512_amx'")
+        better = f"; its tile unit multiplies faster: use {amx}"
     return None, (
         f"compiled in float32: this machine's {name} multiplies bfloat16 in vectors at "
         f"{roofs.bf16:.0f} GFLOP/s, and float32 at {roofs.fma:.0f}{better}",

@@ -20,11 +20,20 @@ from nmcompile.sparsity import (
     CheckResult,
     Dense,
     Detection,
-    Pattern,
+    Wanted,
     check,
     detect,
+    excess,
+)
+from nmcompile.tables import (
+    printable,
+    spell_facts,
+    spell_layers,
+    spell_operators,
+    spell_segments,
 )
 from nmcompile.targets import TARGETS, Target, find_target
+from nmcompile.wording import way
 
 if TYPE_CHECKING:
     from nmcompile.passes.lowering.match import Group
@@ -96,6 +105,9 @@ class InspectionReport:
     other_operators: Relax operators that no kernel of ours computes, with their number: they take
         TVM's own lowering.
     segments: what runs in turn, of a model of which onnxruntime runs parts; else none.
+    checked: the pattern that layers were held against, "" for none.
+
+    `print` shows what the command line does.
     """
 
     title: str
@@ -103,6 +115,34 @@ class InspectionReport:
     notes: tuple[str, ...] = ()
     other_operators: Mapping[str, int] | None = None
     segments: tuple[SegmentReport, ...] = ()
+    checked: str = ""
+
+    def __str__(self) -> str:
+        """The tables, the notes, and what all layers come to."""
+        return self.spelled({"model": self.title})
+
+    def spelled(
+        self,
+        before: Mapping[str, str],
+        tables: Sequence[str] = (),
+        after: Mapping[str, str] | None = None,
+    ) -> str:
+        """The report between other facts, with other tables behind its own."""
+        parts = []
+        if self.layers:
+            rows = [layer.to_dict() for layer in self.layers]
+            parts.append(spell_layers(rows, checked=bool(self.checked)) + "\n")
+        if self.segments:
+            parts.append(spell_segments([part.to_dict() for part in self.segments]) + "\n")
+        parts += [f"{table}\n" for table in tables]
+        parts += [f"note: {printable(note)}" for note in self.notes]
+        sparse = sum(layer.sparse for layer in self.layers)
+        facts = {
+            "layers": f"{len(self.layers)}, {sparse} of them sparse; "
+            f"{self.density:.1%} of the dense multiply-accumulates remain",
+            "other": spell_operators(self.other_operators or {}),
+        }
+        return "\n".join([*parts, spell_facts({**before, **facts, **(after or {})})])
 
     @property
     def macs(self) -> int:
@@ -133,10 +173,11 @@ def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
     count = sum(layer.integers is not None for layer in source.graph.layers())
     if not count or target.integers:
         return ()
-    better = " or ".join(other.name for other in TARGETS if other.integers)
+    able = [other.name for other in TARGETS if other.integers]
+    better = way(f"--target {' or '.join(able)}", f"target={' or '.join(map(repr, able))}")
     return (
-        f"{count} layers are quantised, and computed in {target.dtype}: --target {better} runs "
-        "them on integers",
+        f"{count} layers are quantised, and computed in {target.dtype}: {better} runs them on "
+        "integers",
     )
 
 
@@ -146,10 +187,10 @@ def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[
     return tuple(f"{names.of(group)}: is computed in float32: {reason}" for group, reason in real)
 
 
-def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> LayerReport:
+def report_layer(layer: Layer, target: str, wanted: Wanted | None = None) -> LayerReport:
     """One row for a layer that is not lowered yet: its pattern, and the kernel it would get."""
     detection = detect(layer.weight)
-    checked = check(layer.weight, wanted) if wanted is not None else None
+    checked = held(layer.weight, wanted)
     try:
         choice = choose(layer.op, target, _problem(layer, detection, find_target(target).dtype))
     except TargetError as error:  # what it says is the reason, and the other layers are of interest
@@ -157,7 +198,7 @@ def report_layer(layer: Layer, target: str, wanted: Pattern | None = None) -> La
     return report_choice(layer, detection, choice, checked)
 
 
-def report_other(other: Weighted, target: str, wanted: Pattern | None = None) -> LayerReport:
+def report_other(other: Weighted, target: str, wanted: Wanted | None = None) -> LayerReport:
     """One row for what has constant weights and is no layer: with the kernel of its pieces."""
     row = _other_row(other, wanted)
     if other.pieces:
@@ -186,14 +227,14 @@ def report_choices(
     return tuple(rows.values())
 
 
-def _other_row(other: Weighted, wanted: Pattern | None = None) -> LayerReport:
+def _other_row(other: Weighted, wanted: Wanted | None = None) -> LayerReport:
     if other.weight is None:
         return LayerReport(
             *(other.name, other.op, (), "unknown", "", (), 1.0, other.macs or 0, 0, None, "none"),
             sparse=False,
             reason=f"no pattern can be checked: {other.reason}",
         )
-    checked = check(other.weight, wanted) if wanted is not None else None
+    checked = held(other.weight, wanted)
     return _row(other.name, other.op, other.weight, other.macs, detect(other.weight), checked)
 
 
@@ -212,6 +253,20 @@ def report_choice(
         reason = "matrix products have no sparse kernel yet"
     row = _layer_row(layer, detection, checked)
     return replace(row, kernel=kernel.name, sparse=kernel.sparse, reason=reason)
+
+
+def held(weight: Array, wanted: Wanted | None) -> CheckResult | None:
+    """A weight held against what was asked for, if anything was.
+
+    One that has the pattern breaks it only by keeping more than was said: then what projection
+    would drop counts.
+    """
+    if wanted is None:
+        return None
+    found, density = check(weight, wanted.pattern), wanted.density
+    if found.ok and density is not None and excess(weight, wanted.pattern, density) is not None:
+        return check(weight, wanted.pattern, density)
+    return found
 
 
 def _layer_row(layer: Layer, detection: Detection, checked: CheckResult | None) -> LayerReport:
@@ -247,13 +302,13 @@ def _row(
 
 
 def report_elsewhere(
-    layer: Layer | Weighted, reason: str, wanted: Pattern | None = None
+    layer: Layer | Weighted, reason: str, wanted: Wanted | None = None
 ) -> LayerReport:
     """One row for what onnxruntime computes."""
     if isinstance(layer, Weighted):
         row = _other_row(layer, wanted)
     else:
-        checked = check(layer.weight, wanted) if wanted is not None else None
+        checked = held(layer.weight, wanted)
         row = _layer_row(layer, detect(layer.weight), checked)
     return replace(row, kernel=ONNXRUNTIME, reason=f"runs in onnxruntime: {reason}")
 
@@ -285,7 +340,8 @@ def _problem(layer: Layer, detection: Detection, dtype: str) -> Problem:
     if layer.input_shape is None:
         raise ShapeError(
             f"layer {layer.name}: the shape of its input is unknown; expected static shapes: fix "
-            "the model's input shapes with --shape NAME=1,3,224,224"
+            "the model's input shapes with "
+            f"{way('--shape NAME=1,3,224,224', 'shapes={NAME: (1, 3, 224, 224)}')}"
         )
     spec: Conv2d | Linear
     if layer.op == "linear":

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nmcompile.folding import open_checked
 from nmcompile.passes.pipeline import FOLD_PIPELINE, run_pipeline
 from nmcompile.progress import Progress, silent
-from nmcompile.sparsity import Unstructured, parse_pattern, project
+from nmcompile.sparsity import Pattern, Unstructured, parse_wanted, project
 
 Array = npt.NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def spatial_report(
     *,
     example_inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    pattern: str = "auto",
+    pattern: Pattern | str = "auto",
     progress: Progress = silent,
 ) -> tuple[SpatialLayer, ...]:
     """Densities per kernel position of every convolution larger than 1x1.
@@ -59,14 +59,15 @@ def spatial_report(
         model: as for `nmcompile.compile`.
         example_inputs: for torch models.
         shapes: input shapes by name, where an ONNX model leaves them open.
-        pattern: "auto" takes weights as they are; with an N:M pattern, dense ones are projected
+        pattern: "auto" takes weights as they are; with another pattern, dense ones are projected
             first, to see what it would leave.
         progress: told what is going on.
 
     Raises:
         NmcompileError: the model cannot be read or folded, or the pattern is malformed.
     """
-    wanted = None if pattern == "auto" else parse_pattern(pattern)
+    asked = str(pattern).strip().lower()
+    wanted = None if asked == "auto" else parse_wanted(asked)
     source = open_checked(model, example_inputs, shapes=shapes, progress=progress)
     stored = source.graph.stored_weights()
     progress("folding")
@@ -82,7 +83,7 @@ def spatial_report(
         folded: Array | None = _per_position(layer.weight)
         original = stored.get(layer.name, main)
         if kept == 1.0 and wanted is not None:
-            original, main = main, project(main, wanted)
+            original, main = main, project(main, wanted.pattern, wanted.density)
             kept, folded = float(np.count_nonzero(main)) / main.size, None
         unstructured = None
         # Only a stored weight with more non-zeros says what other pruning would have left.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmcompile.errors import DeviceError, TargetError
+from nmcompile.wording import way
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _target_here() -> str:
     from nmcompile.runtime import gpu
 
     named = ", ".join(f"{kind} for {wanted}" for kind, wanted in gpu.KINDS.items())
-    way_out = f"name the GPU that the model is for, --target {named}"
+    way_out = f"name the GPU that the model is for, {way('--target', 'target')} {named}"
     try:
         here = gpu.host()
     except DeviceError as error:

@@ -1,7 +1,7 @@
 """Verify that layers have a pattern, or project them onto it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from nmcompile.sparsity import (
     check,
     detect,
     energy_kept,
+    excess,
     left_out,
-    parse_pattern,
+    one_density,
+    parse_wanted,
     project,
-    stored_share,
 )
+from nmcompile.wording import way
 
 SHOWN = 4  # layers in a message
 
@@ -98,18 +100,21 @@ class EnforcePattern:
         """Set the pattern and the layers.
 
         Args:
-            pattern: a pattern or its spelling, or "auto".
+            pattern: a pattern or its spelling (`1x16@0.5` says the density, too), or "auto".
             pruning: which layers, and what may be done to them.
             on_step: told how much of the search for an order of channels is done.
 
         Raises:
-            PatternError: the spelling is no pattern, or `permute` does not go with the rest.
+            PatternError: the spelling is no pattern, or the density or `permute` does not go with
+                the rest.
         """
-        self.pattern: Pattern | None
+        self.pattern: Pattern | None = None
         if not isinstance(pattern, str):
             self.pattern = pattern
-        else:
-            self.pattern = None if pattern.strip().lower() == "auto" else parse_pattern(pattern)
+        elif pattern.strip().lower() != "auto":
+            wanted = parse_wanted(pattern)
+            self.pattern = wanted.pattern
+            pruning = replace(pruning, density=one_density(wanted, pruning.density))
         self.pruning, self.on_step = pruning, on_step
         if pruning.permute:
             self._check_permute(pattern)
@@ -170,7 +175,10 @@ class EnforcePattern:
             self._refuse_unchecked(rows)
         if breaches:
             more = f" ({len(breaches) - 1} more layers break it too)" if breaches[1:] else ""
-            raise PatternError(f"{breaches[0]}{more}; project the weights with --enforce")
+            raise PatternError(
+                f"{breaches[0]}{more}; project the weights with "
+                f"{way('--enforce', 'pruning=Pruning()')}"
+            )
         finished = permuted is None or permuted.finished
         return EnforceResult(graph, modified, tuple(map(_note, rows)), tuple(rows), finished)
 
@@ -208,7 +216,7 @@ class EnforcePattern:
         raise PatternError(
             f"pattern {self.pattern}: expected at least one layer that it concerns, found none "
             f"({shown or 'the model has no layer with constant weights'}{more}); compile the model "
-            "with --pattern auto, or name its layers"
+            f"with {way('--pattern auto', repr('auto'))}, or name its layers"
         )
 
     def _check_permute(self, pattern: Pattern | str) -> None:
@@ -256,24 +264,15 @@ class EnforcePattern:
                 f"layer {name}: its weight of shape {weight.shape} breaks {pattern} in "
                 f"{result.violations} groups, the first at index {result.first}"
             )
-        if isinstance(pattern, OneByN):
-            kept = stored_share(weight, pattern)
-        else:
-            kept = np.count_nonzero(weight) / weight.size
-        if self.pruning.density is not None and kept > self._most(weight, pattern):
+        if self.pruning.density is None:
+            return None
+        kept = excess(weight, pattern, self.pruning.density)
+        if kept is not None:
             return (
                 f"layer {name}: its weight of shape {weight.shape} has {pattern}, but keeps "
                 f"{kept:.3f} of its weights; expected a density of at most {self.pruning.density}"
             )
         return None
-
-    def _most(self, weight: Array, pattern: Pattern) -> float:
-        """The density that projection may leave: whole input channels, and at least one."""
-        assert self.pruning.density is not None
-        channels = weight.shape[1] if isinstance(pattern, OneByN) else weight.size
-        if not isinstance(pattern, OneByN) and str(pattern) != "unstructured":
-            return 1.0
-        return float(max(np.rint(self.pruning.density * channels), 1)) / channels
 
 
 def _facts(layer: Layer) -> LayerFacts:

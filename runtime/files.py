@@ -23,26 +23,28 @@ _SCRATCH = "nmcompile-work-"
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a whole file or none: to a temporary name first, then renamed.
 
-    Where `path` is a symbolic link, what it points to is replaced.
+    Where `path` is a symbolic link, what it points to is replaced. Folders that are missing on the
+    way to it are made.
 
     Raises:
         ArtifactError: it cannot be written; what was there before is unchanged.
     """
     try:
         target = _target(path)
-        _sweep_beside(target)
-        descriptor, temporary = _begin(target)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        with made_folder(target.parent):
+            _sweep_beside(target)
+            descriptor, temporary = _begin(target)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    for piece in pieces:
+                        file.write(piece)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(temporary, target)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ArtifactError(
@@ -56,17 +58,38 @@ def check_writable(path: Path) -> None:
     """Find out before minutes of work, not after, that a file cannot be written.
 
     Raises:
-        ArtifactError: its folder is missing or not writable, or it is a folder, device or pipe.
+        ArtifactError: its folder is not writable, or cannot be made; or it is a folder, device or
+            pipe.
     """
     try:
-        target = _target(path)
-        with tempfile.TemporaryFile(dir=target.parent):
+        folder = _target(path).parent
+        while not folder.exists():  # whatever is missing will be made
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ArtifactError(
-            f"cannot write {path}: {reason}; name a file in a folder that exists and is writable"
+            f"cannot write {path}: {reason}; name a file in a folder that is writable"
         ) from error
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; what is made here goes again where the body fails.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # somebody else's files are in it, or it was never made
+                path.rmdir()
+        raise
 
 
 @contextmanager

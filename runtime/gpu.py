@@ -141,7 +141,7 @@ def require(kind: str, nbytes: int, what: str) -> None:
         ) from error
     if not wanted.runs_on(gpu):
         here = kind_of(gpu)
-        way_out = f"with --target {here}" if here else "see `nmc targets`"
+        way_out = f"with `nmc compile --target {here}`" if here else "see `nmc targets`"
         raise DeviceError(
             f"{what} needs an NVIDIA GPU of compute capability {wanted}, found {gpu.name} of "
             f"{gpu.major}.{gpu.minor}; compile the model for it, {way_out}"
@@ -165,7 +165,7 @@ def _driver() -> Any:
     except OSError as error:
         raise DeviceError(
             f"found no NVIDIA driver ({DRIVER} cannot be loaded); install it, or compile the model "
-            "for a CPU (--target avx512)"
+            "for a CPU (`nmc compile --target avx512`)"
         ) from error
 
 

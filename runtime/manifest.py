@@ -73,6 +73,12 @@ class TensorSpec:
     dtype: str
     any_shape: bool = False
 
+    def __str__(self) -> str:
+        """Return for example ``x float32 1x3x224x224``; ? for what depends on values."""
+        extents = "x".join("?" if extent < 0 else str(extent) for extent in self.shape)
+        shape = "of any shape" if self.any_shape else extents or "scalar"
+        return f"{self.name} {self.dtype} {shape}"
+
     @property
     def is_open(self) -> bool:
         """Whether the shape depends on values."""

@@ -122,7 +122,7 @@ def import_onnxruntime(title: str, made_with: str = "") -> Any:
         wanted = f"onnxruntime=={made_with}" if made_with else "onnxruntime"
         raise DeviceError(
             f"{title} has parts that onnxruntime runs, and that is not installed here ({error}): "
-            f"pip install {wanted}, or compile the model with --rest none to see what needs it"
+            f"pip install {wanted}, or see with `nmc compile --rest none` what needs it"
         ) from error
     return onnxruntime
 

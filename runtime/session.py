@@ -139,6 +139,15 @@ class Session:
             if self._loaded is None and self._leave is not None:
                 self._leave()
 
+    def __repr__(self) -> str:
+        """The file, what goes in and comes out, and where it runs."""
+        inputs, outputs = (
+            ", ".join(map(str, specs)) or "nothing" for specs in (self.inputs, self.outputs)
+        )
+        where = f"{self.manifest.target.kind}, {self.threads} thread{'s' * (self.threads > 1)}"
+        closed = ", closed" if self._loaded is None else ""
+        return f"<Session of {self.path}: {inputs} -> {outputs}; {where}{closed}>"
+
     def run(self, inputs: Any) -> dict[str, Any]:
         """Run the model once.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nmcompile.bench.engines.table import OURS, EngineRow
 from nmcompile.bench.forms import dtype_of
 from nmcompile.errors import PatternError
-from nmcompile.sparsity import Dense, OneByN, Pattern, Unstructured, parse_pattern
+from nmcompile.sparsity import Dense, OneByN, Pattern, Unstructured, parse_wanted
 
 AS_IS = "as-is"
 
@@ -41,24 +41,13 @@ def parse_spec(text: str) -> PatternSpec:
     word = text.strip().lower()
     if word in (AS_IS, ""):
         return PatternSpec("")
-    name, at, tail = word.rpartition("@")
-    try:
-        density = float(tail) if at else None
-    except ValueError:
-        name, density = word, None
-    pattern = parse_pattern(name if density is not None else word)
-    if isinstance(pattern, OneByN | Unstructured):
-        if density is None or not 0 < density <= 1:
-            raise PatternError(
-                f"pattern {text!r}: expected the share of weights to keep behind it, above 0 and "
-                f"at most 1, found {'none' if density is None else density}; write {pattern}@0.5"
-            )
-        return PatternSpec(f"{pattern}@{density:g}", pattern, density)
-    if density is not None:
+    wanted = parse_wanted(text)
+    if isinstance(wanted.pattern, OneByN | Unstructured) and wanted.density is None:
         raise PatternError(
-            f"pattern {text!r}: {pattern} says itself how much is kept; write {pattern}"
+            f"pattern {text!r}: expected the share of weights to keep behind it, above 0 and at "
+            f"most 1, found none; write {wanted}@0.5"
         )
-    return PatternSpec(str(pattern), pattern)
+    return PatternSpec(str(wanted), wanted.pattern, wanted.density)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from nmcompile.errors import ModelError
+from nmcompile.model_files import check_model_file
 from nmcompile.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """
     import onnx
 
+    check_model_file(path)
     try:
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's implementations raise different ones

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from nmcompile.bundle.requirements import Requirements
 from nmcompile.runtime import gpu as gpus
 from nmcompile.runtime.format import Artifact
-from nmcompile.runtime.manifest import TensorSpec
 from nmcompile.version import VERSION
 
 _DRIVER = 580  # the oldest for CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/
@@ -48,10 +47,7 @@ def _machine(model: Artifact) -> str:
 
 
 def _tensors(model: Artifact) -> str:
-    return f"{_spell(model.manifest.inputs)} -> {_spell(model.manifest.outputs)}"
-
-
-def _spell(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(
-        f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape))}".rstrip() for spec in specs
+    inputs, outputs = (
+        ", ".join(map(str, specs)) for specs in (model.manifest.inputs, model.manifest.outputs)
     )
+    return f"{inputs} -> {outputs}"

@@ -49,10 +49,11 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"error: {error}")
     from nmcompile.errors import NmcompileError
+    from nmcompile.runtime.samples import random_inputs
 
     try:
         session = runtime.load(artifact, threads=options.threads)
-        inputs = _random(session.inputs) if options.random else _read(Path(options.input))
+        inputs = random_inputs(session.inputs) if options.random else _read(Path(options.input))
         outputs = session.run(inputs)
         if options.output is not None:
             _write(Path(options.output), outputs)
@@ -68,23 +69,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _random(specs: Any) -> dict[str, Any]:
-    """Normal floats, and integers of 0 and 1, the same in every run."""
-    import numpy as np
-
-    from nmcompile.runtime.manifest import numpy_dtype
-
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for spec in specs:
-        if "float" in spec.dtype:
-            array = generator.standard_normal(spec.shape, np.float32)
-        else:
-            array = generator.integers(0, 2, spec.shape)
-        arrays[spec.name] = np.asarray(array, numpy_dtype(spec.dtype))
-    return arrays
 
 
 def _read(path: Path) -> Any:

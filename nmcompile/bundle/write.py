@@ -17,8 +17,9 @@ from nmcompile.bundle.pythons import compiled_parts
 from nmcompile.bundle.readme import readme
 from nmcompile.bundle.requirements import find_requirements, needs_gpu
 from nmcompile.errors import ArtifactError
-from nmcompile.runtime.files import scratch_folder
+from nmcompile.runtime.files import made_folder, scratch_folder
 from nmcompile.runtime.format import Artifact, read_artifact
+from nmcompile.wording import way
 
 INFO = "bundle.json"  # what a folder must hold to be a bundle
 _PACKAGE = Path(version.__file__).parent
@@ -126,8 +127,8 @@ def _read(artifacts: Sequence[str | os.PathLike[str]]) -> list[Artifact]:
         if model.manifest.steps:
             raise ArtifactError(
                 f"{model.path}: onnxruntime runs parts of it, and a bundle holds TVM's runtime "
-                "only: compile the model with --rest none (rest='none') to see which operators "
-                "these are, or install nmcompile and onnxruntime where it is to run"
+                "only: `nmc compile --rest none` (rest='none') shows which operators these are; or "
+                "install nmcompile and onnxruntime where it is to run"
             )
     return found
 
@@ -149,10 +150,6 @@ def _checked_target(directory: Path, force: bool) -> Path:
         ArtifactError: something stands there that must not be replaced.
     """
     target = Path(os.path.realpath(directory))
-    if not target.parent.is_dir():
-        raise ArtifactError(
-            f"cannot write {directory}: {target.parent} is no folder; make it first"
-        )
     if not os.path.lexists(target):
         return target
     if not target.is_dir():
@@ -171,7 +168,7 @@ def _checked_target(directory: Path, force: bool) -> Path:
     if filled and not force:
         raise ArtifactError(
             f"cannot write {directory}: there is a bundle already; name a new folder, or replace "
-            "it with --force (force=True)"
+            f"it with {way('--force', 'force=True')}"
         )
     return target
 
@@ -186,22 +183,24 @@ def _written(target: Path) -> Iterator[Path]:
     mark = secrets.token_hex(8)
     folder, old = (target.with_name(f".{target.name}.{mark}.{end}") for end in ("tmp", "old"))
     try:
-        folder.mkdir()
-        yield folder
-        try:
-            if target.exists():
-                target.rename(old)
-            folder.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
+        with made_folder(target.parent):
+            try:
+                folder.mkdir()
+                yield folder
+                try:
+                    if target.exists():
+                        target.rename(old)
+                    folder.rename(target)
+                except BaseException:
+                    if old.exists() and not target.exists():
+                        old.rename(target)
+                    raise
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                if target.exists():
+                    shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {target}: {error}; nothing was left behind, and what was there is "
             "unchanged: free some space or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)

@@ -5,16 +5,29 @@ from typing import Annotated
 
 import typer
 
+from nmcompile.cli.completion import complete_artifact
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import JsonOption
-from nmcompile.cli.output import print_facts, print_json, size
+from nmcompile.cli.output import print_facts, print_json
+from nmcompile.tables import size
 
 
 @guarded
 def bundle_artifacts(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="OUT.nmc...", help="Compiled models.")],
+    artifacts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="OUT.nmc...", help="Compiled models.", autocompletion=complete_artifact
+        ),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The folder to write; missing ones above it are made.",
+        ),
     ],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle that is there, with all in it.")

@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmcompile.cli.checks import (
+    check_data,
+    check_model,
+    check_outputs,
+    check_pattern,
+    check_target,
+    check_written,
+)
+from nmcompile.cli.completion import (
+    complete_onnx,
+    complete_pattern,
+    complete_pattern_or_auto,
+)
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     DensityOption,
@@ -22,7 +35,7 @@ from nmcompile.cli.options import (
     read_fleet,
     shapes_of,
 )
-from nmcompile.cli.output import print_facts, print_json, print_layers, print_table, size
+from nmcompile.cli.output import print_facts, print_json, print_table
 from nmcompile.cli.printing import say
 from nmcompile.cli.quantize import (
     KeepOption,
@@ -31,17 +44,18 @@ from nmcompile.cli.quantize import (
     SamplesOption,
     StatisticsOption,
     StdOption,
-    print_report,
     read_settings,
 )
-from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
+from nmcompile.cli.segments import RestOption, StrictOption, rest_of
+from nmcompile.tables import size
 
 if TYPE_CHECKING:
-    from nmcompile.building import TunedLayer
     from nmcompile.frontends import SourceModel
     from nmcompile.passes.enforce_pattern import EnforcedLayer
 
-OnnxArgument = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.")]
+OnnxArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file.", autocompletion=complete_onnx)
+]
 PermuteOption = Annotated[
     bool,
     typer.Option("--permute", help="First put channels in an order that keeps more: N:M and 1xN."),
@@ -50,19 +64,25 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of the search of --permute
 TimeLimitOption = Annotated[
     float, typer.Option(min=0.0, help="Seconds that the search of --permute may take.")
 ]
-OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")]
+OnnxOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="The ONNX file to write; missing folders are made.")
+]
 
 
 @guarded
 def compile_model(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .nmc file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The .nmc file to write; missing folders are made."),
+    ],
     target: TargetOption = "avx512",
     pattern: Annotated[
         str,
         typer.Option(
-            help="auto: what each layer holds; 2:4, 2:4@flat, 1x16, ...: verified first; dense: "
-            "ignore all zeros."
+            help="auto: what each layer holds; 2:4, 2:4@flat, 1x16, 1x16@0.5 (half is kept), ...: "
+            "verified first; dense: ignore all zeros.",
+            autocompletion=complete_pattern_or_auto,
         ),
     ] = "auto",
     enforce: Annotated[
@@ -125,6 +145,12 @@ def compile_model(
     as_json: JsonOption = False,
 ) -> None:
     """Compile a trained model into one artifact file."""
+    check_model(model)
+    check_target(target)
+    check_pattern(pattern, density)
+    check_written(output, model, ".nmc")
+    check_outputs(tuning_db if tune else None)
+    check_data(data)
     from nmcompile import compiler
     from nmcompile.sparsity import Pruning
     from nmcompile.tuning.request import Tuning
@@ -169,28 +195,7 @@ def compile_model(
             }
         )
         return
-    if report.layers:
-        print_layers([layer.to_dict() for layer in report.layers])
-    if report.segments:
-        print_segments([segment.to_dict() for segment in report.segments])
-    if lost is not None:
-        print_report(lost)
-    if result.tuning:
-        print_tuning(result.tuning, result.target)
-    for note in report.notes:
-        say(f"note: {note}")
-    sparse = sum(layer.sparse for layer in report.layers)
-    print_facts(
-        {
-            "output": f"{output} ({size(nbytes)})",
-            "digest": result.digest,
-            "target": result.target,
-            "layers": f"{len(report.layers)}, {sparse} of them sparse; "
-            f"{report.density:.1%} of the dense multiply-accumulates remain",
-            "other": spell_operators(report.other_operators or {}),
-            "seconds": f"{sum(result.seconds.values()):.1f}",
-        }
-    )
+    typer.echo(str(result))
 
 
 @contextlib.contextmanager
@@ -204,37 +209,6 @@ def _kept(database: Path | None) -> Iterator[None]:
         raise
 
 
-def print_tuning(layers: "Sequence[TunedLayer]", target: str) -> None:
-    """What measuring gained over the analytical model."""
-    from nmcompile.targets import find_target
-
-    print_table(
-        "tuning: times on the GPU"
-        if find_target(target).arch
-        else "tuning: means of one thread and all cores",
-        ("layer", "kernel", "model's choice ms", "measured best ms", "faster by"),
-        [
-            (
-                layer.layer,
-                layer.kernel,
-                f"{layer.default_ms:.3f}",
-                f"{layer.ms:.3f}",
-                f"{layer.default_ms / layer.ms:.2f}x",
-            )
-            for layer in layers
-        ],
-        right=(2, 3, 4),
-    )
-    before, after = sum(layer.default_ms for layer in layers), sum(layer.ms for layer in layers)
-    say(f"tuned layers: {before:.2f} ms before, {after:.2f} ms after")
-
-
-def spell_operators(operators: Any) -> str:
-    """What takes TVM's own lowering, as one phrase."""
-    spelled = ", ".join(f"{number} x {name}" for name, number in operators.items())
-    return f"{spelled} (TVM's own lowering)" if spelled else "none: every operator has a kernel"
-
-
 @guarded
 def fold_model(
     model: OnnxArgument,
@@ -243,6 +217,8 @@ def fold_model(
     as_json: JsonOption = False,
 ) -> None:
     """Fold batch norms and training-only branches of an ONNX model into plain convolutions."""
+    check_model(str(model))
+    check_written(output, str(model), ".onnx")
     from nmcompile.folding import open_folded
 
     with working() as progress:
@@ -271,7 +247,12 @@ def fold_model(
 def enforce_model(
     model: OnnxArgument,
     output: OnnxOutput,
-    pattern: Annotated[str, typer.Option(help="2:4, 2:4@flat, 1x16, unstructured, ...")],
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="2:4, 2:4@flat, 1x16@0.5, unstructured@0.1, ...", autocompletion=complete_pattern
+        ),
+    ],
     density: DensityOption = None,
     exclude: ExcludeOption = None,
     permute: PermuteOption = False,
@@ -281,6 +262,9 @@ def enforce_model(
     as_json: JsonOption = False,
 ) -> None:
     """Fold an ONNX model, then prune its layers by magnitude until they have a pattern."""
+    check_model(str(model))
+    check_pattern(pattern, density)
+    check_written(output, str(model), ".onnx")
     from nmcompile.compiler import PERMUTING, refuse_trivial
     from nmcompile.folding import open_folded
     from nmcompile.passes.enforce_pattern import EnforcePattern
@@ -345,7 +329,8 @@ def _print_enforced(layers: "Sequence[EnforcedLayer]", permuted: bool) -> None:
         rows.append(cells)
     energy = ("energy kept before", "and after") if permuted else ("energy dropped",)
     columns = ("layer", "pattern", "density", *energy, "left alone because")
-    print_table("", columns, rows, right=range(2, 3 + len(energy)))
+    prose = len(columns) - 1
+    print_table("", columns, rows, right=range(2, 3 + len(energy)), prose=prose)
 
 
 def write_onnx(path: Path, source: "SourceModel") -> None:

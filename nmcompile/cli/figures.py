@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ def save_figure(figure: Any, path: Path) -> None:
     Raises:
         ArtifactError: it cannot be written.
     """
+    from nmcompile.runtime.files import replace_file
+
+    drawn = io.BytesIO()
     try:
-        figure.savefig(path, dpi=144, facecolor=GROUND, format=path.suffix.lstrip(".") or "png")
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, dpi=144, facecolor=GROUND, format=path.suffix.lstrip(".") or "png")
+    except ValueError as error:
         raise ArtifactError(
-            f"cannot write the plot {path}: {error}; name a file like layers.png in a writable "
-            "folder"
+            f"cannot write the plot {path}: {error}; name a file like layers.png"
         ) from error
     finally:
         load_pyplot().close(figure)
+    replace_file(path, [drawn.getvalue()])

@@ -3,18 +3,21 @@
 import contextlib
 import functools
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec, TextIO
+from typing import TYPE_CHECKING, ParamSpec, TextIO, get_type_hints
 
 import typer
+import typer.models
 
 from nmcompile.cli.printing import say
 from nmcompile.errors import NmcompileError
 from nmcompile.explain import machine_reason
+from nmcompile.wording import speaking
 
 if TYPE_CHECKING:
     from nmcompile.progress import Progress
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 
 FAILED = 1
-INTERRUPTED = 130  # what shells report for a program ended by SIGINT
+INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 
 
 @dataclass
@@ -44,7 +47,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
     @functools.wraps(command)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), speaking(_options_of(command)):
                 warnings.showwarning = _show_warning
                 command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
@@ -64,6 +67,16 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
             )
 
     return wrapper
+
+
+def _options_of(command: Callable[..., None]) -> frozenset[str]:
+    """The options of a command, as a user types them."""
+    found = set()
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for option in getattr(hint, "__metadata__", ()):
+            if isinstance(option, typer.models.OptionInfo):
+                found |= {*(option.param_decls or [f"--{name.replace('_', '-')}"])}
+    return frozenset(found)
 
 
 def _fail(message: str) -> None:

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from nmcompile.cli.compile import spell_operators
+from nmcompile.cli.checks import check_model, check_outputs, check_pattern
+from nmcompile.cli.completion import complete_model, complete_pattern_or_auto
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.look import HtmlOption, LayerOption, Look, ProfileOption
 from nmcompile.cli.options import (
@@ -18,20 +19,13 @@ from nmcompile.cli.options import (
     find_model,
     shapes_of,
 )
-from nmcompile.cli.output import (
-    print_facts,
-    print_json,
-    print_layers,
-    print_table,
-    size,
-)
+from nmcompile.cli.output import print_facts, print_json, print_table
 from nmcompile.cli.printing import say
-from nmcompile.cli.segments import RestOption, StrictOption, print_segments, rest_of
+from nmcompile.cli.segments import RestOption, StrictOption, rest_of
 from nmcompile.errors import DeviceError
 from nmcompile.layer_facts import known_facts
-
-if TYPE_CHECKING:
-    from nmcompile.runtime import TensorSpec
+from nmcompile.tables import size, spell_layers, spell_segments
+from nmcompile.targets import CUDA, TARGETS, find_target
 
 
 @guarded
@@ -41,10 +35,15 @@ def inspect_any(
         typer.Argument(
             metavar="MODEL_OR_NMC",
             help="An ONNX file, package.module:factory for a torch model, or a compiled model.",
+            autocompletion=complete_model,
         ),
     ],
     pattern: Annotated[
-        str, typer.Option(help="Count how often each layer breaks this pattern.")
+        str,
+        typer.Option(
+            help="Count how often each layer breaks this pattern.",
+            autocompletion=complete_pattern_or_auto,
+        ),
     ] = "auto",
     target: TargetOption = "avx512",
     shape: ShapeOption = None,
@@ -68,16 +67,25 @@ def inspect_any(
     look = Look(html, profile, layer or [], as_json)
     look.check(pattern, spatial)
     if is_artifact(Path(model)):
-        if pattern != "auto" or shapes or spatial:
+        asked = {"--pattern": pattern != "auto", "--shape": bool(shapes), "--spatial": spatial,
+                 "--target": target != "avx512", "--rest": rest != "onnxruntime",
+                 "--strict": strict}  # fmt: skip
+        if any(asked.values()):
+            options = ", ".join(name for name, given in asked.items() if given)
             raise typer.BadParameter(
-                "--pattern, --shape and --spatial concern models that are not compiled yet",
-                param_hint="MODEL_OR_NMC",
+                f"{model} is compiled already: expected the model that it was made from",
+                param_hint=options,
             )
         if look.wanted:
             look.at_artifact(Path(model))
             return
         show_artifact(Path(model), as_json)
-    elif look.wanted:
+        return
+    check_model(model)
+    find_target(target)
+    check_pattern(pattern)
+    check_outputs(plot, html)
+    if look.wanted:
         look.at_model(model, target, shapes, rest_of(rest, strict))
     elif spatial:
         from nmcompile.cli.spatial import show_spatial
@@ -127,21 +135,7 @@ def show_model(
     if as_json:
         print_json({"kind": "model"} | report.to_dict())
         return
-    if report.layers:
-        print_layers([layer.to_dict() for layer in report.layers], checked=pattern != "auto")
-    if report.segments:
-        print_segments([segment.to_dict() for segment in report.segments])
-    for note in report.notes:
-        say(f"note: {note}")
-    sparse = sum(layer.sparse for layer in report.layers)
-    print_facts(
-        {
-            "model": report.title,
-            "layers": f"{len(report.layers)}, {sparse} of them sparse; "
-            f"{report.density:.1%} of the dense multiply-accumulates remain",
-            "other": spell_operators(report.other_operators or {}),
-        }
-    )
+    typer.echo(str(report))
 
 
 def show_artifact(path: Path, as_json: bool) -> None:
@@ -180,9 +174,9 @@ def show_artifact(path: Path, as_json: bool) -> None:
         )
         return
     if manifest.layers:
-        print_layers(manifest.layers)
+        typer.echo(spell_layers(manifest.layers) + "\n")
     if manifest.steps:
-        print_segments([step.about for step in manifest.steps])
+        typer.echo(spell_segments([step.about for step in manifest.steps]) + "\n")
     layers = [known_facts(layer) for layer in manifest.layers]
     dense = sum(4 * math.prod(layer.get("shape", ())) for layer in layers)
     print_facts(
@@ -193,8 +187,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
             "model": f"{manifest.model.name} (sha256 {manifest.model.digest or 'unknown'})",
             "target": f"{kind} ({', '.join(features)})" if features else kind,
             f"this {'GPU' if is_gpu(kind) else 'CPU'}": verdict(missing, gpu),
-            "inputs": _spell_tensors(manifest.inputs),
-            "outputs": _spell_tensors(manifest.outputs),
+            "inputs": ", ".join(map(str, manifest.inputs)),
+            "outputs": ", ".join(map(str, manifest.outputs)),
             "calls": f"{len(manifest.calls)} kernels per run, {others.total()} of them in TVM's "
             "own lowering" + (f": {', '.join(others)}" if others else ""),
             "producer": f"nmcompile {manifest.producer.nmcompile}, TVM {manifest.producer.tvm}"
@@ -246,8 +240,6 @@ def verdict(features: list[str], gpu: str) -> str:
 @guarded
 def list_targets(as_json: JsonOption = False) -> None:
     """List what models can be compiled for, and whether this machine can run it."""
-    from nmcompile.targets import CUDA, TARGETS
-
     rows = [
         {
             "name": target.name,
@@ -274,16 +266,6 @@ def list_targets(as_json: JsonOption = False) -> None:
             )
             for target in TARGETS
         ],
+        spare=(2,),
     )
     say(f"--target {CUDA}: the one of these that is for this machine's GPU")
-
-
-def spell_shape(spec: "TensorSpec") -> str:
-    """Dimensions; ? for one that depends on values."""
-    if spec.any_shape:
-        return "of any shape"
-    return "x".join("?" if extent < 0 else str(extent) for extent in spec.shape) or "scalar"
-
-
-def _spell_tensors(specs: Any) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype} {spell_shape(spec)}" for spec in specs)

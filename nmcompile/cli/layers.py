@@ -49,6 +49,7 @@ def print_layer_times(rows: Sequence[LayerRow], roofs: Roofs | None, threads: in
             for row in rows
         ],
         right=(3, 4, 5, 6, 7),
+        spare=(6, 5, 4, 8),
     )
     if roofs is None or not any(row.roof for row in rows):
         return  # a GPU's layers are under no roof that was measured

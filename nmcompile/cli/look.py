@@ -12,9 +12,10 @@ import typer
 
 from nmcompile.cli.guard import working
 from nmcompile.cli.options import Shape, find_model, is_factory, shapes_of
-from nmcompile.cli.output import print_json, size
+from nmcompile.cli.output import print_json
 from nmcompile.cli.printing import say
 from nmcompile.errors import InputError
+from nmcompile.tables import size
 
 if TYPE_CHECKING:
     from nmcompile.viewer.maps import Picture

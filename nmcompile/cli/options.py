@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, and how their values are read."""
 
+import difflib
 import importlib
 import os
 import re
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from nmcompile.cli.completion import complete_artifact, complete_onnx, complete_target
 from nmcompile.errors import ModelError, ShapeError
 
 if TYPE_CHECKING:
     from nmcompile.devices import Fleet
 
+SHOWN = 4  # functions that a message lists
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -48,9 +51,13 @@ ModelArgument = Annotated[
         metavar="MODEL",
         help="An ONNX file, or package.module:factory, a function in the working directory's "
         "Python path that returns a torch model (say the input shapes with --shape).",
+        autocompletion=complete_onnx,
     ),
 ]
-ArtifactArgument = Annotated[Path, typer.Argument(metavar="OUT.nmc", help="A compiled model.")]
+ArtifactArgument = Annotated[
+    Path,
+    typer.Argument(metavar="OUT.nmc", help="A compiled model.", autocompletion=complete_artifact),
+]
 ShapeOption = Annotated[
     list[Shape] | None,
     typer.Option(
@@ -60,7 +67,10 @@ ShapeOption = Annotated[
         help="The shape of an input that the model leaves open. May be repeated.",
     ),
 ]
-TargetOption = Annotated[str, typer.Option(help="What to compile for, see `nmc targets`.")]
+TargetOption = Annotated[
+    str,
+    typer.Option(help="What to compile for, see `nmc targets`.", autocompletion=complete_target),
+]
 DensityOption = Annotated[
     float | None,
     typer.Option(
@@ -117,7 +127,7 @@ def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
     """What the driver takes for a MODEL argument: a path, or the torch model of a factory.
 
     Raises:
-        ModelError: the factory cannot be imported, or it fails.
+        ModelError: the factory cannot be found or imported, or it fails.
         ShapeError: a torch model needs input shapes, and there are none.
     """
     if not is_factory(text):
@@ -127,16 +137,7 @@ def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
             f"the torch model of {text} does not say what its inputs look like: name each argument "
             "of its forward with a shape, for example --shape x=1,3,224,224"
         )
-    module_name, _, attribute = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(
-            f"cannot import {attribute} from {module_name}: {error}; expected a Python module in "
-            f"{os.getcwd()} or an installed one, with a function that returns the model"
-        ) from error
+    factory = _find_factory(text)
     try:
         return factory()
     except Exception as error:
@@ -144,3 +145,57 @@ def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
             f"{text} cannot make the model: {type(error).__name__}: {error}; expected a function "
             "without arguments that returns a torch model"
         ) from error
+
+
+def _find_factory(text: str) -> Any:
+    """The function that `package.module:factory` names.
+
+    Raises:
+        ModelError: there is no such module, it cannot be imported, or it has no such function.
+    """
+    module_name, _, attribute = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _broken(module_name, error) from error
+        if module_name.endswith(".py"):
+            plain = module_name.removesuffix(".py")
+            raise ModelError(
+                f"there is no Python module {module_name}: modules are named without .py, as "
+                f"{plain}:{attribute}"
+            ) from error
+        raise ModelError(
+            f"there is no Python module {error.name}, in {os.getcwd()} or installed: expected "
+            f"package.module:factory, found {text}; check the name, or the working directory"
+        ) from error
+    except Exception as error:
+        raise _broken(module_name, error) from error
+    found = getattr(module, attribute, None)
+    if callable(found):
+        return found
+    if hasattr(module, attribute):
+        raise ModelError(
+            f"{text} is of type {type(found).__name__}: expected a function without arguments that "
+            "returns a torch model"
+        )
+    own = [
+        name
+        for name, thing in vars(module).items()
+        if callable(thing) and getattr(thing, "__module__", "") == module.__name__
+    ]
+    near = difflib.get_close_matches(attribute, own, SHOWN) or own[:SHOWN]
+    has = f"it has {', '.join(near)}" if near else "it has no function at all"
+    raise ModelError(
+        f"module {module_name} has no function {attribute}: {has}; name one as {module_name}:"
+        f"{near[0] if near else 'factory'}"
+    )
+
+
+def _broken(module: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"module {module} cannot be imported: {type(error).__name__}: {error}; expected a module "
+        "that `python -c 'import ...'` imports"
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmcompile.cli.checks import check_data, check_model, check_written
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import (
     JsonOption,
@@ -17,14 +18,12 @@ from nmcompile.cli.options import (
     parse_list,
     shapes_of,
 )
-from nmcompile.cli.output import print_facts, print_json, print_table, size
-from nmcompile.cli.printing import say
+from nmcompile.cli.output import print_facts, print_json
+from nmcompile.tables import size
 
 if TYPE_CHECKING:
     from nmcompile.images import Normalisation
-    from nmcompile.quantization import LayerLoss, Quantization, QuantizationReport
-
-WORST = 5  # layers named below the table
+    from nmcompile.quantization import Quantization
 
 DataOption = Annotated[
     Path,
@@ -131,7 +130,10 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 @guarded
 def quantize_model(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The ONNX file to write; missing folders are made."),
+    ],
     data: DataOption,
     samples: SamplesOption = None,
     statistics: StatisticsOption = None,
@@ -146,6 +148,9 @@ def quantize_model(
     as_json: JsonOption = False,
 ) -> None:
     """Fold a model and quantise it to int8: weights whose zeros stay zeros, in ONNX's Q/DQ form."""
+    check_model(model)
+    check_written(output, model, ".onnx")
+    check_data(data)
     from nmcompile.quantization import quantize
 
     settings = read_settings(samples, statistics, mean, std, keep_float, max_loss, rank)
@@ -163,43 +168,5 @@ def quantize_model(
         nbytes = output.stat().st_size
         print_json({"output": str(output), "bytes": nbytes, "report": result.report.to_dict()})
         return
-    print_report(result.report)
+    typer.echo(f"{result.report}\n")
     print_facts({"output": f"{output} ({size(output.stat().st_size)})"})
-
-
-def print_report(report: QuantizationReport) -> None:
-    """The layers and what the outputs lost, for people."""
-    ranked = any(layer.alone_db is not None for layer in report.layers)
-    columns = ["layer", "in", "pattern", "density", "rounded to 0", "weights dB", "output dB"]
-    columns += ["alone dB"] if ranked else []
-    rows = [_cells(layer, ranked) for layer in report.layers]
-    print_table("signal to quantisation noise", columns, rows, right=range(3, len(columns)))
-    worst = ", ".join(report.worst[:WORST])
-    if worst:
-        how = "alone" if ranked else "with all before them; --rank measures each alone"
-        say(f"these hurt most ({how}): {worst}")
-    loss, facts = report.loss, dict[str, str]()
-    facts["samples"] = f"{report.calibrated} calibrated with ({report.statistics}), " + (
-        f"{report.measured} others measured on"
-        if report.held_out
-        else "and measured on, since there are few"
-    )
-    facts["layers"] = f"{len(report.layers)}, {len(report.kept)} of them left in float32"
-    if report.kept:
-        facts["float32"] = ", ".join(report.kept)
-    facts["output"] = f"{loss.decibels:.1f} dB"
-    if loss.same_top1 is not None:
-        facts["top class"] = f"{loss.same_top1:.2%} as in float32"
-    if loss.top1 is not None and loss.top1_float is not None:
-        facts["accuracy"] = f"{loss.top1:.2%}, in float32 {loss.top1_float:.2%}"
-    print_facts(facts)
-
-
-def _cells(layer: LayerLoss, ranked: bool) -> list[str]:
-    def decibels(value: float | None) -> str:
-        return "" if value is None else f"{value:.1f}"
-
-    rounded = str(layer.rounded) if layer.precision == "int8" else ""
-    cells = [layer.name, layer.precision, layer.pattern, f"{layer.density:.3f}", rounded]
-    cells += [decibels(layer.weight_db), decibels(layer.output_db)]
-    return [*cells, decibels(layer.alone_db)] if ranked else cells

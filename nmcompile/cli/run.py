@@ -2,15 +2,17 @@
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from nmcompile.cli.checks import check_outputs
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import ArtifactArgument, JsonOption, ThreadsOption
 from nmcompile.cli.output import print_json, print_table
-from nmcompile.errors import ArtifactError, InputError
+from nmcompile.errors import InputError
 
 
 class InputFile(NamedTuple):
@@ -32,7 +34,7 @@ def parse_input(text: str) -> InputFile:
 def run_artifact(
     artifact: ArtifactArgument,
     inputs: Annotated[
-        list[InputFile],
+        list[InputFile] | None,
         typer.Option(
             "--input",
             "-i",
@@ -40,53 +42,91 @@ def run_artifact(
             parser=parse_input,
             help="An input array; FILE.npy alone where the model has one input.",
         ),
-    ],
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Run on random numbers in place of --input.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of --random.")] = 0,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Gets one .npy file per output.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Gets one .npy file per output; missing folders are made.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     digest: Annotated[
         str | None, typer.Option(help="Refuse an artifact that has another digest.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a compiled model once. Loading runs native code: only load files you trust."""
-    from nmcompile import runtime
+    """Run a compiled model once, and say what comes out.
 
-    if len(inputs) > 1 and any(not file.name for file in inputs):
+    Loading runs native code: only load files you trust.
+    """
+    files = inputs or []
+    if random == bool(files):
+        raise typer.BadParameter(
+            f"expected --input NAME=FILE.npy, or --random, found {'both' if random else 'neither'}",
+            param_hint="--random" if random else "--input",
+        )
+    if len(files) > 1 and any(not file.name for file in files):
         raise typer.BadParameter(
             "several inputs need names: expected NAME=FILE.npy", param_hint="--input"
         )
+    if output is not None:
+        check_outputs(output / "output.npy")
+    from nmcompile import runtime
+    from nmcompile.runtime.samples import random_inputs
+
     with working() as progress:
         progress("loading")
-        arrays = {file.name: read_array(file.path) for file in inputs}
+        arrays = {file.name: read_array(file.path) for file in files}
         session = runtime.load(artifact, threads=threads, digest=digest)
+        if random:
+            arrays = random_inputs(session.inputs, seed)
         progress("running")
         results = session.run(arrays[""] if "" in arrays else arrays)
-        files = file_names([spec.name for spec in session.outputs])
-        make_folder(output)
-        for name, array in results.items():
-            write_array(output / files[name], array)
+        names = file_names([spec.name for spec in session.outputs])
+        written = {} if output is None else {name: output / names[name] for name in results}
+        for name, path in written.items():
+            write_array(path, results[name])
     rows = [
         {
             "name": name,
             "shape": list(array.shape),
             "dtype": array.dtype.name,
-            "file": str(output / files[name]),
+            **range_of(array),
+            **({"file": str(written[name])} if name in written else {}),
         }
         for name, array in results.items()
     ]
     if as_json:
         print_json({"artifact": str(artifact), "threads": session.threads, "outputs": rows})
         return
-    print_table(
-        "",
-        ("output", "shape", "dtype", "file"),
-        [
-            (row["name"], "x".join(map(str, row["shape"])) or "scalar", row["dtype"], row["file"])
-            for row in rows
-        ],
-    )
+    columns = ["output", "shape", "dtype", "lowest", "mean", "highest"]
+    columns += ["file"] if written else []
+    print_table("", columns, [_cells(row) for row in rows], right=(3, 4, 5))
+
+
+def range_of(array: Any) -> dict[str, float | None]:
+    """The lowest, mean and highest element; None of no elements, or where one is no number."""
+    import numpy as np
+
+    if not array.size:
+        return dict.fromkeys(("lowest", "mean", "highest"))
+    values = np.asarray(array, np.float64)
+    found = {"lowest": values.min(), "mean": values.mean(), "highest": values.max()}
+    return {name: float(value) if np.isfinite(value) else None for name, value in found.items()}
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    shape = "x".join(map(str, row["shape"])) or "scalar"
+    numbers = (row["lowest"], row["mean"], row["highest"])
+    spelled = ["none" if number is None else f"{number:.4g}" for number in numbers]
+    return [row["name"], shape, row["dtype"], *spelled, *([row["file"]] if "file" in row else [])]
 
 
 def read_array(path: Path) -> Any:
@@ -129,17 +169,3 @@ def file_names(outputs: list[str]) -> dict[str, str]:
             candidate = f"{stem}_{number}"
         taken[name] = candidate
     return {name: f"{stem}.npy" for name, stem in taken.items()}
-
-
-def make_folder(path: Path) -> None:
-    """Make the output folder and those above it.
-
-    Raises:
-        ArtifactError: that is not possible.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot make the output folder {path}: {error.strerror or error}; choose another"
-        ) from error

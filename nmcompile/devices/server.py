@@ -25,6 +25,7 @@ from nmcompile.devices.tracker import (
     list_devices,
 )
 from nmcompile.errors import DeviceError, NmcompileError
+from nmcompile.wording import way
 
 CALL = "nmcompile.device.call"
 HANDLER = "nmcompile.devices.job:run_job"
@@ -84,7 +85,7 @@ class DeviceServer:
             last = str(error).strip().rpartition("\n")[2]
             raise DeviceError(
                 f"a device server cannot listen on {self.host}:{self.port}: {last}; choose another "
-                "--port"
+                f"{way('--port', 'port')}"
             ) from error
         if self.tracker is not None:
             self._await_tracker(server)
@@ -169,7 +170,8 @@ def start_tracker(host: str = LOOPBACK, port: int = TRACKER_PORT) -> Any:
     except (ValueError, OSError, ChildProcessError) as error:
         last = str(error).strip().rpartition("\n")[2]
         raise DeviceError(
-            f"a tracker cannot listen on {host}:{port}: {last}; choose another --port"
+            f"a tracker cannot listen on {host}:{port}: {last}; choose another "
+            f"{way('--port', 'port')}"
         ) from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmcompile.errors import DeviceError, InputError
+from nmcompile.wording import way
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 5.0  # seconds to reach a tracker
@@ -64,7 +65,7 @@ def connect_tracker(address: Address) -> Any:
     except OSError as error:
         raise DeviceError(
             f"no tracker answers at {address} ({error.strerror or error}); start one with "
-            "`nmc device tracker`, or correct --tracker"
+            f"`nmc device tracker`, or correct {way('--tracker', 'its address')}"
         ) from error
     try:
         session = rpc.connect_tracker(address.host, address.port)

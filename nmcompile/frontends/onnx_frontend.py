@@ -26,9 +26,11 @@ from nmcompile.errors import ModelError, NmcompileError, ShapeError, Unsupported
 from nmcompile.frontends.accepted_forms import make_plain
 from nmcompile.frontends.onnx_rules import check_nodes
 from nmcompile.frontends.tensor_data import check_tensor_data
+from nmcompile.model_files import check_model_file
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.integers.forms import opset_for, rewrite_integers
 from nmcompile.passes.operators.onnx.settle import settle
+from nmcompile.wording import way
 
 OLDEST_OPSET = 11
 """Models of older operator sets are converted to this one, quantised ones to a later one."""
@@ -177,6 +179,7 @@ def _apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, 
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    check_model_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -272,13 +275,19 @@ def _invalid(title: str, error: Exception) -> ModelError:
     return ModelError(f"{title} is not a valid ONNX model: {_first_line(error)}; export it again")
 
 
+def _say_shape(name: str, dims: str) -> str:
+    """How to say the shape `1,3,8,8`."""
+    listed = dims.replace(",", ", ") + "," * ("," not in dims)
+    return way(f"--shape {name}={dims}", f"shapes={{{name!r}: ({listed})}}")
+
+
 def _fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], title: str) -> None:
     inputs = {str(value.name): value for value in model.graph.inputs}
     for name in shapes:
         if name not in inputs:
             raise ShapeError(
                 f"{title} has no input {name}: expected one of {', '.join(inputs) or 'none'}; "
-                "correct the name given with --shape"
+                f"correct the name given with {way('--shape', 'shapes')}"
             )
     changed = False
     for name, value in inputs.items():
@@ -290,8 +299,7 @@ def _fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], title: str
             if declared is None or not all(isinstance(dim, int) for dim in declared):
                 raise ShapeError(
                     f"{title}: input {name} has the open shape {_spell(declared)}; expected fixed "
-                    f"dimensions: say --shape {name}={_example(declared)} "
-                    f'(shapes={{"{name}": (...)}} in Python)'
+                    f"dimensions: say {_say_shape(name, _example(declared))}"
                 )
             given = tuple(int(cast(int, dim)) for dim in declared)
         else:
@@ -303,15 +311,15 @@ def _fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], title: str
             )
             if not fits:
                 raise ShapeError(
-                    f"{title}: input {name} is declared as {_spell(declared)}, but --shape "
-                    f"{name}={','.join(map(str, given))} contradicts that; change the open "
-                    "dimensions only"
+                    f"{title}: input {name} is declared as {_spell(declared)}, but "
+                    f"{_say_shape(name, ','.join(map(str, given)))} contradicts that; change the "
+                    "open dimensions only"
                 )
             changed |= declared != list(given)
         if any(dim < 1 for dim in given):
             raise ShapeError(
                 f"{title}: input {name} has the shape {_spell(given)}; expected dimensions of at "
-                f"least 1: say --shape {name}={_example(declared)}"
+                f"least 1: say {_say_shape(name, _example(declared))}"
             )
         value.shape = ir.Shape(given)
     if changed:

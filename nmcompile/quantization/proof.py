@@ -13,6 +13,7 @@ from nmcompile.folding import open_checked
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.quantization.folded import FoldedModel
 from nmcompile.sparsity import Dense, Unstructured, check, detect
+from nmcompile.wording import way
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def prove(
         if layer.name not in integers:
             raise WeightError(
                 f"layer {layer.name}: expected int8 weights, found float32: onnxruntime's tools "
-                f"left it alone; say so with --keep-float '{layer.name}'"
+                f"left it alone; say so with {_keep(layer.name)}"
             )
         stored = integers[layer.name]
         if stored.values.dtype != np.int8 or stored.zero.any():
@@ -76,7 +77,7 @@ def prove(
             raise WeightError(
                 f"layer {layer.name}: {lost} of {np.count_nonzero(zero)} zeros are no zeros after "
                 "quantisation: expected all of them to stay; leave the layer in float32 with "
-                f"--keep-float '{layer.name}', and report it"
+                f"{_keep(layer.name)}, and report it"
             )
         before, after = detect(layer.weight), detect(whole)
         if not isinstance(before.pattern, Dense | Unstructured):
@@ -85,9 +86,14 @@ def prove(
                 raise PatternError(
                     f"layer {layer.name}: the integers break the pattern {before.pattern} of the "
                     f"float weights {broken.violations} times, first at {broken.first}; leave the "
-                    f"layer in float32 with --keep-float '{layer.name}', and report it"
+                    f"layer in float32 with {_keep(layer.name)}, and report it"
                 )
         proofs[layer.name] = Proof(
             str(after.pattern), after.density, int(np.count_nonzero(whole[~zero] == 0))
         )
     return proofs
+
+
+def _keep(name: str) -> str:
+    """How to leave a layer in float32."""
+    return way(f"--keep-float '{name}'", f"Quantization(keep_float=[{name!r}])")

@@ -19,6 +19,7 @@ from nmcompile.quantization.folded import PRODUCTS, FoldedModel, outputs_first
 from nmcompile.quantization.outputs import final_nodes, leave_outputs
 from nmcompile.quantization.regions import float_regions
 from nmcompile.runtime.files import scratch_folder
+from nmcompile.wording import way
 
 OPERATORS = (
     *("Conv", "Gemm", "MatMul", "Add", "Sum", "Mul", "Concat", "Split", "Slice"),
@@ -145,7 +146,7 @@ def write_integers(
             raise machine_reason(error) or ModelError(
                 f"{model.title}: onnxruntime's tools cannot quantise it: "
                 f"{type(error).__name__}: {error}; leave the layers concerned in float32 with "
-                "--keep-float"
+                f"{way('--keep-float', 'Quantization(keep_float=[...])')}"
             ) from error
     written: onnx.ModelProto = quantizer.model.model
     return written

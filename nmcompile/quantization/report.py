@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from nmcompile.quantization.measure import Loss
+from nmcompile.tables import printable, spell_facts, spell_table
+from nmcompile.wording import way
+
+WORST = 5  # layers named below the table
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class QuantizationReport:
     held_out: whether these are others.
     loss: of the first output.
     layers: in order.
+
+    `print` shows what the command line does.
     """
 
     title: str
@@ -70,6 +76,39 @@ class QuantizationReport:
         )
         return tuple(sorted(ranked, key=lambda name: ranked[name]))
 
+    def __str__(self) -> str:
+        """The layers and what the outputs lost."""
+        ranked = any(layer.alone_db is not None for layer in self.layers)
+        columns = ["layer", "in", "pattern", "density", "rounded to 0", "weights dB", "output dB"]
+        columns += ["alone dB"] if ranked else []
+        rows = [_cells(layer, ranked) for layer in self.layers]
+        lines = [
+            spell_table(
+                "signal to quantisation noise", columns, rows, range(3, len(columns)), spare=(4, 5)
+            ),
+            "",
+        ]
+        worst = ", ".join(self.worst[:WORST])
+        if worst:
+            rank = way("--rank", "Quantization(rank=True)")
+            how = "alone" if ranked else f"with all before them; {rank} measures each alone"
+            lines.append(f"these hurt most ({how}): {printable(worst)}")
+        loss, facts = self.loss, dict[str, str]()
+        facts["samples"] = f"{self.calibrated} calibrated with ({self.statistics}), " + (
+            f"{self.measured} others measured on"
+            if self.held_out
+            else "and measured on, since there are few"
+        )
+        facts["layers"] = f"{len(self.layers)}, {len(self.kept)} of them left in float32"
+        if self.kept:
+            facts["float32"] = ", ".join(self.kept)
+        facts["output"] = f"{loss.decibels:.1f} dB"
+        if loss.same_top1 is not None:
+            facts["top class"] = f"{loss.same_top1:.2%} as in float32"
+        if loss.top1 is not None and loss.top1_float is not None:
+            facts["accuracy"] = f"{loss.top1:.2%}, in float32 {loss.top1_float:.2%}"
+        return "\n".join([*lines, spell_facts(facts)])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
@@ -83,3 +122,13 @@ class QuantizationReport:
             "worst": list(self.worst),
             "layers": [asdict(layer) for layer in self.layers],
         }
+
+
+def _cells(layer: LayerLoss, ranked: bool) -> list[str]:
+    def decibels(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    rounded = str(layer.rounded) if layer.precision == "int8" else ""
+    cells = [layer.name, layer.precision, layer.pattern, f"{layer.density:.3f}", rounded]
+    cells += [decibels(layer.weight_db), decibels(layer.output_db)]
+    return [*cells, decibels(layer.alone_db)] if ranked else cells

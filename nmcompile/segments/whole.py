@@ -11,6 +11,7 @@ from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.segments.divide import Divided, divide_by
 from nmcompile.targets import Target
+from nmcompile.wording import way
 
 T = TypeVar("T")
 RESTS = ("onnxruntime", "none")
@@ -26,7 +27,7 @@ def check_rest_option(rest: str) -> None:
     if rest not in RESTS:
         raise InputError(
             f"rest {rest!r} is unknown; expected {' or '.join(map(repr, RESTS))}: who runs the "
-            "operators that are not ours (--rest)"
+            f"operators that are not ours ({way('--rest', 'the argument rest')})"
         )
 
 

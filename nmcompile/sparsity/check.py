@@ -80,6 +80,21 @@ def check(weight: ArrayLike, pattern: Pattern, density: float | None = None) -> 
     return _result(0, None)
 
 
+def excess(weight: ArrayLike, pattern: Pattern, density: float) -> float | None:
+    """The share of a weight that is kept, where that is more than a density allows; else None.
+
+    Whole input channels are kept for 1xN, and at least one; N:M and dense say themselves how much.
+    """
+    array = np.asarray(weight)
+    if isinstance(pattern, OneByN):
+        kept, units = stored_share(array, pattern), array.shape[1]
+    elif isinstance(pattern, Unstructured):
+        kept, units = np.count_nonzero(array) / array.size, array.size
+    else:
+        return None
+    return kept if kept > max(np.rint(density * units), 1) / units else None
+
+
 def stored_share(weight: ArrayLike, pattern: OneByN) -> float:
     """Share of the weights that lie in blocks which are not all zero, 0 to 1.
 

@@ -8,8 +8,12 @@
 ``2:4@ohwi``      the same along the flattened OHWI weight
 ``1x16``          16 consecutive output channels keep or drop an input channel together
 ================  ==============================================================================
+
+Behind ``1x16`` and ``unstructured``, which do not say it themselves, may stand the share of weights
+to keep, where one is of use: ``1x16@0.5``, ``unstructured@0.1``.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -24,7 +28,11 @@ MAX_M = 32
 MAX_BLOCK = 64
 """Most output channels in a 1xN block: four AVX-512 vectors of fp32."""
 
-_SPELLINGS = "'dense', 'unstructured', 'N:M', 'N:M@flat' or 'N:M@ohwi' (as 2:4), '1xN' (as 1x16)"
+_SPELLINGS = (
+    "'dense', 'unstructured', 'N:M', 'N:M@flat' or 'N:M@ohwi' (as 2:4), '1xN' (as 1x16, or "
+    "1x16@0.5 where half is to be kept)"
+)
+_SHARE = re.compile(r"(1x\d+|unstructured|dense|\d+:\d+(?:@[a-z]+)?)@([-+.\d][-+.\de]*|nan|inf)")
 _NM = re.compile(r"(\d+):(\d+)(?:@(\w+))?")
 _ONE_BY_N = re.compile(r"1x(\d+)")
 
@@ -147,3 +155,55 @@ def parse_pattern(text: str) -> Pattern:
             f"pattern {text!r}: unknown axis {axis!r}; expected 'ic', 'flat' or 'ohwi'"
         )
     raise PatternError(f"pattern {text!r} is not understood; expected {_SPELLINGS}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a weight; density: the share of it to keep, None where that is not said."""
+
+    pattern: Pattern
+    density: float | None = None
+
+    def __str__(self) -> str:
+        """Return for example ``1x16@0.5``."""
+        return str(self.pattern) + ("" if self.density is None else f"@{self.density:g}")
+
+
+def parse_wanted(text: str) -> Wanted:
+    """Read a pattern with or without the share of weights to keep; the inverse of ``str(wanted)``.
+
+    Raises:
+        PatternError: as `parse_pattern`; or the share is none, or the pattern says it itself.
+    """
+    found = _SHARE.fullmatch(text.strip().lower())
+    if found is None:
+        return Wanted(parse_pattern(text))
+    pattern = parse_pattern(found[1])
+    if not isinstance(pattern, OneByN | Unstructured):
+        raise PatternError(
+            f"pattern {text!r}: {pattern} says itself how much is kept; write {pattern}"
+        )
+    try:
+        density = float(found[2])
+    except ValueError:
+        density = math.nan
+    if not 0 < density <= 1:
+        raise PatternError(
+            f"pattern {text!r}: expected the share of weights to keep behind the @, above 0 and at "
+            f"most 1, found {found[2]}; write for example {pattern}@0.5"
+        )
+    return Wanted(pattern, density)
+
+
+def one_density(wanted: Wanted, density: float | None) -> float | None:
+    """The share of weights to keep, where the pattern and an argument may both say it.
+
+    Raises:
+        PatternError: they say different ones.
+    """
+    if None not in (wanted.density, density) and wanted.density != density:
+        raise PatternError(
+            f"pattern {str(wanted)!r} says how much is kept, and the density beside it is "
+            f"{density}: expected one of them"
+        )
+    return density if wanted.density is None else wanted.density

@@ -13,7 +13,7 @@ from nmcompile.sparsity.pattern import Axis
 from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import MAX_COMBINATIONS, BestCombination, MaskedWeight
 from nmcompile.train.patterns import nm_pattern
-from nmcompile.train.schedule import progress, remaining
+from nmcompile.train.schedule import last_epoch, progress, remaining
 
 
 class LBC(MaskingMethod):
@@ -31,8 +31,8 @@ class LBC(MaskingMethod):
     def __init__(
         self,
         pattern: Pattern | str,
-        start: int,
-        end: int,
+        start: int = 0,
+        end: int | None = None,
         *,
         axis: Axis | None = None,
         only: Sequence[str] | None = None,
@@ -43,7 +43,7 @@ class LBC(MaskingMethod):
         Args:
             pattern: N:M.
             start: epoch up to which all combinations are kept.
-            end: epoch from which one is left.
+            end: epoch from which one is left; None for three quarters of the epochs.
             axis: overrides the pattern's.
             only: as in `MaskingMethod`.
             exclude: as in `MaskingMethod`.
@@ -60,12 +60,12 @@ class LBC(MaskingMethod):
                 f"LBC: {self.pattern} has {count} combinations per group, expected at most "
                 f"{MAX_COMBINATIONS}, each of which takes a score; use SRSTE"
             )
-        if not 0 <= start <= end:
+        if start < 0 or (end is not None and end < start):
             raise PatternError(f"LBC: expected 0 <= start <= end, found {start} and {end}")
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Remove the lowest scores of every group down to the epoch's number."""
-        done = progress(epoch, self.start, self.end)
+        done = progress(epoch, self.start, last_epoch(self.start, self.end, epochs))
         for _, masked in self._prepared:
             assert isinstance(masked, BestCombination)
             total = masked.left.shape[1]

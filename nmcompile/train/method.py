@@ -16,7 +16,8 @@ after `prepare`, and run under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,6 +53,8 @@ class Method:
     """
 
     layers: tuple[PreparedLayer, ...] = ()
+    _added: Mapping[str, Tensor] = {}
+    _steps = 0
 
     def prepare(self, model: nn.Module, *, arrange: bool = True) -> nn.Module:
         """Make the model trainable by the method, in place.
@@ -71,13 +74,14 @@ class Method:
         """At the start of epoch `epoch` of 0 to `epochs` - 1, on every process alike."""
 
     def on_step(self, decay_scale: float = 1.0) -> None:
-        """Before every forward pass.
+        """Before every forward pass, of training.
 
         Args:
             decay_scale: factor on the decay of pruned weights, which each backward pass adds to
                 their gradients: 1 / k where the gradients of k passes are accumulated, times the
                 loss scale where the loss is scaled.
         """
+        self._steps += 1
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """Turn what `prepare` made into plain modules, in place, and verify their weights.
@@ -91,9 +95,12 @@ class Method:
 
         Raises:
             PatternError: the model is not prepared, or a weight does not hold the pattern.
+
+        A warning says where training never changed what `prepare` added.
         """
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
+        self._warn_of_idle(model)
         self._settle(model)
         patterns = self._collapse(model)
         for name, module in list(weighted(model)):
@@ -116,6 +123,29 @@ class Method:
                     f"first at index {result.first}; this is a mistake of {type(self).__name__}"
                 )
         return model
+
+    def _watch(self, model: nn.Module, before: Collection[int]) -> None:
+        """Remember the parameters that `prepare` added, those whose `id` is not in `before`."""
+        found = model.named_parameters()
+        self._added = {n: p.detach().clone() for n, p in found if id(p) not in before}
+        self._steps = 0
+
+    def _warn_of_idle(self, model: nn.Module) -> None:
+        """Warn where training went on, and nothing of what `prepare` added took part."""
+        found = dict(model.named_parameters())
+        if not self._steps or not self._added or not self._added.keys() <= found.keys():
+            return
+        if all(
+            torch.equal(found[name].cpu().to(p.dtype), p.cpu()) for name, p in self._added.items()
+        ):
+            first = next(iter(self._added))
+            warnings.warn(
+                f"{type(self).__name__}: none of the {len(self._added)} parameters that prepare "
+                f"added has changed in {self._steps} steps ({first} the first): an optimizer that "
+                "is made before prepare does not know them; make it after prepare, of "
+                "model.parameters(), and train again",
+                stacklevel=3,
+            )
 
     def _settle(self, model: nn.Module) -> None:
         """Decide what training has left open."""
@@ -151,6 +181,7 @@ class MaskingMethod(Method):
     def prepare(self, model: nn.Module, *, arrange: bool = True) -> nn.Module:
         """Mask the weights of the model's layers, in place; as `Method.prepare`."""
         rows = self.choose(model)
+        before = {id(parameter) for parameter in model.parameters()}
         names = [row.name for row in rows if row.skipped is None]
         notes = self._arrange(model, names) if arrange else {}
         found = [(name, model.get_submodule(name)) for name in names]
@@ -160,6 +191,7 @@ class MaskingMethod(Method):
             parametrize.register_parametrization(module, "weight", masked)
             self._prepared.append((module, masked))
         self.layers = tuple(replace(row, note=notes.get(row.name, row.note)) for row in rows)
+        self._watch(model, before)
         return model
 
     def choose(self, model: nn.Module) -> tuple[PreparedLayer, ...]:
@@ -186,6 +218,7 @@ class MaskingMethod(Method):
 
     def on_step(self, decay_scale: float = 1.0) -> None:
         """As `Method.on_step`."""
+        super().on_step(decay_scale)
         for _, masked in self._prepared:
             masked.decay_scale = decay_scale
 

@@ -114,7 +114,7 @@ class OneByN(_OneShot):
     def __init__(
         self,
         pattern: Pattern | str,
-        density: float,
+        density: float | None = None,
         *,
         rearrange: bool = False,
         example_inputs: Any = None,
@@ -126,8 +126,8 @@ class OneByN(_OneShot):
         """As `MaskingMethod`.
 
         Args:
-            pattern: 1xN.
-            density: share of the blocks to keep.
+            pattern: 1xN; `1x16@0.25` says the density, too.
+            density: share of the blocks to keep; half of them by default.
             rearrange: whether to reorder output channels.
             example_inputs: as in `ASP`.
             seed: as in `ASP`.
@@ -139,8 +139,8 @@ class OneByN(_OneShot):
             PatternError: the pattern is not 1xN, the density not between 0 and 1, or the time limit
                 below 0.
         """
-        super().__init__(block_pattern(pattern, "OneByN"), only=only, exclude=exclude)
-        self.density = checked_density(self.pattern, density)
+        blocks, self.density = block_pattern(pattern, density, "OneByN")
+        super().__init__(blocks, only=only, exclude=exclude)
         if rearrange:
             self.arrangement = Arrangement(example_inputs, seed, time_limit)
 

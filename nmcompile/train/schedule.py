@@ -12,6 +12,11 @@ Schedule = Literal["linear", "cos", "exp", "cubic"]
 EXP_RATE = 5.0  # of "exp": e^-5 of the way is left at the end, and taken off
 
 
+def last_epoch(start: int, end: int | None, epochs: int) -> int:
+    """The epoch at which a method is done: `end`, or after three quarters of the epochs."""
+    return max(start, 3 * epochs // 4) if end is None else end
+
+
 def progress(epoch: int, start: int, end: int) -> float:
     """0 up to the epoch `start`, 1 from `end` on, linear between."""
     if epoch >= end:

@@ -12,6 +12,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import Pattern
+from nmcompile.train.lbc import LBC
 from nmcompile.train.masks import spatial_mask
 from nmcompile.train.method import (
     MaskingMethod,
@@ -97,7 +98,7 @@ class SpRe(Method):
     def __init__(
         self,
         pattern: Pattern | str,
-        base: type[SRSTE | ASP] | MaskingMethod = SRSTE,
+        base: type[SRSTE | ASP | LBC] | MaskingMethod = SRSTE,
         *,
         scale: float = 1.0,
         norms: Mapping[str, str] | None = None,
@@ -144,6 +145,7 @@ class SpRe(Method):
             reasons = [(row.name, row.skipped or obstacles[row.name]) for row in chosen]
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons[:4])
             raise PatternError(f"SpRe: no layer can have a second branch ({why})")
+        before = {id(parameter) for parameter in model.parameters()}
         self.base.prepare(model, arrange=arrange)
         self._blocks.clear()
         rows = []
@@ -154,6 +156,7 @@ class SpRe(Method):
             rows.append(row)
         self.layers = tuple(rows)
         self.on_step()
+        self._watch(model, before)
         return model
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
@@ -162,6 +165,7 @@ class SpRe(Method):
 
     def on_step(self, decay_scale: float = 1.0) -> None:
         """The base's, and the choice of kernel positions."""
+        super().on_step(decay_scale)
         self.base.on_step(decay_scale)
         for block in self._blocks:
             block.refresh(self.pattern.n / self.pattern.m)

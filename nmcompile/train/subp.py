@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import OneByN, Pattern
-from nmcompile.sparsity.project import checked_density, kept_channels
+from nmcompile.sparsity.project import kept_channels
 from nmcompile.train.masks import as_blocks
 from nmcompile.train.method import MaskingMethod, dense_weight
 from nmcompile.train.parametrizations import BlockMask, MaskedWeight
 from nmcompile.train.patterns import block_pattern
-from nmcompile.train.schedule import Schedule, progress, remaining
+from nmcompile.train.schedule import Schedule, last_epoch, progress, remaining
 
 Criterion = Literal["l1", "l2", "bpar"]
 
@@ -37,7 +37,7 @@ class SUBP(MaskingMethod):
     def __init__(
         self,
         pattern: Pattern | str,
-        density: float,
+        density: float | None = None,
         *,
         criterion: Criterion = "l1",
         tau: float = 1.0,
@@ -54,8 +54,9 @@ class SUBP(MaskingMethod):
         """As `MaskingMethod`.
 
         Args:
-            pattern: 1xN.
-            density: share of the blocks of every output group that is left at the end.
+            pattern: 1xN; `1x16@0.25` says the density, too.
+            density: share of the blocks of every output group that is left at the end; half of
+                them by default.
             criterion: score of a block: its L1 or L2 norm, or "bpar", its L1 norm less `alpha` x
                 how much it resembles the other blocks of its group.
             tau: temperature of the draw; high values make it uniform.
@@ -72,8 +73,8 @@ class SUBP(MaskingMethod):
         Raises:
             PatternError: the pattern is not 1xN, or an argument is out of range.
         """
-        super().__init__(block_pattern(pattern, "SUBP"), only=only, exclude=exclude)
-        self.density = checked_density(self.pattern, density)
+        blocks, self.density = block_pattern(pattern, density, "SUBP")
+        super().__init__(blocks, only=only, exclude=exclude)
         if criterion not in get_args(Criterion):
             known = ", ".join(get_args(Criterion))
             raise PatternError(f"SUBP: criterion {criterion!r} is not known; expected {known}")
@@ -88,7 +89,7 @@ class SUBP(MaskingMethod):
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Choose the blocks of this epoch; nothing before `start` and behind `end`."""
-        end = max(self.start, 3 * epochs // 4) if self.end is None else self.end
+        end = last_epoch(self.start, self.end, epochs)
         if not self.start <= epoch <= end:
             return
         left = remaining(self.schedule, progress(epoch, self.start, end))

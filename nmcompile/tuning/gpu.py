@@ -12,6 +12,7 @@ from nmcompile.targets import Target, find_target
 from nmcompile.tuning.database import TuningDatabase
 from nmcompile.tuning.measure_gpu import measure_on_gpu
 from nmcompile.tuning.tuner import Contest
+from nmcompile.wording import way
 
 
 class GpuMeasurer:
@@ -58,8 +59,9 @@ def gpu_database(path: Path | None, target: Target, tune: bool) -> TuningDatabas
     if len(known) != 1:
         raise InputError(
             f"the tuning database {path} has {len(known) or 'no'} GPUs of compute capability "
-            f"{wanted}{': ' if known else ''}{', '.join(known)}; expected one: tune with --tune "
-            "on a machine with the GPU that the model is for, into a file of its own"
+            f"{wanted}{': ' if known else ''}{', '.join(known)}; expected one: tune with "
+            f"{way('--tune', 'Tuning(measure=True)')} on a machine with the GPU that the "
+            "model is for, into a file of its own"
         )
     return TuningDatabase(path, known[0])
 

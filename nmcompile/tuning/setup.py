@@ -16,6 +16,7 @@ from nmcompile.tuning.gpu import GpuMeasurer, gpu_database
 from nmcompile.tuning.request import Tuning
 from nmcompile.tuning.tuner import Layer, LocalMeasurer, Measurer
 from nmcompile.tuning.tuner import tune as tune_layers
+from nmcompile.wording import way
 
 if TYPE_CHECKING:
     from nmcompile.progress import Progress
@@ -71,25 +72,26 @@ def open_tuning(target: Target, tuning: Tuning | None) -> OpenTuning | None:
     if tuning.on is not None and not tuning.measure:
         raise InputError(
             f"the devices {tuning.on.key} of the tracker at {tuning.on.tracker} are there to tune "
-            "on: expected --tune (in Python Tuning(measure=True)) with them, found none"
+            f"on: expected {_measuring()} with them, found none"
         )
     if target.arch and (tuning.on is not None or tuning.cpu is not None):
         raise InputError(
-            f"target {target.name} is a GPU: it is tuned on the GPU at hand, with --tune alone; "
-            "--tracker, --key and --tuning-cpu are for CPUs"
+            f"target {target.name} is a GPU: it is tuned on the GPU at hand, with {_measuring()} "
+            f"alone; {way('--tracker, --key and --tuning-cpu', '`on` and `cpu`')} are for CPUs"
         )
     if tuning.cpu is not None and (tuning.measure or file is None):
         raise InputError(
             f"the CPU model {tuning.cpu!r} says by which measurements of a tuning database to "
-            "choose: expected --tuning-db with it, and no --tune, which is for the CPU that it "
-            "measures on"
+            f"choose: expected {way('--tuning-db', '`database`')} with it, and no {_measuring()}, "
+            "which is for the CPU that it measures on"
         )
     if not tuning.measure:
         if file is None:
             return None
         if not file.exists():
             raise InputError(
-                f"the tuning database {file} does not exist; make it with --tune, or name another"
+                f"the tuning database {file} does not exist; make it with {_measuring()}, or name "
+                "another"
             )
         if target.arch:
             return OpenTuning(gpu_database(file, target, tuning.measure))
@@ -110,3 +112,7 @@ def open_tuning(target: Target, tuning: Tuning | None) -> OpenTuning | None:
     measurer = RemoteMeasurer(tuning.on, target)
     database = TuningDatabase(file, measurer.cpu)
     return OpenTuning(database, measurer, f"devices {tuning.on.key}", measurer.cores)
+
+
+def _measuring() -> str:
+    return way("--tune", "Tuning(measure=True)")

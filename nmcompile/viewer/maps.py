@@ -134,7 +134,7 @@ def make_pictures(
     elif not zeros:
         said.append("No layer has weights that are zero.")
     if not whole:
-        said.append("--layer NAME shows all weights of a layer one by one.")
+        said.append("`nmc inspect --layer NAME` shows all weights of a layer one by one.")
     return pictures, " ".join(said)
 
 

@@ -2,6 +2,7 @@
 
 from nmcompile.errors import ModelError, ShapeError
 from nmcompile.passes.graphs.interface import Graph, Layer
+from nmcompile.wording import way
 
 
 def check_geometry(graph: Graph) -> None:
@@ -30,7 +31,7 @@ def _check(layer: Layer) -> None:
         raise ModelError(
             f"layer {layer.name}: its weight of shape {layer.weight.shape} and {layer.groups} "
             f"groups expect {channels * layer.groups} input channels, found {found}; export the "
-            "model again, or correct --shape"
+            f"model again, or correct {way('--shape', 'shapes')}"
         )
     for size, window, dilation, before, after in zip(
         image, kernel, layer.dilation, layer.padding[:2], layer.padding[2:], strict=True

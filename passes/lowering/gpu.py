@@ -15,6 +15,7 @@ from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.passes.lowering.fallback import VIEWS, fuse_operators, is_others, machine_pipeline
 from nmcompile.passes.lowering.room import check_room
 from nmcompile.runtime.files import scratch_folder
+from nmcompile.wording import way
 
 # Every architecture here has more; TVM's schedules then also suit the smallest.
 LIMITS = {
@@ -170,5 +171,6 @@ def _refuse(operators: list[str]) -> None:
         raise UnsupportedOperatorError(
             f"no lowering for GPUs of {', '.join(operators)}; expected operators that nmcompile or "
             "TVM can run on one: leave these out of the exported model (and do them before or "
-            "behind it), or compile it for a CPU (--target avx512)"
+            "behind it), or compile it for a CPU with "
+            f"{way('--target avx512', repr('avx512'))}"
         )

@@ -165,7 +165,7 @@ def test_layers_that_stay_float_are_named_with_what_to_change() -> None:
 
 def test_other_targets_say_who_runs_integers() -> None:
     (note,) = nmc.inspect(tiny()).notes
-    assert "2 layers are quantised" in note and "--target avx512_vnni" in note
+    assert "2 layers are quantised" in note and "target='avx512_vnni'" in note
 
 
 def test_float_models_compile_for_it_as_for_avx512(tmp_path: Path) -> None:

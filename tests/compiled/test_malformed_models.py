@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import nmcompile
-from nmcompile.cli.printing import printable
 from nmcompile.errors import DeviceError, ModelError, NmcompileError, ShapeError
 from nmcompile.explain import machine_reason
 from nmcompile.quiet import quiet
+from nmcompile.tables import printable
 from tests.support.tiny_models import conv_onnx, conv_weight
 
 ROOT = Path(__file__).parents[2]

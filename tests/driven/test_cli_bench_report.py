@@ -54,7 +54,7 @@ def test_wrong_usage_exits_with_2(run_file: Path) -> None:
         ("missing.json", "report.html", "cannot read"),
         ("other.json", "report.html", "expected format 'nmcompile-bench', found None"),
         ("run.json", "run.json", "would be overwritten: name another output"),
-        ("run.json", "nowhere/report.html", "cannot write"),
+        ("run.json", "run.json/report.html", "cannot write"),
     ],
 )
 def test_what_fails_is_said_in_one_line(

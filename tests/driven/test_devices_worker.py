@@ -68,7 +68,7 @@ def check_good(outcome: Outcome, artifact: Path, outputs: Path) -> None:
 def start(*words: str) -> tuple[subprocess.Popen[str], str]:
     """A command that goes on, and the first line that it says."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "nmcompile.cli", "device", *words],
+        [sys.executable, "-m", "nmcompile", "device", *words],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -82,7 +82,7 @@ def test_commands_start_and_stop_a_fleet() -> None:
     device, said = start("serve", "--key", "zen", "--port", "0", "--tracker", address)
     assert said.startswith("serving as zen on 127.0.0.1:")
     listed = subprocess.run(
-        [sys.executable, "-m", "nmcompile.cli", "devices", "--tracker", address, "--json"],
+        [sys.executable, "-m", "nmcompile", "devices", "--tracker", address, "--json"],
         capture_output=True,
         check=True,
     )

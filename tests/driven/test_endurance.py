@@ -30,7 +30,7 @@ def test_sixty_killed_compilations_leave_nothing(sparse_onnx: Path, tmp_path: Pa
     temporary, output = tmp_path / "temporary", tmp_path / "out" / "m.nmc"
     temporary.mkdir()
     output.parent.mkdir()
-    command = [sys.executable, "-m", "nmcompile.cli", "compile"]
+    command = [sys.executable, "-m", "nmcompile", "compile"]
     command += [str(sparse_onnx), "-o", str(output)]
     environment = os.environ | {"TMPDIR": str(temporary)}
 

@@ -107,7 +107,7 @@ def test_verify_names_layer_count_and_first_violation() -> None:
     message = str(caught.value)
     assert "layer plain" in message
     assert f"in {breach.violations} groups" in message and str(breach.first) in message
-    assert "2 more layers" in message and "--enforce" in message
+    assert "2 more layers" in message and "pruning=Pruning()" in message
 
 
 def test_verify_accepts_what_projection_made_and_changes_nothing() -> None:

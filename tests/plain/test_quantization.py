@@ -543,8 +543,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: P
         raise AssertionError("the data was read")
         yield
 
+    (tmp_path / "file").write_text("no folder")
     with pytest.raises(NmcompileError, match="cannot write"):
-        quantize(exported(), never(), output=tmp_path / "no" / "q.onnx")
+        quantize(exported(), never(), output=tmp_path / "file" / "q.onnx")
 
 
 # What is proven

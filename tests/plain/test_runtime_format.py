@@ -326,8 +326,8 @@ def test_weights_that_cannot_be_stored_are_named(tmp_path: Path, weight: Any) ->
 
 
 def test_an_unwritable_output_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"cannot write .*nowhere/m\.nmc: No such file"):
-        write_artifact(tmp_path / "nowhere" / "m.nmc", manifest(), LIBRARY, WEIGHTS)
+    with pytest.raises(ArtifactError, match=r"cannot write /proc/no/m\.nmc: No such file"):
+        write_artifact("/proc/no/m.nmc", manifest(), LIBRARY, WEIGHTS)
     with pytest.raises(ArtifactError, match=r"cannot write /proc/m\.nmc"):  # also refused to root
         write_artifact("/proc/m.nmc", manifest(), LIBRARY, WEIGHTS)
     with pytest.raises(ArtifactError, match="it is a folder"):

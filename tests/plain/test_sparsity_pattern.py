@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmcompile.errors import PatternError
-from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured, parse_pattern
+from nmcompile.sparsity import (
+    NM,
+    Dense,
+    OneByN,
+    Pattern,
+    Unstructured,
+    Wanted,
+    parse_pattern,
+    parse_wanted,
+)
 
 nm_patterns = st.integers(1, 32).flatmap(
     lambda m: st.builds(NM, st.integers(1, m), st.just(m), st.sampled_from(["ic", "flat", "ohwi"]))
@@ -36,6 +45,38 @@ def test_parse_is_the_inverse_of_str(pattern: Pattern) -> None:
 )
 def test_spellings(text: str, pattern: Pattern) -> None:
     assert parse_pattern(text) == pattern
+
+
+@given(st.one_of(st.builds(OneByN, st.integers(1, 64)), st.just(Unstructured())), st.data())
+def test_the_share_to_keep_stands_behind_a_pattern(pattern: Pattern, data: st.DataObject) -> None:
+    density = data.draw(st.integers(1, 1000)) / 1000
+    wanted = parse_wanted(f" {pattern}@{density} ".upper())
+    assert (wanted.pattern, wanted.density) == (pattern, density)
+    assert parse_wanted(str(wanted)) == wanted
+
+
+@given(patterns)
+def test_the_share_may_be_left_out(pattern: Pattern) -> None:
+    assert parse_wanted(str(pattern)) == Wanted(pattern)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1x16@1.5", "above 0 and at most 1, found 1.5"),
+        ("1x16@0", "found 0"),
+        ("1x16@-0.5", "found -0.5"),
+        ("unstructured@nan", "found nan"),
+        ("1x16@0.5.5", r"found 0\.5\.5"),
+        ("1x16@", "not understood"),
+        ("2:4@0.5", "says itself how much is kept; write 2:4"),
+        ("2:4@flat@0.5", "write 2:4@flat"),
+        ("dense@1", "write dense"),
+    ],
+)
+def test_a_share_that_is_none_is_named(text: str, said: str) -> None:
+    with pytest.raises(PatternError, match=f"{text}.*{said}"):
+        parse_wanted(text)
 
 
 @pytest.mark.parametrize(

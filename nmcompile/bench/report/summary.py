@@ -43,10 +43,13 @@ def finding(entries: Sequence[Entry]) -> str:
     rated = [entry for entry in entries if entry.ratio is not None]
     if not rated:
         return "No case of ours stands beside another one: there is no speed-up to tell."
-    best = max(
-        [entry for entry in rated if entry.case.noise == "quiet"] or rated,
-        key=lambda entry: entry.ratio or 0.0,
-    )
+    quiet = [entry for entry in rated if entry.case.noise == "quiet"]
+    if not quiet:
+        return (
+            f"None of {_count(len(rated), 'speed-up')} is told apart from noise: see what "
+            "disturbed them, and measure again when the machine is idle."
+        )
+    best = max(quiet, key=lambda entry: entry.ratio or 0.0)
     assert best.baseline is not None and best.baseline.median_ms is not None
     where = setting(best.case)
     if _several_precisions(entries):

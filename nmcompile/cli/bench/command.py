@@ -18,10 +18,18 @@ from nmcompile.cli.bench.plan import (
     read_targets,
     refuse_for_artifacts,
     refuse_for_devices,
+    refuse_short,
 )
 from nmcompile.cli.bench.report import report_runs
 from nmcompile.cli.bench.table import plot_profile, print_document, print_profiles, print_run
-from nmcompile.cli.default_group import DEFAULT, DefaultGroup
+from nmcompile.cli.checks import check_outputs
+from nmcompile.cli.completion import (
+    complete_bench,
+    complete_engines,
+    complete_form,
+    complete_patterns,
+)
+from nmcompile.cli.default_group import DEFAULT, DefaultCommand, DefaultGroup
 from nmcompile.cli.figures import load_pyplot
 from nmcompile.cli.guard import INTERRUPTED, guarded, working
 from nmcompile.cli.options import JsonOption, KeyOption, ShapeOption, read_fleet
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 bench_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
 
-@bench_app.command(DEFAULT, hidden=True)
+@bench_app.command(DEFAULT, hidden=True, cls=DefaultCommand)
 @guarded
 def bench_models(
     models: Annotated[
@@ -44,6 +52,7 @@ def bench_models(
             metavar="MODEL",
             help="ONNX files, package.module:factory (torch; say the shapes with --shape), or "
             "compiled OUT.nmc.",
+            autocompletion=complete_bench,
         ),
     ],
     against: Annotated[
@@ -53,6 +62,7 @@ def bench_models(
             help="Engines to measure too: onnxruntime, openvino-f32, openvino-bf16, torch, "
             "torch-compile, tvm, deepsparse; in int8, on the model quantised: onnxruntime-int8, "
             "openvino-int8, deepsparse-int8; all for those that are installed.",
+            autocompletion=complete_engines,
         ),
     ] = "",
     patterns: Annotated[
@@ -60,6 +70,7 @@ def bench_models(
         typer.Option(
             metavar="LIST",
             help="What weights are pruned to: as-is, dense, 2:4, 1x16@0.5, unstructured@0.1, ...",
+            autocompletion=complete_patterns,
         ),
     ] = "as-is",
     targets: Annotated[
@@ -69,6 +80,7 @@ def bench_models(
             help="What to compile for, see `nmc targets`; for those of integers (avx512_vnni, "
             "avx512_bf16, avx512_amx) a model that is not quantised is, on seeded random inputs or "
             "on --data; avx512_bf16:bf16 and avx512_amx:bf16 round it to bfloat16.",
+            autocompletion=complete_form,
         ),
     ] = "avx512",
     threads: Annotated[
@@ -127,7 +139,8 @@ def bench_models(
             "--output",
             "-o",
             metavar="FILE.json",
-            help="Where the result goes; nmc-bench.json (numbered where there is one) by default.",
+            help="Where the result goes; nmc-bench.json (numbered where there is one) by default. "
+            "Missing folders are made.",
         ),
     ] = None,
     label: Annotated[str, typer.Option(help="What to call this run.")] = "",
@@ -147,15 +160,13 @@ def bench_models(
     of the others' weights. Ctrl-C ends the rounds and keeps what was measured. Exits with 1 where
     a case failed; the others are in the file all the same.
     """
-    need_extra()
+    need_extra("nmc bench", "msgspec")
     rows = read_engines(against)
     changed = {"--patterns": patterns != "as-is", "--targets": targets != "avx512",
                "--batch": bool(batch)}  # fmt: skip
     refuse_for_artifacts(models, [name for name, given in changed.items() if given])
     specs, kinds = read_patterns(patterns), read_targets(targets)
     batches: list[int | None] = [*parse_counts(batch, "--batch")] if batch else [None]
-    sources = read_sources(models, shape, weights, model, len(rows) > 1)
-    from nmcompile.runtime.files import check_writable
     from nmcompile.runtime.native import available_threads, default_threads
 
     cores = available_threads()
@@ -163,6 +174,8 @@ def bench_models(
     if threads:
         most = None if tracker else cores  # a device may have more
         counts = parse_counts(threads, "--threads", most, "the cores that this process may use")
+    refuse_short(budget, len(models) * len(batches) * len(counts), specs, kinds, rows)
+    sources = read_sources(models, shape, weights, model, len(rows) > 1)
     fleet = read_fleet(tracker, key, timeout)
     if fleet is not None:
         refuse_for_devices(len(rows) > 1, data)
@@ -178,7 +191,7 @@ def bench_models(
     )  # fmt: skip
     path = output or default_output(Path())
     # Now, not after minutes of measuring.
-    check_writable(path)
+    check_outputs(path, plot)
     if plot is not None:
         load_pyplot()
 

@@ -49,7 +49,7 @@ def compare_runs(
     day of the machine cancels out. Exits with 1 where nmcompile is slower by more than the
     threshold, and not by chance, and with 2 where a file cannot be used.
     """
-    need_extra()
+    need_extra("nmc bench compare", "msgspec")
     from nmcompile.bench.compare import compare
 
     found = compare(_read(before), _read(after))

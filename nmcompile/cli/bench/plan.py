@@ -112,6 +112,7 @@ def read_sources(
         TorchSource,
         unique_names,
     )
+    from nmcompile.model_files import check_model_file
 
     artifacts = [text for text in models if not is_factory(text) and is_artifact(Path(text))]
     factories = [text for text in models if is_factory(text)]
@@ -132,6 +133,9 @@ def read_sources(
             "that they run, --model MODEL.onnx",
             param_hint="--against",
         )
+    for text in models:
+        if text not in artifacts and text not in factories:
+            check_model_file(text)
     sources: list[Source] = []
     for name, text in zip(unique_names(models), models, strict=True):
         if text in artifacts:
@@ -160,15 +164,58 @@ def refuse_for_devices(others: bool, data: Path | None) -> None:
             )
 
 
-def need_extra() -> None:
-    """Make sure that results can be read and written.
+def need_extra(command: str, *modules: str) -> None:
+    """Make sure that what a command imports is there.
 
     Raises:
         InputError: the extra "bench" is not installed.
     """
-    if importlib.util.find_spec("msgspec") is None:
+    missing = [name for name in modules if not _is_installed(name)]
+    if missing:
         raise InputError(
-            "nmc bench needs msgspec, which is not installed: pip install 'nmcompile[bench]'"
+            f"{command} needs {' and '.join(missing)}, not installed here: pip install "
+            "'nmcompile[bench]'"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it is None in sys.modules
+        return False
+
+
+SECONDS_PER_CASE = 1.0
+"""What a case takes at the very least: to be made ready, and one round."""
+
+
+def refuse_short(
+    budget: float | None,
+    groups: int,
+    patterns: Sequence["PatternSpec"],
+    targets: Sequence[str],
+    engines: Sequence["EngineRow"],
+) -> None:
+    """Refuse a budget that would be over before the first round.
+
+    Args:
+        budget: seconds, or None.
+        groups: models x batches x threads.
+        patterns: as for `expand`, as the rest.
+        targets: what ours is compiled for.
+        engines: all of them.
+    """
+    from nmcompile.bench.matrix import expand
+
+    if budget is None:
+        return
+    (group,) = expand([""], patterns, targets, [1], [None], engines)
+    cases = groups * len(group.settings)
+    if budget < cases * SECONDS_PER_CASE:
+        raise typer.BadParameter(
+            f"{budget:g} s are over before the first round: expected {SECONDS_PER_CASE:g} s at "
+            f"least for each of {cases} case{'s' * (cases != 1)}; raise it, or measure fewer",
+            param_hint="--budget",
         )
 
 

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from nmcompile.cli.bench.plan import need_extra
+from nmcompile.cli.checks import check_outputs
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import JsonOption
-from nmcompile.cli.output import print_json, size
+from nmcompile.cli.output import print_json
 from nmcompile.cli.printing import say
 from nmcompile.errors import InputError
+from nmcompile.tables import size
 
 
 @guarded
@@ -19,7 +22,13 @@ def report_runs(
         typer.Argument(metavar="RUN.json...", help="What nmc bench wrote; several stand together."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="REPORT.html", help="The page to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="REPORT.html",
+            help="The page to write; missing folders are made.",
+        ),
     ],
     title: Annotated[
         str, typer.Option(help="Heading of the page; the runs' labels where it is empty.")
@@ -30,6 +39,7 @@ def report_runs(
 
     The same case of several runs or machines stands side by side.
     """
+    need_extra("nmc bench report", "msgspec", "jinja2", "vl_convert")
     from nmcompile.bench.report import render_report
     from nmcompile.bench.results import read_run
     from nmcompile.runtime.files import replace_file
@@ -45,6 +55,7 @@ def report_runs(
                 f"{output} is a result and the report at once, and would be overwritten: name "
                 "another output, such as report.html"
             )
+    check_outputs(output)
     with working() as progress:
         progress("reading")
         runs = [read_run(path) for path in files]

@@ -81,11 +81,16 @@ def print_run(run: "Run") -> None:
             continue
         labelled = any(row["top1"] is not None for row in rows)
         columns = ["engine", "pattern", "density", "median ms", "min ms", "speed-up"]
-        columns += ["95 % interval", "over", "difference / range", "same top-1", "top-1", "noise"]
-        if not labelled:
-            columns.remove("top-1")
-        right = (2, 3, 4, 5, 8, 9)
-        print_table(name, columns, [_cells(row, labelled) for row in rows], right)
+        columns += ["95 % interval", "over", "difference / range", "same top-1", "noise"]
+        if labelled:
+            columns.insert(-1, "top-1")
+        print_table(
+            name,
+            columns,
+            [_cells(row, labelled) for row in rows],
+            right=(2, 3, 4, 5, 8, *range(9, len(columns) - 1)),
+            spare=(9, 8, 4, 2, 6),
+        )
         for note in dict.fromkeys(_note(row) for row in rows if row["noise_reason"]):
             say(f"note: {note}")
 
@@ -142,6 +147,7 @@ def _cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
         f"{row['min_ms']:.3f}",
         _text(row["speedup"], "{:.2f}x"),
         _interval(row),
+        row["over"] or "",
         _text(row["difference"], "{:.1e}"),
         _text(row["same_top1"], "{:.1%}"),
         row["noise"],
