@@ -30,6 +30,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 COUNTER = ".num_batches_tracked"  # of batch norms: absent from older files, of no consequence
 SHOWN = 6  # names in a message
 BITS = 8  # of a mask in one byte
+ASP_MASK, ASP_PRUNED = "__weight_mma_mask", "__weight_mma_pruned_p"  # of NVIDIA's apex
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class CheckpointReport:
     """What `load_checkpoint` found.
 
     method: the recognised one: "SpRe over LBC", "SpRe over SR-STE or ASP", "LBC", "SUBP or 1xN"
-        (masks), "MaskLLM" (masks without weights), or "SR-STE or dense" (weights only, which do
-        not say).
+        (masks), "ASP" (masks under apex's names), "MaskLLM" (masks without weights), or "SR-STE or
+        dense" (weights only, which do not say).
     loaded: keys of the checkpoint that went into the model.
     missing: keys of the model that the checkpoint has nothing for.
     unexpected: keys of the checkpoint that the model has no place for.
@@ -63,10 +64,9 @@ def load_checkpoint(
 
     Understood are state dicts of plain modules, on their own or under "state_dict" and the like,
     with or without "module."; `mask` beside a weight (SUBP, 1xN), also of real numbers that
-    multiply it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); `alpha` and
-    `index_list` beside a weight (LBC); `conv_rep` and `bn_rep` beside a convolution and its batch
-    norm (SpRe); and
-    what prepared models save themselves.
+    multiply it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); apex's ASP masks;
+    `alpha` and `index_list` beside a weight (LBC); `conv_rep` and `bn_rep` beside a convolution and
+    its batch norm (SpRe); and what prepared models save themselves.
 
     On a plain model, masks and combinations are multiplied into the weights. Weights of SR-STE are
     dense in its checkpoints, and SpRe adds modules: give the method. Masks alone leave the
@@ -159,6 +159,8 @@ def _recognise(state: State) -> str:
         return "SpRe over LBC" if scores else "SpRe over SR-STE or ASP"
     if scores:
         return "LBC"
+    if any(key.endswith(ASP_MASK) for key in state):
+        return "ASP"
     if any(key.endswith((".mask", ".keep")) for key in state):
         return "SUBP or 1xN"
     return "SR-STE or dense"
@@ -253,7 +255,10 @@ class _Loader:
                 own = self._plain_masks(name, module)
                 special.update((key, use) for key, use in own if key not in self.open)
         for key in [key for key in special if key.endswith(".mask")]:
-            special.setdefault(f"{key.removesuffix('.mask')}.weight.mask", special[key])
+            layer = key.removesuffix(".mask")
+            special.setdefault(f"{layer}.weight.mask", special[key])
+            special.setdefault(f"{layer}.{ASP_MASK}", special[key])
+            special.setdefault(f"{layer}.{ASP_PRUNED}", lambda weight: None)  # what it took away
         if _only_masks(self.state):
             self.open.clear()  # the weights stay as they are
         # Weights first: masks of plain models are multiplied into them.

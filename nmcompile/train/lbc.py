@@ -13,15 +13,15 @@ from nmcompile.sparsity.pattern import Axis
 from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import MAX_COMBINATIONS, BestCombination, MaskedWeight
 from nmcompile.train.patterns import nm_pattern
-from nmcompile.train.schedule import last_epoch, progress, remaining
+from nmcompile.train.schedule import last_epoch, progress
 
 
 class LBC(MaskingMethod):
     """Give every combination of n of m weights a score, and remove the lowest ones step by step.
 
-    Scores are parameters of the model (`...scores`) and train with the weights; weight decay on
-    them is best left out. Between the epochs `start` and `end` all but one are removed from every
-    group, fast at first (a cubic schedule).
+    Scores are parameters of the model (`...scores`) and train with the weights; the authors let
+    them decay as weights do. Between the epochs `start` and `end` all but one are removed from
+    every group, fast at first (a cubic schedule, rounded up): the last goes at `end`.
 
     Source: Zhang et al., NeurIPS 2022, section 3.
     """
@@ -65,11 +65,11 @@ class LBC(MaskingMethod):
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Remove the lowest scores of every group down to the epoch's number."""
-        done = progress(epoch, self.start, last_epoch(self.start, self.end, epochs))
+        left = (1.0 - progress(epoch, self.start, last_epoch(self.start, self.end, epochs))) ** 3
         for _, masked in self._prepared:
             assert isinstance(masked, BestCombination)
             total = masked.left.shape[1]
-            masked.keep_best(1 + math.floor((total - 1) * remaining("cubic", done)))
+            masked.keep_best(1 + math.ceil((total - 1) * left))
 
     def _settle(self, model: nn.Module) -> None:
         """Groups with several candidates left keep the best."""

@@ -79,5 +79,5 @@ def spatial_mask(weight: Tensor, density: float) -> Tensor:
         weight: OIHW, not masked.
         density: share of the weights that unstructured magnitude pruning keeps.
     """
-    kept = magnitude_mask(weight, density).float()
-    return kept.mean((0, 1)) > kept.mean()
+    kept = magnitude_mask(weight, density).sum((0, 1))
+    return kept * kept.numel() > kept.sum()  # in whole numbers: a position may be the average

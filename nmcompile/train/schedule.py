@@ -9,7 +9,7 @@ from nmcompile.errors import PatternError
 
 Schedule = Literal["linear", "cos", "exp", "cubic"]
 
-EXP_RATE = 5.0  # of "exp": e^-5 of the way is left at the end, and taken off
+EXP_RATE = 0.05  # of "exp", per epoch
 
 
 def last_epoch(start: int, end: int | None, epochs: int) -> int:
@@ -24,20 +24,30 @@ def progress(epoch: int, start: int, end: int) -> float:
     return 0.0 if epoch <= start else (epoch - start) / (end - start)
 
 
-def remaining(schedule: Schedule, done: float) -> float:
-    """Share that is left: 1 for done = 0, 0 for done = 1, falling between.
+def check_schedule(schedule: Schedule) -> None:
+    """Refuse what is no schedule.
 
     Raises:
         PatternError: there is no such schedule.
     """
-    if schedule == "linear":
-        return 1.0 - done
+    if schedule not in get_args(Schedule):
+        known = ", ".join(get_args(Schedule))
+        raise PatternError(f"schedule {schedule!r} is not known; expected one of {known}")
+
+
+def passed(schedule: Schedule, epoch: int, start: int, end: int) -> float:
+    """Share of the way that is behind: 0 up to the epoch `start`, 1 from `end` on, rising between.
+
+    "cubic" and "cos" are slow at first and fast at last; "exp" is the other way round, and there
+    one epoch early.
+
+    Source: the code of Xiang et al., NeurIPS 2023, github.com/JingyangXiang/SUBP.
+    """
+    done = progress(epoch, start, end)
+    if done in (0.0, 1.0) or schedule == "linear":
+        return done
     if schedule == "cos":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0 - math.cos(0.5 * math.pi * done)
     if schedule == "exp":
-        last = math.exp(-EXP_RATE)
-        return (math.exp(-EXP_RATE * done) - last) / (1.0 - last)
-    if schedule == "cubic":
-        return (1.0 - done) ** 3
-    known = ", ".join(get_args(Schedule))
-    raise PatternError(f"schedule {schedule!r} is not known; expected one of {known}")
+        return math.expm1(-EXP_RATE * (epoch - start)) / math.expm1(-EXP_RATE * (end - start - 1))
+    return done**3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -11,12 +12,11 @@ from torch import Tensor, nn
 
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import OneByN, Pattern
-from nmcompile.sparsity.project import kept_channels
 from nmcompile.train.masks import as_blocks
 from nmcompile.train.method import MaskingMethod, dense_weight
 from nmcompile.train.parametrizations import BlockMask, MaskedWeight
 from nmcompile.train.patterns import block_pattern
-from nmcompile.train.schedule import Schedule, last_epoch, progress, remaining
+from nmcompile.train.schedule import Schedule, check_schedule, last_epoch, passed
 
 Criterion = Literal["l1", "l2", "bpar"]
 
@@ -25,11 +25,12 @@ class SUBP(MaskingMethod):
     """Prune the lowest blocks of every output group each epoch, and regrow some by chance.
 
     Every group of n output channels keeps the same number of blocks. At the start of an epoch the
-    in - round(density x in) lowest blocks are pruned; then as many of them as the schedule still
-    allows are drawn, without replacement, from a softmax over their scores at temperature `tau`.
-    From the epoch `end` on none is.
+    (1 - density) x in lowest blocks, rounded down, are pruned; those that were pruned before score
+    as zeros. Then as many as the schedule still allows are drawn, without replacement, from a
+    softmax over their scores at temperature `tau`. From the epoch `end` on none is.
 
-    Source: Xiang et al., NeurIPS 2023, section 3.
+    Source: Xiang et al., NeurIPS 2023, section 3, and the authors' code, which decides where the
+    paper leaves a choice: `SUBPConv2dV2` of github.com/JingyangXiang/SUBP.
     """
 
     pattern: OneByN
@@ -41,12 +42,12 @@ class SUBP(MaskingMethod):
         *,
         criterion: Criterion = "l1",
         tau: float = 1.0,
-        alpha: float = 0.2,
+        alpha: float = 1.0,
         schedule: Schedule = "cubic",
         start: int = 0,
         end: int | None = None,
         soft: bool = True,
-        decay: float = 0.0,
+        decay: float = 2e-4,
         seed: int = 0,
         only: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
@@ -82,49 +83,50 @@ class SUBP(MaskingMethod):
             raise PatternError(f"SUBP: expected a temperature tau above 0, found {tau}")
         if start < 0 or (end is not None and end < start):
             raise PatternError(f"SUBP: expected 0 <= start <= end, found {start} and {end}")
-        remaining(schedule, 0.0)  # refuses what it does not know
+        check_schedule(schedule)
         self.criterion, self.tau, self.alpha, self.schedule = criterion, tau, alpha, schedule
         self.start, self.end, self.seed = start, end, seed
         self.decay = decay if soft else None
 
+    @torch.no_grad()
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Choose the blocks of this epoch; nothing before `start` and behind `end`."""
         end = last_epoch(self.start, self.end, epochs)
         if not self.start <= epoch <= end:
             return
-        left = remaining(self.schedule, progress(epoch, self.start, end))
+        left = 1.0 - passed(self.schedule, epoch, self.start, end)
         for index, (module, masked) in enumerate(self._prepared):
             assert isinstance(masked, BlockMask)
-            seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-            generator = torch.Generator().manual_seed(int(seed))
-            masked.keep.copy_(self._choose(dense_weight(module), left, generator))
+            blocks = as_blocks(masked(dense_weight(module)), self.pattern.n)
+            masked.keep.copy_(self._choose(blocks, left, draws(self.seed, epoch, index)))
 
-    @torch.no_grad()
-    def _choose(self, weight: Tensor, left: float, generator: torch.Generator) -> Tensor:
-        """The blocks to keep, (groups, in)."""
-        scores = self._scores(as_blocks(weight, self.pattern.n)).cpu()
+    def _choose(self, blocks: Tensor, left: float, generator: np.random.Generator) -> Tensor:
+        """The blocks to keep, (groups, in), from (groups, in, weights)."""
+        scores = self._scores(blocks).double().cpu()
         inputs = scores.shape[1]
-        pruned = inputs - kept_channels(self.density, inputs)
+        pruned = _whole((1.0 - self.density) * inputs)
         lowest = scores.argsort(dim=1, stable=True)[:, :pruned]
         keep = torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
-        regrown = int(left * pruned)
+        regrown = _whole((1.0 - self.density) * left * inputs)
         if regrown:
-            chances = torch.softmax(scores.gather(1, lowest).double() / self.tau, dim=1)
-            # Far below the best, a chance may round to zero; a draw needs enough of them.
-            drawn = torch.multinomial(chances + 1e-300, regrown, generator=generator)
+            # The largest sums of a logit and Gumbel noise are draws from the softmax.
+            logits = nn.functional.normalize(scores.gather(1, lowest), dim=1) / self.tau
+            noise = torch.from_numpy(generator.gumbel(size=tuple(logits.shape)))
+            drawn = (logits + noise).topk(regrown, dim=1).indices
             keep.scatter_(1, lowest.gather(1, drawn), True)
         return keep
 
     def _scores(self, blocks: Tensor) -> Tensor:
-        """Scores of blocks (groups, in, weights), as shares of the group's mean."""
-        size = blocks.abs().sum(2) if self.criterion != "l2" else blocks.square().sum(2).sqrt()
-        size = _relative(size)
-        if self.criterion != "bpar":
+        """Scores of blocks (groups, in, weights)."""
+        if self.criterion == "l2":
+            return blocks.square().sum(2).sqrt()
+        size = blocks.abs().sum(2)
+        if self.criterion == "l1":
             return size
-        # Zero blocks stay zero, so they resemble none.
+        # Zero blocks stay zero, so they resemble none, themselves included.
         unit = nn.functional.normalize(blocks, dim=2)
-        alike = (unit @ unit.transpose(1, 2)).abs().sum(2)
-        return size - self.alpha * _relative(alike - unit.square().sum(2))
+        alike = _shares((unit @ unit.transpose(1, 2)).abs().sum(2))
+        return _shares(size) - self.alpha * torch.where(alike == 0, 1.0, alike)
 
     def _masked_weight(self, weight: Tensor) -> MaskedWeight:
         shape = (len(weight) // self.pattern.n, weight.shape[1])
@@ -132,6 +134,17 @@ class SUBP(MaskingMethod):
         return BlockMask(self.pattern, keep, self.decay)
 
 
-def _relative(scores: Tensor) -> Tensor:
-    mean = scores.mean(1, keepdim=True)
-    return scores / torch.where(mean > 0, mean, torch.ones_like(mean))
+def draws(seed: int, epoch: int, layer: int) -> np.random.Generator:
+    """The chance of one layer in one epoch."""
+    return np.random.default_rng((seed, epoch, layer))
+
+
+def _whole(count: float) -> int:
+    """Rounded down, but for what rounding took from a whole number."""
+    return math.floor(count + 1e-9)
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Of the group's sum."""
+    total = scores.sum(1, keepdim=True)
+    return scores / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,6 +1,7 @@
 """Training methods as a user drives them, and what `finalize` leaves."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,7 +280,7 @@ def test_subp_keeps_equal_counts_and_regrows_nothing_at_the_end(
         end=start + length, seed=seed, only=["0"],
     )  # fmt: skip
     model = method.prepare(nn.Sequential(conv))
-    kept = max(round(density * 13), 1)
+    kept = 13 - math.floor((1 - density) * 13 + 1e-9)
     counts = []
     for epoch in range(start + length + 2):
         method.on_epoch(epoch, 20)

@@ -282,7 +282,7 @@ def test_a_large_weight_is_binned_and_says_so() -> None:
     (picture,), said = make_pictures({"large": weight}, {}, [])
     assert any("a cell of the overview is 6 x 24 of them" in text for text in picture.said)
     assert any("the first 128 rows and 1152 columns" in text for text in picture.said)
-    assert "--layer NAME shows all" in said
+    assert "--layer NAME` shows all" in said
 
 
 def row(name: str, symbol: str, ms: float) -> LayerRow:
