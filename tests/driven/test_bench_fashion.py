@@ -1,0 +1,212 @@
+"""The benchmark on Fashion-MNIST: order of the runs, resuming, other people's rows, the images."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from benchmarks.fashion import __main__ as command
+from benchmarks.fashion.images import DIGESTS, FOLDER, SHIFT, Data, Split, read, shift_and_flip
+from benchmarks.fashion.jobs import SEARCH, Budget, Job, Outcome, Plan
+from benchmarks.fashion.results import Results
+from benchmarks.fashion.rows import find_recipes, own_recipes
+from benchmarks.recipes import DENSE, nm_recipes
+from benchmarks.training import digits
+from nmcompile.errors import InputError
+
+ASP, SRSTE = (r for r in nm_recipes("1:4") if r.title in ("ASP, one-shot", "SR-STE"))
+
+# A method of other people: no class of ours in it.
+THEIRS = """
+from benchmarks.recipes import Recipe
+
+class HalfOfEveryFilter:
+    def prepare(self, model):
+        self.convs = [m for m in model.modules() if getattr(m, "in_channels", 0) >= 16]
+        self.calls = []
+        return model
+    def on_epoch(self, epoch, epochs):
+        self.calls.append((epoch, epochs))
+    def on_step(self):
+        for conv in self.convs:
+            conv.weight.data[:, ::2] = 0
+    def finalize(self, model):
+        assert self.calls == [(0, 2), (1, 2)], self.calls
+        self.on_step()
+        return model
+
+def recipes():
+    return [Recipe("theirs", "1:2", 0.5, lambda epochs, scale=1: HalfOfEveryFilter(),
+                   settings=({"scale": 2},))]
+"""
+
+
+def made(plan: Plan, done: dict[Job, Outcome], **shares: float) -> Iterator[Job]:
+    """The jobs in the order in which one process makes them, with given accuracies of a stage."""
+    while (job := next(plan.ready(done), None)) is not None:
+        task = plan.task(job, done)
+        share = shares.get(f"{job.stage}{job.number}", 0.5)
+        done[job] = Outcome(job, task.rate, task.settings, share, 1.0, "cpu", "code")
+        yield job
+
+
+def test_a_row_is_searched_before_it_is_judged_and_seeds_come_one_after_another() -> None:
+    plan = Plan([DENSE, ASP, SRSTE], 2, Budget())
+    order = list(made(plan, {}))
+    assert len(order) == len(set(order)) == len(plan.jobs)
+    places = {job: place for place, job in enumerate(order)}
+    for job in order:
+        assert all(places[need] < places[job] for need in plan.needs(job))
+    finals = [(job.number, job.recipe) for job in order if job.stage == "final"]
+    names = [DENSE.name, ASP.name, SRSTE.name]
+    assert finals == [(seed, name) for seed in (0, 1) for name in names]
+    assert Job("dense", "start", SEARCH) in places and Job("dense", "start", 1) in places
+
+
+def test_what_the_search_found_best_is_what_is_judged() -> None:
+    plan, done = Plan([ASP, SRSTE], 1, Budget(rates=(0.1, 0.2, 0.4))), {}
+    list(made(plan, done, rate1=0.7, setting1=0.8))
+    last = done[Job(SRSTE.name, "final", 0)]
+    assert (last.rate, last.settings) == (0.2, SRSTE.settings[1])
+    task = plan.task(Job(ASP.name, "final", 0), done)
+    assert (task.rate, task.start, task.images) == (0.2, 0.2, Budget().images // 2)
+    list(made(plan, done := {}, rate1=0.7, setting1=0.6))
+    assert done[Job(SRSTE.name, "final", 0)].settings == {}
+
+
+def test_seconds_left_are_those_of_the_images_left() -> None:
+    plan, done = Plan([DENSE], 2, Budget(images=400, searched=100, rates=(0.1,))), {}
+    assert plan.seconds_left(done) is None
+    next(made(plan, done))  # 100 images in a second
+    assert plan.seconds_left(done) == pytest.approx(8.0)
+
+
+def test_every_row_has_a_name_of_its_own_and_only_picks_by_it(tmp_path: Path) -> None:
+    names = [recipe.name for recipe in own_recipes()]
+    assert len(names) == len(set(names)) == 17
+    assert [r.name for r in find_recipes([], ["SUBP 1x*"])] == ["SUBP 1x16 12.5%"]
+    with pytest.raises(InputError, match=r"--only STE: expected one of dense; ASP"):
+        find_recipes([], ["STE"])
+    path = tmp_path / "theirs.py"
+    path.write_text(THEIRS)
+    assert find_recipes([f"{path}:recipes"], [])[-1].name == "theirs 1:2"
+    with pytest.raises(InputError, match="two recipes are called 'theirs 1:2'"):
+        find_recipes([f"{path}:recipes"] * 2, [])
+    with pytest.raises(InputError, match=r"theirs\.py:rows: AttributeError"):
+        find_recipes([f"{path}:rows"], [])
+
+
+def toy() -> Data:
+    """scikit-learn's digits in the size of the real images."""
+    images, labels = digits()
+    images = functional.interpolate(images[:640], size=28)
+    split = Split(images, labels[:640])
+    return Data(split.part(0, 512), split.part(512))
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, object]]:
+    """The runs in the results file after the command."""
+    budget = Budget(images=512, searched=256, epoch=128, validation=64, rates=(0.05, 0.1))
+    monkeypatch.setattr(command, "read", lambda folder: toy())
+    monkeypatch.setattr(command, "SMALL", budget)
+    output = folder / "accuracy.jsonl"
+    words = (*words, "--small", "--workers", "1", "--output", str(output))
+    assert command.main([*words, "--starts", str(folder / "starts")]) == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return [{**line, "seconds": 0} for line in lines[1:]]
+
+
+def test_a_stopped_benchmark_goes_on_and_ends_with_the_same_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("--seeds", "1", "--only", "dense,ASP*1:16,LBC 2:4")
+    whole = run(tmp_path, monkeypatch, *rows)
+    first = tmp_path / "stopped"
+    first.mkdir()
+    kept = (tmp_path / "accuracy.jsonl").read_text().splitlines(keepends=True)
+    (first / "accuracy.jsonl").write_text("".join(kept[:6]))
+    capsys.readouterr()
+    assert run(first, monkeypatch, *rows) == whole
+    said = capsys.readouterr().err
+    assert said.count("runs are left, about") == len(whole) - 5
+    assert "0 runs are left, about 0 minutes" in said
+    page = (first / "accuracy.md").read_text()
+    assert "| 1:16 | 6.2% | ASP, one-shot | 0 |" in page and "**Not complete**" in page
+
+
+def test_rows_of_other_people_are_made_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "theirs.py"
+    # Four epochs in a final run, two in the search.
+    path.write_text(THEIRS.replace("self.calls == [(0, 2), (1, 2)]", "len(self.calls) in (2, 4)"))
+    words = ("--seeds", "2", "--only", "theirs*", "--also", f"{path}:recipes")
+    runs = run(tmp_path, monkeypatch, *words)
+    stages = [(line["job"]["stage"], line["job"]["number"]) for line in runs]  # type: ignore[index]
+    assert stages == [("rate", 0), ("rate", 1), ("setting", 0), ("final", 0), ("final", 1)]
+    assert "| 1:2 | 50.0% | theirs | 0, 1 |" in (tmp_path / "accuracy.md").read_text()
+
+
+def test_results_of_another_budget_or_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.jsonl"
+    job = Job("dense", "final", 0)
+    Results(path, Budget()).add(Outcome(job, 0.1, {"end": 0.5}, 0.9, 1.0, "cpu", "code"))
+    assert Results(path, Budget()).done[job].settings == {"end": 0.5}
+    with pytest.raises(InputError, match=r"has runs of .*240000.*, expected .*1000"):
+        Results(path, replace(Budget(), images=1000))
+    path.write_text("{}\n[")
+    with pytest.raises(InputError, match="expected lines that this benchmark wrote"):
+        Results(path, Budget())
+
+
+def test_images_are_moved_and_mirrored_and_nothing_else() -> None:
+    images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = shift_and_flip(images, torch.Generator().manual_seed(1))
+    inner = slice(2 * SHIFT, -2 * SHIFT)
+    ways = set()
+    for image, moved in zip(images[:, 0], found[:, 0], strict=True):
+        fits = [
+            (down, right, mirrored)
+            for down in range(-SHIFT, SHIFT + 1)
+            for right in range(-SHIFT, SHIFT + 1)
+            for mirrored in (False, True)
+            if torch.equal(
+                (image.flip(1) if mirrored else image).roll((down, right), (0, 1))[inner, inner],
+                moved[inner, inner],
+            )
+        ]
+        assert len(fits) == 1
+        ways.add(fits[0])
+    assert len(ways) > 20
+    assert {way[2] for way in ways} == {False, True}
+
+
+def test_files_that_are_missing_or_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="apt-get install dataset-fashion-mnist"):
+        read(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"cannot read .*train-images"):
+        read(tmp_path)
+    path.write_bytes(gzip.compress(bytes(1000)))
+    with pytest.raises(InputError, match=f"SHA-256 {DIGESTS[path.stem]}, found"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(not FOLDER.exists(), reason="`make images` installs Fashion-MNIST as root")
+def test_benchmark_learns_the_real_images(tmp_path: Path) -> None:
+    data = read()
+    for split, each in ((data.train, 6000), (data.test, 1000)):
+        assert split.images.shape == (10 * each, 1, 28, 28)
+        assert split.labels.bincount().tolist() == [each] * 10
+    assert abs(float(data.train.images.mean())) < 1e-3
+    assert abs(float(data.train.images.std()) - 1) < 1e-3
+    output = tmp_path / "accuracy.jsonl"
+    words = ["--small", "--seeds", "1", "--only", "dense", "--output", str(output)]
+    assert command.main([*words, "--workers", "2", "--starts", str(tmp_path)]) == 0
+    assert json.loads(output.read_text().splitlines()[-1])["accuracy"] > 0.3
