@@ -30,7 +30,7 @@ DIGESTS = {
 }
 MEAN, DEVIATION = 0.2860, 0.3530  # of the images to train, scaled to 0..1
 SIZE = 28
-SHIFT = 2  # pixels that an image may move each way
+SHIFT = 1  # pixels that an image may move each way
 WIDTHS = (16, 32, 64)
 BLOCKS = (2, 2, 2)
 

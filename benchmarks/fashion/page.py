@@ -63,7 +63,7 @@ class _Page:
             "A ResNet-14 with 16, 32 and 64 channels, whose stem halves the images; its twelve 3x3 "
             "convolutions are pruned, and its two 1x1 shortcuts. Every row sees "
             f"{budget.images:,} images, each of the 60,000 to train about "
-            f"{budget.images / 60_000:g} times, moved by up to two pixels and mirrored by chance; "
+            f"{budget.images / 60_000:g} times, moved by up to a pixel and mirrored by chance; "
             "SGD in batches of 64 on a cosine schedule. One-shot rows train densely for the first "
             f"half, and share that model within a seed. Masks are chosen every {budget.epoch:,} "
             "images where papers choose them every epoch."
