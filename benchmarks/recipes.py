@@ -67,8 +67,8 @@ def nm_recipes(name: str) -> list[Recipe]:
     def srste(epochs: int, **settings: Any) -> SRSTE:
         return SRSTE(name, **settings)
 
-    def lbc(epochs: int, *, end: float = 0.5) -> LBC:
-        return LBC(name, 0, int(end * epochs))
+    def lbc(epochs: int, *, end: float = 0.5, **settings: Any) -> LBC:
+        return LBC(name, 0, int(end * epochs), **settings)
 
     def spre_asp(epochs: int, **settings: Any) -> Method:
         return SpRe(name, ASP(name), **settings)

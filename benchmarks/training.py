@@ -101,5 +101,5 @@ def train(
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of the images that are recognised."""
     with torch.no_grad():
-        found = torch.cat([model(some).argmax(1) for some in images.split(SHOWN)])
+        found = torch.cat([model(some).argmax(1) for some in torch.split(images, SHOWN)])
     return float((found == labels).float().mean())

@@ -156,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NmcompileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped; finished runs are in {options.output}", file=sys.stderr)
+        return 130
     return 0
 
 

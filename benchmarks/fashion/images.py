@@ -119,5 +119,7 @@ def network() -> nn.Module:
     """
     stages, features = residual_stages(WIDTHS[0], WIDTHS, BLOCKS)
     layers = [conv_bn(1, WIDTHS[0], 3, stride=2), *stages, *head(features, 10)]
-    # Twice as fast to train on CPUs as the other order.
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    model = nn.Sequential(*layers)
+    # A third faster to train on CPUs than in the other order.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model

@@ -69,18 +69,21 @@ def test_a_row_is_searched_before_it_is_judged_and_seeds_come_one_after_another(
 
 
 def test_what_the_search_found_best_is_what_is_judged() -> None:
-    plan, done = Plan([ASP, SRSTE], 1, Budget(rates=(0.1, 0.2, 0.4))), {}
+    plan = Plan([ASP, SRSTE], 1, Budget(rates=(0.1, 0.2, 0.4)))
+    done: dict[Job, Outcome] = {}
     list(made(plan, done, rate1=0.7, setting1=0.8))
     last = done[Job(SRSTE.name, "final", 0)]
     assert (last.rate, last.settings) == (0.2, SRSTE.settings[1])
     task = plan.task(Job(ASP.name, "final", 0), done)
     assert (task.rate, task.start, task.images) == (0.2, 0.2, Budget().images // 2)
-    list(made(plan, done := {}, rate1=0.7, setting1=0.6))
+    done.clear()
+    list(made(plan, done, rate1=0.7, setting1=0.6))
     assert done[Job(SRSTE.name, "final", 0)].settings == {}
 
 
 def test_seconds_left_are_those_of_the_images_left() -> None:
-    plan, done = Plan([DENSE], 2, Budget(images=400, searched=100, rates=(0.1,))), {}
+    plan = Plan([DENSE], 2, Budget(images=400, searched=100, rates=(0.1,)))
+    done: dict[Job, Outcome] = {}
     assert plan.seconds_left(done) is None
     next(made(plan, done))  # 100 images in a second
     assert plan.seconds_left(done) == pytest.approx(8.0)
@@ -109,14 +112,16 @@ def toy() -> Data:
     return Data(split.part(0, 512), split.part(512))
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, object]]:
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, status: int = 0
+) -> list[dict[str, object]]:
     """The runs in the results file after the command."""
     budget = Budget(images=512, searched=256, epoch=128, validation=64, rates=(0.05, 0.1))
     monkeypatch.setattr(command, "read", lambda folder: toy())
     monkeypatch.setattr(command, "SMALL", budget)
     output = folder / "accuracy.jsonl"
     words = (*words, "--small", "--workers", "1", "--output", str(output))
-    assert command.main([*words, "--starts", str(folder / "starts")]) == 0
+    assert command.main([*words, "--starts", str(folder / "starts")]) == status
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     return [{**line, "seconds": 0} for line in lines[1:]]
 
@@ -150,6 +155,17 @@ def test_rows_of_other_people_are_made_as_ours(
     stages = [(line["job"]["stage"], line["job"]["number"]) for line in runs]  # type: ignore[index]
     assert stages == [("rate", 0), ("rate", 1), ("setting", 0), ("final", 0), ("final", 1)]
     assert "| 1:2 | 50.0% | theirs | 0, 1 |" in (tmp_path / "accuracy.md").read_text()
+
+
+def test_what_fails_in_code_of_other_people_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "theirs.py"
+    path.write_text(THEIRS)  # expects two epochs, and a final run has four
+    words = ("--seeds", "1", "--only", "theirs*", "--also", f"{path}:recipes")
+    runs = run(tmp_path, monkeypatch, *words, status=1)
+    assert len(runs) == 3  # the search is kept
+    assert "theirs 1:2, final 0, with {}: AssertionError: [(0, 4)" in capsys.readouterr().err
 
 
 def test_results_of_another_budget_or_kind_are_refused(tmp_path: Path) -> None:
