@@ -34,7 +34,7 @@ class Budget:
     searched: int = 60_000
     epoch: int = 12_000
     validation: int = 5_000
-    rates: tuple[float, ...] = (0.05, 0.1, 0.2)
+    rates: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
