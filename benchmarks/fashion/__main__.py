@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.fashion.images import FOLDER, read
-from benchmarks.fashion.jobs import Budget, Outcome, Plan, Task
+from benchmarks.fashion.jobs import Budget, Job, Outcome, Plan, Task
 from benchmarks.fashion.page import write_page
 from benchmarks.fashion.results import Results
 from benchmarks.fashion.rows import find_recipes
@@ -84,18 +84,22 @@ def _in_workers(plan: Plan, results: Results, setup: Setup, workers: int) -> Ite
     # Spawned: what a fork has of torch's threads does not run.
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, _open_in_worker, (setup,)) as pool:
-        running: dict[Future[Outcome], Task] = {}
+        running: dict[Future[Outcome], Job] = {}
+        failed: BaseException | None = None
         while True:
-            busy = {task.job for task in running.values()}
             for job in plan.ready(results.done):
-                if len(running) < workers and job not in busy:
+                if failed is None and len(running) < workers and job not in running.values():
                     task = plan.task(job, results.done)
-                    running[pool.submit(_run_in_worker, task)] = task
+                    running[pool.submit(_run_in_worker, task)] = job
             if not running:
-                return
+                break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
-                yield future.result()
+                if (error := future.exception()) is None:
+                    yield future.result()
+                failed = failed or error
+        if failed is not None:  # but what the other workers were at is kept
+            raise failed
 
 
 def work(plan: Plan, whole: Plan, results: Results, setup: Setup, workers: int) -> None:

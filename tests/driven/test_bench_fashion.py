@@ -3,8 +3,11 @@
 import gzip
 import json
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.fashion import __main__ as command
 from benchmarks.fashion.images import DIGESTS, FOLDER, SHIFT, Data, Split, read, shift_and_flip
-from benchmarks.fashion.jobs import SEARCH, Budget, Job, Outcome, Plan
+from benchmarks.fashion.jobs import SEARCH, Budget, Job, Outcome, Plan, Task
 from benchmarks.fashion.results import Results
 from benchmarks.fashion.rows import find_recipes, own_recipes
 from benchmarks.recipes import DENSE, nm_recipes
@@ -165,6 +168,38 @@ def test_what_fails_in_code_of_other_people_is_named(
     runs = run(tmp_path, monkeypatch, *words, status=1)
     assert len(runs) == 3  # the search is kept
     assert "theirs 1:2, final 0, with {}: AssertionError: [(0, 4)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_workers_wait_for_what_a_run_needs_and_keep_what_others_finish(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [SRSTE] if fails else [ASP, SRSTE]
+    plan, results = Plan(recipes, 1, Budget()), Results(tmp_path / "runs.jsonl", Budget())
+    failed = Event()
+
+    def pool(workers: int, context: object, initializer: object, setup: object) -> Executor:
+        return ThreadPoolExecutor(workers)
+
+    def fake(task: Task) -> Outcome:
+        assert all(need in results.done for need in plan.needs(task.job))
+        if fails and task.job.stage == "setting":
+            if task.job.number == 0:
+                failed.set()
+                raise InputError("no such setting")
+            assert failed.wait(60)  # the two begin together
+        return Outcome(task.job, task.rate, task.settings, 0.5, 1.0, "cpu", "code")
+
+    monkeypatch.setattr(command, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(command, "_run_in_worker", fake)
+    setup = command.Setup((), tmp_path, Budget(), tmp_path, 1)
+    with pytest.raises(InputError, match="no such setting") if fails else nullcontext():
+        for outcome in command._in_workers(plan, results, setup, 3):
+            results.add(outcome)
+    missing = [job for job in plan.jobs if job not in results.done]
+    expected = [Job(SRSTE.name, "setting", 0), Job(SRSTE.name, "final", 0)]
+    assert missing == (expected if fails else [])
+    assert Results(results.path, Budget()).done == results.done
 
 
 def test_results_of_another_budget_or_kind_are_refused(tmp_path: Path) -> None:
