@@ -27,14 +27,14 @@ class Budget:
     epoch: images between two calls of a method's `on_epoch`. Papers train for a hundred passes over
         the images and choose masks after each; there are too few passes here for that.
     validation: images that searches keep out of training.
-    rates: learning rates that are tried.
+    rates: learning rates that are tried. Half the lowest gains a dense model 2 of 5,000 images.
     """
 
     images: int = 360_000
     searched: int = 60_000
     epoch: int = 12_000
     validation: int = 5_000
-    rates: tuple[float, ...] = (0.025, 0.05, 0.1, 0.2)
+    rates: tuple[float, ...] = (0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)

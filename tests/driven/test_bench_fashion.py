@@ -115,12 +115,17 @@ def toy() -> Data:
 
 
 def run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, status: int = 0
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *words: str,
+    status: int = 0,
+    data: Data | None = None,
 ) -> list[dict[str, object]]:
-    """The runs in the results file after the command."""
+    """The runs in the results file after the command; the toy's have a budget of their own."""
     budget = Budget(images=256, searched=128, epoch=64, validation=64, rates=(0.05, 0.1))
-    monkeypatch.setattr(command, "read", lambda folder: toy())
-    monkeypatch.setattr(command, "SMALL", budget)
+    if data is None:
+        monkeypatch.setattr(command, "SMALL", budget)
+    monkeypatch.setattr(command, "read", lambda folder: toy() if data is None else data)
     output = folder / "accuracy.jsonl"
     words = (*words, "--small", "--workers", "1", "--output", str(output))
     assert command.main([*words, "--starts", str(folder / "starts")]) == status
@@ -248,15 +253,33 @@ def test_files_that_are_missing_or_other_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.skipif(not FOLDER.exists(), reason="`make images` installs Fashion-MNIST as root")
-def test_benchmark_learns_the_real_images(tmp_path: Path) -> None:
+REAL = pytest.mark.skipif(not FOLDER.exists(), reason="`make images` installs Fashion-MNIST")
+
+
+@REAL
+def test_a_small_share_of_the_benchmark_learns_the_real_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = read()
     for split, each in ((data.train, 6000), (data.test, 1000)):
         assert split.images.shape == (10 * each, 1, 28, 28)
         assert split.labels.bincount().tolist() == [each] * 10
     assert abs(float(data.train.images.mean())) < 1e-3
     assert abs(float(data.train.images.std()) - 1) < 1e-3
-    output = tmp_path / "accuracy.jsonl"
-    words = ["--small", "--seeds", "1", "--only", "dense", "--output", str(output)]
-    assert command.main([*words, "--workers", "2", "--starts", str(tmp_path)]) == 0
-    assert json.loads(output.read_text().splitlines()[-1])["accuracy"] > 0.3
+    few = Data(data.train, data.test.part(0, 2000))
+    assert run(tmp_path, monkeypatch, "--seeds", "1", "--only", "dense", data=few)
+    assert _last(tmp_path) > 0.3  # of ten classes
+
+
+@REAL
+@pytest.mark.long
+def test_workers_are_processes(tmp_path: Path) -> None:
+    words = ["--small", "--seeds", "1", "--only", "dense", "--workers", "2"]
+    words += ["--output", str(tmp_path / "accuracy.jsonl"), "--starts", str(tmp_path)]
+    assert command.main(words) == 0
+    assert _last(tmp_path) > 0.3
+
+
+def _last(folder: Path) -> float:
+    last = json.loads((folder / "accuracy.jsonl").read_text().splitlines()[-1])
+    return float(last["accuracy"])
