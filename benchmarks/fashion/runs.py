@@ -58,7 +58,8 @@ class Bench:
                 f"{type(error).__name__}: {error}; mend the recipe, or pick other rows with --only"
             ) from error
         seconds = time.monotonic() - began
-        cpu = describe_machine().cpu
+        machine = describe_machine()
+        cpu = f"{machine.cpu} (family/model {machine.family_model})"
         return Outcome(task.job, task.rate, task.settings, share, seconds, cpu, methods_digest())
 
     def _judged(self, recipe: Recipe, task: Task) -> float:
