@@ -18,9 +18,12 @@ SEARCH_LIMIT = 600.0  # seconds for an order of channels: no run ends early, so 
 
 
 class Maker(Protocol):
-    """Makes a method for a number of epochs; the settings override its own hyper-parameters."""
+    """Makes a method for a number of epochs; the settings override its own hyper-parameters.
 
-    def __call__(self, epochs: int, **settings: Any) -> Method: ...
+    `seed` is for what it draws by chance beside torch's global generator.
+    """
+
+    def __call__(self, epochs: int, seed: int, **settings: Any) -> Method: ...
 
 
 @dataclass(frozen=True)
@@ -58,26 +61,26 @@ def nm_recipes(name: str) -> list[Recipe]:
     assert isinstance(pattern, NM)
     density = pattern.n / pattern.m
 
-    def magnitude(epochs: int, **settings: Any) -> Method:
+    def magnitude(epochs: int, seed: int, **settings: Any) -> Method:
         return Magnitude(density, **settings)
 
-    def asp(epochs: int, **settings: Any) -> Method:
+    def asp(epochs: int, seed: int, **settings: Any) -> Method:
         return ASP(name, **settings)
 
-    def srste(epochs: int, **settings: Any) -> SRSTE:
+    def srste(epochs: int, seed: int, **settings: Any) -> SRSTE:
         return SRSTE(name, **settings)
 
-    def lbc(epochs: int, *, end: float = 0.5, **settings: Any) -> LBC:
+    def lbc(epochs: int, seed: int, *, end: float = 0.5, **settings: Any) -> LBC:
         return LBC(name, 0, int(end * epochs), **settings)
 
-    def spre_asp(epochs: int, **settings: Any) -> Method:
+    def spre_asp(epochs: int, seed: int, **settings: Any) -> Method:
         return SpRe(name, ASP(name), **settings)
 
-    def spre_srste(epochs: int, *, scale: float = 1.0, **settings: Any) -> Method:
-        return SpRe(name, srste(epochs, **settings), scale=scale)
+    def spre_srste(epochs: int, seed: int, *, scale: float = 1.0, **settings: Any) -> Method:
+        return SpRe(name, srste(epochs, seed, **settings), scale=scale)
 
-    def spre_lbc(epochs: int, *, scale: float = 1.0, **settings: Any) -> Method:
-        return SpRe(name, lbc(epochs, **settings), scale=scale)
+    def spre_lbc(epochs: int, seed: int, *, scale: float = 1.0, **settings: Any) -> Method:
+        return SpRe(name, lbc(epochs, seed, **settings), scale=scale)
 
     decays = ({"decay": 2e-5}, {"decay": 2e-3})
     ends = ({"end": 0.25}, {"end": 0.75})
@@ -96,20 +99,21 @@ def nm_recipes(name: str) -> list[Recipe]:
 def block_recipes(density: float, name: str = "1x16") -> list[Recipe]:
     """All methods for 1xN blocks of which a share is kept."""
 
-    def one_by_n(epochs: int, **settings: Any) -> Method:
+    def one_by_n(epochs: int, seed: int, **settings: Any) -> Method:
         return OneByN(name, density, **settings)
 
-    def rearranged(epochs: int, **settings: Any) -> Method:
-        return OneByN(name, density, rearrange=True, time_limit=SEARCH_LIMIT, **settings)
+    def rearranged(epochs: int, seed: int, **settings: Any) -> Method:
+        limited: dict[str, Any] = {"seed": seed, "time_limit": SEARCH_LIMIT, **settings}
+        return OneByN(name, density, rearrange=True, **limited)
 
-    def subp(epochs: int, **settings: Any) -> Method:
-        return SUBP(name, density, **settings)
+    def subp(epochs: int, seed: int, **settings: Any) -> Method:
+        return SUBP(name, density, seed=seed, **settings)
 
-    def subp_l2(epochs: int, **settings: Any) -> Method:
-        return SUBP(name, density, criterion="l2", **settings)
+    def subp_l2(epochs: int, seed: int, **settings: Any) -> Method:
+        return SUBP(name, density, seed=seed, criterion="l2", **settings)
 
-    def subp_bpar(epochs: int, **settings: Any) -> Method:
-        return SUBP(name, density, criterion="bpar", **settings)
+    def subp_bpar(epochs: int, seed: int, **settings: Any) -> Method:
+        return SUBP(name, density, seed=seed, criterion="bpar", **settings)
 
     tried = ({"decay": 2e-4}, {"tau": 0.1})
     return [
@@ -129,13 +133,16 @@ def apply(
     *,
     epochs: int,
     settings: Settings | None = None,
+    chance: int = 0,
     **training: Any,
 ) -> nn.Module:
-    """Train a model by a recipe, in place, and finish it; `training` is for `train`.
+    """Train a model by a recipe, in place, and finish it.
+
+    `chance` is the seed of the method, `training` is for `train`.
 
     A model for a one-shot recipe is trained already.
     """
-    method = None if recipe.make is None else recipe.make(epochs, **(settings or {}))
+    method = None if recipe.make is None else recipe.make(epochs, chance, **(settings or {}))
     if method is not None:
         model = method.prepare(model)
     train(model, images, labels, epochs=epochs, method=method, **training)

@@ -7,10 +7,11 @@
 Every finished run is a line of the results file, and the page beside it is written anew. Runs that
 are there are not made again. `--also` adds recipes that a function without arguments returns, a
 list of `benchmarks.recipes.Recipe`, from a module or a Python file: that is how other code of the
-same methods is compared. What its `make` returns needs four functions, which are called as ours are
-(`nmcompile.train.method`): `prepare(model)` returns the model to train, `on_epoch(epoch, epochs)`
-and `on_step()` come before every epoch and every forward pass, and `finalize(model)` returns the
-model to judge. Parameters with one dimension, and those whose name ends in "scores", do not decay.
+same methods is compared. What `make(epochs, seed, **settings)` of a recipe returns needs four
+functions, which are called as ours are (`nmcompile.train.method`): `prepare(model)` returns the
+model to train, `on_epoch(epoch, epochs)` and `on_step()` come before every epoch and every forward
+pass, and `finalize(model)` returns the model to judge. Parameters with one dimension, and those
+whose name ends in "scores", do not decay.
 """
 
 from __future__ import annotations

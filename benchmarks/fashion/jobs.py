@@ -171,11 +171,10 @@ class Plan:
 
     def seconds_left(self, done: Done) -> float | None:
         """How long the rest takes one process at the speed so far; None before the first run."""
-        if not done:
+        overall = self._speed(done, None)
+        if overall is None:
             return None
         speeds = {name: self._speed(done, name) for name in self.recipes}
-        overall = self._speed(done, None)
-        assert overall is not None
         return sum(
             self.images(job) * (speeds[job.recipe] or overall)
             for job in self.jobs

@@ -107,6 +107,7 @@ class Bench:
             shown.labels,
             epochs=task.images // self.budget.epoch,
             settings=task.settings,
+            chance=task.seed,
             size=self.budget.epoch,
             rate=task.rate,
             seed=seed,
