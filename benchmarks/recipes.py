@@ -115,7 +115,7 @@ def block_recipes(density: float, name: str = "1x16") -> list[Recipe]:
     def subp_bpar(epochs: int, seed: int, **settings: Any) -> Method:
         return SUBP(name, density, seed=seed, criterion="bpar", **settings)
 
-    tried = ({"decay": 2e-4}, {"tau": 0.1})
+    tried = ({"decay": 2e-3}, {"tau": 0.1})
     return [
         Recipe("1xN, one-shot", name, density, one_by_n, one_shot=True),
         Recipe("1xN rearranged, one-shot", name, density, rearranged, one_shot=True),
