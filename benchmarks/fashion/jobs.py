@@ -83,7 +83,7 @@ class Outcome:
     accuracy: share of the validation images in a search, else of the test images.
     seconds: that it took.
     cpu: that it ran on.
-    methods: digest of the code of `nmcompile.train`.
+    methods: digest of the code of `nmcompile.train`; empty for a dense model.
     """
 
     job: Job

@@ -93,9 +93,10 @@ class _Page:
             hours = sum(outcome.seconds for outcome in self.done.values()) / 3600
             cpus = _distinct(outcome.cpu for outcome in self.done.values())
             yield f"The runs took {hours:.1f} hours by the clock in all, on {' and '.join(cpus)}."
-        versions = _distinct(outcome.methods for outcome in self.done.values())
+        sparse = [outcome for outcome in self.done.values() if outcome.methods]
+        versions = _distinct(outcome.methods for outcome in sparse)
         if len(versions) > 1:
-            old = [o.job.recipe for o in self.done.values() if o.methods != versions[-1]]
+            old = [o.job.recipe for o in sparse if o.methods != versions[-1]]
             names = ", ".join(_distinct(old))
             yield f"The code of the methods has changed since some runs of {names}."
 

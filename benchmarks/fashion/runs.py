@@ -60,7 +60,8 @@ class Bench:
         seconds = time.monotonic() - began
         machine = describe_machine()
         cpu = f"{machine.cpu} (family/model {machine.family_model})"
-        return Outcome(task.job, task.rate, task.settings, share, seconds, cpu, methods_digest())
+        code = "" if recipe.make is None else methods_digest()
+        return Outcome(task.job, task.rate, task.settings, share, seconds, cpu, code)
 
     def _judged(self, recipe: Recipe, task: Task) -> float:
         if task.job.stage == "start":
