@@ -33,7 +33,7 @@ def write_page(plan: Plan, results: Results) -> None:
         "",
         "## The papers' orderings",
         "",
-        *(f"- {line}" for line in orderings(list(page.scores.values()))),
+        *(f"- {line}" for line in page.orderings()),
         "",
         "## What the search chose",
         "",
@@ -63,7 +63,7 @@ class _Page:
         yield (
             "A ResNet-14 with 16, 32 and 64 channels, whose stem halves the images; its twelve 3x3 "
             "convolutions are pruned, and its two 1x1 shortcuts. Every row sees "
-            f"{budget.images:,} images, each of the 60,000 to train about "
+            f"{budget.images:,} images, each of the 60,000 to train "
             f"{budget.images / 60_000:g} times, moved by up to a pixel and mirrored by chance; "
             "SGD in batches of 64 on a cosine schedule. One-shot rows train densely for the first "
             f"half, and share that model within a seed. Masks are chosen every {budget.epoch:,} "
@@ -107,11 +107,15 @@ class _Page:
         for name, score in self.scores.items():
             seeds = ", ".join(str(outcome.job.number) for outcome in self.finals[name])
             error = f" ± {score.standard_error:.2%}" if len(score.accuracies) > 1 else ""
-            against = "" if dense is None else f"{100 * (score.mean - dense.mean):+.2f}"
+            against = "" if dense in (None, score) else f"{100 * (score.mean - dense.mean):+.2f}"
             yield (
                 f"| {score.pattern} | {score.density:.1%} | {score.method} | {seeds} | "
                 f"{score.mean:.2%}{error} | {against} |"
             )
+
+    def orderings(self) -> list[str]:
+        found = list(orderings(list(self.scores.values())))
+        return found or ["nothing to say yet: no two rows that a paper compares are there"]
 
     def search(self) -> Iterator[str]:
         rates = self.plan.budget.rates
