@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-all lint bench bench-kernels gpu-kit deepsparse clean
+.PHONY: help setup browser images demo test test-all lint bench bench-kernels gpu-kit deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,7 +41,7 @@ DEEPSPARSE_VENV := .venv-deepsparse
 DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | browser | demo | test | test-all | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
+	@echo "make setup | browser | images | demo | test | test-all | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -69,13 +69,20 @@ browser:
 	  --no-install-recommends -o DPkg::Lock::Timeout=60 $(CHROMIUM); } >/dev/null 2>&1 \
 	  || echo "no Chromium, tests of the report are skipped: as root, apt-get install $(CHROMIUM)"
 
+# Fashion-MNIST, of benchmarks/fashion: 30 MB of downloads. Where it is missing one test is skipped.
+images:
+	@test -d /usr/share/datasets/fashion-mnist || { \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+	  -o DPkg::Lock::Timeout=60 dataset-fashion-mnist; } >/dev/null 2>&1 \
+	  || echo "no Fashion-MNIST, its test is skipped: as root, apt-get install dataset-fashion-mnist"
+
 # Two workers, but for the tests that want the machine to themselves.
-test: setup browser
+test: setup browser images
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not long and not alone'
 	$(BIN)/pytest -q -m 'alone and not long'
 
 # Before a release: the long sweeps too, and every property on ten times as many examples.
-test-all: setup browser
+test-all: setup browser images
 	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -n 2 --dist worksteal -m 'not alone'
 	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -m alone
 

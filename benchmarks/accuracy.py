@@ -1,4 +1,4 @@
-"""Tables, sentences and the picture of `accuracy_digits`."""
+"""Scores of the accuracy benchmarks, and tables, sentences and the picture of `accuracy_digits`."""
 
 from __future__ import annotations
 
@@ -27,39 +27,26 @@ ORDERINGS = (
     ("LBC", "SR-STE"),
     ("SpRe over SR-STE", "SR-STE"),
     ("SpRe over LBC", "LBC"),
+    ("SpRe over ASP", "ASP, one-shot"),
     ("unstructured, one-shot", "ASP, one-shot"),
     ("SUBP", "1xN, one-shot"),
+    ("SUBP by BPAR", "SUBP"),
+    ("SUBP by BPAR", "SUBP by L2"),
+    ("1xN rearranged, one-shot", "1xN, one-shot"),
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class Score:
     """One method at one sparsity.
 
     accuracies: share of the test images, one per seed.
-    ms: of one image on one thread, compiled.
-    bytes: of the artifact.
-    same: share of test images for which the compiled model and onnxruntime, on the folded ONNX
-        model, predict what torch does.
-    error: their largest difference of a logit from torch's, as a share of the range.
-    int8: share of the test images, one per seed, quantised on the training images and run by
-        onnxruntime as the operators are defined.
-    int8_ms, int8_bytes, int8_same: as those of float32, of the quantised model compiled; same is
-        the agreement with onnxruntime. None where the CPU has no VNNI.
     """
 
     method: str
     pattern: str
     density: float
     accuracies: Sequence[float]
-    ms: float
-    bytes: int
-    same: float
-    error: float
-    int8: Sequence[float]
-    int8_ms: float | None = None
-    int8_bytes: int | None = None
-    int8_same: float | None = None
 
     @property
     def mean(self) -> float:
@@ -70,6 +57,36 @@ class Row:
     def deviation(self) -> float:
         """Standard deviation over the seeds."""
         return _deviation(self.accuracies)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return self.deviation / math.sqrt(len(self.accuracies))
+
+
+@dataclass(frozen=True)
+class Row(Score):
+    """One method at one sparsity, compiled.
+
+    ms: of one image on one thread.
+    bytes: of the artifact.
+    same: share of test images for which the compiled model and onnxruntime, on the folded ONNX
+        model, predict what torch does.
+    error: their largest difference of a logit from torch's, as a share of the range.
+    int8: share of the test images, one per seed, quantised on the training images and run by
+        onnxruntime as the operators are defined.
+    int8_ms, int8_bytes, int8_same: as those of float32, of the quantised model compiled; same is
+        the agreement with onnxruntime. None where the CPU has no VNNI.
+    """
+
+    ms: float
+    bytes: int
+    same: float
+    error: float
+    int8: Sequence[float]
+    int8_ms: float | None = None
+    int8_bytes: int | None = None
+    int8_same: float | None = None
 
     @property
     def lost(self) -> float:
@@ -121,7 +138,7 @@ def integers(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def orderings(rows: Sequence[Row]) -> Iterator[str]:
+def orderings(rows: Sequence[Score]) -> Iterator[str]:
     """Which of the papers' orderings the means show, and by how many standard errors."""
     by_key = {(row.pattern, row.density, row.method): row for row in rows}
     for better, worse in ORDERINGS:
@@ -130,7 +147,12 @@ def orderings(rows: Sequence[Row]) -> Iterator[str]:
             if method != better or other is None:
                 continue
             difference = row.mean - other.mean
-            error = math.hypot(row.deviation, other.deviation) / math.sqrt(len(row.accuracies))
+            error = math.hypot(row.standard_error, other.standard_error)
+            between = f"{better} against {worse}, {pattern} with {density:.1%} kept"
+            seeds = min(len(row.accuracies), len(other.accuracies))
+            if seeds < 2:
+                yield f"{between}: too few seeds to say ({100 * difference:+.2f} points)"
+                continue
             if difference > error:
                 verdict = "reproduced"
             elif difference >= -error:
@@ -138,7 +160,7 @@ def orderings(rows: Sequence[Row]) -> Iterator[str]:
             else:
                 verdict = "not reproduced"
             yield (
-                f"{better} against {worse}, {pattern} with {density:.1%} kept: {verdict} "
+                f"{between}: {verdict} "
                 f"({100 * difference:+.2f} points, standard error {100 * error:.2f})"
             )
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import nmcompile
 from benchmarks.accuracy import RESULTS, Row, picture, table, write_result
+from benchmarks.recipes import DENSE, Recipe, apply, block_recipes, nm_recipes
 from benchmarks.training import accuracy, digits, digits_net, train
 from nmcompile import runtime
 from nmcompile.bench.engines import Array, open_engine
@@ -40,28 +41,15 @@ from nmcompile.precision import INT8_TARGET
 from nmcompile.quantization.calibration import Calibration
 from nmcompile.quantization.measure import first_output
 from nmcompile.runtime import cpu
-from nmcompile.sparsity import NM, parse_pattern
 from nmcompile.targets import find_target
-from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe
 
 TRAINED = 600  # images; the others are the test set
 NM_PATTERNS = ("2:4", "1:4", "1:8", "1:16")
 BLOCK_DENSITIES = (0.5, 0.25, 0.125)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way to get a sparse model.
-
-    make: the method, given the number of epochs; None for dense.
-    one_shot: whether half of the epochs train a dense model first.
-    """
-
-    title: str
-    pattern: str
-    density: float
-    make: Callable[[int], Method] | None
-    one_shot: bool = False
+TITLES = (
+    *("dense", "unstructured, one-shot", "ASP, one-shot", "SR-STE", "LBC", "SpRe over SR-STE"),
+    *("SpRe over LBC", "1xN, one-shot", "SUBP"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,56 +64,12 @@ class Trained:
 
 def recipes() -> list[Recipe]:
     """All of them, dense first."""
-    found = [Recipe("dense", "dense", 1.0, None)]
+    found = [DENSE]
     for name in NM_PATTERNS:
-        pattern = parse_pattern(name)
-        assert isinstance(pattern, NM)
-        found += _nm_recipes(name, pattern.n / pattern.m)
+        found += nm_recipes(name)
     for density in BLOCK_DENSITIES:
-        found += _block_recipes(density)
-    return found
-
-
-def _nm_recipes(name: str, density: float) -> list[Recipe]:
-    def magnitude(epochs: int) -> Method:
-        return Magnitude(density)
-
-    def asp(epochs: int) -> Method:
-        return ASP(name)
-
-    def srste(epochs: int) -> SRSTE:
-        return SRSTE(name)
-
-    def lbc(epochs: int) -> LBC:
-        return LBC(name, 0, epochs // 2)
-
-    def spre_srste(epochs: int) -> Method:
-        return SpRe(name, srste(epochs))
-
-    def spre_lbc(epochs: int) -> Method:
-        return SpRe(name, lbc(epochs))
-
-    return [
-        Recipe("unstructured, one-shot", name, density, magnitude, one_shot=True),
-        Recipe("ASP, one-shot", name, density, asp, one_shot=True),
-        Recipe("SR-STE", name, density, srste),
-        Recipe("LBC", name, density, lbc),
-        Recipe("SpRe over SR-STE", name, density, spre_srste),
-        Recipe("SpRe over LBC", name, density, spre_lbc),
-    ]
-
-
-def _block_recipes(density: float) -> list[Recipe]:
-    def one_by_n(epochs: int) -> Method:
-        return OneByN("1x16", density)
-
-    def subp(epochs: int) -> Method:
-        return SUBP("1x16", density)
-
-    return [
-        Recipe("1xN, one-shot", "1x16", density, one_by_n, one_shot=True),
-        Recipe("SUBP", "1x16", density, subp),
-    ]
+        found += block_recipes(density)
+    return [recipe for recipe in found if recipe.title in TITLES]
 
 
 def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]:
@@ -137,12 +81,7 @@ def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]
     if recipe.one_shot:
         train(model, *here, epochs=epochs // 2, seed=seed)
         left = epochs - epochs // 2
-    method = None if recipe.make is None else recipe.make(left)
-    if method is not None:
-        method.prepare(model)
-    train(model, *here, epochs=left, seed=seed + 1000, method=method)
-    if method is not None:
-        method.finalize(model)
+    apply(recipe, model, *here, epochs=left, seed=seed + 1000)
     return model, accuracy(model, images[TRAINED:], labels[TRAINED:])
 
 

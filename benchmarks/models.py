@@ -39,15 +39,17 @@ class Residual(nn.Module):
         return out
 
 
-def _head(features: int, classes: int) -> list[nn.Module]:
+def head(features: int, classes: int) -> list[nn.Module]:
+    """Mean over the image, and a linear layer."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
 
 
-def _resnet(blocks: Sequence[int], bottleneck: bool, classes: int) -> nn.Sequential:
-    layers: list[nn.Module] = [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
-    inputs = 64
-    for stage, count in enumerate(blocks):
-        width = 64 << stage
+def residual_stages(
+    inputs: int, widths: Sequence[int], blocks: Sequence[int], bottleneck: bool = False
+) -> tuple[list[nn.Module], int]:
+    """Stages of a ResNet, all but the first at half the size; and the channels that come out."""
+    layers: list[nn.Module] = []
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         outputs = width * 4 if bottleneck else width
         for index in range(count):
             stride = 2 if index == 0 and stage > 0 else 1
@@ -65,7 +67,13 @@ def _resnet(blocks: Sequence[int], bottleneck: bool, classes: int) -> nn.Sequent
             shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride, act=False)
             layers.append(Residual(body, shortcut, nn.ReLU()))
             inputs = outputs
-    return nn.Sequential(*layers, *_head(inputs, classes))
+    return layers, inputs
+
+
+def _resnet(blocks: Sequence[int], bottleneck: bool, classes: int) -> nn.Sequential:
+    stages, features = residual_stages(64, (64, 128, 256, 512), blocks, bottleneck)
+    stem = [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*stem, *stages, *head(features, classes))
 
 
 def resnet18(classes: int = 1000) -> nn.Module:
@@ -86,7 +94,7 @@ def mobilenet_v1(classes: int = 1000) -> nn.Module:
     for outputs, stride in [*plan, (1024, 2), (1024, 1)]:
         layers += [conv_bn(inputs, inputs, 3, stride, inputs), conv_bn(inputs, outputs, 1)]
         inputs = outputs
-    return nn.Sequential(*layers, *_head(inputs, classes))
+    return nn.Sequential(*layers, *head(inputs, classes))
 
 
 def mobilenet_v2(classes: int = 1000) -> nn.Module:
@@ -112,7 +120,7 @@ def mobilenet_v2(classes: int = 1000) -> nn.Module:
             layers.append(Residual(block, nn.Identity(), nn.Identity()) if same else block)
             inputs = outputs
     layers.append(relu6(conv_bn(inputs, 1280, 1)))
-    return nn.Sequential(*layers, *_head(1280, classes))
+    return nn.Sequential(*layers, *head(1280, classes))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -1,8 +1,8 @@
-"""A small CNN for handwritten digits, the digits, and the loop that trains it by any method."""
+"""A small CNN for handwritten digits, the digits, and the loop that trains models by any method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from sklearn.datasets import load_digits
@@ -13,6 +13,10 @@ from benchmarks.models import Residual, conv_bn
 from nmcompile.train import Method
 
 BATCH = 64
+SHOWN = 500  # images at a time where nothing is trained
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Images (n, c, h, w) to others of the same shape, by chance."""
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -37,10 +41,17 @@ def digits_net() -> nn.Module:
     )
 
 
-def _batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Indices of whole batches, in a new order."""
-    order = torch.randperm(count, generator=generator)
-    return [order[at : at + size] for at in range(0, count - size + 1, size)]
+def _epochs(count: int, size: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """Indices of the whole batches of one epoch after another, `size` images in each.
+
+    No image comes twice before all have come.
+    """
+    waiting = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+        order, waiting = waiting[:size], waiting[size:]
+        yield [order[at : at + BATCH] for at in range(0, size - BATCH + 1, BATCH)]
 
 
 def train(
@@ -49,32 +60,37 @@ def train(
     labels: Tensor,
     *,
     epochs: int,
+    size: int | None = None,
     method: Method | None = None,
     rate: float = 0.1,
     seed: int = 0,
+    augment: Augment | None = None,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train in place with SGD on a cosine schedule; returns the model in evaluation mode.
 
-    `method` has prepared the model. Batch norms, biases and LBC's scores do not decay.
+    `method` has prepared the model. An epoch has `size` images, by default all. Batch norms, biases
+    and LBC's scores do not decay.
     """
     generator = torch.Generator().manual_seed(seed)
+    size = len(images) if size is None else size
     decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         decays[parameter.ndim > 1 and not name.endswith("scores")].append(parameter)
     groups = [{"params": p, "weight_decay": 5e-4 * decay} for decay, p in decays.items()]
     optimizer = torch.optim.SGD(groups, rate, 0.9, nesterov=True)
-    steps = epochs * (len(images) // BATCH)
+    steps = epochs * (size // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
-    for epoch in range(epochs):
+    for epoch, batches in zip(range(epochs), _epochs(len(images), size, generator), strict=False):
         if method is not None:
             method.on_epoch(epoch, epochs)
-        for index in _batches(len(images), BATCH, generator):
+        for index in batches:
             if method is not None:
                 method.on_step()
+            shown = images[index] if augment is None else augment(images[index], generator)
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(images[index]), labels[index])
+            loss = functional.cross_entropy(model(shown), labels[index])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
@@ -85,4 +101,5 @@ def train(
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of the images that are recognised."""
     with torch.no_grad():
-        return float((model(images).argmax(1) == labels).float().mean())
+        found = torch.cat([model(some).argmax(1) for some in torch.split(images, SHOWN)])
+    return float((found == labels).float().mean())

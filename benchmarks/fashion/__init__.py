@@ -1,0 +1,1 @@
+"""Accuracy of the training methods on Fashion-MNIST: `python -m benchmarks.fashion`."""
