@@ -94,7 +94,7 @@ def python(interpreter: Path, *words: str | Path, cwd: Path) -> subprocess.Compl
 
 
 def nmc(interpreter: Path, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return python(interpreter, "-m", "nmcompile.cli", *words, cwd=cwd)
+    return python(interpreter, "-m", "nmcompile", *words, cwd=cwd)
 
 
 def test_the_wheel_has_every_file_of_the_packages_and_tvms_runtime(wheel: Path) -> None:
@@ -215,16 +215,27 @@ def test_the_compiler_needs_neither_torch_nor_any_program(
     check_compiled(tiny_net("2:4"), example(IMAGE), with_compiler, runtime_alone, tmp_path)
 
 
+def test_a_torch_model_without_torch_says_what_to_install(
+    with_compiler: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text("import torch")
+    done = nmc(with_compiler, "inspect", "net:net", "--shape", "x=1,3,8,8", cwd=tmp_path)
+    assert done.stderr.endswith(
+        "needs torch, which is not installed here: pip install 'nmcompile[torch]'\n"
+    )
+
+
 @pytest.mark.long
 def test_pip_installs_the_runtime_and_the_compiler_from_the_index(
     wheel: Path, tmp_path: Path
 ) -> None:
     """ResNet-18, with what the index has today; takes its packages from there, 220 MB."""
-    pythons = []
+    pythons = {}
     for extra in ("", "[compile]"):
-        venv.create(folder := tmp_path / f"venv{extra.strip('[]')}", with_pip=False, symlinks=True)
-        pythons.append(folder / "bin" / "python")
-        pip = [sys.executable, "-m", "pip", "--python", str(pythons[-1]), "install", "--quiet"]
+        venv.create(folder := tmp_path / f"venv{extra}", with_pip=False, symlinks=True)
+        pythons[extra] = folder / "bin" / "python"
+        pip = [sys.executable, "-m", "pip", "--python", str(pythons[extra]), "install", "--quiet"]
         subprocess.run([*pip, f"{wheel}{extra}"], check=True)
     torch.manual_seed(0)
-    check_compiled(resnet18().eval(), example((1, 3, 224, 224)), *reversed(pythons), tmp_path)
+    x = example((1, 3, 224, 224))
+    check_compiled(resnet18().eval(), x, pythons["[compile]"], pythons[""], tmp_path)
