@@ -72,5 +72,12 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"nmcompile.{name}")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        try:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            from nmcompile.explain import missing_package
+
+            if (reason := missing_package(error)) is None:
+                raise
+            raise reason from error
     raise AttributeError(f"module nmcompile has no attribute {name}")

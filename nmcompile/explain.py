@@ -15,6 +15,16 @@ from nmcompile.errors import DeviceError, ModelError, NmcompileError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+COMPILE = "compile"
+EXTRAS = {
+    COMPILE: ("onnx", "onnx_ir", "onnxscript", "tvm", "ziglang"),
+    "torch": ("torch",),
+    "bench": ("jinja2", "matplotlib", "msgspec", "openvino", "vl_convert"),
+    "quantize": ("onnxruntime", "PIL"),
+    "devices": ("cloudpickle", "psutil", "tornado"),
+}
+"""What pip installs beside the runtime, and the packages that each brings; all bring `COMPILE`."""
+
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _SAYS_FULL = re.compile("|".join(os.strerror(number) for number in _FULL))
 _SAYS_MEMORY = re.compile(
@@ -35,7 +45,7 @@ def explained(function: Callable[_P, _R]) -> Callable[_P, _R]:
             raise
         except Exception as error:
             model = args[0] if args else kwargs.get("model")
-            reason = machine_reason(error) or _model_reason(model)
+            reason = machine_reason(error) or missing_package(error) or _model_reason(model)
             if reason is None:
                 raise
             raise reason from error
@@ -58,6 +68,26 @@ def machine_reason(error: BaseException) -> NmcompileError | None:
             "(ulimit -f), or point TMPDIR at a larger folder"
         )
     return None
+
+
+def missing_package(error: BaseException, room: str = "") -> NmcompileError | None:
+    """An error that names what to install, if a package of one of the extras is missing.
+
+    Args:
+        error: what was raised.
+        room: the extra that is needed anyway, of which `COMPILE` is a part.
+    """
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    if extra == COMPILE and room in EXTRAS:
+        extra = room
+    return DeviceError(
+        f"this needs {package}, which is not installed here: pip install 'nmcompile[{extra}]'"
+    )
 
 
 def _model_reason(model: Any) -> NmcompileError | None:

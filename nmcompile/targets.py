@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
 from nmcompile.errors import DeviceError, TargetError
+from nmcompile.linking import find_linker
 from nmcompile.wording import way
 
 
@@ -170,15 +170,10 @@ def check_toolchain(target: Target) -> None:
     """Make sure that the code can be compiled and linked.
 
     Raises:
-        TargetError: there is no C++ compiler, or no nvcc for a GPU.
+        TargetError: there is no linker, or no nvcc for a GPU.
     """
     if target.arch:
         from nmcompile.kernels.cuda.build import find_nvcc
 
         find_nvcc()
-    if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
-        raise TargetError(
-            "linking the compiled library needs a C++ compiler on this machine (not on the one "
-            "that runs the artifact); found none of g++, clang++, c++: install one, for example "
-            "with `apt-get install g++`"
-        )
+    find_linker()

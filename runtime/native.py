@@ -23,6 +23,7 @@ from nmcompile.runtime.gpu import CUDA
 _CPU, _CUDA = 1, 2  # DLPack's device types, also what vm_initialization expects
 CUDART = f"libcudart.so.{CUDA}"
 _POOLED = 2  # the VM's allocator that keeps freed blocks for the next run
+_OWN = Path(__file__).parent / "lib"  # TVM's libraries in a wheel; those of TVM itself come first
 
 _lock = threading.Lock()
 _loaded: "NativeRuntime | None" = None
@@ -216,7 +217,9 @@ def library_folders() -> list[Path]:
         folders.append(Path(path))
     spec = importlib.util.find_spec("tvm")  # finds the package without running it
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("No module named 'tvm'")
+        if not _OWN.is_dir():
+            raise ModuleNotFoundError("No module named 'tvm'")
+        return [*folders, _OWN]
     package = Path(spec.origin).parent
     return [*folders, package / "lib", *(package / ".." / ".." / p for p in ("build/lib", "lib"))]
 

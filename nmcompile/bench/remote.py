@@ -30,6 +30,7 @@ from nmcompile.bench.variants import Compiled, Variant
 from nmcompile.devices import Fleet, Job
 from nmcompile.devices import Outcome as JobOutcome
 from nmcompile.errors import DeviceError, NmcompileError
+from nmcompile.linking import link
 from nmcompile.machine.describe import Machine, describe_machine
 from nmcompile.machine.load import Load
 from nmcompile.machine.roofs import TARGETS as ROOF_TARGETS
@@ -199,7 +200,7 @@ class _RemoteRun:
         if target not in self._roof_libraries:
             module, loop = compile_roofs(target)
             path = self.folder / f"{target}-{ROOFS}"
-            module.export_library(str(path))
+            module.export_library(str(path), fcompile=link)
             self._roof_libraries[target] = path, loop
         return self._roof_libraries[target]
 

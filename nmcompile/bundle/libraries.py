@@ -66,7 +66,9 @@ def library_files(gpu: bool) -> Iterator[tuple[str, Path]]:
 
 def licence_files(gpu: bool) -> Iterator[tuple[str, Path]]:
     """The licences of nmcompile and of all that the functions above return."""
-    for name in ("nmcompile", "apache-tvm", "apache-tvm-ffi", "typing_extensions"):
+    # Where TVM is not installed, its runtime is a part of nmcompile's wheel, as are its licences.
+    tvm = [] if importlib.util.find_spec("tvm") is None else ["apache-tvm"]
+    for name in ("nmcompile", *tvm, "apache-tvm-ffi", "typing_extensions"):
         seen = set()
         for file in _distribution_files(name):
             path = Path(str(file.locate()))

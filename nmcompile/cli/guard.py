@@ -16,7 +16,7 @@ import typer.models
 
 from nmcompile.cli.printing import say
 from nmcompile.errors import NmcompileError
-from nmcompile.explain import machine_reason
+from nmcompile.explain import machine_reason, missing_package
 from nmcompile.wording import speaking
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except NmcompileError as error:
             _fail(str(error))
         except Exception as error:
-            if (reason := machine_reason(error)) is not None:
+            # Of nmcompile.cli.bench.report it is "bench", as the extra is called.
+            room = command.__module__.split(".")[2]
+            if (reason := machine_reason(error) or missing_package(error, room)) is not None:
                 _fail(str(reason))
             text = str(error).strip().partition("\n")[0] or "no message"
             _fail(

@@ -13,6 +13,7 @@ import typer
 
 from nmcompile.cli.completion import complete_artifact, complete_onnx, complete_target
 from nmcompile.errors import ModelError, ShapeError
+from nmcompile.explain import missing_package
 
 if TYPE_CHECKING:
     from nmcompile.devices import Fleet
@@ -128,6 +129,7 @@ def find_model(text: str, shapes: Sequence[Shape] | None) -> Any:
 
     Raises:
         ModelError: the factory cannot be found or imported, or it fails.
+        DeviceError: it needs a package of an extra that is not installed, such as torch.
         ShapeError: a torch model needs input shapes, and there are none.
     """
     if not is_factory(text):
@@ -152,6 +154,7 @@ def _find_factory(text: str) -> Any:
 
     Raises:
         ModelError: there is no such module, it cannot be imported, or it has no such function.
+        DeviceError: it needs a package of an extra that is not installed.
     """
     module_name, _, attribute = text.partition(":")
     if os.getcwd() not in sys.path:
@@ -160,7 +163,7 @@ def _find_factory(text: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _broken(module_name, error) from error
+            raise missing_package(error) or _broken(module_name, error) from error
         if module_name.endswith(".py"):
             plain = module_name.removesuffix(".py")
             raise ModelError(

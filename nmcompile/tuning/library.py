@@ -14,6 +14,7 @@ import tvm
 from nmcompile.kernels.avx512_bf16.layer import brain_layer
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.kernels.problem import Array, Lowered, Problem
+from nmcompile.linking import link
 from nmcompile.machine.trial import Measured, Operand, TimedKernel, Trial, measure_trial
 from nmcompile.targets import Target
 
@@ -50,7 +51,7 @@ class KernelLibrary:
 
     def write(self, library: Path, arrays: Path) -> None:
         """Write a shared library and an .npz file."""
-        self.module.export_library(str(library))
+        self.module.export_library(str(library), fcompile=link)
         np.savez(arrays, **self.arrays)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
+from nmcompile.linking import link
 from nmcompile.passes.lowering.elementary import as_arithmetic, has_arithmetic
 from nmcompile.passes.lowering.exact import keep_exact
 from nmcompile.passes.lowering.infinities import begin_at_infinity
@@ -146,10 +147,7 @@ def build_library(module: Any, target: Any) -> bytes:
         )
         path = folder / "model.so"
         # TVM leaves the folder that it makes itself to the end of the process.
-        # LLVM's notes for debuggers are more than half of it.
-        executable.export_library(
-            str(path), workspace_dir=str(folder), options=["-Wl,--strip-debug"]
-        )
+        executable.export_library(str(path), fcompile=link, workspace_dir=str(folder))
         return path.read_bytes()
 
 

@@ -146,7 +146,10 @@ def test_a_tensor_that_kernels_cannot_count_is_refused(tmp_path: Path) -> None:
     ("error", "reason"),
     [
         (MemoryError("std::bad_alloc"), "memory is too small"),
-        (RuntimeError("g++: fatal error: No space left on device"), "could not be written"),
+        (
+            RuntimeError("ld.lld: error: No space left on device"),
+            "could not be written",
+        ),
         (OSError(27, "File too large"), "could not be written"),
     ],
 )

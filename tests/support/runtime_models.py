@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
+from nmcompile.linking import link
 from nmcompile.targets import find_target
 from tests.support.manifests import SHAPE
 
@@ -47,10 +48,11 @@ def stamp(
     x[0, 0] = T.float32(42)
 
 
-def _export(module: Any, folder: Path, exec_mode: str = "bytecode") -> bytes:
-    target = tvm.target.Target(find_target("avx512").llvm_options)
+def _export(module: Any, folder: Path, exec_mode: str = "bytecode", cpu: str = "") -> bytes:
+    options = {"kind": "llvm", "mcpu": cpu} if cpu else find_target("avx512").llvm_options
+    target = tvm.target.Target(options)
     file = folder / "lib.so"
-    relax.build(module, target, exec_mode=exec_mode).export_library(str(file))
+    relax.build(module, target, exec_mode=exec_mode).export_library(str(file), fcompile=link)
     return file.read_bytes()
 
 
@@ -68,9 +70,9 @@ def _affine() -> Any:
     return builder
 
 
-def affine_library(folder: Path, exec_mode: str = "bytecode") -> bytes:
+def affine_library(folder: Path, exec_mode: str = "bytecode", cpu: str = "") -> bytes:
     """main as in `_affine`"""
-    return _export(_affine().get(), folder, exec_mode)
+    return _export(_affine().get(), folder, exec_mode, cpu)
 
 
 def preparing_library(folder: Path, short: bool = False) -> bytes:

@@ -7,6 +7,7 @@ module inside the library is rewritten to hold its cubin.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,9 +18,10 @@ import tvm_ffi
 
 from nmcompile.errors import TargetError
 from nmcompile.kernels.cuda.build import compile_cubin, compiling_with
+from nmcompile.linking import link
 from nmcompile.runtime.files import scratch_folder
 
-_SYMBOL = "__tvm_ffi__library_bin"  # what TVM's loader looks for
+_HOST = json.dumps({"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu"})  # whose object file
 _SOURCE, _CUBIN = b"cuda", b"cubin"  # formats of TVM's CUDA module
 
 
@@ -40,28 +42,16 @@ def export(executable: Any, arch: str, path: Path) -> None:
         blob = tensor.numpy().tobytes()
         for source in _cuda_sources(module):
             blob = replace_source(blob, source, lambda code: compile_cubin(code, arch).data)
-        Path(folder, "imports.bin").write_bytes(blob)
-        assembly = Path(folder, "imports.s")
-        assembly.write_text(_ASSEMBLY.format(symbol=_SYMBOL, file=Path(folder, "imports.bin")))
-        return str(assembly)
+        pack_bytes = tvm_ffi.get_global_func("codegen.codegen_blob")
+        imports = os.path.join(folder, "imports.o")
+        pack_bytes(blob, is_system_lib, _HOST, prefix).write_to_file(imports)
+        return imports
 
     # TVM leaves the folder that it makes itself to the end of the process.
     with scratch_folder() as folder:
         executable.mod.export_library(
-            os.fspath(path), fpack_imports=pack, workspace_dir=str(folder)
+            os.fspath(path), fcompile=link, fpack_imports=pack, workspace_dir=str(folder)
         )
-
-
-_ASSEMBLY = """
-.section .rodata
-.globl {symbol}
-.type {symbol}, @object
-.balign 64
-{symbol}:
-.incbin "{file}"
-.size {symbol}, .-{symbol}
-.section .note.GNU-stack,"",@progbits
-"""
 
 
 def _cuda_sources(module: Any) -> Iterator[str]:
