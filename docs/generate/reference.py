@@ -46,7 +46,7 @@ def commands() -> str:
     return made.stdout.replace("# `nmc`\n", "# Commands\n", 1)
 
 
-def python(module: griffe.Module) -> str:
+def python(module: griffe.Object | griffe.Alias) -> str:
     """One entry per public name, which mkdocstrings fills from its docstring."""
     names = module.exports if module.exports is not None else module.classes
     docstring = module.docstring.value if module.docstring else ""
@@ -54,7 +54,7 @@ def python(module: griffe.Module) -> str:
     return HEAD.format(module=f"`{module.path}`", docstring=docstring) + entries
 
 
-def _entry(module: griffe.Module, name: str) -> str:
+def _entry(module: griffe.Object | griffe.Alias, name: str) -> str:
     found, path = module[name], f"{module.path}.{name}"
     if not found.is_module:
         return f"::: {path}\n"
