@@ -76,8 +76,8 @@ def account() -> str:
             "",
             f"There are {len(blocks)} code blocks on these pages. The tests run "
             f"{len(blocks) - len(left)} of them, page by page, as a reader would; {len(bound)} of "
-            f"those are skipped on a CPU without {names}. Where a page shows what a block prints, "
-            "that is compared.",
+            f"those need {names}, for which twins stand in on a CPU with AVX2. Where a page shows "
+            "what a block prints, that is compared.",
             "",
             f"{len(left)} are not run:",
             "",

@@ -11,7 +11,7 @@ import pytest
 
 from docs.generate.blocks import Block, all_blocks
 from nmcompile.devices import Address, DeviceServer
-from nmcompile.runtime import cpu
+from tests.conftest import need_isa
 from tests.support.desk import MODULE, readers_values, set_desk
 from tests.support.reader import Reader
 
@@ -52,8 +52,8 @@ def test_code_blocks_run(
 def run_block(reader: Reader, block: Block, tracker: Address) -> None:
     if block.not_run:
         pytest.skip(block.not_run)
-    if block.isa and block.isa not in cpu.host()[1]:
-        pytest.skip(f"this CPU has no {block.isa}")
+    if block.isa:
+        need_isa(block.isa)
     if "--key" in block.code:
         with DeviceServer(KEY, port=0, tracker=tracker):
             printed = reader.run(block)
