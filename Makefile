@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup browser images emulator demo test test-all lint bench bench-kernels gpu-kit deepsparse clean
+.PHONY: help setup browser images emulator demo test test-all lint docs bench bench-kernels gpu-kit deepsparse clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BENCH_ARGS ?=
-# What README.md shows. `make bench PEERS=onnxruntime,openvino-f32,deepsparse` after `make deepsparse`.
+# What README.md and docs/performance.md show. `make bench PEERS=onnxruntime,openvino-f32,deepsparse` after `make deepsparse`.
 # BENCH_SET: float32, int8, or both of them; by default what this CPU can run.
 BENCH_SET ?= $(if $(shell grep -m1 -o avx512_vnni /proc/cpuinfo),both,float32)
 BENCH_MODELS ?= resnet18 resnet50 mobilenet_v1 mobilenet_v2
@@ -41,7 +41,7 @@ DEEPSPARSE_VENV := .venv-deepsparse
 DEEPSPARSE_PYTHON ?= python3.11
 
 help:
-	@echo "make setup | browser | images | demo | test | test-all | lint | bench | bench-kernels | gpu-kit | deepsparse | clean"
+	@echo "make setup | browser | images | demo | test | test-all | lint | docs | bench | bench-kernels | gpu-kit | deepsparse | clean"
 
 setup: $(STAMP)
 
@@ -92,6 +92,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Of what is in docs/, and of the code: out/site/index.html. A link that leads nowhere is an error.
+docs: setup
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: setup
 	@test -n '$(TARGETS_$(BENCH_SET))' || { \

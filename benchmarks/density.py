@@ -171,7 +171,7 @@ def tables(result: Result) -> list[Table]:
 
 
 def caption(result: Result, title: str) -> str:
-    """One line for README.md: what the picture shows, and the break-evens."""
+    """One line for docs/performance.md: what the picture shows, and the break-evens."""
     marks = [f"{name}: {result.said(result.break_even(name))}" for name in result.families]
     text = (
         f"{title}'s convolutions in {result.dtype} ({result.share:.0%} of the multiplications that "

@@ -1,4 +1,4 @@
-"""README.md's table and pictures, from what `make bench` measured.
+"""The tables and pictures of README.md and docs/performance.md, from what `make bench` measured.
 
 python -m benchmarks.report
 """
@@ -19,6 +19,8 @@ from nmcompile.bench.results import Case, Run, read_run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "models.json"
+README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+PICTURES = "../benchmarks/results"  # from docs/performance.md
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {
     "resnet18": "ResNet-18",
@@ -32,40 +34,69 @@ COLOURS = {"float32": "#1f6feb", "int8": "#8250df"}
 """Of a precision's bars; those of dense weights are paler."""
 
 
+def glance(run: Run) -> str:
+    """README.md's table: speed-ups by pattern and model, of the fewest threads."""
+    dtypes, lines = our_dtypes(run.cases), _lines(run)
+    models = list(dict.fromkeys(line.model for line in lines))
+    columns = [(model, dtype) for model in models for dtype in dtypes]
+    found = {
+        (line.pattern, line.model, dtype): half.ratio
+        for line in lines
+        for dtype, half in line.halves.items()
+    }
+    titles = [TITLES.get(model, model) for model in models]
+    if len(dtypes) > 1:
+        titles = [f"{TITLES.get(model, model)} {dtype}" for model, dtype in columns]
+    rows = [["weights", *titles], ["---", *["--:"] * len(columns)]]
+    for pattern, line in {line.pattern: line for line in lines}.items():
+        ratios = [found.get((pattern, model, dtype)) for model, dtype in columns]
+        rows.append([pattern_name(line.any), *map(_times, ratios)])
+    threads = lines[0].threads
+    said = (
+        f"Times as fast as the faster of {_names(run)} with all weights: batch 1, 224², "
+        f"{' and '.join(dtypes)}, {_counted(threads)}, {run.machine.cpu}, measured on "
+        f"{run.started[:10]}. [Times, threads, break-even densities](docs/performance.md)."
+    )
+    return "\n".join([*_rows(rows), "", said])
+
+
 def markdown(run: Run, densities: Sequence[density.Result] = ()) -> str:
-    """README.md's table: one line per model and pattern, precisions side by side; break-evens."""
+    """The long tables of docs/performance.md, of each precision and number of threads."""
     machine = run.machine
     caches = ", ".join(f"{level} {size}" for level, size in machine.caches.items())
-    dtypes, lines = our_dtypes(run.cases), _lines(run)
-    threads = lines[0].threads
-    versions = {PEERS[name]: run.versions.get(name, "") for name in PEERS if _has(run, name)}
-    names = " and ".join(f"{name} {version}".strip() for name, version in versions.items())
+    dtypes, lines = our_dtypes(run.cases), _all_lines(run)
     rounds = max(len(case.samples_ms) for case in run.cases)
     said = [
-        f"Batch 1, 224², {threads} thread{'s' * (threads > 1)}, medians of {run.settings.rounds} "
-        f"to {rounds} interleaved rounds, on {machine.cpu} ({machine.cores} cores, {caches}). "
-        f"Speed-up is over the faster of {names} in the same precision with all weights, round by "
-        "round: their times do not depend on the weights."
+        f"Batch 1, 224², medians of {run.settings.rounds} to {rounds} interleaved rounds, on "
+        f"{machine.cpu} ({machine.cores} cores, {caches}), measured on {run.started[:10]}. "
+        f"Speed-up is over the faster of {_names(run)} in the same precision with all weights, "
+        "round by round: their times do not depend on the weights."
     ]
     if run.settings.calibration:
         said.append(f"int8: the same models, quantised on {run.settings.calibration}.")
-    said += [*_scaling(run, dtypes, threads), *_sparse_peers(run)]
+    said += [*_scaling(run, dtypes, _lines(run)[0].threads), *_sparse_peers(run)]
     if any(case.noise == "busy" for case in run.cases):
         said.append(f"{BUSY} The machine was busy with other things.")
     text = [
-        "![Speed-up over the fastest dense engine](benchmarks/results/speedup.png)",
+        f"![Speed-up over the fastest dense engine]({PICTURES}/speedup.png)",
         "",
         " ".join(said),
         "",
-        *table(lines, dtypes),
-        "",
-        "Dense: the fastest other engine. File: size of the artifact as a share of the dense "
-        "float32 weights. `nmc bench report` has every engine, thread and round.",
+        "File: size of the artifact as a share of the dense float32 weights. `nmc bench report` "
+        "has every engine, thread and round.",
     ]
+    for dtype in dtypes:
+        for threads in sorted({line.threads for line in lines}):
+            chosen = [line for line in lines if line.threads == threads and dtype in line.halves]
+            if chosen:
+                head = f"### {dtype}, {_counted(threads)}"
+                text += ["", head, "", *table(run.cases, chosen, dtype, dtypes[0])]
     for result in densities:
         text += [
             "",
-            f"![Speed-up over density, with break-even](benchmarks/results/{_name(result)}.png)",
+            f"### Break-even in {result.dtype}",
+            "",
+            f"![Speed-up over density, with break-even]({PICTURES}/{_name(result)}.png)",
             "",
             density.caption(result, TITLES.get(result.model, result.model)),
         ]
@@ -74,33 +105,45 @@ def markdown(run: Run, densities: Sequence[density.Result] = ()) -> str:
     return "\n".join(text)
 
 
-def table(lines: Sequence[Line], dtypes: Sequence[str]) -> list[str]:
-    """The table's lines: of each precision the fastest dense engine, ours and their ratio."""
-    heads, marks = ["model", "pattern"], ["---", "---"]
-    for dtype in dtypes:
-        heads += [f"dense {dtype}", f"nmcompile {dtype}", "speed-up", "file"]
-        marks += ["--:"] * 4
-    if len(dtypes) > 1:
-        heads.append(f"{dtypes[1]} over {dtypes[0]}")
-        marks.append("--:")
-    rows, shown = [heads, marks], ""
+def table(cases: Sequence[Case], lines: Sequence[Line], dtype: str, first: str) -> list[str]:
+    """A table's lines: one precision, the other engines beside ours, on one number of threads.
+
+    Args:
+        cases: of the whole run.
+        lines: of this precision and number of threads.
+        dtype: the precision.
+        first: the one that others are told against: that of the first table.
+    """
+    here = [
+        case
+        for case in cases
+        if (case.threads, case.dtype) == (lines[0].threads, dtype) and case.samples_ms
+    ]
+    found = {(case.model, case.engine, case.pattern): case for case in here}
+    engines = {case.engine for case in here}
+    dense = [name for name in PEERS if name in engines]
+    sparse = [name for name in SPARSE_PEERS if name in engines]
+    heads = ["model", "pattern", *map(PEERS.__getitem__, dense)]
+    heads += [*map(SPARSE_PEERS.__getitem__, sparse), "nmcompile", "speed-up", "file"]
+    if dtype != first:
+        heads.append(f"over {first}")
+    rows, shown = [heads, ["---", "---", *["--:"] * (len(heads) - 2)]], ""
     for line in lines:
-        first = line.model != shown
+        half, model = line.halves[dtype], "" if line.model == shown else line.model
         shown = line.model
-        cells = [TITLES.get(line.model, line.model) if first else "", pattern_name(line.any)]
-        for dtype in dtypes:
-            half = line.halves.get(dtype)
-            if half is None:
-                cells += [""] * 4
-                continue
-            peer = half.peer
-            dense = f"{_ms(peer)} {PEERS.get(peer.engine, peer.engine)}" if peer else ""
-            cells += [dense if first else "", _ms(half.ours), _times(half.ratio), _share(half.ours)]
-        if len(dtypes) > 1:
-            gain = line.gain(dtypes[1], dtypes[0])
+        cells = [TITLES.get(model, model), pattern_name(line.any)]
+        for name in dense:
+            peer = found.get((model, name, "")) or found.get((model, name, "dense"))
+            cells.append(_ms(peer) if peer else "")
+        for name in sparse:
+            peer = found.get((line.model, name, line.pattern))
+            cells.append(_ms(peer) if peer else "")
+        cells += [_ms(half.ours), _times(half.ratio), _share(half.ours)]
+        if dtype != first:
+            gain = line.gain(dtype, first)
             cells.append(f"{gain:.2f}x" if gain else "")
         rows.append(cells)
-    return [f"| {' | '.join(cells)} |" for cells in rows]
+    return _rows(rows)
 
 
 def picture(run: Run, path: Path) -> None:
@@ -160,15 +203,15 @@ def picture(run: Run, path: Path) -> None:
     # Of the figure, not of a panel: long pattern names leave a panel too little room for it.
     figure.supxlabel(
         "speed-up over the fastest dense engine of the same precision (dashed), "
-        f"{threads} thread{'s' if threads > 1 else ''}, batch 1",
+        f"{_counted(threads)}, batch 1",
         fontsize=10,
     )
     figure.savefig(path, dpi=144, facecolor=figure.get_facecolor())
     pyplot.close(figure)
 
 
-def update_readme(results: Path = RESULTS, readme: Path = ROOT / "README.md") -> None:
-    """Rewrite what stands between the two marks of README.md, and the pictures.
+def update(results: Path = RESULTS, readme: Path = README, performance: Path = PERFORMANCE) -> None:
+    """Rewrite what stands between the two marks of both files, and the pictures.
 
     Densities are in it where bench_density has left its JSON.
 
@@ -177,30 +220,43 @@ def update_readme(results: Path = RESULTS, readme: Path = ROOT / "README.md") ->
         InputError: the results cannot be read.
     """
     run = read_run(results)
-    text = readme.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{readme}: expected the marks {BEGIN} and {END}")
-    picture(run, results.with_name("speedup.png"))
     paths = [path for path in map(density.path_of, density.DTYPES) if path.exists()]
     densities = [density.read_result(path) for path in paths]
+    written = {
+        path: _between_marks(path, text)
+        for path, text in ((readme, glance(run)), (performance, markdown(run, densities)))
+    }
+    picture(run, results.with_name("speedup.png"))
     for path, result in zip(paths, densities, strict=True):
         title = TITLES.get(result.model, result.model)
         density.picture(result, title, path.with_suffix(".png"))
-    readme.write_text(f"{before}{BEGIN}\n{markdown(run, densities)}\n{END}{after}")
+    for path, text in written.items():
+        path.write_text(text)
+
+
+def _between_marks(path: Path, text: str) -> str:
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path}: expected the marks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def _all_lines(run: Run) -> list[Line]:
+    """Held against engines whose times do not depend on the weights."""
+    return lines_of([case for case in run.cases if case.engine not in SPARSE_PEERS])
 
 
 def _lines(run: Run) -> list[Line]:
     """Of the fewest threads that were measured."""
-    lines = lines_of(run.cases)
+    lines = _all_lines(run)
     fewest = min(line.threads for line in lines)
     return [line for line in lines if line.threads == fewest]
 
 
 def _scaling(run: Run, dtypes: Sequence[str], fewest: int) -> Iterator[str]:
     """How much faster ours is on more threads."""
-    lines = {(line.model, line.pattern, line.threads): line for line in lines_of(run.cases)}
+    lines = {(line.model, line.pattern, line.threads): line for line in _all_lines(run)}
     for threads in sorted({line.threads for line in lines.values()} - {fewest}):
         gains = []
         for dtype in dtypes:
@@ -241,6 +297,20 @@ def _has(run: Run, engine: str) -> bool:
     return any(case.engine == engine and case.samples_ms for case in run.cases)
 
 
+def _names(run: Run) -> str:
+    """The engines whose times do not depend on the weights, with their versions."""
+    versions = {PEERS[name]: run.versions.get(name, "") for name in PEERS if _has(run, name)}
+    return " and ".join(f"{name} {version}".strip() for name, version in versions.items())
+
+
+def _counted(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
 def _name(result: density.Result) -> str:
     return density.path_of(result.dtype).stem
 
@@ -261,4 +331,4 @@ def _share(case: Case) -> str:
 
 
 if __name__ == "__main__":
-    update_readme()
+    update()

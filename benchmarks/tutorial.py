@@ -96,7 +96,7 @@ def main() -> int:
     for name, (share, ms, size) in artifacts.items():
         print(f"   {name:8s} accuracy {share:.1%}, {ms:.3f} ms, {size:.0f} KiB")
     print(
-        "   (a network this small mostly measures the cost of calls; see README.md for real ones)"
+        "   (so small a network mostly measures the cost of calls; real ones: docs/performance.md)"
     )
     return 0
 

@@ -25,14 +25,18 @@ twins.use()
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("isa"):
-        (name,), native = mark.args, mark.kwargs.get("native", False)
-        if name not in cpu.host()[1] and (native or name not in twins.here()):
-            pytest.skip(f"this CPU has no {name}")
+        need_isa(*mark.args, **mark.kwargs)
     if any(item.iter_markers("gpu")):
         need_gpu()
     for mark in item.iter_markers("tool"):
         if shutil.which(mark.args[0]) is None:
             missing_tool(mark.args[0], "put it on PATH")
+
+
+def need_isa(name: str, native: bool = False) -> None:
+    """Skip on a CPU without this extension, unless (not `native`) twins stand in for it."""
+    if name not in cpu.host()[1] and (native or name not in twins.here()):
+        pytest.skip(f"this CPU has no {name}")
 
 
 def missing_tool(name: str, way_out: str) -> NoReturn:

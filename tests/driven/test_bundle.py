@@ -372,7 +372,7 @@ def test_a_bundle_is_small(cpu_bundle: nmcompile.Bundle, sparse_artifact: Path) 
     cached = sum(path.stat().st_size for path in cpu_bundle.path.rglob("*.pyc"))
     assert cpu_bundle.nbytes == size - cached
     assert cpu_bundle.runtime_nbytes == cpu_bundle.nbytes - sparse_artifact.stat().st_size
-    assert cpu_bundle.runtime_nbytes < 12_000_000  # README.md says 10 MB
+    assert cpu_bundle.runtime_nbytes < 12_000_000  # docs/tasks/deploy.md says 10 MB
 
 
 def test_bfloat16_needs_a_package_more(tmp_path: Path) -> None:
