@@ -48,9 +48,9 @@ def never_measure(request: Mapping[str, Any]) -> dict[str, Any]:
     return run_job(request)
 
 
-def without_avx512(request: Mapping[str, Any]) -> dict[str, Any]:
-    """As a device whose CPU, or host, has no AVX-512."""
-    return _on_other_cpu(request, "avx512", "none")
+def without_vectors(request: Mapping[str, Any]) -> dict[str, Any]:
+    """As a device whose CPU, or host, has neither AVX-512 nor AVX2."""
+    return _on_other_cpu(request, "avx", "none")
 
 
 def of_other_model(request: Mapping[str, Any]) -> dict[str, Any]:
