@@ -157,6 +157,7 @@ COMMANDS = {
 
 def test_a_command_of_an_extra_says_which(runtime_alone: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").touch()
+    np.savez(tmp_path / "x.npz", x=np.zeros(1))
     code = """
 import contextlib, io, sys
 from nmcompile.cli import app
