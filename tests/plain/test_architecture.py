@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     "errors", "wording", "version", "progress", "explain", "linking", "quiet", "units", "pages",
-    "images", "sparsity", "runtime", "layer_facts", "tables", "model_files",
+    "images", "sparsity", "runtime", "layer_facts", "tables", "model_files", "cache",
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
     "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.avx512_vnni",
     "kernels.avx512_bf16", "kernels.avx512_amx", "kernels.sparse_tensor_core",
