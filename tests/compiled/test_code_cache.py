@@ -9,14 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+import tvm
+from tvm import relax
 from typer.testing import CliRunner
 
 import nmcompile
 from nmcompile import runtime
+from nmcompile.cache import Cache
 from nmcompile.cli.app import app
 from nmcompile.kernels import objects
+from nmcompile.passes.lowering.fallback import lower_fallback
+from nmcompile.passes.lowering.library import Linker, build_program
 from nmcompile.runtime.format import read_artifact
 from tests.support.mixed_models import conv, model, node, weight
 
@@ -148,6 +154,34 @@ def test_numbers_in_functions_tell_them_apart(tmp_path: Path, generated: Generat
     assert len(one & other) == 1, "the convolution"
     assert one != other
     assert set(generated.values()) == {1}
+
+
+def test_object_files_run_together_on_all_threads(tmp_path: Path) -> None:
+    """Functions of TVM's, for any CPU: each with a loop that threads share."""
+    x = relax.Var("x", relax.TensorType((64, 1024), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            value = builder.emit(relax.op.nn.softmax(x))
+            value = builder.emit(relax.op.permute_dims(value, (1, 0)))
+            ones = builder.emit(relax.op.sum(value, [0]))  # of each row of the softmax
+            column = builder.emit(relax.op.reshape(ones, (64, 1)))
+            out = builder.emit_output(relax.op.subtract(relax.op.exp(x), column))
+        builder.emit_func_output(out)
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
+    cached = tmp_path / "cache"
+    libraries = []
+    for _ in range(2):
+        program = build_program(lower_fallback(builder.get()), target)
+        maker = Linker(objects.Objects(Cache(cached)))
+        libraries.append(maker.make(program, lambda done, total: None))
+        assert program.content in libraries[-1]
+    assert len(program.functions) > 1 and libraries[0] == libraries[1]
+    (tmp_path / "model.so").write_bytes(libraries[1])
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "model.so")), tvm.cpu())
+    data = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    found = machine["main"](tvm.runtime.tensor(data)).numpy()
+    np.testing.assert_allclose(found, np.expm1(data.astype(np.float64)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.isa("avx512f")
