@@ -8,7 +8,8 @@ import typer
 from nmcompile.cli.compile import OnnxArgument
 from nmcompile.cli.guard import guarded, working
 from nmcompile.cli.options import ArtifactArgument, JsonOption
-from nmcompile.cli.output import print_facts, print_json, size
+from nmcompile.cli.output import print_facts, print_json
+from nmcompile.tables import size
 
 
 @guarded
