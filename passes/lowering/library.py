@@ -12,6 +12,7 @@ from tvm.relax import vm_build
 from tvm.tirx.build import codegen_build
 
 from nmcompile.kernels.objects import Objects, Report, workers
+from nmcompile.linking import link
 from nmcompile.passes.lowering.fallback import machine_pipeline
 from nmcompile.passes.lowering.room import check_room
 from nmcompile.runtime.files import scratch_folder
@@ -66,12 +67,11 @@ class Linker:
             made = self.objects.write(program.functions, program.target, folder, progress)
             path = folder / "model.so"
             # TVM leaves the folder that it makes itself to the end of the process.
-            # LLVM's notes for debuggers are more than half of it.
             program.executable.export_library(
                 str(path),
+                fcompile=link,
                 addons=[str(file) for file in made],
                 workspace_dir=str(folder),
-                options=["-Wl,--strip-debug"],
             )
             return path.read_bytes()
 
