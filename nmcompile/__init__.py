@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nmcompile.reports import InspectionReport, LayerReport
     from nmcompile.sparsity import Pruning
     from nmcompile.tuning.request import Tuning
+    from nmcompile.updating import update
 
 __version__ = VERSION
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "quantize",
     "runtime",
     "train",
+    "update",
     "write_bundle",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "fold": "nmcompile.compiler",
     "inspect": "nmcompile.inspection",
     "quantize": "nmcompile.quantization",
+    "update": "nmcompile.updating",
     "write_bundle": "nmcompile.bundle",
 }
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import tvm
 
+from nmcompile.kernels.objects import Report
 from nmcompile.passes.lowering.batch import split_batch
-from nmcompile.passes.lowering.fallback import build_library, lower_fallback
+from nmcompile.passes.lowering.fallback import lower_fallback
 from nmcompile.passes.lowering.gpu import (
     build_gpu_library,
     fuse_for_gpu,
@@ -21,6 +22,7 @@ from nmcompile.passes.lowering.half import BrainLowering, HalfLowering
 from nmcompile.passes.lowering.integers.constants import has_quantised, simplify_around
 from nmcompile.passes.lowering.integers.lowering import IntegerLowering
 from nmcompile.passes.lowering.kernels import KernelCall, Lowering
+from nmcompile.passes.lowering.library import Maker, build_program
 from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.targets import BF16, Target
 
@@ -40,8 +42,14 @@ class Backend(Protocol):
     def finish(self, module: Module) -> Module:
         """Lower the operators that no kernel of ours computes."""
 
-    def build(self, module: Module) -> bytes:
-        """Compile a finished module to the bytes of a shared library."""
+    def build(self, module: Module, maker: Maker, progress: Report) -> bytes:
+        """Compile a finished module to the bytes of a shared library.
+
+        Args:
+            module: what `finish` returned.
+            maker: of libraries for CPUs.
+            progress: called with (functions done, functions in all).
+        """
 
     def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
         """What users should know of the kernel calls, each with its layer's name."""
@@ -62,9 +70,10 @@ class CpuBackend:
         """See `lower_fallback`."""
         return lower_fallback(module)
 
-    def build(self, module: Module) -> bytes:
-        """See `build_library`."""
-        return build_library(module, tvm.target.Target(self.target.llvm_options))
+    def build(self, module: Module, maker: Maker, progress: Report) -> bytes:
+        """See `build_program`."""
+        target = tvm.target.Target(self.target.llvm_options)
+        return maker.make(build_program(module, target), progress)
 
     def note(self, calls: Iterable[tuple[str, KernelCall]]) -> tuple[str, ...]:
         """Nothing."""
@@ -109,7 +118,7 @@ class GpuBackend:
         """See `lower_gpu`."""
         return schedule_for_gpu(fuse_for_gpu(module, self._tvm_target), self._tvm_target)
 
-    def build(self, module: Module) -> bytes:
+    def build(self, module: Module, maker: Maker, progress: Report) -> bytes:
         """See `build_gpu_library`."""
         return build_gpu_library(module, self._tvm_target, self.target.arch)
 

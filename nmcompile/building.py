@@ -21,6 +21,8 @@ from nmcompile.targets import Target
 
 if TYPE_CHECKING:
     from nmcompile.passes.lowering.calls import FinishedCall
+    from nmcompile.passes.lowering.library import Maker
+    from nmcompile.recorded import RecordedCode
     from nmcompile.tuning.setup import OpenTuning
 
 
@@ -72,8 +74,9 @@ def build(
     precision: str | None,
     dense: bool,
     tuning: OpenTuning | None,
+    maker: Maker | None,
     stage: Stages,
-    code: bool = True,
+    recorded: RecordedCode | None = None,
 ) -> Built:
     """Lower and compile a folded model.
 
@@ -83,8 +86,10 @@ def build(
         precision: as in `nmcompile.compile`.
         dense: whether zeros are ignored.
         tuning: measurements to choose by, and to add to.
+        maker: of libraries for CPUs; None where no machine code is wanted, which takes most of the
+            time.
         stage: told what is going on.
-        code: whether machine code is made of it, which takes most of the time.
+        recorded: the code that is there, if all that is wanted is what it reads of the weights.
 
     Raises:
         UnsupportedOperatorError: an operator cannot be lowered.
@@ -120,8 +125,15 @@ def build(
     def as_dense(group: Group) -> Detection:
         return Detection(Dense(), (Dense(),), detect_group(group).density)
 
+    def as_recorded(group: Group) -> Detection:
+        assert recorded is not None and group.weight is not None
+        return recorded.detect(layers_of.of(group), group.weight)
+
     pattern_of = as_dense if dense else detect_group
     chooser: Chooser = choose
+    if recorded is not None:
+        layers_of = LayerNames(source.graph.computed())
+        pattern_of, chooser = as_recorded, recorded.choose
     if tuning is not None:
         chooser = tuning.database.choose
         if tuning.measures:
@@ -138,7 +150,7 @@ def build(
         chooser,
         backend.lowering,
     )
-    stage("generating code" if code else "lowering the rest")
+    stage(finishing := "generating code" if maker else "lowering the rest")
     final = backend.finish(lowered.module)
     owners = [names.of(call.group) for call in lowered.calls]
     flow = finished_calls(final, [name for name, _, _ in source.inputs], source.outputs)
@@ -146,7 +158,11 @@ def build(
         runtime.Call(call.symbol, call.symbol if call.number is None else owners[call.number])
         for call in flow
     ]
-    library = backend.build(final) if code else b""
+    if recorded is not None:
+        recorded.note_params(lowered.params, owners)
+    library = b""
+    if maker is not None:
+        library = backend.build(final, maker, lambda done, total: stage(finishing, done, total))
     chosen = [
         (owner, call.problem, call.choice)
         for owner, call in zip(owners, lowered.calls, strict=True)

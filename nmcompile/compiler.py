@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nmcompile import runtime
 from nmcompile.assembly import assemble
 from nmcompile.building import TunedLayer, build
+from nmcompile.cache import Cache
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
@@ -108,6 +109,7 @@ def compile(
     calibration: Any = None,
     quantization: Quantization | None = None,
     rest: str = "onnxruntime",
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> CompileResult:
     """Compile a trained model into one artifact file.
@@ -131,6 +133,8 @@ def compile(
         quantization: with int8, what else may be decided.
         rest: who runs the operators that are not ours, on a CPU: "onnxruntime", which the artifact
             then needs, or "none", which refuses them.
+        cache: the folder of code that was generated before, "off" for none; None for what
+            `NMCOMPILE_CACHE` says, else `~/.cache/nmcompile`. GPU targets use none.
         progress: told about every stage.
 
     Raises:
@@ -167,6 +171,8 @@ def compile(
         )
     sweep_scratch()
     from nmcompile.kernels.cores import assuming_cores
+    from nmcompile.kernels.objects import Objects
+    from nmcompile.passes.lowering.library import Linker
     from nmcompile.tuning.setup import open_tuning
 
     opened = open_tuning(chosen, tuning)
@@ -195,11 +201,11 @@ def compile(
     with assuming_cores(opened.cores if opened is not None else None):
         attempt = partial(
             build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
-            stage=stage,
+            maker=Linker(Objects(Cache(cache))), stage=stage,
         )  # fmt: skip
         source, made, why = in_parts(source, chosen, rest, attempt)
     stage("writing the artifact")
-    whole = assemble(source, chosen, made, _digest(model))
+    whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(output, whole.manifest, whole.library, whole.params)
     stage("")
     notes += [*filter(None, [why]), *whole.report.notes, *target_notes(source, chosen)]
@@ -285,7 +291,7 @@ def refuse_trivial(result: EnforceResult) -> None:
         )
 
 
-def _digest(model: Any) -> str:
+def digest_of(model: Any) -> str:
     """The sha256 of a model file; "" for models in memory."""
     if not isinstance(model, str | os.PathLike):
         return ""

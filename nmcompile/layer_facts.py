@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,15 @@ _FACTS: Mapping[str, tuple[type, ...]] = {
     "density": (int, float), "macs": (int, float), "violations": (int,),
     "shape": (list, tuple), "first_violation": (list, tuple),
 }  # fmt: skip
+
+
+_CONTENT = re.compile(r"_[0-9a-f]{10}$")
+"""Behind the name of a function, what is in it (`passes.lowering.naming`)."""
+
+
+def plain_name(symbol: str) -> str:
+    """The name of a function without the digest of what is in it."""
+    return _CONTENT.sub("", symbol)
 
 
 def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:

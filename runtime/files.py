@@ -20,11 +20,17 @@ from nmcompile.errors import ArtifactError, DeviceError
 _SCRATCH = "nmcompile-work-"
 
 
-def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def replace_file(path: Path, pieces: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
     """Write a whole file or none: to a temporary name first, then renamed.
 
     Where `path` is a symbolic link, what it points to is replaced. Folders that are missing on the
     way to it are made.
+
+    Args:
+        path: the file.
+        pieces: its content.
+        durable: whether it is to be whole or as before also if the power goes; without, it is
+            whole whatever happens to the program, and written sooner.
 
     Raises:
         ArtifactError: it cannot be written; what was there before is unchanged.
@@ -32,14 +38,15 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     try:
         target = _target(path)
         with made_folder(target.parent):
-            _sweep_beside(target)
+            sweep_temporaries(target.parent, target.name)
             descriptor, temporary = _begin(target)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     for piece in pieces:
                         file.write(piece)
                     file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        os.fsync(file.fileno())
                     os.replace(temporary, target)
             except BaseException:
                 with suppress(OSError):
@@ -51,7 +58,8 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             f"cannot write {path}: {reason}; nothing was left behind, and a file already there is "
             "unchanged: free some space or choose another output"
         ) from error
-    _sync_directory(target.parent)
+    if durable:
+        _sync_directory(target.parent)
 
 
 def check_writable(path: Path) -> None:
@@ -123,6 +131,18 @@ def sweep_scratch() -> None:
                     os.close(held)
 
 
+def sweep_temporaries(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers of a file in a folder left, or of any file there."""
+    stem = ".*" if name is None else re.escape(name)
+    mine = re.compile(rf"\.{stem}\.[0-9a-f]{{16}}\.tmp", re.DOTALL)
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if mine.fullmatch(entry.name) and (held := _lock(Path(entry.path))) is not None:
+                with suppress(OSError):
+                    os.unlink(entry.path)
+                os.close(held)
+
+
 def _target(path: Path) -> Path:
     """Where to write: behind symbolic links.
 
@@ -155,16 +175,6 @@ def _begin(target: Path) -> tuple[int, Path]:
         if os.fstat(descriptor).st_nlink:
             return descriptor, temporary
         os.close(descriptor)  # another process has swept it before it was locked
-
-
-def _sweep_beside(target: Path) -> None:
-    mine = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
-    with suppress(OSError):
-        for entry in os.scandir(target.parent):
-            if mine.fullmatch(entry.name) and (held := _lock(Path(entry.path))) is not None:
-                with suppress(OSError):
-                    os.unlink(entry.path)
-                os.close(held)
 
 
 def _make_scratch() -> tuple[int, Path]:

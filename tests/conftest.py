@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import nmcompile
+from nmcompile.cache import VARIABLE
 from nmcompile.devices import Address, start_tracker
 from nmcompile.devices.tracker import LOOPBACK
 from nmcompile.errors import DeviceError
@@ -65,6 +66,14 @@ def need_gpu(kind: str | None = None) -> str:
     if own is None:
         pytest.skip(f"no kernels are for this GPU, {found}")
     return own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of code for this run alone, which its workers share."""
+    folder = tmp_path_factory.getbasetemp()
+    root = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    os.environ[VARIABLE] = str(root / "cache")
 
 
 @pytest.fixture(scope="session")

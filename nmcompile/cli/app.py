@@ -14,6 +14,7 @@ from nmcompile.cli.inspect import inspect_any, list_targets
 from nmcompile.cli.printing import say
 from nmcompile.cli.quantize import quantize_model
 from nmcompile.cli.run import run_artifact
+from nmcompile.cli.update import update_artifact
 from nmcompile.version import VERSION
 
 COLLECT_AFTER = 20_000
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("compile")(compile_model)
+app.command("update")(update_artifact)
 app.command("run")(run_artifact)
 app.command("bundle")(bundle_artifacts)
 app.command("inspect")(inspect_any)

@@ -142,6 +142,10 @@ def compile_model(
     max_loss: MaxLossOption = "",
     rest: RestOption = "onnxruntime",
     strict: StrictOption = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="Generate all code anew, and keep none for next time."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a trained model into one artifact file."""
@@ -178,6 +182,7 @@ def compile_model(
             calibration=data,
             quantization=settings,
             rest=rest_of(rest, strict),
+            cache="off" if no_cache else None,
             progress=progress,
         )
     report, nbytes, lost = result.report, output.stat().st_size, result.quantization

@@ -23,7 +23,7 @@ from nmcompile.cli.output import print_facts, print_json, print_table
 from nmcompile.cli.printing import say
 from nmcompile.cli.segments import RestOption, StrictOption, rest_of
 from nmcompile.errors import DeviceError
-from nmcompile.layer_facts import known_facts
+from nmcompile.layer_facts import known_facts, plain_name
 from nmcompile.tables import size, spell_layers, spell_segments
 from nmcompile.targets import CUDA, TARGETS, find_target
 
@@ -158,7 +158,9 @@ def show_artifact(path: Path, as_json: bool) -> None:
     if manifest.steps:
         parts += f"; for onnxruntime {size(kinds[ONNX])}"
     # A call of a layer names the layer; one of TVM's own lowering has only its symbol.
-    others = Counter(call.symbol for call in manifest.calls if call.symbol == call.layer)
+    others = Counter(
+        plain_name(call.symbol) for call in manifest.calls if call.symbol == call.layer
+    )
     if as_json:
         fields = to_fields(manifest)
         print_json(

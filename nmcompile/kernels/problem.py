@@ -109,6 +109,11 @@ class Prepare:
         """The TIR function, emitted anew."""
         return self.emit(self.name, *self.args)
 
+    @property
+    def made_by(self) -> str:
+        """Equal for two, of whatever models and programs, exactly when their functions are."""
+        return _spell(self.emit, (self.name, *self.args))
+
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
@@ -116,8 +121,8 @@ class Lowered:
 
     Arguments: x, then `operands` in order, then the residual if the epilogue has one, then the
     scratch if there is one, then out unless that takes the residual's memory.
-    `emit(*args)` writes the function: equal `key`s mean interchangeable functions, so that a model
-    needs to emit each only once. `arrays` are what the artifact keeps; `prepare` says which
+    `emit(*args)` writes the function: equal `made_by` means interchangeable functions, so that a
+    model needs to emit each only once. `arrays` are what the artifact keeps; `prepare` says which
     operands are made of them, under the name of their first source. `scratch` is the shape of a
     float32 array that the function overwrites and nobody reads afterwards; () for none.
     """
@@ -134,14 +139,19 @@ class Lowered:
         used = {name for prepare in self.prepare.values() for name in prepare.sources}
         return tuple(name for name in self.arrays if name in self.prepare or name not in used)
 
-    @property
-    def key(self) -> Hashable:
-        """Equal for two problems exactly when their functions are interchangeable."""
-        return (self.emit, self.args)
-
     def emit_func(self) -> Any:
         """The TIR function, emitted anew."""
         return self.emit(*self.args)
+
+    @property
+    def made_by(self) -> str:
+        """Equal for two, of whatever models and programs, exactly when their functions are."""
+        return _spell(self.emit, self.args)
+
+
+def _spell(emit: Callable[..., Any], args: tuple[Hashable, ...]) -> str:
+    """A call whose arguments are numbers, strings, and dataclasses and tuples of such."""
+    return f"{emit.__module__}.{emit.__qualname__}{args!r}"
 
 
 def arrays_of(packed: Any) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from nmcompile.layer_facts import is_shape, known_facts
+from nmcompile.layer_facts import is_shape, known_facts, plain_name
 from nmcompile.runtime import Manifest
 from nmcompile.runtime.chain import RUNS
 from nmcompile.runtime.steps import ONNX, Step
@@ -177,6 +177,7 @@ class _Reader:
             kind = "sparse" if facts.get("sparse") else "dense"
         what = "TVM's own lowering" if kind == "tvm" else symbol.partition("__")[0]
         shape = None if flow is None else flow.shape
+        layer = plain_name(layer) if kind == "tvm" else layer
         return Node(layer, kind, what, symbol, _unique(reads), shape, facts, part=number)
 
     def _add_rest(self, number: int, step: Step) -> None:

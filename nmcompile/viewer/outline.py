@@ -58,7 +58,7 @@ def outline(
     stage = Stages(progress)
     source, folded = open_folded(model, example_inputs, shapes=shapes, progress=stage)
     lower = partial(
-        build, target=chosen, precision=None, dense=False, tuning=None, stage=stage, code=False
+        build, target=chosen, precision=None, dense=False, tuning=None, stage=stage, maker=None
     )
     source, made, why = in_parts(source, chosen, rest, lower)
     whole = assemble(source, chosen, made, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nmcompile.errors import InputError
+from nmcompile.layer_facts import plain_name
 from nmcompile.runtime import Manifest
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def read_times(path: Path, manifest: Manifest, digest: str) -> Times:
     if not fitting:
         raise InputError(_refusal(path, profiled, manifest, digest))
     case = fitting[0]
-    rows = {(row.layer, row.symbol): row for row in case.layers}
+    rows = {
+        (plain_name(row.layer) if row.layer == row.symbol else row.layer, row.symbol): row
+        for row in case.layers
+    }
     return Times(_say(run, case), rows, len(fitting) - 1)
 
 

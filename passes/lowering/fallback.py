@@ -15,15 +15,12 @@ from tvm import relax, s_tir, tirx
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
-from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
-from nmcompile.linking import link
 from nmcompile.passes.lowering.elementary import as_arithmetic, has_arithmetic
 from nmcompile.passes.lowering.exact import keep_exact
 from nmcompile.passes.lowering.infinities import begin_at_infinity
+from nmcompile.passes.lowering.naming import name_by_content
 from nmcompile.passes.lowering.positions import legalize_positions
-from nmcompile.passes.lowering.room import check_room
 from nmcompile.passes.lowering.rounding import QUANTISE, quantise
-from nmcompile.runtime.files import scratch_folder
 
 # Operators to the end: the VM passes the same memory on.
 VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]
@@ -42,7 +39,7 @@ def lower_fallback(module: Any) -> Any:
     for var, func in module.functions_items():
         if is_others(var, func):
             module.update_func(var, _parallelise(as_arithmetic(func)))
-    return module
+    return name_by_content(module)
 
 
 def fuse_operators(module: Any) -> Any:
@@ -131,24 +128,6 @@ def output_types(module: Any) -> list[tuple[tuple[int, ...], str]]:
     ty = module["main"].body.body.ty
     fields = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
     return [(tuple(int(extent) for extent in t.shape), str(t.dtype)) for t in fields]
-
-
-def build_library(module: Any, target: Any) -> bytes:
-    """Compile a lowered module for Relax's virtual machine, to the bytes of a shared library.
-
-    TVM's default pipeline looks for reshapes inside every TIR function and stops at functions that
-    are not built of its blocks, as ours are not; reshapes are still operators here, so that pass
-    is left out.
-    """
-    with scratch_folder() as folder:
-        check_room(folder, len(module.get_global_vars()))
-        executable = relax.build(
-            module, target, relax_pipeline=machine_pipeline(), tir_pipeline=TIR_PIPELINE
-        )
-        path = folder / "model.so"
-        # TVM leaves the folder that it makes itself to the end of the process.
-        executable.export_library(str(path), fcompile=link, workspace_dir=str(folder))
-        return path.read_bytes()
 
 
 def machine_pipeline(*extra: Any) -> Any:

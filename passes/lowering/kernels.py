@@ -20,9 +20,11 @@ from tvm import relax
 
 from nmcompile.errors import TargetError, UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, OpKind, choose
+from nmcompile.kernels.objects import MADE_BY
 from nmcompile.kernels.problem import Lowered, Prepare, Problem
 from nmcompile.passes.lowering.batch import EARLY, SPLIT_OPS
 from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.naming import content_name
 from nmcompile.passes.lowering.view import constant, is_call_of
 from nmcompile.sparsity import Detection, detect
 
@@ -152,7 +154,7 @@ class Lowering:
         rest = {var: func for var, func in module.functions_items() if var.name_hint != EARLY}
         self._builder = relax.BlockBuilder(tvm.IRModule(rest))
         self._values: dict[Expr, Expr] = {}
-        self._functions: dict[Hashable, Any] = {}
+        self._functions: dict[str, Any] = {}
         self._vars: list[Expr] = []  # of the entry, behind its inputs
         # What each of them is made of: names of the result's params, and how, if not passed on.
         self._sources: list[tuple[tuple[str, ...], Prepare | None]] = []
@@ -278,18 +280,23 @@ class Lowering:
                     if prepare is None:
                         made += sources
                         continue
-                    callee = self._function_of(prepare, prepare.name, prepare.emit_func)
+                    callee = self._function_of(prepare, prepare.name)
                     call = relax.call_tir(callee, relax.Tuple(sources), target.ty)
                     made.append(builder.emit(call))
                 output = builder.emit_output(relax.Tuple(made))
             builder.emit_func_output(output)
 
-    def _function_of(self, key: Hashable, name: str, emit: Callable[[], Any]) -> Any:
-        """The global variable of a TIR function, which equal keys share."""
-        if key not in self._functions:
-            name = f"{name}_{len(self._functions)}"
-            self._functions[key] = self._builder.add_func(emit(), name)
-        return self._functions[key]
+    def _function_of(self, source: Lowered | Prepare, name: str) -> Any:
+        """The global variable of a TIR function, which all that are made alike share.
+
+        Its name says what it was made of, so that other models have it under the same one.
+        """
+        made_by = source.made_by
+        if made_by not in self._functions:
+            function = source.emit_func().with_attr(MADE_BY, made_by)
+            named = content_name(name, made_by)
+            self._functions[made_by] = self._builder.add_func(function, named)
+        return self._functions[made_by]
 
     def _kernel(self, group: Group) -> Expr:
         problem = self._problem(group)
@@ -300,7 +307,7 @@ class Lowering:
         # Chosen, and measured, with an output of its own: that makes no difference to the choice.
         written = problem.in_place() if group.overwrites else problem
         lowered = choice.kernel.lower(written, choice.config)
-        callee = self._function_of(lowered.key, choice.kernel.name, lowered.emit_func)
+        callee = self._function_of(lowered, choice.kernel.name)
         params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self.operand(group, group.residual)]
         arguments = relax.Tuple([self.operand(group, group.x), *params, *residual])

@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     "errors", "wording", "version", "progress", "explain", "linking", "quiet", "units", "pages",
-    "images", "sparsity", "runtime", "layer_facts", "tables", "model_files",
+    "images", "sparsity", "runtime", "layer_facts", "tables", "model_files", "cache",
     "kernels", "kernels.cuda", "kernels.avx512", "kernels.avx512.sliding", "kernels.avx512.panel",
     "kernels.avx512.winograd", "kernels.avx512.contest", "kernels.avx512_vnni",
     "kernels.avx512_bf16", "kernels.avx512_amx", "kernels.sparse_tensor_core",
     "kernels.catalog", "targets", "machine",
     "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
     "frontends", "folding", "layer_names", "quantization", "train", "devices", "tuning", "backends",
-    "segments", "reports", "inspection", "spatial", "precision", "building", "assembly", "compiler",
-    "bundle", "bench", "viewer", "cli", "__main__", "",
+    "segments", "reports", "inspection", "spatial", "precision", "recorded", "building",
+    "assembly", "compiler", "updating", "bundle", "bench", "viewer", "cli", "__main__", "",
 )  # fmt: skip
 """Rooms of the package, the lowest first; a module is in the room with the longest matching name.
 The last is the package's face. CONTRIBUTING.md quotes this."""

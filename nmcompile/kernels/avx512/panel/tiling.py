@@ -121,14 +121,18 @@ def shared_configs(
     while outputs:
         for tile in range(1, 13):
             shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
-            if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s in shapes):
+            # A large image has thousands of tiles, and two kinds of them.
+            kinds = [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
+            if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s, _ in kinds):
                 continue
-            if any(s.extra > outputs for s in shapes):
+            if any(s.extra > outputs for s, _ in kinds):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
             for chunks in chunk_choices(conv, config.chunks, LEAST_OUTPUTS):
                 split = replace(config, chunks=chunks)
-                tiles = [_shared_cycles(conv, s, split, density) for s in shapes]
+                tiles = []
+                for shape, count in kinds:
+                    tiles += [_shared_cycles(conv, shape, split, density)] * count
                 cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
                 found.append(Candidate(cost, split))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
@@ -231,8 +235,9 @@ def _own_cycles(
     """Cycles of each tile of one image for the output channels of one chunk."""
     blocks = -(-conv.group_in // channels)
     start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
-    tiles = []
-    for shape in work_order(tile_shapes(conv.out_pixels, tile, extras=False)):
+    tiles = list[float]()
+    shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=False))
+    for shape, equal in itertools.groupby(shapes):
         v = shape.cost
         # Loads from beyond L1 take twice as long.
         beyond = beyond_l1(channels * conv.taps * shape.stride * 4)
@@ -248,7 +253,7 @@ def _own_cycles(
             per_list += PRIVATE_CARRY * v if blocks > 1 else v
         lists = conv.group_out / chunks * blocks
         cycles = lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES
-        tiles.append(cycles if grouped is not None else PRIVATE_SCALE * cycles)
+        tiles += [cycles if grouped is not None else PRIVATE_SCALE * cycles] * len(list(equal))
     return tiles
 
 

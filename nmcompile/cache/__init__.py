@@ -1,0 +1,5 @@
+"""What was computed before, on disk: a bounded store of files by what they were made of."""
+
+from nmcompile.cache.store import LIMIT_BYTES, OFF, VARIABLE, Cache, find_folder
+
+__all__ = ["LIMIT_BYTES", "OFF", "VARIABLE", "Cache", "find_folder"]

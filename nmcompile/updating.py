@@ -1,0 +1,130 @@
+"""Other weights for an artifact whose code stays as it is."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nmcompile import runtime
+from nmcompile.assembly import assemble
+from nmcompile.building import build
+from nmcompile.compiler import CompileResult, digest_of
+from nmcompile.errors import ArtifactError, ShapeError, TargetError
+from nmcompile.explain import explained
+from nmcompile.folding import open_folded
+from nmcompile.frontends import SourceModel
+from nmcompile.progress import Progress, Stages, silent
+from nmcompile.runtime.files import check_writable
+from nmcompile.runtime.format import Artifact, read_artifact
+from nmcompile.segments.whole import RESTS, in_parts
+from nmcompile.targets import find_target
+from nmcompile.version import VERSION
+
+
+def update(
+    artifact: str | os.PathLike[str],
+    model: Any,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    example_inputs: Any = None,
+    progress: Progress = silent,
+) -> CompileResult:
+    """Put the weights of a model that was trained further into an artifact; generates no code.
+
+    The result is the file that compiling the model would give. All but the weights has to be as it
+    was: the graph, its numbers and constants of up to 1 KiB outside of layers; each layer's shape,
+    pattern, and how many weights are not zero where they are kept in lists (1xN, unstructured).
+
+    Args:
+        artifact: a compiled model for a CPU, written by this version of nmcompile and TVM.
+        model: as in `compile`.
+        output: the file to write; None for the artifact's own, which is then replaced whole.
+            Programs that have it loaded keep the old one.
+        example_inputs: for torch models, as in `compile`; None for what the artifact takes.
+        progress: told about every stage.
+
+    Raises:
+        ArtifactError: the artifact cannot be read, other versions wrote it, or the output cannot
+            be written.
+        TargetError: the artifact is for a GPU.
+        ModelError: the model cannot be read, or is another one.
+        ShapeError: an input or a layer has another shape.
+        PatternError: a layer's weight does not fit what the code expects of its zeros.
+    """
+    return _update(model, Path(artifact), output, example_inputs, progress)
+
+
+@explained
+def _update(
+    model: Any,
+    path: Path,
+    output: str | os.PathLike[str] | None,
+    example_inputs: Any,
+    progress: Progress,
+) -> CompileResult:
+    runtime.configure_environment()
+    target_path = path if output is None else Path(output)
+    check_writable(target_path)
+    stage = Stages(progress)
+    stage("reading the artifact")
+    old = read_artifact(path, copy=True)
+    manifest = old.manifest
+    _check_versions(old)
+    chosen = find_target(manifest.target.kind)
+    if chosen.arch:
+        raise TargetError(
+            f"{path} is for {chosen.name}; expected an artifact for a CPU: GPU models are "
+            "compiled anew"
+        )
+    from nmcompile.recorded import RecordedCode
+
+    code = RecordedCode(old)
+    shapes = {spec.name: spec.shape for spec in manifest.inputs}
+    source, _ = open_folded(
+        model,
+        example_inputs,
+        shapes=shapes if example_inputs is None else None,
+        progress=stage,
+    )
+    _check_inputs(source, old)
+    code.check_layers(source.graph)
+    onnxruntime, nobody = RESTS
+    attempt = partial(
+        build, target=chosen, precision=code.precision, dense=False, tuning=None, maker=code,
+        stage=stage, recorded=code,
+    )  # fmt: skip
+    rest = onnxruntime if manifest.steps else nobody
+    source, made, _ = in_parts(source, chosen, rest, attempt)
+    stage("writing the artifact")
+    whole = assemble(source, chosen, made, digest_of(model))
+    digest = runtime.write_artifact(target_path, whole.manifest, whole.library, whole.params)
+    stage("")
+    return CompileResult(target_path, digest, chosen.name, whole.report, stage.seconds)
+
+
+def _check_versions(artifact: Artifact) -> None:
+    """Weights are packed by this version, and have to be as code of another reads them."""
+    import tvm
+
+    producer = artifact.manifest.producer
+    found, wanted = (producer.nmcompile, producer.tvm), (VERSION, tvm.__version__)
+    if found != wanted:
+        raise ArtifactError(
+            f"{artifact.path} was written by nmcompile {found[0]} with TVM {found[1]}; expected "
+            f"{wanted[0]} with {wanted[1]}, which packs the weights: compile the model anew"
+        )
+
+
+def _check_inputs(source: SourceModel, artifact: Artifact) -> None:
+    wanted = [(spec.name, spec.shape, spec.dtype) for spec in artifact.manifest.inputs]
+    if list(source.inputs) != wanted:
+        raise ShapeError(
+            f"{source.title}: expected the inputs {_spell(wanted)} of {artifact.path}, found "
+            f"{_spell(source.inputs)}: compile the model anew"
+        )
+
+
+def _spell(inputs: Any) -> str:
+    return ", ".join(f"{name} {dtype}{tuple(shape)}" for name, shape, dtype in inputs)

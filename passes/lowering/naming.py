@@ -1,0 +1,50 @@
+"""Names of TIR functions that say what is in them.
+
+A program of the virtual machine calls functions by name. Where names go by content, equal programs
+compute the same, and models share what was generated for one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.relax.expr import _update_type
+
+from nmcompile.kernels.objects import MADE_BY, identity
+
+DIGITS = 10  # of the digest behind a name
+
+
+def content_name(name: str, made_by: str) -> str:
+    """The name of a function that was made by what a text says."""
+    return f"{name}_{identity(made_by)[:DIGITS]}"
+
+
+def name_by_content(module: Any) -> Any:
+    """The module with another name for each TIR function that says by no attribute what made it.
+
+    What TVM generated, that is: its own text says so, with every digit of its numbers.
+    """
+    functions = {
+        var: func.with_attr(MADE_BY, tvm.ir.save_json(func))
+        for var, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc) and MADE_BY not in (func.attrs or {})
+    }
+    renamed = {}
+    for var, func in functions.items():
+        renamed[var.name_hint] = tvm.ir.GlobalVar(content_name(var.name_hint, func.attrs[MADE_BY]))
+        _update_type(renamed[var.name_hint], var.ty)
+
+    def called(var: Any) -> Any:
+        return renamed.get(var.name_hint, var)
+
+    result = {}
+    for var, func in module.functions_items():
+        if isinstance(func, tirx.PrimFunc):
+            result[called(var)] = functions.get(var, func)
+        else:
+            result[var] = tvm_ffi.structural_map(func, (tvm.ir.GlobalVar, called))
+    return tvm.IRModule(result, attrs=module.attrs)
