@@ -59,6 +59,34 @@ def to_graph(
         ModelError: export fails, or the model was exported in training mode.
     """
     args, kwargs = _examples(model, example_inputs, shapes)
+    graph_module = export_graph(model, args, kwargs)
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target in _TRAINING_BATCH_NORM:
+            raise ModelError(
+                f"{_title(model)} was traced in training mode: batch norm {node.name} takes its "
+                "statistics from the batch; call .eval() before tracing or exporting it"
+            )
+        if node.target is torch.ops.aten.copy_.default and not node.users:
+            graph.erase_node(node)
+    graph_module.recompile()
+    return graph_module
+
+
+def export_graph(
+    model: torch.nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> fx.GraphModule:
+    """As `to_graph`, in whatever mode it was traced; what it writes to stands at its end.
+
+    Args:
+        model: as for `to_graph`.
+        args: tensors by position.
+        kwargs: tensors by argument name.
+
+    Raises:
+        WeightError: as `to_graph`.
+        ModelError: export fails.
+    """
     check_parameters(model, _title(model))
     try:
         with _inference(model), warnings.catch_warnings():
@@ -74,18 +102,10 @@ def to_graph(
             f"{_title(model)} cannot be exported: torch.export says {_first_line(error)}; expected "
             "a model whose forward runs on the example inputs without data-dependent control flow"
         ) from error
-    for node in program.graph.nodes:
-        if node.target in _TRAINING_BATCH_NORM:
-            raise ModelError(
-                f"{_title(model)} was traced in training mode: batch norm {node.name} takes its "
-                "statistics from the batch; call .eval() before tracing or exporting it"
-            )
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     for node in list(graph_module.graph.nodes):
-        if node.target is torch.ops.aten.copy_.default and not node.users:
-            graph_module.graph.erase_node(node)
-        elif node.target in CONV and _is_unbatched(node):
+        if node.target in CONV and _is_unbatched(node):
             _add_batch(graph_module.graph, node)
         elif node.target in VIEW:
             # A view needs the strides it was traced with; new weights may change them.

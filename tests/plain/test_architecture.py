@@ -23,7 +23,8 @@ FLOORS = (
     "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
     "frontends", "folding", "layer_names", "quantization", "train", "devices", "tuning", "backends",
     "segments", "reports", "inspection", "spatial", "precision", "recorded", "building",
-    "assembly", "compiler", "updating", "bundle", "bench", "viewer", "cli", "__main__", "",
+    "assembly", "compiler", "updating", "dynamo", "bundle", "bench", "viewer", "cli", "__main__",
+    "",
 )  # fmt: skip
 """Rooms of the package, the lowest first; a module is in the room with the longest matching name.
 The last is the package's face. CONTRIBUTING.md quotes this."""
