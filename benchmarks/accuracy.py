@@ -68,22 +68,22 @@ class Score:
 class Row(Score):
     """One method at one sparsity, compiled.
 
-    ms: of one image on one thread.
+    int8: share of the test images, one per seed, quantised on the training images and run by
+        onnxruntime as the operators are defined.
+    ms: of one image on one thread; this and what follows is None where the CPU has no AVX-512.
     bytes: of the artifact.
     same: share of test images for which the compiled model and onnxruntime, on the folded ONNX
         model, predict what torch does.
     error: their largest difference of a logit from torch's, as a share of the range.
-    int8: share of the test images, one per seed, quantised on the training images and run by
-        onnxruntime as the operators are defined.
     int8_ms, int8_bytes, int8_same: as those of float32, of the quantised model compiled; same is
         the agreement with onnxruntime. None where the CPU has no VNNI.
     """
 
-    ms: float
-    bytes: int
-    same: float
-    error: float
     int8: Sequence[float]
+    ms: float | None = None
+    bytes: int | None = None
+    same: float | None = None
+    error: float | None = None
     int8_ms: float | None = None
     int8_bytes: int | None = None
     int8_same: float | None = None
@@ -117,14 +117,22 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.method,
         f"{row.mean:.2%} ± {row.deviation:.2%}",
         f"{statistics.mean(row.int8):.2%} ± {_deviation(row.int8):.2%}",
-        f"{row.ms:.3f} ms",
-        "" if row.int8_ms is None else f"{row.int8_ms:.3f} ms",
-        f"{row.bytes / 1024:.0f} KiB",
-        "" if row.int8_bytes is None else f"{row.int8_bytes / 1024:.0f} KiB",
-        f"{row.same:.1%}",
-        "" if row.int8_same is None else f"{row.int8_same:.1%}",
-        f"{row.error:.0e}",
+        _spell(row.ms, "{:.3f} ms"),
+        _spell(row.int8_ms, "{:.3f} ms"),
+        _spell(_kib(row.bytes), "{:.0f} KiB"),
+        _spell(_kib(row.int8_bytes), "{:.0f} KiB"),
+        _spell(row.same, "{:.1%}"),
+        _spell(row.int8_same, "{:.1%}"),
+        _spell(row.error, "{:.0e}"),
     )
+
+
+def _kib(nbytes: int | None) -> float | None:
+    return None if nbytes is None else nbytes / 1024
+
+
+def _spell(number: float | None, form: str) -> str:
+    return "" if number is None else form.format(number)
 
 
 def integers(rows: Sequence[Row]) -> Iterator[str]:
@@ -181,7 +189,8 @@ def write_result(result: Mapping[str, Any], rows: Sequence[Row], path: Path) -> 
         "artifact agree; error: the largest difference of a logit from torch's, as a share of the "
         "range. In int8: the same models, folded and quantised by `nmc quantize` on the images to "
         "train; accuracy as onnxruntime computes the operators by definition, same prediction of "
-        "the artifact for avx512_vnni with that.",
+        "the artifact for avx512_vnni with that. What is empty could not run on the CPU that made "
+        f"the page, {result['machine']['cpu']}.",
         "",
         f"![Accuracy over the share of weights kept]({path.with_suffix('.png').name})",
         "",

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.isa("avx512f")
 
 def row(method: str, *accuracies: float) -> Row:
     int8 = [share - 0.01 for share in accuracies]
-    return Row(method, "1:16", 1 / 16, accuracies, 0.1, 1000, 1.0, 1e-6, int8)
+    return Row(method, "1:16", 1 / 16, accuracies, int8, 0.1, 1000, 1.0, 1e-6)
 
 
 def test_orderings_say_what_the_means_show() -> None:
