@@ -71,7 +71,8 @@ def residual_stages(
 
 
 def _resnet(blocks: Sequence[int], bottleneck: bool, classes: int) -> nn.Sequential:
-    stages, features = residual_stages(64, (64, 128, 256, 512), blocks, bottleneck)
+    widths = [64 << stage for stage in range(len(blocks))]
+    stages, features = residual_stages(64, widths, blocks, bottleneck)
     stem = [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
     return nn.Sequential(*stem, *stages, *head(features, classes))
 

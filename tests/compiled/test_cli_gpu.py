@@ -134,7 +134,7 @@ def test_without_a_gpu_the_message_names_the_targets(
     rest: list[str | Path] = ["-o", tmp_path / "m.out"] if command != "inspect" else []
     done = nmc(command, sparse_onnx, option, "cuda", *rest, code=2 if command == "bench" else 1)
     assert "found no NVIDIA driver" in done.stderr
-    assert "--target sm_80 for 8.0 (A100, A30), sm_86 for 8.6" in done.stderr
+    assert f"{option} sm_80 for 8.0 (A100, A30), sm_86 for 8.6" in done.stderr
 
 
 def test_a_gpu_that_no_kernels_are_for_is_named(

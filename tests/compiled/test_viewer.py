@@ -219,7 +219,7 @@ def test_what_cannot_be_shown_is_refused_by_name(
         ((sparse_onnx, "--layer", "wid"), "no layer is called 'wid': expected .* such as wide"),
         ((sparse_artifact, "--layer", "wide"), "layer wide: .* keeps weights as its kernels read"),
         ((sparse_onnx, "--html", sparse_onnx), "is to be read, and would be overwritten"),
-        ((sparse_onnx, "--html", tmp_path / "no" / "out.html"), "cannot write"),
+        ((sparse_onnx, "--html", sparse_artifact / "out.html"), "cannot write"),
         ((sparse_onnx, "--html", page, "--profile", tmp_path / "no.json"), "cannot read .*no.json"),
         ((sparse_artifact, "--html", page, "--layer", "wide"), "nmc inspect MODEL --layer wide"),
     ]

@@ -12,12 +12,13 @@ from nmcompile.wording import speaking, way
 ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w,-])--[a-z][a-z-]+")
 ELSEWHERE = re.compile(r"`nmc [^`]*(`|$)")  # a whole command may be named anywhere
-# Programs of their own, and what only the command line reaches.
+# Programs of their own, what calls another, and what only the command line reaches.
 COMMANDS = (
     "nmcompile/cli/",
     "nmcompile/bench/",
     "nmcompile/bundle/",
     "nmcompile/kernels/cuda/build",
+    "nmcompile/linking",
     "nmcompile/machine/describe",
 )
 
