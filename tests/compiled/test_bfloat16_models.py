@@ -30,7 +30,7 @@ ON_TILES, ON_LANES = "avx512_amx", "avx512_bf16"
 on_both = pytest.mark.parametrize(
     "target",
     [
-        pytest.param(ON_LANES, marks=pytest.mark.isa("avx512_bf16")),
+        pytest.param(ON_LANES, marks=pytest.mark.isa("avx512_bf16", native=True)),
         pytest.param(ON_TILES, marks=pytest.mark.isa("amx_bf16")),
     ],
 )
@@ -185,7 +185,7 @@ def test_layers_are_tuned_for_their_precision(
         assert kernels and all(("_bf16_" in kernel) == (precision == "bf16") for kernel in kernels)
 
 
-@pytest.mark.isa("avx512_bf16")
+@pytest.mark.isa("avx512_bf16", native=True)
 @pytest.mark.parametrize("pays", [False, True])
 def test_float32_is_kept_where_vectors_multiply_bfloat16_no_faster(
     pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,7 +201,7 @@ def test_float32_is_kept_where_vectors_multiply_bfloat16_no_faster(
     assert pays or ("105 GFLOP/s" in told[0] and "float32 at 100" in told[0])
 
 
-@pytest.mark.isa("avx512_bf16")
+@pytest.mark.isa("avx512_bf16", native=True)
 def test_another_machine_is_not_judged_by_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = roofs.Roofs(fma=100.0, load=50.0, bf16=105.0)
     monkeypatch.setattr(roofs, "measure_roofs", lambda: measured)
