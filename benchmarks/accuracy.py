@@ -138,7 +138,8 @@ def _spell(number: float | None, form: str) -> str:
 def integers(rows: Sequence[Row]) -> Iterator[str]:
     """What quantising costs, over all methods and for the method that loses most."""
     lost = statistics.mean(row.lost for row in rows)
-    yield f"Over all methods int8 loses {100 * lost:.2f} points of accuracy on average."
+    points = round(100 * lost, 2) + 0.0  # not -0.00
+    yield f"Over all methods int8 loses {points:.2f} points of accuracy on average."
     worst = max(rows, key=lambda row: row.lost)
     yield (
         f"{worst.method}, {worst.pattern} with {worst.density:.1%} kept, loses most: "
