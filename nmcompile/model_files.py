@@ -20,6 +20,7 @@ OTHERS = {".pt2": "an exported torch program", ".tflite": "a TensorFlow Lite mod
 IR_VERSION = b"\x08"
 """What every exporter writes first into an ONNX file: the tag of its IR version."""
 
+BEGIN = 8  # bytes of a file that say what it is
 SHOWN = 4  # names that a message lists
 
 
@@ -32,7 +33,7 @@ def check_model_file(path: str | os.PathLike[str]) -> None:
     file = Path(path)
     try:
         with open(file, "rb") as opened:
-            begin = opened.read(8)
+            begin = opened.read(BEGIN)
     except IsADirectoryError as error:
         models = sorted(entry.name for entry in file.glob("*.onnx"))
         inside = f"; in it: {', '.join(models[:SHOWN])}" if models else ""
@@ -68,6 +69,17 @@ def check_model_file(path: str | os.PathLike[str]) -> None:
             f"{path} is {OTHERS[suffix]}: expected an ONNX file, or package.module:factory, a "
             "function that returns a torch model; export the model to ONNX"
         )
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file calls itself an artifact, by its name or by its first bytes."""
+    if path.suffix == ".nmc":
+        return True
+    try:
+        with open(path, "rb") as file:
+            return is_artifact_start(file.read(BEGIN))
+    except OSError:
+        return False  # who reads the model says what is wrong with the path
 
 
 def is_artifact_start(begin: bytes) -> bool:

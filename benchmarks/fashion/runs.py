@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import time
 from collections.abc import Collection, Mapping
@@ -19,6 +18,7 @@ from benchmarks.fashion.jobs import OWN, Budget, Outcome, Task
 from benchmarks.fashion.rows import own_recipes
 from benchmarks.recipes import DENSE, Recipe, apply
 from benchmarks.training import accuracy
+from nmcompile.cache import source_digest
 from nmcompile.errors import InputError
 from nmcompile.machine.describe import describe_machine
 from nmcompile.runtime.files import replace_file
@@ -119,8 +119,4 @@ class Bench:
 @functools.cache
 def methods_digest() -> str:
     """Twelve digits of the SHA-256 of the methods' code: runs before and after a change differ."""
-    folder = Path(nmcompile.train.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return source_digest([Path(nmcompile.train.__file__).parent])[:12]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from nmcompile.cli.options import is_factory
@@ -67,7 +66,7 @@ def check_written(output: Path, model: str, suffix: str) -> None:
     Raises:
         ArtifactError: it is the model itself, is called what it is not, or cannot be written.
     """
-    if output.exists() and os.path.exists(model) and output.samefile(model):
+    if is_same_file(output, Path(model)):
         raise ArtifactError(
             f"{output} is the model itself, and would be overwritten: name another output, such as "
             f"{output.with_name(f'{output.stem}.new{suffix}')}"
@@ -79,6 +78,11 @@ def check_written(output: Path, model: str, suffix: str) -> None:
             f"name it {output.with_suffix(suffix)}"
         )
     check_outputs(output)
+
+
+def is_same_file(a: Path, b: Path) -> bool:
+    """Whether two paths, links followed, are one file that is there."""
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 def check_data(path: Path | None) -> None:

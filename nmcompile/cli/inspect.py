@@ -24,6 +24,7 @@ from nmcompile.cli.printing import say
 from nmcompile.cli.segments import RestOption, StrictOption, rest_of
 from nmcompile.errors import DeviceError
 from nmcompile.layer_facts import known_facts, plain_name
+from nmcompile.model_files import is_artifact
 from nmcompile.tables import size, spell_layers, spell_segments
 from nmcompile.targets import CUDA, TARGETS, find_target
 
@@ -84,7 +85,7 @@ def inspect_any(
     check_model(model)
     find_target(target)
     check_pattern(pattern)
-    check_outputs(plot, html)
+    check_outputs(plot)
     if look.wanted:
         look.at_model(model, target, shapes, rest_of(rest, strict))
     elif spatial:
@@ -101,19 +102,6 @@ def inspect_any(
         show_spatial(layers, plot, as_json)
     else:
         show_model(model, pattern, target, shapes, rest_of(rest, strict), as_json)
-
-
-def is_artifact(path: Path) -> bool:
-    """Whether a file calls itself an artifact, by its name or by its first bytes."""
-    from nmcompile.runtime.format import MAGIC
-
-    if path.suffix == ".nmc":
-        return True
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False  # the front end says what is wrong with the path
 
 
 def show_model(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmcompile.cli.checks import check_outputs, is_same_file
 from nmcompile.cli.guard import working
 from nmcompile.cli.options import Shape, find_model, is_factory, shapes_of
 from nmcompile.cli.output import print_json
@@ -130,17 +131,15 @@ class Look:
 
     def _check_page(self, model: Path) -> None:
         """Find out before minutes of work that the page cannot be written."""
-        from nmcompile.runtime.files import check_writable
-
         if self.html is None:
             return
         for other in (model, self.profile):
-            if other is not None and other.absolute() == self.html.absolute():
+            if other is not None and is_same_file(other, self.html):
                 raise InputError(
                     f"{self.html} is to be read, and would be overwritten by the page: name "
                     "another output, such as out.html"
                 )
-        check_writable(self.html)
+        check_outputs(self.html)
 
     def _write(
         self, subject: Subject, weights: Mapping[str, Any], no_pictures: str = ""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.cache import OFF, Cache
+from nmcompile.cache import OFF, Cache, source_digest
 from nmcompile.dynamo.operator import RUN, open_session
 from nmcompile.dynamo.options import Options
 from nmcompile.dynamo.reasons import NothingOursError
@@ -192,10 +192,8 @@ def _is_plain(target: Any) -> bool:
 @cache
 def _own_source() -> str:
     """A digest of this package: between versions, too, an artifact depends on what compiled it."""
-    digest = hashlib.sha256()
-    for package in ("nmcompile", "nmcompile.passes", "nmcompile.runtime"):
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-            for path in sorted(Path(folder).rglob("*.py")):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
+    packages = ("nmcompile", "nmcompile.passes", "nmcompile.runtime")
+    specs = [importlib.util.find_spec(package) for package in packages]
+    return source_digest(
+        Path(folder) for spec in specs if spec for folder in spec.submodule_search_locations or ()
+    )

@@ -20,7 +20,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from nmcompile.cache import Cache
+from nmcompile.cache import Cache, source_digest
 from nmcompile.kernels.pipeline import NAME as TIR_PIPELINE
 from nmcompile.version import VERSION
 
@@ -127,13 +127,6 @@ def identity(made_by: str) -> str:
 
 @functools.cache
 def _tools() -> str:
-    """The version of TVM, with which its LLVM comes, and of what emits and lowers functions here.
-
-    By content: a version number stays while one of them is worked on.
-    """
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return f"tvm {tvm.__version__}, nmcompile {VERSION} {digest.hexdigest()}"
+    """The version of TVM, with which its LLVM comes, and what emits and lowers functions here."""
+    digest = source_digest(Path(__file__).parents[1] / room for room in ROOMS)
+    return f"tvm {tvm.__version__}, nmcompile {VERSION} {digest}"

@@ -14,6 +14,7 @@ from nmcompile.errors import ModelError
 from nmcompile.sparsity import NM
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Method, OneByN, SpRe, load_checkpoint
 from nmcompile.train.masks import nm_mask
+from tests.support.reader_models import Network
 from tests.support.seed_modules import (
     LbcConv,
     SrSteConv,
@@ -24,23 +25,6 @@ from tests.support.seed_modules import (
 )
 
 Layer = Callable[..., nn.Conv2d]
-
-
-class Net(nn.Module):
-    """Two layers of one kind between a stem and a classifier; input (N, 3, 8, 8)."""
-
-    def __init__(self, layer: Layer = nn.Conv2d) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.conv1 = layer(16, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.conv2 = layer(16, 16, 1)
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.bn1(self.conv1(functional.relu(self.stem(x)))))
-        y: Tensor = self.fc(functional.relu(self.conv2(x)).mean((2, 3)))
-        return y
 
 
 class ShuffledLbc(LbcConv):
@@ -74,9 +58,9 @@ PUBLIC: dict[str, tuple[Layer, Callable[[], Method], str]] = {
 }
 
 
-def public(layer: Layer) -> Net:
+def public(layer: Layer) -> Network:
     torch.manual_seed(0)
-    return randomised(Net(layer))
+    return randomised(Network(layer))
 
 
 def images() -> Tensor:
@@ -101,7 +85,7 @@ def test_checkpoint_gives_the_public_model(name: str, form: str, tmp_path: Path)
     if form == "file":
         state = in_a_file(state, tmp_path / "best.pth")
     method = make()
-    model = Net()
+    model = Network()
     report = load_checkpoint(model, state, method)
     assert report.method == recognised
     assert not (report.missing or report.unexpected or report.mismatched)
@@ -112,7 +96,7 @@ def test_checkpoint_gives_the_public_model(name: str, form: str, tmp_path: Path)
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name != "srste"])
 def test_masks_are_multiplied_into_a_plain_model(name: str) -> None:
     expected = public(PUBLIC[name][0])
-    model = Net()
+    model = Network()
     load_checkpoint(model, expected.state_dict())
     assert_close(run_torch(model.eval(), images()), run_torch(expected, images()))
 
@@ -122,7 +106,7 @@ def test_models_of_the_public_code_take_their_own_checkpoints(name: str) -> None
     layer = PUBLIC[name][0]
     expected = public(layer)
     torch.manual_seed(3)
-    model = Net(layer)
+    model = Network(layer)
     load_checkpoint(model, expected.state_dict())
     assert_close(run_torch(model.eval(), images()), run_torch(expected, images()))
 
@@ -213,8 +197,8 @@ def test_what_a_prepared_model_saves_is_a_checkpoint_too() -> None:
     makes.append(lambda: SpRe("1:4"))
     for make in makes:
         torch.manual_seed(2)
-        expected = make().prepare(randomised(Net()))
-        model = Net()
+        expected = make().prepare(randomised(Network()))
+        model = Network()
         load_checkpoint(model, expected.state_dict(), make())
         assert_close(run_torch(model.eval(), images()), run_torch(expected.eval(), images()))
 
@@ -225,14 +209,14 @@ def test_keys_that_do_not_fit_are_named_with_the_method() -> None:
     state["stem.weight"] = torch.zeros(16, 3, 5, 5)
     state["conv2.alpha"] = torch.zeros(3, 6)
     with pytest.raises(ModelError) as error:
-        load_checkpoint(Net(), state)
+        load_checkpoint(Network(), state)
     message = str(error.value)
     assert "the checkpoint (LBC) does not fit Net" in message
     assert "stem.weight: expected shape (16, 3, 3, 3), found (16, 3, 5, 5)" in message
     assert "nothing for stem.weight, fc.bias" in message
     assert "no place for extra.weight" in message
     assert "conv2.alpha: expected 64 groups of 6 scores" in message
-    report = load_checkpoint(Net(), state, strict=False)
+    report = load_checkpoint(Network(), state, strict=False)
     assert report.unexpected == ("extra.weight",)
     assert report.missing == ("stem.weight", "fc.bias")
     assert [key for key, _ in report.mismatched] == ["stem.weight", "conv2.alpha"]
@@ -243,7 +227,7 @@ def test_mask_that_is_no_block_mask_is_refused() -> None:
     state["conv1.mask"] = state["conv1.mask"].clone()
     state["conv1.mask"][0, 0, 0, 0] = 1 - state["conv1.mask"][0, 0, 0, 0]
     with pytest.raises(ModelError, match=r"conv1\.mask: it does not consist of whole 1x8 blocks"):
-        load_checkpoint(Net(), state, SUBP("1x8", 0.5))
+        load_checkpoint(Network(), state, SUBP("1x8", 0.5))
 
 
 def test_spre_on_a_plain_model_asks_for_the_method() -> None:
@@ -258,17 +242,17 @@ class Custom:
 
 def test_unreadable_files_are_model_errors(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot read .*missing\.pth"):
-        load_checkpoint(Net(), tmp_path / "missing.pth")
+        load_checkpoint(Network(), tmp_path / "missing.pth")
     text = tmp_path / "text.pth"
     text.write_text("no checkpoint")
     with pytest.raises(ModelError, match=r"text\.pth: expected a checkpoint of tensors"):
-        load_checkpoint(Net(), text)
+        load_checkpoint(Network(), text)
     objects = tmp_path / "objects.pth"
     torch.save({"model": Custom()}, objects)
     with pytest.raises(ModelError, match=r"objects\.pth: .*save model\.state_dict\(\) alone"):
-        load_checkpoint(Net(), objects)
+        load_checkpoint(Network(), objects)
     with pytest.raises(ModelError, match="expected a state dict in the checkpoint, found epoch"):
-        load_checkpoint(Net(), {"epoch": 3})
+        load_checkpoint(Network(), {"epoch": 3})
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -281,7 +265,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_model_as_it_was(kind: str) ->
     state = dict(public(layer).state_dict())
     del state["fc.bias"]  # the last that is loaded
     for method in (None, make()):
-        model = Net()
+        model = Network()
         before, classes = snapshot(model), [type(module) for module in model.modules()]
         with pytest.raises(ModelError, match=r"nothing for (.*, )?fc\.bias"):
             load_checkpoint(model, state, method)
@@ -293,9 +277,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_model_as_it_was(kind: str) ->
 
 def test_loading_keeps_the_order_of_the_checkpoint() -> None:
     x = torch.zeros(1, 3, 8, 8)
-    expected = ASP("2:4", permute=True, example_inputs=x).prepare(randomised(Net()))
+    expected = ASP("2:4", permute=True, example_inputs=x).prepare(randomised(Network()))
     torch.manual_seed(5)
-    model, state = randomised(Net()), expected.state_dict()
+    model, state = randomised(Network()), expected.state_dict()
     # What is missing stays as it is, in the model's own order.
     bias = model.state_dict()["conv2.bias"].clone()
     del state["conv2.bias"]
@@ -325,7 +309,7 @@ class RealMask(nn.Conv2d):
 @pytest.mark.parametrize("method", [None, lambda: ASP("2:4")])
 def test_masks_of_real_numbers_multiply_the_weight(method: Callable[[], Method] | None) -> None:
     trained = public(RealMask)
-    model = Net().eval()
+    model = Network().eval()
     load_checkpoint(model, trained.state_dict(), method and method())
     assert_close(run_torch(model, images()), run_torch(trained, images()))
 
@@ -334,7 +318,7 @@ def test_masks_that_are_no_numbers_are_refused() -> None:
     state = public(RealMask).state_dict()
     state["conv1.mask"] = state["conv1.mask"] / 0
     with pytest.raises(ModelError, match=r"conv1\.mask: it holds NaN or infinite"):
-        load_checkpoint(Net(), state)
+        load_checkpoint(Network(), state)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -359,4 +343,4 @@ def test_broken_mask_files_are_model_errors(tmp_path: Path) -> None:
     for content in (b"", b"no zip", b"PK\x03\x04" + bytes(40)):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"masks\.npz"):
-            load_checkpoint(Net(), path)
+            load_checkpoint(Network(), path)

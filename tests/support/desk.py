@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from PIL import Image
-from torch import nn
 
 from nmcompile.train import SRSTE, SpRe
+from tests.support import reader_models
+from tests.support.reader_models import Network
 from tests.support.seed_modules import LbcConv, SrSteConv, SubpConv, export_onnx, randomised
 from tests.support.tiny_models import example, tiny_net
 
 MODULE = "my_models"
-NETWORK = """\
-import torch
-from torch import nn
-from torch.nn import functional
-
-
-class Network(nn.Module):
-    def __init__(self, layer=nn.Conv2d):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.conv1 = layer(16, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.conv2 = layer(16, 16, 1)
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x):
-        x = functional.relu(self.bn1(self.conv1(functional.relu(self.stem(x)))))
-        return self.fc(functional.relu(self.conv2(x)).mean((2, 3)))
-
-
-network = Network
-"""
 
 
 def set_desk(folder: Path) -> None:
@@ -48,7 +28,7 @@ def set_desk(folder: Path) -> None:
     del proto.graph.output[0].type.tensor_type.shape.dim[:]
     del proto.graph.value_info[:]
     onnx.save(proto, folder / "model.onnx")
-    (folder / f"{MODULE}.py").write_text(NETWORK)
+    shutil.copy(reader_models.__file__, folder / f"{MODULE}.py")
     _save_checkpoints(folder)
     pixels = np.random.default_rng(0).integers(0, 255, (8, 224, 224, 3), np.uint8)
     (folder / "calibration").mkdir()
@@ -67,12 +47,9 @@ def readers_values() -> dict[str, object]:
 
 def _save_checkpoints(folder: Path) -> None:
     """One of each method, as their public implementations write it."""
-    made: dict[str, object] = {}
-    exec(NETWORK, made)
-    network: type[nn.Module] = made["Network"]  # type: ignore[assignment]
     kinds = {"srste": SrSteConv, "lbc": LbcConv, "subp": SubpConv}
     for name, layer in kinds.items():
         torch.manual_seed(0)
-        torch.save(randomised(network(layer)).state_dict(), folder / f"{name}.pth")
-    prepared = SpRe("2:4", SRSTE).prepare(network())
+        torch.save(randomised(Network(layer)).state_dict(), folder / f"{name}.pth")
+    prepared = SpRe("2:4", SRSTE).prepare(Network())
     torch.save(prepared.state_dict(), folder / "spre.pth")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from nmcompile.cli.inspect import is_artifact
 from nmcompile.cli.options import Shape, find_model, is_factory, parse_list, shapes_of
 from nmcompile.errors import InputError, NmcompileError, ShapeError
+from nmcompile.model_files import is_artifact
 
 if TYPE_CHECKING:
     from nmcompile.bench.engines import EngineRow
