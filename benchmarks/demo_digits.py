@@ -6,7 +6,8 @@ One model has a SpRe branch over 2:4 SR-STE, the other one 1x16 blocks. Both hav
 prediction for every held-out image before and after compilation, else the exit status is 1. Where
 the CPU has AVX-512 VNNI, both are quantised to int8, too, and compared with onnxruntime on the same
 quantised model. Then a ResNet-50 with random 1x16 weights shows the speed at a size that matters.
-Artifacts go to out/.
+Artifacts go to out/. A CPU without AVX-512 compiles them all the same; what runs there is the
+folded model, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from nmcompile.train import SUBP, Method, SpRe
 
 HELD_OUT = 500
 CALIBRATED = 128  # training images that show the ranges of activations
-INT8_TARGET = "avx512_vnni"
+TARGETS = {"float32": "avx512", "int8": "avx512_vnni"}
 # Logs and pipes have no width of their own; rich would take them for 80 columns.
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 METHODS: dict[str, Method] = {
@@ -97,10 +98,10 @@ def print_layers(report: InspectionReport) -> None:
         CONSOLE.print(f"[dim]{note}[/]")
 
 
-def missing_int8() -> str:
-    """Why int8 cannot run on this CPU; "" where it can."""
+def missing(precision: str) -> str:
+    """Why a precision cannot run on this CPU; "" where it can."""
     try:
-        cpu.require(find_target(INT8_TARGET).cpu_features, "int8")
+        cpu.require(find_target(TARGETS[precision]).cpu_features, precision)
     except DeviceError as error:
         return str(error)
     return ""
@@ -121,7 +122,7 @@ def compile_int8(model: nn.Module, x: Tensor, shown: Tensor, output: Path) -> Pa
             model, shown, output=path, example_inputs=(x,), progress=advance
         ).report
     with _bar(f"compiling {output.name}") as advance:
-        result = nmcompile.compile(path, output=output, target=INT8_TARGET, progress=advance)
+        result = nmcompile.compile(path, output=output, target=TARGETS["int8"], progress=advance)
     sparse = sum(layer.sparse for layer in result.report.layers)
     CONSOLE.print(
         f"int8: quantised on {done.calibrated} image{'s' * (done.calibrated != 1)}, output at "
@@ -153,6 +154,12 @@ def agree_int8(artifact: Path, quantised: Path, held: Tensor, truth: np.ndarray[
     return same >= 0.99 * len(held)
 
 
+def save_folded(model: nn.Module, x: Tensor, path: Path) -> None:
+    """Write the folded model as ONNX, input x and output y."""
+    exported = onnx.load_model_from_string(export_onnx(model, (x,), ["x"], ["y"]))
+    onnx.save(nmcompile.fold(exported), path)
+
+
 def compare_latency(
     artifacts: Mapping[str, Path], quantised: Path | None, model: nn.Module, x: Tensor, rounds: int
 ) -> dict[str, float]:
@@ -167,10 +174,9 @@ def compare_latency(
         x: an input.
         rounds: of all engines in turns.
     """
-    exported = onnx.load_model_from_string(export_onnx(model, (x,), ["x"], ["y"]))
     with tempfile.TemporaryDirectory() as folder:
         peers = {"float32": Path(folder, "folded.onnx")}
-        onnx.save(nmcompile.fold(exported), peers["float32"])
+        save_folded(model, x, peers["float32"])
         if quantised is not None:
             peers["int8"] = quantised
         shapes = {"x": tuple(x.shape)}
@@ -201,7 +207,26 @@ def _turn(engine: Engine, x: Tensor) -> Callable[[], float]:
     return lambda: engine.run(inputs)[1]
 
 
-def run_digits(title: str, method: Method, output: Path, epochs: int, int8: bool) -> bool:
+def predict(model: nn.Module, artifact: Path, held: Tensor, compiled: bool) -> np.ndarray[Any, Any]:
+    """The outputs of an artifact or, where it cannot run, of the folded model in onnxruntime."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = artifact if compiled else Path(folder, "folded.onnx")
+        if not compiled:
+            save_folded(model, held[:1], path)
+        name = "nmcompile" if compiled else "onnxruntime"
+        engine = open_engine(name, path, {"x": tuple(held[:1].shape)}, threads=1)
+    rows = []
+    with _bar("running the held-out images", len(held)) as advance:
+        for index in range(len(held)):
+            image = name_inputs(engine, {"x": held[index : index + 1].numpy()})
+            rows.append(engine.compute(image)[0])
+            advance()
+    return np.concatenate(rows)
+
+
+def run_digits(
+    title: str, method: Method, output: Path, epochs: int, precisions: Collection[str]
+) -> bool:
     """Train, compile and run one model; returns whether the predictions are the same."""
     CONSOLE.rule(title)
     images, labels = digits()
@@ -220,33 +245,30 @@ def run_digits(title: str, method: Method, output: Path, epochs: int, int8: bool
     with torch.no_grad():
         before = model(held).numpy()
     result = compile_model(model, held[:1], output)
-    session = runtime.load(output)
-    with _bar("running the held-out images", HELD_OUT) as advance:
-        rows = []
-        for index in range(HELD_OUT):
-            rows.append(next(iter(session.run(held[index : index + 1]).values())))
-            advance()
-    after = np.concatenate(rows)
+    compiled = "float32" in precisions
+    form = "compiled" if compiled else "folded, in onnxruntime"
+    after = predict(model, output, held, compiled)
     print_layers(result.report)
     same = int((before.argmax(1) == after.argmax(1)).sum())
     CONSOLE.print(
         f"accuracy on {HELD_OUT} held-out images: "
         f"torch, training form {(before.argmax(1) == truth).mean():.1%}, "
-        f"compiled {(after.argmax(1) == truth).mean():.1%}; "
+        f"{form} {(after.argmax(1) == truth).mean():.1%}; "
         f"same prediction for {same} of {HELD_OUT}, largest difference "
         f"{np.abs(before - after).max() / np.ptp(before):.0e} of the output range"
     )
     artifacts, quantised, agrees = {"float32": output}, None, True
-    if int8:
+    if "int8" in precisions:
         artifacts["int8"] = output.with_name(f"{output.stem}-int8.nmc")
         shown = images[HELD_OUT : HELD_OUT + CALIBRATED]
         quantised = compile_int8(model, held[:1], shown, artifacts["int8"])
         agrees = agree_int8(artifacts["int8"], quantised, held, truth)
-    compare_latency(artifacts, quantised, model, held[:1], 200)
+    if compiled:
+        compare_latency(artifacts, quantised, model, held[:1], 200)
     return same == HELD_OUT and agrees
 
 
-def run_resnet50(output: Path, int8: bool) -> None:
+def run_resnet50(output: Path, precisions: Collection[str]) -> None:
     """Compile a ResNet-50 with random 1x16 weights, half of them kept, and time it."""
     CONSOLE.rule("ResNet-50, random 1x16 weights, half kept")
     model = build("resnet50", "1x16@0.5")
@@ -255,17 +277,18 @@ def run_resnet50(output: Path, int8: bool) -> None:
     result = compile_model(model, x, output)
     seconds = time.perf_counter() - begin
     dense = sum(4 * int(np.prod(layer.shape)) for layer in result.report.layers)
-    begin = time.perf_counter()
-    runtime.load(output).close()
-    load = time.perf_counter() - begin
     sparse = sum(layer.sparse for layer in result.report.layers)
     CONSOLE.print(
         f"compiled in {seconds:.0f} s, {sparse} of {len(result.report.layers)} layers sparse; "
-        f"file {output.stat().st_size / 2**20:.0f} MiB, dense weights {dense / 2**20:.0f} MiB; "
-        f"loaded in {load * 1e3:.0f} ms"
+        f"file {output.stat().st_size / 2**20:.0f} MiB, dense weights {dense / 2**20:.0f} MiB"
     )
+    if "float32" not in precisions:
+        return
+    begin = time.perf_counter()
+    runtime.load(output).close()
+    CONSOLE.print(f"loaded in {(time.perf_counter() - begin) * 1e3:.0f} ms")
     artifacts, quantised = {"float32": output}, None
-    if int8:
+    if "int8" in precisions:
         artifacts["int8"] = output.with_name(f"{output.stem}-int8.nmc")
         # Latency does not depend on the values, and each image takes a while.
         quantised = compile_int8(model, x, x, artifacts["int8"])
@@ -284,16 +307,19 @@ def main() -> int:
     # Layers this small gain nothing from threads, and lose much where another process wants a core.
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    missing = missing_int8()
-    if missing:
-        CONSOLE.print(f"float32 only: {missing}")
+    reasons = {precision: missing(precision) for precision in TARGETS}
+    precisions = [precision for precision, reason in reasons.items() if not reason]
+    if "float32" not in precisions:
+        CONSOLE.print(f"compiled, but not run: {reasons['float32']}")
+    elif "int8" not in precisions:
+        CONSOLE.print(f"float32 only: {reasons['int8']}")
     names = ("digits-2of4.nmc", "digits-1x16.nmc")
     same = [
-        run_digits(title, method, options.output / name, options.epochs, not missing)
+        run_digits(title, method, options.output / name, options.epochs, precisions)
         for (title, method), name in zip(METHODS.items(), names, strict=True)
     ]
     if not options.no_resnet50:
-        run_resnet50(options.output / "resnet50-1x16.nmc", not missing)
+        run_resnet50(options.output / "resnet50-1x16.nmc", precisions)
     if not all(same):
         CONSOLE.print("[red]error: a compiled model predicts something else than its source[/]")
         return 1

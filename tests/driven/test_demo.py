@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import nmcompile
-from benchmarks.demo_digits import METHODS, agree_int8, compile_int8, missing_int8
+from benchmarks.demo_digits import METHODS, agree_int8, compile_int8, missing, run_digits
 from benchmarks.training import digits_net, train
 from nmcompile import runtime
 from nmcompile.runtime import cpu
+from nmcompile.train import SUBP
 from tests.support.manifests import FEATURES
 
 pytestmark = pytest.mark.isa("avx512f")
@@ -37,8 +38,19 @@ def test_int8_model_predicts_what_onnxruntime_does(
 
 def test_a_cpu_without_vnni_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "host", lambda: ("an old CPU", frozenset({"sse2"})))
-    assert f"int8 needs the CPU features {FEATURES[0]}" in missing_int8()
-    assert "an old CPU" in missing_int8()
+    assert f"int8 needs the CPU features {FEATURES[0]}" in missing("int8")
+    assert "an old CPU" in missing("int8")
+
+
+def test_a_cpu_that_cannot_run_it_compiles_it_and_compares_the_folded_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "digits.nmc"
+    assert run_digits("a model", SUBP("1x16"), path, 1, ())
+    said = capsys.readouterr().out
+    assert "folded, in onnxruntime" in said and "latency" not in said
+    assert "same prediction for 500 of 500" in " ".join(said.split())
+    assert runtime.read_artifact(path).manifest.layers
 
 
 @pytest.mark.parametrize("title", METHODS)
