@@ -283,8 +283,13 @@ def test_everything_that_is_completed_is_understood() -> None:
 
 
 def test_an_interrupt_at_any_stage_leaves_no_half_file(
-    dense_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dense_onnx: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # All but the first time code comes from here, so that the stages are always the same.
+    monkeypatch.setenv("NMCOMPILE_CACHE", str(tmp_path_factory.mktemp("cache")))
     stages: list[str] = []
 
     def compile_until(last: int) -> Result:
@@ -302,9 +307,10 @@ def test_an_interrupt_at_any_stage_leaves_no_half_file(
         words = ["compile", str(dense_onnx), "-o", str(tmp_path / "new" / "m.nmc")]
         return CliRunner().invoke(app, words)
 
-    assert compile_until(0).exit_code == 0
-    (tmp_path / "new" / "m.nmc").unlink()
-    (tmp_path / "new").rmdir()
+    for _ in range(2):
+        assert compile_until(0).exit_code == 0
+        (tmp_path / "new" / "m.nmc").unlink()
+        (tmp_path / "new").rmdir()
     assert stages[0] == "reading the model" and "writing the artifact" in stages
     for last in range(1, stages.index("writing the artifact") + 2):
         done = compile_until(last)
