@@ -91,6 +91,10 @@ def assert_searchable_from_a_folder(site: Path) -> None:
         page, problems = open_page(browser, site / "index.html")
         picture = page.locator("img[src*=way-of-the-data]")
         assert picture.evaluate("it => it.complete && it.naturalWidth") > 0
-        page.fill("input[name=query]", "Winograd")
-        expect(page.locator(".md-search-result__meta")).to_contain_text("matching documents")
+        found = page.locator(".md-search-result__meta")
+        # The index is read once the field is entered; what is typed before that is not heard.
+        page.locator("input[name=query]").click()
+        expect(found).to_have_text("Type to start searching", timeout=30_000)
+        page.locator("input[name=query]").press_sequentially("Winograd")
+        expect(found).to_contain_text("matching documents", timeout=30_000)
         assert [it for it in problems if not it.startswith("request: file:")] == []
