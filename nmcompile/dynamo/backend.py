@@ -11,7 +11,7 @@ from torch import fx
 
 from nmcompile.dynamo.forms import Form, Graph, Values, make_form, torch_form
 from nmcompile.dynamo.options import Options, read_options
-from nmcompile.dynamo.reasons import BACKEND, NothingOursError, warn
+from nmcompile.dynamo.reasons import BACKEND, NothingOursError, log, warn
 from nmcompile.errors import DeviceError, InputError, NmcompileError, PatternError
 from nmcompile.frontends.captured import arguments, needs_gradients
 
@@ -114,12 +114,15 @@ class CapturedGraph:
     def _by_torch(self, options: Options, values: Values, reason: NmcompileError) -> Form:
         """The graph as torch runs it, with a warning, if that is allowed.
 
+        What stands between breaks of a graph has no layers: that is torch's without more ado.
+
         Raises:
-            NmcompileError: it is not. What stands between breaks of a graph has no layers, and
-                may always be torch's.
+            NmcompileError: it is not.
         """
-        between = isinstance(reason, NothingOursError) and not reason.layers
-        if options.strict and not between:
+        if isinstance(reason, NothingOursError) and not reason.layers:
+            log.info("left to torch: %s", reason)
+        elif options.strict:
             raise reason
-        warn(str(reason))
+        else:
+            warn(str(reason))
         return torch_form(self._graph, values)

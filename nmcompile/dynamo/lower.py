@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from nmcompile.dynamo.divide import PREFIX, divide, give_constants, pieces, view
 from nmcompile.dynamo.effects import take_effects
 from nmcompile.dynamo.operator import RUN
 from nmcompile.dynamo.options import Options
-from nmcompile.dynamo.reasons import NothingOursError
+from nmcompile.dynamo.reasons import NothingOursError, log
 from nmcompile.errors import ModelError, UnsupportedOperatorError
 from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.graphs.fx.graph import FxGraph
+from nmcompile.passes.graphs.fx.nodes import CONV, LINEAR
+from nmcompile.passes.graphs.fx.planar import LINEAR_CONV, TRANSPOSED
 from nmcompile.passes.operators.torch.quantised import LIBRARY
 from nmcompile.passes.operators.torch.refusals import refusals
 from nmcompile.passes.pipeline import run_pipeline
@@ -26,7 +27,7 @@ from nmcompile.runtime import Session
 from nmcompile.sparsity import VERIFY
 from nmcompile.targets import BF16
 
-log = logging.getLogger("nmcompile.dynamo")
+PRODUCTS = CONV | LINEAR | LINEAR_CONV | TRANSPOSED | {torch.ops.aten.bmm.default}
 SHOWN = 3
 """Reasons in a message."""
 
@@ -162,10 +163,11 @@ def _nothing(graph: FxGraph, refused: Mapping[fx.Node, str]) -> NothingOursError
     layers = len(graph.computed())
     count = sum(op.kind != "identity" for op in graph.ops())
     if not layers:
+        products = sum(node.target in PRODUCTS for node in graph.module.graph.nodes)
         return NothingOursError(
             f"none of the {count} operators of a graph is a convolution or matrix product with "
             "constant weights",
-            layers,
+            products,
         )
     reasons = list(dict.fromkeys(refused.values()))
     more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 
 from nmcompile.errors import UnsupportedOperatorError
 
+log = logging.getLogger("nmcompile.dynamo")
 BACKEND = "torch.compile(backend='nmcompile')"
 
 
 class NothingOursError(UnsupportedOperatorError):
-    """No part of a graph pays to compile; `layers` counts what has weights in it."""
+    """No part of a graph pays to compile; `layers` counts its convolutions and matrix products."""
 
     def __init__(self, message: str, layers: int) -> None:
         super().__init__(message)

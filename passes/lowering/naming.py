@@ -16,11 +16,15 @@ from tvm.relax.expr import _update_type
 from nmcompile.kernels.objects import MADE_BY, identity
 
 DIGITS = 10  # of the digest behind a name
+LENGTH = 100  # characters before it: names become files', which systems limit to 255
 
 
 def content_name(name: str, made_by: str) -> str:
-    """The name of a function that was made by what a text says."""
-    return f"{name}_{identity(made_by)[:DIGITS]}"
+    """The name of a function that was made by what a text says.
+
+    TVM's name of a fused function has every operator's, which may be dozens: the first are kept.
+    """
+    return f"{name[:LENGTH].rstrip('_')}_{identity(made_by)[:DIGITS]}"
 
 
 def name_by_content(module: Any) -> Any:

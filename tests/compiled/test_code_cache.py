@@ -198,3 +198,18 @@ def test_what_comes_from_the_cache_runs(sparse_onnx: Path, tmp_path: Path) -> No
     y = runtime.load(tmp_path / "out.nmc").run({"x": example().numpy()})["y"]
     expected = tiny_net("2:4").eval()(example()).detach().numpy()
     assert abs(y - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def test_dozens_of_operators_in_one_function_have_a_name_that_files_can_have(
+    tmp_path: Path, generated: Generated
+) -> None:
+    """TVM names a fused function after all of its operators."""
+    chain = [node("Elu", [f"x{i}"], [f"x{i + 1}"], alpha=1.0 + i / 8) for i in range(40)]
+    proto = model(
+        [conv("x", "x0", "w"), *chain, node("Identity", ["x40"], ["y"])],
+        {"w": weight(8, 8, 1, 1)},
+        [("y", onnx.TensorProto.FLOAT, None)],
+    )
+    nmcompile.compile(proto, output=tmp_path / "out.nmc", cache=tmp_path / "cache", rest="none")
+    longest = max(generated, key=len)
+    assert 100 < len(longest) < 128 and longest in symbols(tmp_path / "out.nmc")
