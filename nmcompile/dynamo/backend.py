@@ -55,6 +55,7 @@ class CapturedGraph:
         self._gradients = needs_gradients(module)
         self._given, self._more = options, more
         self._forms: tuple[Form, ...] = ()
+        self._only: Form | None = None  # for every call, where the graph has no layers
         self._made = 0
         self._guard = threading.Lock()
 
@@ -74,6 +75,8 @@ class CapturedGraph:
 
     def _find(self, values: Values) -> Form | None:
         """The form for a call, unless its parameters have changed."""
+        if self._only is not None:
+            return self._only
         shapes = self._graph.shapes(values)
         for form in self._forms:
             if form.shapes == shapes and form.constants.are(values):
@@ -121,8 +124,9 @@ class CapturedGraph:
         """
         if isinstance(reason, NothingOursError) and not reason.layers:
             log.info("left to torch: %s", reason)
-        elif options.strict:
+            self._only = torch_form(self._graph, values)
+            return self._only
+        if options.strict:
             raise reason
-        else:
-            warn(str(reason))
+        warn(str(reason))
         return torch_form(self._graph, values)

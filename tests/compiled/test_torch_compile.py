@@ -352,6 +352,12 @@ def test_a_graph_without_layers_is_torchs(
         found = fast(example())
     assert "none of the 2 operators" in caplog.text
     close(found, example().relu() + 2)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="nmcompile.dynamo"):
+        for batch in range(2, 4 + torch._dynamo.config.recompile_limit):
+            x = example((batch, *SHAPE[1:]))
+            close(fast(x), x.relu() + 2)
+    assert caplog.text.count("none of the 2 operators") <= 1, "once for sizes that vary"
 
 
 def test_parameters_of_inference_mode_are_torchs(compiled: Compile, able_cpu: None) -> None:
