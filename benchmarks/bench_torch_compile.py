@@ -122,8 +122,9 @@ def compiled(model: nn.Module, backend: str, cache: str) -> Callable[[Tensor], A
     """The model as one backend runs it."""
     if backend == "eager":
         return model
-    options = {"cache": cache} if backend == "nmcompile" else None
-    return torch.compile(model, backend=backend, options=options)
+    if backend == "inductor":
+        return torch.compile(model, backend=backend)
+    return torch.compile(model, backend=backend, options={"cache": cache})
 
 
 def agree(found: Any, expected: Any) -> bool:
@@ -131,8 +132,7 @@ def agree(found: Any, expected: Any) -> bool:
     if isinstance(expected, Tensor):
         found, expected = (found,), (expected,)
     return all(
-        a.shape == b.shape
-        and float((a - b).abs().max()) <= 1e-3 * max(1.0, float(b.abs().max()))
+        a.shape == b.shape and float((a - b).abs().max()) <= 1e-3 * max(1.0, float(b.abs().max()))
         for a, b in zip(found, expected, strict=True)
     )
 

@@ -92,8 +92,8 @@ def lower(module: fx.GraphModule, options: Options, folder: Path, open_part: Ope
         _call(outer, f"{PREFIX}{index}", name)
     effects.put_back(outer)
     outer.graph.lint()
-    outer.recompile()
-    return Lowered(outer, sessions)
+    # Without the weights that the parts have now: a later process would read them for nothing.
+    return Lowered(fx.GraphModule(outer, outer.graph), sessions)
 
 
 def _check_claims(graph: FxGraph, options: Options) -> None:

@@ -252,6 +252,17 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 
 @runs
+def test_what_is_kept_has_the_weights_once(compiled: Compile, tmp_path: Path) -> None:
+    """In the artifact: a later process would read any others for nothing."""
+    model = randomised(nn.Conv2d(512, 512, 3))
+    x = torch.randn(1, 512, 3, 3)
+    close(compiled(model, cache=tmp_path, strict=True)(x), model(x))
+    sizes = sorted(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    weights = model.weight.nbytes
+    assert sum(size > weights / 4 for size in sizes) == 1 and weights < sizes[-1] < 1.1 * weights
+
+
+@runs
 def test_the_operator_survives_torch_export(sparse_artifact: Path, tmp_path: Path) -> None:
     import nmcompile.dynamo.operator  # noqa: F401
 
