@@ -20,6 +20,7 @@ from nmcompile.reports import (
     LayerReport,
     report_elsewhere,
     report_segments,
+    with_model_shapes,
 )
 from nmcompile.runtime.chain import RUNS
 from nmcompile.runtime.steps import LIBRARY, ONNX, Step
@@ -64,6 +65,7 @@ def assemble(
         ModelError: a part does not fit one file.
     """
     parts = _whole(made) if isinstance(made, Built) else _in_parts(source, made)
+    parts.layers = with_model_shapes(parts.layers, source)
     inputs = tuple(runtime.TensorSpec(*spec) for spec in source.inputs)
     specs = {spec.name: spec for spec in inputs} | parts.specs
     version = rest.version() if parts.steps else ""

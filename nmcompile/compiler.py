@@ -16,7 +16,7 @@ from nmcompile.building import TunedLayer, build
 from nmcompile.cache import Cache
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
-from nmcompile.folding import open_folded
+from nmcompile.folding import open_folded, without_zero_channels
 from nmcompile.model_files import check_model_file
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
 from nmcompile.precision import check_precision, open_in, paying_precision
@@ -122,7 +122,7 @@ def compile(
         example_inputs: for torch models: the inputs whose shapes are compiled for.
         shapes: input shapes by name, where an ONNX model leaves them open.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", "1x16@0.5", ... is verified
-            first; "dense" ignores all zeros.
+            first; "dense" ignores all zeros, those of whole filters too.
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
             by default they are verified.
         tuning: measurements to choose kernels by; None for the analytical model alone.
@@ -179,6 +179,7 @@ def compile(
     elsewhere = tuning is not None and (tuning.on is not None or tuning.cpu is not None)
     precision, kept = paying_precision(precision, chosen, elsewhere)
     stage = Stages(progress)
+    projects = pruning.mode == "project"
     source, folded, lost = open_in(
         precision,
         model,
@@ -187,9 +188,9 @@ def compile(
         calibration=calibration,
         quantization=quantization,
         progress=stage,
+        smaller=asked == "auto" or projects,
     )
     notes = [*kept, *(f"{note.layer}: {note.text}" for note in folded.notes)]
-    projects = pruning.mode == "project"
     if step is not None:
         stage(PERMUTING if pruning.permute else "checking the pattern")
         step.on_step = partial(stage, PERMUTING)
@@ -198,6 +199,9 @@ def compile(
         notes += [f"{note.layer}: {note.text}" for note in done.notes if projects]
         if not done.finished:
             notes.append(f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s")
+        if not projects:  # the model as it is was held against the pattern
+            source, removed = without_zero_channels(source)
+            notes += [f"{note.layer}: {note.text}" for note in removed]
     with assuming_cores(opened.cores if opened is not None else None):
         attempt = partial(
             build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
@@ -264,7 +268,10 @@ def enforce(
         ModelError: the model cannot be read.
     """
     step = EnforcePattern(pattern, pruning, partial(progress, PERMUTING))
-    source, _ = open_folded(model, example_inputs, shapes=shapes, progress=progress)
+    projects = pruning.mode == "project"
+    source, _ = open_folded(
+        model, example_inputs, shapes=shapes, progress=progress, smaller=projects
+    )
     progress("projecting the weights")
     result = step.call(source.graph)
     refuse_trivial(result)

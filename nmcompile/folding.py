@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nmcompile.frontends import SourceModel, open_model
 from nmcompile.passes.checks.geometry import check_geometry
 from nmcompile.passes.checks.sizes import check_inputs
 from nmcompile.passes.checks.weights import check_weights
-from nmcompile.passes.graphs.interface import PassResult
+from nmcompile.passes.graphs.interface import Note, PassResult
 from nmcompile.passes.pipeline import run_pipeline
+from nmcompile.passes.remove_zero_channels import RemoveZeroChannels
 from nmcompile.progress import Progress, silent
 
 
@@ -40,8 +42,11 @@ def open_folded(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress = silent,
+    smaller: bool = True,
 ) -> tuple[SourceModel, PassResult]:
     """Read a model, fold it, and check it before and after; arguments as `nmcompile.compile`.
+
+    With `smaller`, channels that the model can do without are taken out (`without_zero_channels`).
 
     Raises:
         ModelError: as `open_checked`.
@@ -51,4 +56,13 @@ def open_folded(
     folded = run_pipeline(source.graph)
     check_weights(source.graph)
     check_geometry(source.graph)
-    return source, folded
+    if not smaller:
+        return source, folded
+    source, notes = without_zero_channels(source)
+    return source, replace(folded, notes=(*folded.notes, *notes))
+
+
+def without_zero_channels(source: SourceModel) -> tuple[SourceModel, tuple[Note, ...]]:
+    """Take the channels out of a folded model that it can do without; with what there is to say."""
+    done = RemoveZeroChannels().call(source.graph)
+    return replace(source, model_shapes={**done.shapes, **source.model_shapes}), done.notes

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nmcompile.explain import explained
-from nmcompile.folding import open_folded
+from nmcompile.folding import open_folded, without_zero_channels
 from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import choose
 from nmcompile.layer_names import LayerNames
@@ -17,6 +17,7 @@ from nmcompile.progress import Progress, silent
 from nmcompile.reports import (
     InspectionReport,
     LayerReport,
+    held,
     real_notes,
     report_choice,
     report_elsewhere,
@@ -25,10 +26,11 @@ from nmcompile.reports import (
     report_segments,
     scattered_notes,
     target_notes,
+    with_model_shapes,
 )
 from nmcompile.segments.divide import Divided
 from nmcompile.segments.whole import check_rest_option, in_parts
-from nmcompile.sparsity import Pattern, parse_wanted
+from nmcompile.sparsity import CheckResult, Pattern, parse_wanted
 from nmcompile.targets import Target, find_target
 
 if TYPE_CHECKING:
@@ -65,8 +67,15 @@ def inspect(
     check_rest_option(rest)
     asked = str(pattern).strip().lower()
     wanted = None if asked == "auto" else parse_wanted(asked)
-    source, result = open_folded(model, example_inputs, shapes=shapes, progress=progress)
+    source, result = open_folded(
+        model, example_inputs, shapes=shapes, progress=progress, smaller=False
+    )
     progress("checking the patterns")
+    given = {layer.name: held(layer.weight, wanted) for layer in source.graph.layers()}
+    found_notes = result.notes
+    if asked != "dense":
+        source, removed = without_zero_channels(source)
+        found_notes += removed
     progress("importing into TVM")
     source, made, why = in_parts(source, chosen, rest, partial(_look, target=chosen))
     looks = [made] if isinstance(made, _Look) else [look for look in made.made if look is not None]
@@ -83,7 +92,11 @@ def inspect(
         else report_other(other, chosen.name, wanted)
         for other in source.graph.weighted()
     )
-    notes = [f"{note.layer}: {note.text}" for note in result.notes] + [*filter(None, [why])]
+    layers = tuple(
+        _as_given(row, given[row.name]) if row.model_shape else row
+        for row in with_model_shapes(layers, source)
+    )
+    notes = [f"{note.layer}: {note.text}" for note in found_notes] + [*filter(None, [why])]
     notes += scattered_notes(layers)
     leftovers: Counter[str] = Counter()
     for look in looks:
@@ -118,6 +131,13 @@ def _find_problems(source: SourceModel, target: Target) -> Found:
     # Only layers in integers are reported with what is found here; the others are known already.
     pattern_of = detect_group if target.integers else lambda group: None
     return find_problems(backend.prepare(source.to_relax()), pattern_of, backend.lowering)
+
+
+def _as_given(row: LayerReport, checked: CheckResult | None) -> LayerReport:
+    """A row that says whether the weight held what was asked for while it was whole."""
+    if checked is None:
+        return row
+    return replace(row, violations=checked.violations, first_violation=checked.first)
 
 
 def _as_integers(

@@ -10,7 +10,7 @@ _FACTS: Mapping[str, tuple[type, ...]] = {
     "name": (str,), "op": (str,), "pattern": (str,), "axis": (str,), "kernel": (str,),
     "reason": (str,), "sparse": (bool,), "scattered": (bool,),
     "density": (int, float), "macs": (int, float), "violations": (int,),
-    "shape": (list, tuple), "first_violation": (list, tuple),
+    "shape": (list, tuple), "first_violation": (list, tuple), "model_shape": (list, tuple),
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def plain_name(symbol: str) -> str:
 def known_facts(layer: Mapping[str, Any]) -> dict[str, Any]:
     """What of a free-form description of a layer is of the type that this version writes."""
     facts = {key: layer[key] for key, types in _FACTS.items() if type(layer.get(key)) in types}
-    for key in ("shape", "first_violation"):
+    for key in ("shape", "first_violation", "model_shape"):
         if key in facts and not is_shape(facts[key]):
             del facts[key]
     also = layer.get("also")

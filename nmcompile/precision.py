@@ -123,14 +123,18 @@ def open_in(
     calibration: Any,
     quantization: Quantization | None,
     progress: Progress,
+    smaller: bool = True,
 ) -> tuple[SourceModel, PassResult, QuantizationReport | None]:
-    """Open a model, folded and in a precision; arguments as `nmcompile.compile`.
+    """Open a model, folded and in a precision; arguments as `nmcompile.compile` and `open_folded`.
 
     Raises:
         NmcompileError: as `open_folded` and `nmcompile.quantize`.
     """
     if precision != INT8:
-        return *open_folded(model, example_inputs, shapes=shapes, progress=progress), None
+        opened = open_folded(
+            model, example_inputs, shapes=shapes, progress=progress, smaller=smaller
+        )
+        return *opened, None
     from nmcompile.quantization import quantize
 
     done = quantize(

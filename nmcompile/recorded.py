@@ -53,6 +53,11 @@ class RecordedCode:
         rows = [find_row(symbol) for symbol in self._symbols]
         return BF16 if any(row is not None and row.dtype == "bfloat16" for row in rows) else None
 
+    @property
+    def smaller(self) -> bool:
+        """Whether channels were taken out that the model could do without."""
+        return any(row["model_shape"] for row in self._rows.values())
+
     def check_layers(self, graph: Graph) -> None:
         """Refuse a model whose layers have other shapes.
 
@@ -66,9 +71,10 @@ class RecordedCode:
             if name not in shapes:
                 self._missing.append(name)
             elif wanted != shapes[name]:
+                taken = " without channels that are zero" if row["model_shape"] else ""
                 raise ShapeError(
-                    f"layer {name}: expected a weight of shape {wanted} as in {self._path}, found "
-                    f"{shapes[name]}: {ANEW}"
+                    f"layer {name}: expected a weight of shape {wanted}{taken} as in {self._path}, "
+                    f"found {shapes[name]}: {ANEW}"
                 )
 
     def detect(self, name: str, weight: npt.NDArray[Any]) -> Detection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class LayerReport:
     violations, first_violation: of the pattern that was asked for, 0 and None where it holds.
     sparse: whether the kernel skips the zeros. reason: why not, or "".
     scattered: whether the filters of its 1xN blocks lie all over the layer.
+    model_shape: of the weight in the model, where `shape` is smaller by channels that the model can
+        do without; else ().
     """
 
     name: str
@@ -68,6 +70,7 @@ class LayerReport:
     sparse: bool
     reason: str
     scattered: bool = False
+    model_shape: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -299,6 +302,12 @@ def _row(
         reason="",
         scattered=detection.order is not None,
     )
+
+
+def with_model_shapes(layers: Iterable[LayerReport], source: SourceModel) -> list[LayerReport]:
+    """The rows, with what their weights were in the model."""
+    shapes = source.model_shapes
+    return [replace(layer, model_shape=shapes.get(layer.name, ())) for layer in layers]
 
 
 def report_elsewhere(

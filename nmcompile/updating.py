@@ -35,7 +35,9 @@ def update(
 
     The result is the file that compiling the model would give. All but the weights has to be as it
     was: the graph, its numbers and constants of up to 1 KiB outside of layers; each layer's shape,
-    pattern, and how many weights are not zero where they are kept in lists (1xN, unstructured).
+    pattern, and how many weights are not zero where they are kept in lists (1xN, unstructured), and
+    how many channels the model can do without, if the artifact's did without some; else all stay,
+    as with pattern "dense".
 
     Args:
         artifact: a compiled model for a CPU, written by this version of nmcompile and TVM.
@@ -87,6 +89,7 @@ def _update(
         example_inputs,
         shapes=shapes if example_inputs is None else None,
         progress=stage,
+        smaller=code.smaller,
     )
     _check_inputs(source, old)
     code.check_layers(source.graph)

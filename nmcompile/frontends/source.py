@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nmcompile.errors import ModelError
@@ -23,6 +23,7 @@ class SourceModel:
         graph: what passes edit in place; everything below follows the edits.
         inputs: (name, shape, numpy dtype name) in calling order.
         outputs: names, in the order of the returned tensors.
+        model_shapes: of the weights as they were opened, of layers that are smaller now.
     """
 
     kind: Literal["torch", "onnx"]
@@ -30,6 +31,7 @@ class SourceModel:
     graph: Graph
     inputs: tuple[tuple[str, tuple[int, ...], str], ...]
     outputs: tuple[str, ...]
+    model_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def native(self) -> Any:
         """The model in its framework: `torch.fx.GraphModule` or `onnx.ModelProto`."""

@@ -70,7 +70,7 @@ def fold_for_quantization(
     names = LayerNames(source.graph.layers())
     progress("exporting to ONNX")
     # Folded again: the exporter computes paddings from constants.
-    again, _ = open_folded(onnx.load_model_from_string(onnx_bytes(source)))
+    again, _ = open_folded(onnx.load_model_from_string(onnx_bytes(source)), smaller=False)
     ready = ir.to_proto(_fused(again.native()))
     exported = open_checked(_at_opset(ready, source.title))
     graph = exported.graph

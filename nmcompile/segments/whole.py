@@ -81,9 +81,9 @@ def _as_onnx(source: SourceModel, refusal: Exception) -> SourceModel:
 
     try:
         proto = onnx.load_model_from_string(onnx_bytes(source))
-        found, _ = open_folded(proto)
+        found, _ = open_folded(proto, smaller=False)
     except ModelError as error:
         raise UnsupportedOperatorError(
             f"{refusal}; nor can it be handed to onnxruntime: {error}"
         ) from error
-    return replace(found, title=source.title)
+    return replace(found, title=source.title, model_shapes=source.model_shapes)

@@ -5,7 +5,7 @@ translate both ways. Only what the passes and the inspection need is here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -28,6 +28,14 @@ opaque: it may do anything. channelwise: channel c of the output is a function o
 first input, the same for all c but for `Op.parameters`; other inputs, where they are constants, say
 which function. elementwise: numpy broadcasting over all inputs. concat: the inputs follow each
 other along axis 1. reshape: the elements of the first input in the same order, in another shape.
+"""
+
+Uniform = Literal["unknown", "zero", "kept", "pointwise"]
+"""What a channelwise operator makes of a channel that holds one number everywhere. The default
+claims nothing.
+
+zero: zeros of zeros. kept: that number everywhere. pointwise: every element of the output depends
+on the one in its place alone, so that `Graph.evaluate` tells.
 """
 
 
@@ -84,6 +92,8 @@ class Op:
         conv: geometry, for "conv" only.
         affine: scale and shift, for "batch_norm" only.
         flow: what is known about its channels.
+        uniform: what is known of channels that hold one number, for "channelwise".
+        product: whether it multiplies its inputs, for "elementwise".
         parameters: of "conv", "linear", "batch_norm" and channelwise operators, the constants
             that have a place for each channel.
     """
@@ -101,6 +111,8 @@ class Op:
     affine: Affine | None = None
     flow: ChannelFlow = "opaque"
     parameters: tuple[Parameter, ...] = ()
+    uniform: Uniform = "unknown"
+    product: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +253,25 @@ class Graph(ABC):
     def reorder(self, constant: Value, axis: int, order: Array) -> None:
         """Slice i of the constant along `axis` becomes its former slice order[i]; keeps its name.
 
-        Everything that reads the constant sees the change; tensors of the user's model do not.
+        Slices that the order leaves out are gone. Everything that reads the constant sees the
+        change; tensors of the user's model do not.
+        """
+
+    @abstractmethod
+    def resize(self, op: Op, shape: tuple[int, ...]) -> None:
+        """Let an operator write a tensor of another shape, as what it reads has changed.
+
+        Arguments that repeat the shape (a reshape's target, the groups of a depthwise convolution)
+        follow; `shape` is static, of the rank that it was.
+        """
+
+    @abstractmethod
+    def evaluate(self, op: Op, inputs: Mapping[Value, Array]) -> Array | None:
+        """What an operator makes of other inputs, constants as they are; None where it cannot run.
+
+        Args:
+            op: without subgraphs.
+            inputs: what stands for the tensors that are not constant; cast to their dtypes.
         """
 
     @abstractmethod

@@ -53,12 +53,14 @@ class ChannelSpaces:
         inputs: for conv and linear layers, depthwise ones excepted, the segments of what they read.
         outputs: for all of them, those of what they write.
         touches: the constants that move with the spaces.
+        values: the segments of the tensors along axis 1.
     """
 
     spaces: Mapping[int, Space]
     inputs: Mapping[str, Segments]
     outputs: Mapping[str, Segments]
     touches: tuple[Touch, ...]
+    values: Mapping[Value, Segments]
 
 
 def axis_order(segments: Segments, orders: Mapping[int, Array]) -> Array | None:
@@ -66,7 +68,8 @@ def axis_order(segments: Segments, orders: Mapping[int, Array]) -> Array | None:
 
     Args:
         segments: of the axis.
-        orders: for spaces that move: place i holds what was channel order[i].
+        orders: for spaces that move: place i holds what was channel order[i]; a shorter order
+            leaves channels out.
     """
     if all(segment.space not in orders for segment in segments):
         return None
@@ -134,6 +137,7 @@ class _Finder:
             {name: self._resolve(segments) for name, segments in self.inputs.items()},
             {name: self._resolve(segments) for name, segments in self.outputs.items()},
             tuple(Touch(t.constant, t.axis, self._resolve(t.segments)) for t in self.touches),
+            {value: self._resolve(segments) for value, segments in self.values.items()},
         )
 
     def _visit(self, op: Op) -> str | None:

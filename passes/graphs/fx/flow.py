@@ -1,4 +1,4 @@
-"""What aten operators do to channels: `Op.flow` and `Op.parameters` of FX graphs.
+"""What aten operators do to channels: `Op.flow`, `uniform` and `parameters` of FX graphs.
 
 An operator that is not listed here is opaque: nothing is claimed about it.
 """
@@ -18,7 +18,7 @@ from nmcompile.passes.graphs.fx.nodes import (
     is_identity,
     weight_node,
 )
-from nmcompile.passes.graphs.interface import ChannelFlow, OpKind, Parameter
+from nmcompile.passes.graphs.interface import ChannelFlow, OpKind, Parameter, Uniform
 
 aten = torch.ops.aten
 
@@ -81,6 +81,8 @@ _IMAGE = {
 }
 _PAD = {aten.pad.default, aten.constant_pad_nd.default}
 _REDUCE = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default}
+# Of a channel that holds one number these make the same number.
+_KEEPING = (_IMAGE - {aten.avg_pool2d.default}) | (_REDUCE - {aten.sum.dim_IntList})
 _ELEMENTWISE = {
     aten.add.Tensor,
     aten.sub.Tensor,
@@ -126,6 +128,28 @@ def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> ChannelFlow:
         axes = arguments_of(node)["dim"] or range(rank)
         return "channelwise" if rank and {0, 1}.isdisjoint(a % rank for a in axes) else "opaque"
     return "opaque"
+
+
+def uniform_channels(node: fx.Node) -> Uniform:
+    """`Op.uniform` of a channelwise node."""
+    target = node.target
+    if target in _KEEPING:
+        return "kept"
+    if target is aten.avg_pool2d.default:
+        arguments = arguments_of(node)
+        counted = any(arguments["padding"]) and arguments["count_include_pad"]
+        return "zero" if counted or arguments["divisor_override"] is not None else "kept"
+    if target in _PAD:
+        arguments = arguments_of(node)
+        if arguments.get("mode", "constant") != "constant":
+            return "kept"
+        return "unknown" if arguments["value"] else "zero"
+    return "zero" if target in _REDUCE else "pointwise"
+
+
+def is_product(node: fx.Node) -> bool:
+    """`Op.product` of a node."""
+    return node.target is aten.mul.Tensor
 
 
 def channel_parameters(node: fx.Node, kind: OpKind) -> tuple[Parameter, ...]:

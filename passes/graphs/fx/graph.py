@@ -7,6 +7,7 @@ operators are `torch.ops.aten` overloads without in-place forms.
 import copy
 import operator
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,9 @@ from nmcompile.passes.graphs.fx.nodes import (
     CONV,
     LINEAR,
     NAME,
+    SIZED,
     arguments_of,
+    as_numpy,
     bias_node,
     data_node,
     is_pure,
@@ -105,7 +108,7 @@ class FxGraph(FxReader):
             with self.module.graph.inserting_before(node):
                 moved = self._dequantised(node.name, source.reordered(axis, order))
             # The node stays the constant that is reordered, along another axis next.
-            node.target, node.args = moved.target, moved.args
+            node.target, node.args, node.meta["val"] = moved.target, moved.args, moved.meta["val"]
             self.module.graph.erase_node(moved)
             self.sweep()
             return
@@ -113,7 +116,36 @@ class FxGraph(FxReader):
         assert tensor is not None
         index = torch.from_numpy(np.asarray(order, np.int64)).to(tensor.device)
         self._delete(str(node.target))
-        self._store(str(node.target), tensor.detach().index_select(axis, index))
+        moved_tensor = tensor.detach().index_select(axis, index)
+        self._store(str(node.target), moved_tensor)
+        node.meta["val"] = moved_tensor.to(device="meta")
+
+    def resize(self, op: Op, shape: tuple[int, ...]) -> None:
+        """Record the shape; views, and the groups of depthwise convolutions, are given it."""
+        node: fx.Node = op.handle
+        if node.target in SIZED:
+            node.args = (node.args[0], list(shape))
+        if op.conv is not None and op.conv.groups > 1:
+            node.args = tuple((arguments_of(node) | {"groups": shape[1]}).values())
+            node.kwargs = {}
+        node.meta["val"] = node.meta["val"].new_empty(shape)
+
+    def evaluate(self, op: Op, inputs: Mapping[Value, Array]) -> Array | None:
+        """Run the node by itself."""
+        node: fx.Node = op.handle
+
+        def filled(source: fx.Node) -> torch.Tensor:
+            if source not in inputs:
+                return cast(torch.Tensor, self._tensor(source))
+            dtype = cast(torch.Tensor, source.meta["val"]).dtype
+            return torch.from_numpy(np.ascontiguousarray(inputs[source])).to(dtype)
+
+        sources = node.all_input_nodes
+        if not is_pure(node) or any(s not in inputs and self._tensor(s) is None for s in sources):
+            return None
+        args, kwargs = fx.map_arg((node.args, node.kwargs), filled)
+        with torch.no_grad():
+            return as_numpy(cast(Any, node.target)(*args, **kwargs))
 
     def fold_constants(self) -> list[str]:
         """Run every node whose inputs are constants; in-place and random operators stay."""

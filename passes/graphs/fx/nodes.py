@@ -17,8 +17,8 @@ CONV = {aten.conv2d.default, aten.conv2d.padding, aten.convolution.default}
 LINEAR = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default}
 NATIVE_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 VIEW = {aten.view.default, aten._unsafe_view.default}
-RESHAPE = VIEW | {
-    aten.reshape.default,
+SIZED = VIEW | {aten.reshape.default}
+RESHAPE = SIZED | {
     aten.flatten.using_ints,
     aten.squeeze.default,
     aten.squeeze.dim,

@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from torch import fx
 
-from nmcompile.passes.graphs.fx.flow import channel_flow, channel_parameters
+from nmcompile.passes.graphs.fx.flow import (
+    channel_flow,
+    channel_parameters,
+    is_product,
+    uniform_channels,
+)
 from nmcompile.passes.graphs.fx.nodes import (
     CONV,
     DROPOUT,
@@ -181,7 +186,8 @@ class FxReader(Graph):
         elif is_identity(node) or (target in DROPOUT and not node.args[2]):
             kind = "identity"
         flow, parameters = channel_flow(node, kind, self.shape), channel_parameters(node, kind)
-        read = (weight, bias, whole, conv, affine, flow, parameters)
+        uniform = uniform_channels(node) if flow == "channelwise" else "unknown"
+        read = (weight, bias, whole, conv, affine, flow, parameters, uniform, is_product(node))
         return Op(kind, name, f"{target} {node.name}", inputs, node, node, *read)
 
     def _weights(self, node: fx.Node) -> tuple[Array | None, Array | None, bool]:

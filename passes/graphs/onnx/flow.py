@@ -1,4 +1,4 @@
-"""What ONNX operators do to channels: `Op.flow` and `Op.parameters` of ONNX graphs.
+"""What ONNX operators do to channels: `Op.flow`, `uniform` and `parameters` of ONNX graphs.
 
 An operator that is not listed here is opaque: nothing is claimed about it.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from nmcompile.passes.graphs.interface import Array, ChannelFlow, OpKind, Parameter
+from nmcompile.passes.graphs.interface import Array, ChannelFlow, OpKind, Parameter, Uniform
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
 
 _POINTWISE = {
@@ -43,6 +43,8 @@ _POINTWISE = {
 }
 _POOL = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 _REDUCE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
+# Of a channel that holds one number these make the same number.
+_KEEPING = (_POOL - {"AveragePool"}) | (_REDUCE - {"ReduceSum"}) | {"Resize"}
 _ELEMENTWISE = {"Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum"}
 _QUANTISED = {"DequantizeLinear", "QuantizeLinear"}
 _RESHAPE = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
@@ -87,6 +89,27 @@ def channel_flow(node: ir.Node, kind: OpKind, shape: ShapeOf, constant: Constant
         kept = scales[:2] == [1, 1] if scales else sizes[:2] == list(known[:2])
         return "channelwise" if kept and mode != "tf_crop_and_resize" else "opaque"
     return "opaque"
+
+
+def uniform_channels(node: ir.Node, constant: ConstantOf) -> Uniform:
+    """`Op.uniform` of a channelwise node."""
+    operator = node.op_type
+    if operator in _KEEPING:
+        return "kept"
+    if operator == "AveragePool":
+        pads = any(ints_attribute(node, "pads", ())) or int_attribute(node, "ceil_mode", 0)
+        pads = pads or node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
+        return "zero" if pads and int_attribute(node, "count_include_pad", 0) else "kept"
+    if operator == "Pad":
+        if node.attributes.get_string("mode", "constant") != "constant":
+            return "kept"
+        return "unknown" if any(_numbers(node, 2, constant, (0.0,)) or [1.0]) else "zero"
+    return "zero" if operator in _REDUCE else "pointwise"
+
+
+def is_product(node: ir.Node) -> bool:
+    """`Op.product` of a node."""
+    return node.domain == "" and node.op_type == "Mul"
 
 
 def channel_parameters(node: ir.Node, kind: OpKind, constant: ConstantOf) -> tuple[Parameter, ...]:

@@ -5,8 +5,8 @@ inputs or Constant nodes), functions are inlined, shapes are inferred.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -125,12 +125,39 @@ class OnnxGraph(OnnxReader):
         value, source = cast(ir.Value, constant), self.integers(constant)
         producer = value.producer()
         if source is not None and producer is not None:
-            self._read_integers(producer, str(value.name), source.reordered(axis, order))
+            moved = source.reordered(axis, order)
+            self._read_integers(producer, str(value.name), moved)
+            value.shape = ir.Shape(moved.values.shape)
             self.sweep()
             return
         assert value.const_value is not None
         changed = np.take(value.const_value.numpy(), order, axis)
         value.const_value = ir.tensor(changed, dtype=value.const_value.dtype, name=value.name)
+        value.shape = ir.Shape(changed.shape)
+
+    def resize(self, op: Op, shape: tuple[int, ...]) -> None:
+        """Record the shape; Reshape, Resize and the group of Conv are given it."""
+        node: ir.Node = op.handle
+        place = {"Reshape": 1, "Resize": 3}.get(node.op_type)
+        if place is not None and len(node.inputs) > place and node.inputs[place] is not None:
+            sizes = self.new_constant(f"{node.outputs[0].name}_shape", np.array(shape, np.int64))
+            node.replace_input_with(place, sizes)
+        if op.conv is not None and op.conv.groups > 1:
+            node.attributes["group"] = ir.AttrInt64("group", shape[1])
+        node.outputs[0].shape = ir.Shape(shape)
+
+    def evaluate(self, op: Op, inputs: Mapping[Value, Array]) -> Array | None:
+        """Run the node by itself."""
+        node: ir.Node = op.handle
+        known = [value for value in node.inputs if value is not None]
+        if any(value not in inputs and not self.is_constant(value) for value in known):
+            return None
+        feeds = {
+            cast(ir.Value, value): array.astype(_numpy_dtype(cast(ir.Value, value)))
+            for value, array in inputs.items()
+        }
+        results = self._evaluate(node, feeds)
+        return None if results is None else results[0]
 
     def fold_constants(self) -> list[str]:
         """Evaluate nodes whose inputs are constants, and shapes that are known."""
@@ -349,3 +376,9 @@ class OnnxGraph(OnnxReader):
         for node in layers:
             if NAME not in node.meta:
                 node.meta[NAME] = unique_name(layer_name(node), taken)
+
+
+def _numpy_dtype(value: ir.Value) -> np.dtype[Any]:
+    """The dtype in which a tensor is evaluated; numpy has no bfloat16."""
+    narrow = value.dtype is None or value.dtype is ir.DataType.BFLOAT16
+    return np.dtype(np.float32) if narrow else cast(ir.DataType, value.dtype).numpy()

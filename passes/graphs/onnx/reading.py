@@ -21,7 +21,12 @@ from nmcompile.passes.graphs.interface import (
     Weighted,
     unique_name,
 )
-from nmcompile.passes.graphs.onnx.flow import channel_flow, channel_parameters
+from nmcompile.passes.graphs.onnx.flow import (
+    channel_flow,
+    channel_parameters,
+    is_product,
+    uniform_channels,
+)
 from nmcompile.passes.graphs.onnx.nodes import (
     LAYERS,
     NAME,
@@ -158,7 +163,8 @@ class OnnxReader(Graph):
         where = f"{node.op_type} {node.name or node.outputs[0].name}"
         flow = channel_flow(node, kind, self.shape, self.constant)
         parameters = channel_parameters(node, kind, self.constant)
-        read = (weight, bias, whole, conv, affine, flow, parameters)
+        uniform = uniform_channels(node, self.constant) if flow == "channelwise" else "unknown"
+        read = (weight, bias, whole, conv, affine, flow, parameters, uniform, is_product(node))
         return Op(kind, name, where, inputs, node.outputs[0], node, *read)
 
     def _weights(self, node: ir.Node) -> tuple[Array | None, Array | None, bool]:
