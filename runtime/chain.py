@@ -10,10 +10,11 @@ import numpy as np
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.compiled import Call, Compiled
-from nmcompile.runtime.manifest import Manifest, TensorSpec
+from nmcompile.runtime.manifest import Manifest
 from nmcompile.runtime.native import NativeRuntime
 from nmcompile.runtime.profile import HostClock, record_runs
 from nmcompile.runtime.rest import Rest, to_value
+from nmcompile.runtime.specs import TensorSpec
 from nmcompile.runtime.steps import Step
 from nmcompile.runtime.tensors import from_numpy, to_numpy
 

@@ -8,9 +8,9 @@ from typing import Any
 from nmcompile.runtime.crew import inside, run_here
 from nmcompile.runtime.format import Artifact
 from nmcompile.runtime.library import Library, check_outputs
-from nmcompile.runtime.manifest import TensorSpec
 from nmcompile.runtime.native import NativeRuntime
 from nmcompile.runtime.placement import Placement
+from nmcompile.runtime.specs import TensorSpec
 from nmcompile.runtime.steps import Step
 
 Call = Callable[[Any, Sequence[Any]], Any]

@@ -16,16 +16,8 @@ import numpy as np
 
 from nmcompile.errors import ArtifactError, DeviceError
 from nmcompile.runtime.files import replace_file
-from nmcompile.runtime.manifest import (
-    DTYPES,
-    WITH_STEPS,
-    Manifest,
-    ParamSpec,
-    Section,
-    decode,
-    encode,
-    numpy_dtype,
-)
+from nmcompile.runtime.manifest import WITH_STEPS, Manifest, Section, decode, encode
+from nmcompile.runtime.specs import DTYPES, ParamSpec, numpy_dtype
 from nmcompile.runtime.steps import LIBRARY, WEIGHTS
 
 # The non-ASCII first byte and the line ends give away transfers that treat the file as text.

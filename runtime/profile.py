@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nmcompile.runtime.cuda import Cuda
-from nmcompile.runtime.manifest import Call
+from nmcompile.runtime.specs import Call
 
 _MOST_AHEAD = 64  # runs
 

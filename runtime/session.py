@@ -20,7 +20,7 @@ from nmcompile.runtime.crew import crew_of, run_here
 from nmcompile.runtime.cuda import Cuda, open_cuda
 from nmcompile.runtime.format import Artifact, read_artifact
 from nmcompile.runtime.library import failure
-from nmcompile.runtime.manifest import Manifest, TensorSpec
+from nmcompile.runtime.manifest import Manifest
 from nmcompile.runtime.native import (
     available_threads,
     default_threads,
@@ -38,6 +38,7 @@ from nmcompile.runtime.profile import (
     record_runs,
 )
 from nmcompile.runtime.rest import Rest
+from nmcompile.runtime.specs import TensorSpec
 from nmcompile.runtime.steps import LIBRARY
 
 KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
