@@ -9,6 +9,7 @@ from nmcompile.runtime.native import configure_environment
 from nmcompile.runtime.profile import LayerTime
 from nmcompile.runtime.session import Session, load
 from nmcompile.runtime.specs import Call, ParamSpec, TensorSpec
+from nmcompile.runtime.variants import Variant
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,6 +24,7 @@ __all__ = [
     "Session",
     "TargetInfo",
     "TensorSpec",
+    "Variant",
     "configure_environment",
     "load",
     "read_artifact",
