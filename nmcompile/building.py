@@ -139,10 +139,12 @@ def build_variants(
 class _Imported:
     """A model for one shape, as its kernels are chosen in it.
 
-    module: simplified, in Relax. types: shape and dtype of each output.
+    simple: in Relax, as the model has it. module: the same, arranged for kernels.
+    types: shape and dtype of each output.
     """
 
     source: SourceModel
+    simple: Any
     module: Any
     types: Sequence[tuple[tuple[int, ...], str]]
 
@@ -151,9 +153,10 @@ class _Imported:
         """Import a model into TVM."""
         from nmcompile.passes.lowering.fallback import output_types
 
-        module = backend.prepare(source.to_relax())
+        simple = backend.simplify(source.to_relax())
+        module = backend.arrange(simple)
         try:
-            return cls(source, module, output_types(module))
+            return cls(source, simple, module, output_types(module))
         except TypeError as error:  # an open shape is None or symbolic
             raise UnsupportedOperatorError(
                 f"{source.title}: expected outputs of fixed shapes, found one whose shape depends "
@@ -205,6 +208,7 @@ def _build(
     from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
     from nmcompile.passes.lowering.calls import Entry, finished_calls
+    from nmcompile.passes.lowering.images.apart import batched_inputs
     from nmcompile.passes.lowering.kernels import (
         Chooser,
         detect_group,
@@ -293,6 +297,14 @@ def _build(
         entry_ = tuning.database.find(call.problem, target.name) if tuning is not None else None
         if entry_ is not None:
             tuned.append(TunedLayer(owner, entry_.kernel, entry_.default_ms, entry_.ms))
+    batched, why = (
+        batched_inputs(
+            [{name: shape for name, shape, _ in each.inputs} for each in sources],
+            [each.simple for each in imported],
+        )
+        if len(sources) > 1
+        else ((), "")
+    )
     return Built(
         library,
         joined.params,
@@ -308,8 +320,10 @@ def _build(
             *real_notes(source, first.lowered.real),
             *backend.note(calls),
             *(tuning.notes if tuning is not None else ()),
+            *([f"a batch is run as one of the shapes, and not in parts: {why}"] if why else ()),
         ),
         _variants(imported, finished, joined) if len(sources) > 1 else (),
+        batched,
     )
 
 
