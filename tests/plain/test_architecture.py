@@ -22,7 +22,8 @@ FLOORS = (
     "kernels.catalog", "targets", "machine",
     "passes.graphs", "passes.permutation", "passes", "passes.operators", "passes.lowering",
     "frontends", "folding", "layer_names", "quantization", "train", "devices", "tuning", "backends",
-    "segments", "reports", "inspection", "spatial", "precision", "recorded", "building",
+    "segments", "reports", "inspection", "spatial", "shape_sets",
+    "precision", "recorded", "building",
     "assembly", "compiler", "updating", "dynamo", "bundle", "bench", "viewer", "cli", "__main__",
     "",
 )  # fmt: skip

@@ -56,8 +56,8 @@ class Reader:
             self._rows[var] = self._follow(var, value)
             self.text.append(self._spell(var, value))
         body = self._function.body.body
-        body = self.view.definitions.get(body, body)
-        outputs = list(body.fields) if isinstance(body, relax.Tuple) else [body]
+        bound = self.view.definitions.get(body, body)
+        outputs = list(bound.fields) if isinstance(bound, relax.Tuple) else [body]
         for output in outputs:
             shape = shape_of(output)
             if self.rows(output) != Rows(0) or not shape or shape[0] != self.batch:
