@@ -44,7 +44,7 @@ from nmcompile.runtime.profile import (
 from nmcompile.runtime.rest import Rest
 from nmcompile.runtime.specs import Call, TensorSpec
 from nmcompile.runtime.steps import LIBRARY
-from nmcompile.runtime.variants import Part
+from nmcompile.runtime.variants import Part, spell_all, spell_specs
 
 KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
 """Target kinds that this runtime can run."""
@@ -154,10 +154,8 @@ class Session:
 
     def __repr__(self) -> str:
         """The file, what goes in and comes out, and where it runs."""
-        forms = " or ".join(
-            " -> ".join(
-                ", ".join(map(str, specs)) or "nothing" for specs in (form.inputs, form.outputs)
-            )
+        forms = spell_all(
+            f"{spell_specs(form.inputs)} -> {spell_specs(form.outputs)}"
             for form in self.manifest.forms
         )
         where = f"{self.manifest.target.kind}, {self.threads} thread{'s' * (self.threads > 1)}"

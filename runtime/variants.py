@@ -1,6 +1,6 @@
 """A model for several shapes of its inputs: what each of them is, and which of them a run takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -47,6 +47,16 @@ class Part:
     def of(self, value: Any) -> Any:
         """Its images of a batched input."""
         return value if self.start is None else value[self.start : self.stop]
+
+
+def spell_specs(specs: Sequence[TensorSpec]) -> str:
+    """For example ``x float32 1x3x224x224, mask bool 1``."""
+    return ", ".join(map(str, specs)) or "nothing"
+
+
+def spell_all(spelled: Iterable[str]) -> str:
+    """What several variants have, each of them once."""
+    return " or ".join(dict.fromkeys(spelled))
 
 
 def check_variants(

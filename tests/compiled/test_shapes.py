@@ -1,19 +1,25 @@
 """Several shapes in one artifact: each as torch computes it, over the same weights."""
 
+import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from typer.testing import CliRunner
 
 import nmcompile
+import nmcompile.precision
 from nmcompile import runtime
+from nmcompile.cli import app
 from nmcompile.errors import ArtifactError, InputError, PatternError, UnsupportedOperatorError
 from nmcompile.passes.lowering import batch_cost
 from nmcompile.runtime.format import read_artifact
@@ -21,6 +27,7 @@ from nmcompile.sparsity import parse_pattern, project
 from tests.support.examples import examples
 from tests.support.kernel_runner import relative_error
 from tests.support.mixed_models import counting
+from tests.support.quantised import as_defined, exact_peer, output_step, quantised
 from tests.support.random_networks import Random
 from tests.support.seed_modules import export_onnx, randomised
 from tests.support.tiny_models import tiny_net
@@ -29,6 +36,12 @@ pytestmark = pytest.mark.isa("avx512f")
 
 NO_TIME = nmcompile.Pruning("project", permute=True, time_limit=0.0)
 PATTERNS = ("dense", "2:4", "1x16@0.5", "1x4@0.3", "unstructured@0.2")
+
+
+def mostly(*few: str, long: Sequence[str]) -> pytest.MarkDecorator:
+    """Some patterns, and others in the long run."""
+    rest = [pytest.param(pattern, marks=pytest.mark.long) for pattern in long]
+    return pytest.mark.parametrize("pattern", [*few, *rest])
 
 
 class Net(nn.Module):
@@ -121,13 +134,32 @@ def batches_of(sizes: Sequence[int], shape: Sequence[int] = (3, 16, 16)) -> list
 
 
 def compiled(
-    model: nn.Module, folder: Path, shapes: Any, **options: Any
+    model: Any, folder: Path, shapes: Any, **options: Any
 ) -> tuple[runtime.Session, nmcompile.CompileResult]:
     result = nmcompile.compile(model, output=folder / "m.nmc", shapes=shapes, **options)
     return runtime.load(result.path, threads=1), result
 
 
-def check(session: runtime.Session, model: nn.Module, *inputs: Tensor) -> None:
+def open_batch(model: nn.Module) -> onnx.ModelProto:
+    proto = export_onnx(model, torch.zeros(2, 3, 16, 16))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    return proto
+
+
+def check_shared(path: Path, model: Any, folder: Path, alone: Any, options: Any) -> None:
+    """Hold that the weights are as large as those of one shape."""
+    one = nmcompile.compile(model, output=folder / "one.nmc", shapes=alone, **options)
+    several, single = (
+        sum(spec.nbytes for spec in read_artifact(each).manifest.params)
+        for each in (path, one.path)
+    )
+    assert several <= 1.02 * single
+
+
+def check(
+    session: runtime.Session, model: nn.Module, *inputs: Tensor, tolerance: float = 1e-5
+) -> None:
     names = [spec.name for spec in session.inputs]
     found = session.run(dict(zip(names, inputs, strict=True)))
     with torch.no_grad():
@@ -135,7 +167,7 @@ def check(session: runtime.Session, model: nn.Module, *inputs: Tensor) -> None:
     for array, wanted in zip(
         found.values(), expected if isinstance(expected, tuple) else [expected], strict=True
     ):
-        assert relative_error(array, wanted.numpy()) < 1e-5
+        assert relative_error(array, wanted.numpy()) < tolerance
 
 
 @examples(2)
@@ -168,16 +200,11 @@ def test_networks_of_random_operators_run_in_parts(
         check(session, model, torch.randn(batch, 3, 8, 8))
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@mostly("1x16@0.5", "unstructured@0.2", long=("dense", "2:4", "1x4@0.3"))
 def test_all_shapes_have_one_copy_of_the_weights(pattern: str, tmp_path: Path) -> None:
     model = Net(pattern).eval()
-
-    def weights(shapes: Any) -> int:
-        _, result = compiled(model, tmp_path, shapes)
-        return sum(spec.nbytes for spec in read_artifact(result.path).manifest.params)
-
-    (alone,) = batches_of([8])
-    assert weights(batches_of((1, 4, 8))) <= 1.02 * weights(alone)
+    _, result = compiled(model, tmp_path, batches_of((1, 8)))
+    check_shared(result.path, model, tmp_path, batches_of([8])[0], {})
 
 
 def test_another_resolution_shares_the_weights(tmp_path: Path) -> None:
@@ -263,10 +290,9 @@ def test_each_shape_is_profiled_with_its_own_calls(tmp_path: Path) -> None:
 
 def test_onnx_and_torch_inputs_and_their_copies_are_taken_apart(tmp_path: Path) -> None:
     model = Net().eval()
-    proto = export_onnx(model, torch.zeros(2, 3, 16, 16))
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "n"
-    result = nmcompile.compile(proto, output=tmp_path / "m.nmc", shapes=batches_of((1, 2)))
+    result = nmcompile.compile(
+        open_batch(model), output=tmp_path / "m.nmc", shapes=batches_of((1, 2))
+    )
     session = runtime.load(result.path, threads=1)
     x = torch.randn(3, 3, 16, 16)
     (found,) = session.run(x.requires_grad_()).values()
@@ -300,3 +326,60 @@ def test_an_artifact_of_several_shapes_is_not_updated(tmp_path: Path) -> None:
     _, result = compiled(model, tmp_path, batches_of((1, 2)))
     with pytest.raises(ArtifactError, match="was compiled for 2 shapes"):
         nmcompile.update(result.path, model)
+
+
+def test_the_command_line_makes_shows_and_runs_several_shapes(tmp_path: Path) -> None:
+    model = Net().eval()
+    onnx.save(open_batch(model), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((3, 3, 16, 16), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    shapes = ("--shape", "x=1,3,16,16", "--shape", "x=2,3,16,16")
+
+    def nmc(*arguments: str, code: int = 0) -> str:
+        with contextlib.chdir(tmp_path):
+            done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == code, done.output
+        return " ".join(done.output.split())
+
+    nmc("compile", "m.onnx", "-o", "m.nmc", *shapes)
+    shown = nmc("inspect", "m.nmc")
+    assert "inputs x float32 1x3x16x16 or x float32 2x3x16x16" in shown
+    assert "other batches run in parts of these" in shown
+    variants = json.loads(nmc("inspect", "m.nmc", "--json"))["manifest"]["variants"]
+    assert [each["inputs"][0]["shape"][0] for each in variants] == [1, 2]
+    nmc("run", "m.nmc", "-i", "x.npy", "-o", "out")
+    (found,) = (tmp_path / "out").glob("*.npy")
+    with torch.no_grad():
+        assert relative_error(np.load(found), model(torch.from_numpy(x)).numpy()) < 1e-5
+    assert "only `nmc compile` takes several shapes" in nmc("inspect", "m.onnx", *shapes, code=2)
+
+
+@pytest.mark.isa("avx512_bf16", native=True)
+@mostly("2:4", "1x16@0.5", long=["dense"])
+def test_bfloat16_has_several_shapes(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nmcompile.precision, "PAYS", 0.0)
+    model = Net(pattern).eval()
+    options = {"target": "avx512_bf16", "precision": "bf16"}
+    session, result = compiled(model, tmp_path, batches_of((1, 4)), **options)
+    assert any("bf16" in call.symbol for call in session.manifest.calls)
+    for batch in (1, 4, 6):
+        check(session, model, torch.randn(batch, 3, 16, 16), tolerance=2e-2)
+    check_shared(result.path, model, tmp_path, batches_of([4])[0], options)
+
+
+@exact_peer
+@mostly("2:4", "1x16@0.5", long=["dense"])
+def test_a_quantised_file_that_leaves_its_batch_open_has_several_shapes(
+    pattern: str, tmp_path: Path
+) -> None:
+    model = quantised(open_batch(Net(pattern).eval()), (2, 3, 16, 16))
+    options = {"target": "avx512_vnni"}
+    session, result = compiled(model, tmp_path, batches_of((1, 4)), **options)
+    assert any("i8" in call.symbol for call in session.manifest.calls)
+    for batch in (1, 4, 6):
+        x = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16), np.float32)
+        (found,), (wanted,) = session.run(x).values(), as_defined(model, {"x": x})
+        assert np.abs(found - wanted).max() <= 1.01 * output_step(model)
+    check_shared(result.path, model, tmp_path, batches_of([4])[0], options)

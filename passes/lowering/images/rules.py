@@ -117,9 +117,10 @@ def _padded(reader: Reader, var: Expr) -> Rows:
 
 def _concatenated(reader: Reader, var: Expr) -> Rows:
     rank = len(reader.shape(var))
-    axis = reader.view.definitions[var].attrs.axis
+    axis: Any = reader.view.definitions[var].attrs.axis
     rows = _aligned(reader, var, operands(reader.view, var))
-    reader.need(axis is not None and int(axis) % rank != rows.axis)
+    reader.need(axis is not None)
+    reader.need(int(axis) % rank != rows.axis)
     return rows
 
 
