@@ -119,15 +119,14 @@ def _concatenated(reader: Reader, var: Expr) -> Rows:
     rank = len(reader.shape(var))
     axis: Any = reader.view.definitions[var].attrs.axis
     rows = _aligned(reader, var, operands(reader.view, var))
-    reader.need(axis is not None)
-    reader.need(int(axis) % rank != rows.axis)
+    reader.need(axis is not None and int(axis) % rank != rows.axis)
     return rows
 
 
 def _sliced(reader: Reader, var: Expr) -> Rows:
     """Other axes, all given as numbers."""
     rows, rank = _only(reader, var)
-    axes = reader.view.args(var)[1]
+    axes: Any = reader.view.args(var)[1]
     reader.need(isinstance(axes, relax.Tuple))
     reader.need(rows.axis not in {_integer(reader, axis) % rank for axis in axes.fields})
     return rows
@@ -135,10 +134,9 @@ def _sliced(reader: Reader, var: Expr) -> Rows:
 
 def _integer(reader: Reader, expr: Expr) -> int:
     try:
-        return int(getattr(expr, "value", expr))
-    except TypeError:
-        reader.need(False)
-        raise
+        return int(expr.value)
+    except (AttributeError, TypeError) as error:
+        raise Together(" takes images together") from error
 
 
 def _taken(reader: Reader, var: Expr) -> Rows:
