@@ -112,9 +112,9 @@ class Session:
         self._cuda: Cuda | None = None
         if manifest.target.kind in gpu.KINDS and (manifest.steps or manifest.variants):
             raise ArtifactError(
-                f"{artifact.path}: expected a model for a GPU to be one library for one shape, "
-                f"found {len(manifest.steps)} steps and {len(manifest.variants)} variants; compile "
-                "it again"
+                f"{artifact.path}: expected a model for a GPU to be one library, found "
+                f"{len(manifest.steps)} steps and {len(manifest.variants)} variants; compile it "
+                "again"
             )
         if manifest.target.kind in gpu.KINDS:
             weights = sum(spec.nbytes for spec in manifest.params)
