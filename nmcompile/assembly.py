@@ -79,6 +79,9 @@ def assemble(
         calls=tuple(parts.calls),
         prepare=made.prepare if isinstance(made, Built) else "",
         steps=tuple(parts.steps),
+        entry=made.entry if isinstance(made, Built) else "",
+        variants=made.variants if isinstance(made, Built) else (),
+        batched=made.batched if isinstance(made, Built) else (),
         values=tuple(specs[name] for name in parts.between),
     )
     notes = list(dict.fromkeys(parts.notes))

@@ -36,8 +36,11 @@ class Backend(Protocol):
     def lowering(self) -> type[Lowering]:
         """The pass that puts kernels into the module."""
 
-    def prepare(self, module: Module) -> Module:
-        """Simplify an imported module, and rearrange it before kernels are chosen."""
+    def simplify(self, module: Module) -> Module:
+        """An imported module in the forms that kernels are matched in."""
+
+    def arrange(self, module: Module) -> Module:
+        """A simplified module, rearranged before kernels are chosen."""
 
     def finish(self, module: Module) -> Module:
         """Lower the operators that no kernel of ours computes."""
@@ -62,9 +65,13 @@ class CpuBackend:
     target: Target
     lowering: type[Lowering] = Lowering
 
-    def prepare(self, module: Module) -> Module:
+    def simplify(self, module: Module) -> Module:
+        """See `simplify`."""
+        return simplify(module)
+
+    def arrange(self, module: Module) -> Module:
         """Run early layers image by image where that spares the caches."""
-        return split_batch(simplify(module))
+        return split_batch(module)
 
     def finish(self, module: Module) -> Module:
         """See `lower_fallback`."""
@@ -86,10 +93,13 @@ class IntegerBackend(CpuBackend):
 
     lowering: type[Lowering] = IntegerLowering
 
-    def prepare(self, module: Module) -> Module:
-        """Keep the integers of weights; models without any are as for other CPUs."""
-        simple = simplify_around(module, simplify)
-        return simple if has_quantised(simple) else split_batch(simple)
+    def simplify(self, module: Module) -> Module:
+        """Keep the integers of weights."""
+        return simplify_around(module, simplify)
+
+    def arrange(self, module: Module) -> Module:
+        """Leave quantised models as they are; others are as for other CPUs."""
+        return module if has_quantised(module) else split_batch(module)
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,9 @@ class BrainBackend(CpuBackend):
 
     lowering: type[Lowering] = BrainLowering
 
-    def prepare(self, module: Module) -> Module:
+    def arrange(self, module: Module) -> Module:
         """Leave the batch whole: what `split_batch` counts is float32 in planes."""
-        return simplify(module)
+        return module
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,13 @@ class GpuBackend:
     target: Target
     lowering: type[Lowering] = HalfLowering
 
-    def prepare(self, module: Module) -> Module:
-        """Leave the batch whole: it is what fills a GPU."""
+    def simplify(self, module: Module) -> Module:
+        """See `simplify`."""
         return simplify(module)
+
+    def arrange(self, module: Module) -> Module:
+        """Leave the batch whole: it is what fills a GPU."""
+        return module
 
     def finish(self, module: Module) -> Module:
         """See `lower_gpu`."""

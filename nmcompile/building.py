@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,11 @@ from nmcompile.sparsity import Dense, Detection
 from nmcompile.targets import Target
 
 if TYPE_CHECKING:
+    from nmcompile.backends import Backend
     from nmcompile.passes.lowering.calls import FinishedCall
+    from nmcompile.passes.lowering.kernels import LoweredModule
     from nmcompile.passes.lowering.library import Maker
+    from nmcompile.passes.lowering.variants import Joined
     from nmcompile.recorded import RecordedCode
     from nmcompile.tuning.setup import OpenTuning
 
@@ -54,6 +57,8 @@ class Built:
     outputs: what the entry function returns.
     tuning: what measuring gained.
     notes: for the user, one sentence each.
+    variants: of a model for several shapes, all of them; the others fields tell of the first.
+    batched: as in `runtime.Manifest`.
     """
 
     library: bytes
@@ -66,6 +71,13 @@ class Built:
     outputs: tuple[runtime.TensorSpec, ...]
     tuning: tuple[TunedLayer, ...]
     notes: tuple[str, ...]
+    variants: tuple[runtime.Variant, ...] = ()
+    batched: tuple[str, ...] = ()
+
+    @property
+    def entry(self) -> str:
+        """Its entry function, for the first shape."""
+        return self.variants[0].entry if self.variants else "main"
 
 
 def build(
@@ -96,31 +108,123 @@ def build(
         ModelError: the model computes in another precision than float32.
         DeviceError: measuring fails.
     """
+    return _build([source], target, precision, dense, tuning, maker, stage, recorded)
+
+
+def build_variants(
+    sources: Sequence[SourceModel],
+    target: Target,
+    precision: str | None,
+    dense: bool,
+    maker: Maker,
+    stage: Stages,
+) -> Built:
+    """Lower and compile a folded model for several shapes, to one library over the same weights.
+
+    Args:
+        sources: the model for each shape; the first one is what `Built` tells of.
+        target: as for `build`.
+        precision: as for `build`.
+        dense: as for `build`.
+        maker: as for `build`.
+        stage: as for `build`.
+
+    Raises:
+        NmcompileError: as `build`.
+    """
+    return _build(sources, target, precision, dense, None, maker, stage, None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Imported:
+    """A model for one shape, as its kernels are chosen in it.
+
+    simple: in Relax, as the model has it. module: the same, arranged for kernels.
+    types: shape and dtype of each output.
+    """
+
+    source: SourceModel
+    simple: Any
+    module: Any
+    types: Sequence[tuple[tuple[int, ...], str]]
+
+    @classmethod
+    def of(cls, source: SourceModel, backend: Backend) -> _Imported:
+        """Import a model into TVM."""
+        from nmcompile.passes.lowering.fallback import output_types
+
+        simple = backend.simplify(source.to_relax())
+        module = backend.arrange(simple)
+        try:
+            return cls(source, simple, module, output_types(module))
+        except TypeError as error:  # an open shape is None or symbolic
+            raise UnsupportedOperatorError(
+                f"{source.title}: expected outputs of fixed shapes, found one whose shape depends "
+                "on the values of the input, as behind NonZero; leave that part out of the "
+                "exported model"
+            ) from error
+
+    @property
+    def outputs(self) -> tuple[runtime.TensorSpec, ...]:
+        """Of the model."""
+        return tuple(
+            runtime.TensorSpec(name, shape, dtype)
+            for name, (shape, dtype) in zip(self.source.outputs, self.types, strict=True)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """The calls of a model for one shape.
+
+    owners: the layer of each kernel call of ours. flow: of all calls, in execution order.
+    """
+
+    lowered: LoweredModule
+    owners: Sequence[str]
+    flow: tuple[FinishedCall, ...]
+
+    @property
+    def calls(self) -> tuple[runtime.Call, ...]:
+        """As profiles name them."""
+        return tuple(
+            runtime.Call(
+                call.symbol, call.symbol if call.number is None else self.owners[call.number]
+            )
+            for call in self.flow
+        )
+
+
+def _build(
+    sources: Sequence[SourceModel],
+    target: Target,
+    precision: str | None,
+    dense: bool,
+    tuning: OpenTuning | None,
+    maker: Maker | None,
+    stage: Stages,
+    recorded: RecordedCode | None,
+) -> Built:
     from nmcompile.backends import backend_of
     from nmcompile.kernels.catalog import choose
-    from nmcompile.passes.lowering.calls import finished_calls
-    from nmcompile.passes.lowering.fallback import output_types
+    from nmcompile.passes.lowering.calls import Entry, finished_calls
+    from nmcompile.passes.lowering.images.apart import batched_inputs
     from nmcompile.passes.lowering.kernels import (
-        PREPARE,
         Chooser,
         detect_group,
         find_problems,
         lower_kernels,
     )
     from nmcompile.passes.lowering.match import Group
+    from nmcompile.passes.lowering.prepare import PREPARE
+    from nmcompile.passes.lowering.sharing import SharedChooser
+    from nmcompile.passes.lowering.variants import Joined, join_variants
     from nmcompile.tuning.tuner import Layer
 
     stage("importing into TVM")
     backend = backend_of(target, precision)
-    module = backend.prepare(source.to_relax())
-    try:
-        types = output_types(module)
-    except TypeError as error:  # an open shape is None or symbolic
-        raise UnsupportedOperatorError(
-            f"{source.title}: expected outputs of fixed shapes, found one whose shape depends on "
-            "the values of the input, as behind NonZero; leave that part out of the exported model"
-        ) from error
-    names = LayerNames(source.graph.computed())
+    imported = [_Imported.of(source, backend) for source in sources]
+    source, module = sources[0], imported[0].module
 
     def as_dense(group: Group) -> Detection:
         return Detection(Dense(), (Dense(),), detect_group(group).density)
@@ -142,55 +246,99 @@ def build(
             unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
             tuning.fill(unmeasured, target.name, stage)
     stage(choosing := "choosing kernels")
-    lowered = lower_kernels(
-        module,
-        target.name,
-        pattern_of,
-        lambda done, total: stage(choosing, done, total),
-        chooser,
-        backend.lowering,
-    )
-    stage(finishing := "generating code" if maker else "lowering the rest")
-    final = backend.finish(lowered.module)
-    owners = [names.of(call.group) for call in lowered.calls]
-    flow = finished_calls(final, [name for name, _, _ in source.inputs], source.outputs)
-    calls = [
-        runtime.Call(call.symbol, call.symbol if call.number is None else owners[call.number])
-        for call in flow
+    if len(sources) > 1:
+        chooser = SharedChooser(
+            target.name,
+            [
+                (group.op, problem)
+                for each in imported
+                for group, problem in find_problems(
+                    each.module, pattern_of, backend.lowering
+                ).problems
+            ],
+        )
+    lowered = [
+        lower_kernels(
+            each.module,
+            target.name,
+            pattern_of,
+            lambda done, total: stage(choosing, done, total),
+            chooser,
+            backend.lowering,
+        )
+        for each in imported
     ]
+    stage(finishing := "generating code" if maker else "lowering the rest")
+    joined = (
+        join_variants(lowered)
+        if len(lowered) > 1
+        else Joined(lowered[0].module, (Entry(),), lowered[0].params, ((),), lowered[0].prepares)
+    )
+    final = backend.finish(joined.module)
+    finished = []
+    for each, one, entry in zip(sources, lowered, joined.entries, strict=True):
+        names = LayerNames(each.graph.computed())
+        owners = [names.of(call.group) for call in one.calls]
+        inputs = [name for name, _, _ in each.inputs]
+        flow = finished_calls(final, inputs, each.outputs, entry)
+        finished.append(_Finished(one, owners, flow))
+    first = finished[0]
     if recorded is not None:
-        recorded.note_params(lowered.params, owners)
+        recorded.note_params(joined.params, first.owners)
     library = b""
     if maker is not None:
         library = backend.build(final, maker, lambda done, total: stage(finishing, done, total))
-    chosen = [
-        (owner, call.problem, call.choice)
-        for owner, call in zip(owners, lowered.calls, strict=True)
-    ]
-    layers = report_choices(source.graph, chosen)
-    outputs = tuple(
-        runtime.TensorSpec(name, shape, dtype)
-        for name, (shape, dtype) in zip(source.outputs, types, strict=True)
+    calls = list(zip(first.owners, first.lowered.calls, strict=True))
+    layers = report_choices(
+        source.graph, [(owner, call.problem, call.choice) for owner, call in calls]
     )
     tuned = []
-    for owner, call in zip(owners, lowered.calls, strict=True):
-        entry = tuning.database.find(call.problem, target.name) if tuning is not None else None
-        if entry is not None:
-            tuned.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
+    for owner, call in calls:
+        entry_ = tuning.database.find(call.problem, target.name) if tuning is not None else None
+        if entry_ is not None:
+            tuned.append(TunedLayer(owner, entry_.kernel, entry_.default_ms, entry_.ms))
+    batched, why = (
+        batched_inputs(
+            [{name: shape for name, shape, _ in each.inputs} for each in sources],
+            [each.simple for each in imported],
+        )
+        if len(sources) > 1
+        else ((), "")
+    )
     return Built(
         library,
-        lowered.params,
-        PREPARE if lowered.prepares else "",
+        joined.params,
+        PREPARE if joined.prepares else "",
         layers,
-        tuple(calls),
-        flow,
-        Counter(lowered.leftovers),
-        outputs,
+        first.calls,
+        first.flow,
+        Counter(first.lowered.leftovers),
+        imported[0].outputs,
         tuple(tuned),
         (
             *scattered_notes(layers),
-            *real_notes(source, lowered.real),
-            *backend.note(zip(owners, lowered.calls, strict=True)),
+            *real_notes(source, first.lowered.real),
+            *backend.note(calls),
             *(tuning.notes if tuning is not None else ()),
+            *([f"a batch is run as one of the shapes, and not in parts: {why}"] if why else ()),
         ),
+        _variants(imported, finished, joined) if len(sources) > 1 else (),
+        batched,
+    )
+
+
+def _variants(
+    imported: Sequence[_Imported], finished: Sequence[_Finished], joined: Joined
+) -> tuple[runtime.Variant, ...]:
+    return tuple(
+        runtime.Variant(
+            entry.main,
+            tuple(runtime.TensorSpec(*spec) for spec in each.source.inputs),
+            each.outputs,
+            weights,
+            one.calls,
+        )
+        for each, one, entry, weights in zip(
+            imported, finished, joined.entries, joined.weights, strict=True
+        )
     )

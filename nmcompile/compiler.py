@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from nmcompile import runtime
 from nmcompile.assembly import assemble
-from nmcompile.building import TunedLayer, build
+from nmcompile.building import Built, TunedLayer, build, build_variants
 from nmcompile.cache import Cache
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded, without_zero_channels
+from nmcompile.frontends import SourceModel
 from nmcompile.model_files import check_model_file
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
-from nmcompile.precision import check_precision, open_in, paying_precision
+from nmcompile.precision import INT8, check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
-from nmcompile.segments.whole import check_rest_option, in_parts
+from nmcompile.segments.divide import Divided
+from nmcompile.segments.whole import all_whole, check_rest_option, in_parts
+from nmcompile.shape_sets import Shapes, check_sets, sets_of
 from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pattern, Pruning, Unstructured
 from nmcompile.tables import size, spell_table
 from nmcompile.targets import Target, check_toolchain, find_target
@@ -101,7 +104,7 @@ def compile(
     output: str | os.PathLike[str],
     target: str = "avx512",
     example_inputs: Any = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | Sequence[Shapes] | None = None,
     pattern: Pattern | str = "auto",
     pruning: Pruning = VERIFY,
     tuning: Tuning | None = None,
@@ -120,7 +123,9 @@ def compile(
         output: the `.nmc` file to write.
         target: a name of `nmc targets`, or "cuda": the one for this machine's GPU.
         example_inputs: for torch models: the inputs whose shapes are compiled for.
-        shapes: input shapes by name, where an ONNX model leaves them open.
+        shapes: input shapes by name, where an ONNX model leaves them open, or for float32 inputs of
+            a torch model without `example_inputs`. A list of such mappings makes an artifact for
+            several shapes over the same weights, for a CPU and a model that is all ours.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", "1x16@0.5", ... is verified
             first; "dense" ignores all zeros, those of whole filters too.
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
@@ -147,9 +152,11 @@ def compile(
         DeviceError: "cuda" on a machine without a GPU; tuning where the target's code cannot run,
             or on devices that are not there, fail or differ; what was measured before is in the
             database.
-        InputError: the tuning database is none, or missing without `measure`; its `cpu` is not one
-            of its models; `on` without `measure`, or for a GPU target; calibration data without
-            int8, or none with it, or as for `nmcompile.quantize`; `rest` is unknown.
+        ShapeError: an input shape is open, contradictory, or there twice.
+        InputError: several shapes with tuning or int8; the tuning database is none, or missing
+            without `measure`; its `cpu` is not one of its models; `on` without `measure`, or for a
+            GPU target; calibration data without int8, or none with it, or as for
+            `nmcompile.quantize`; `rest` is unknown.
         ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
@@ -157,6 +164,9 @@ def compile(
     chosen = find_target(target)
     check_toolchain(chosen)
     check_rest_option(rest)
+    sets = sets_of(shapes)
+    tunes = tuning is not None and (tuning.measure or tuning.database is not None)
+    check_sets(sets, chosen, tunes, precision == INT8)
     check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
     if isinstance(model, str | os.PathLike):
@@ -180,42 +190,68 @@ def compile(
     precision, kept = paying_precision(precision, chosen, elsewhere)
     stage = Stages(progress)
     projects = pruning.mode == "project"
-    source, folded, lost = open_in(
-        precision,
-        model,
-        example_inputs,
-        shapes=shapes,
-        calibration=calibration,
-        quantization=quantization,
-        progress=stage,
-        smaller=asked == "auto" or projects,
-    )
-    notes = [*kept, *(f"{note.layer}: {note.text}" for note in folded.notes)]
-    if step is not None:
-        stage(PERMUTING if pruning.permute else "checking the pattern")
-        step.on_step = partial(stage, PERMUTING)
-        done = step.call(source.graph)
-        refuse_trivial(done)
-        notes += [f"{note.layer}: {note.text}" for note in done.notes if projects]
-        if not done.finished:
-            notes.append(f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s")
-        if not projects:  # the model as it is was held against the pattern
-            source, removed = without_zero_channels(source)
-            notes += [f"{note.layer}: {note.text}" for note in removed]
+    sources, notes = list[SourceModel](), [*kept]
+    for each in sets:
+        source, folded, lost = open_in(
+            precision,
+            model,
+            example_inputs,
+            shapes=each,
+            calibration=calibration,
+            quantization=quantization,
+            progress=stage,
+            smaller=asked == "auto" or projects,
+        )
+        notes += [f"{note.layer}: {note.text}" for note in folded.notes]
+        if step is not None:
+            stage(PERMUTING if pruning.permute else "checking the pattern")
+            step.on_step = partial(stage, PERMUTING)
+            notes += _enforce(step, source, len(sets) > 1)
+            if not projects:  # the model as it is was held against the pattern
+                source, removed = without_zero_channels(source)
+                notes += [f"{note.layer}: {note.text}" for note in removed]
+        sources.append(source)
     with assuming_cores(opened.cores if opened is not None else None):
-        attempt = partial(
-            build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
+        how: dict[str, Any] = dict(
+            target=chosen, precision=precision, dense=asked == "dense",
             maker=Linker(Objects(Cache(cache))), stage=stage,
         )  # fmt: skip
-        source, made, why = in_parts(source, chosen, rest, attempt)
+        made: Built | Divided[Built]
+        if len(sources) > 1:
+            sources, made, why = all_whole(sources, rest, partial(build_variants, **how))
+            source = sources[0]
+        else:
+            source, made, why = in_parts(source, chosen, rest, partial(build, tuning=opened, **how))
     stage("writing the artifact")
     whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(output, whole.manifest, whole.library, whole.params)
     stage("")
     notes += [*filter(None, [why]), *whole.report.notes, *target_notes(source, chosen)]
-    report = replace(whole.report, notes=tuple(notes))
+    report = replace(whole.report, notes=tuple(dict.fromkeys(notes)))
     seconds = stage.seconds
     return CompileResult(Path(output), digest, chosen.name, report, seconds, whole.tuning, lost)
+
+
+def _enforce(step: EnforcePattern, source: SourceModel, one_of_several: bool) -> list[str]:
+    """Prune, or check, one model; returns what users should know of it.
+
+    Raises:
+        PatternError: as `EnforcePattern`; or a search that time has ended would make other weights
+            for each shape.
+    """
+    done = step.call(source.graph)
+    refuse_trivial(done)
+    pruning = step.pruning
+    notes = [f"{note.layer}: {note.text}" for note in done.notes if pruning.mode == "project"]
+    if not done.finished and one_of_several:
+        raise PatternError(
+            f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s, so that the model "
+            "would not have the same weights for each of its shapes; expected a search that ends "
+            f"by itself: allow more with {way('--time-limit', 'Pruning(time_limit=...)')}"
+        )
+    if not done.finished:
+        notes.append(f"{PERMUTING} ended by the time limit of {pruning.time_limit:g} s")
+    return notes
 
 
 @explained

@@ -130,7 +130,8 @@ def _find_problems(source: SourceModel, target: Target) -> Found:
     backend = backend_of(target)
     # Only layers in integers are reported with what is found here; the others are known already.
     pattern_of = detect_group if target.integers else lambda group: None
-    return find_problems(backend.prepare(source.to_relax()), pattern_of, backend.lowering)
+    module = backend.arrange(backend.simplify(source.to_relax()))
+    return find_problems(module, pattern_of, backend.lowering)
 
 
 def _as_given(row: LayerReport, checked: CheckResult | None) -> LayerReport:

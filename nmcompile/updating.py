@@ -48,8 +48,8 @@ def update(
         progress: told about every stage.
 
     Raises:
-        ArtifactError: the artifact cannot be read, other versions wrote it, or the output cannot
-            be written.
+        ArtifactError: the artifact cannot be read, other versions wrote it, it is for several
+            shapes, or the output cannot be written.
         TargetError: the artifact is for a GPU.
         ModelError: the model cannot be read, or is another one.
         ShapeError: an input or a layer has another shape.
@@ -74,6 +74,11 @@ def _update(
     old = read_artifact(path, copy=True)
     manifest = old.manifest
     _check_versions(old)
+    if manifest.variants:
+        raise ArtifactError(
+            f"{path} was compiled for {len(manifest.variants)} shapes; expected an artifact for "
+            "one: compile the model anew"
+        )
     chosen = find_target(manifest.target.kind)
     if chosen.arch:
         raise TargetError(

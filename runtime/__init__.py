@@ -4,19 +4,12 @@ if __name__ == "runtime":
     raise ImportError("import nmcompile.runtime, not runtime (run `pip install -e .` once)")
 
 from nmcompile.runtime.format import FORMAT_VERSION, Artifact, read_artifact, write_artifact
-from nmcompile.runtime.manifest import (
-    Call,
-    Manifest,
-    ModelInfo,
-    ParamSpec,
-    Producer,
-    Section,
-    TargetInfo,
-    TensorSpec,
-)
+from nmcompile.runtime.manifest import Manifest, ModelInfo, Producer, Section, TargetInfo
 from nmcompile.runtime.native import configure_environment
 from nmcompile.runtime.profile import LayerTime
 from nmcompile.runtime.session import Session, load
+from nmcompile.runtime.specs import Call, ParamSpec, TensorSpec
+from nmcompile.runtime.variants import Variant
 
 __all__ = [
     "FORMAT_VERSION",
@@ -31,6 +24,7 @@ __all__ = [
     "Session",
     "TargetInfo",
     "TensorSpec",
+    "Variant",
     "configure_environment",
     "load",
     "read_artifact",

@@ -10,17 +10,16 @@ import numpy as np
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.compiled import Call, Compiled
-from nmcompile.runtime.manifest import Manifest, TensorSpec
+from nmcompile.runtime.manifest import Manifest
 from nmcompile.runtime.native import NativeRuntime
-from nmcompile.runtime.profile import HostClock, record_runs
+from nmcompile.runtime.profile import HostClock, Times, record_runs
 from nmcompile.runtime.rest import Rest, to_value
+from nmcompile.runtime.specs import TensorSpec
 from nmcompile.runtime.steps import Step
 from nmcompile.runtime.tensors import from_numpy, to_numpy
 
 RUNS = "onnxruntime"
 """The symbol of calls that are parts of onnxruntime's."""
-
-Times = list[tuple[str, float]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,21 +16,13 @@ import numpy as np
 
 from nmcompile.errors import ArtifactError, DeviceError
 from nmcompile.runtime.files import replace_file
-from nmcompile.runtime.manifest import (
-    DTYPES,
-    WITH_STEPS,
-    Manifest,
-    ParamSpec,
-    Section,
-    decode,
-    encode,
-    numpy_dtype,
-)
+from nmcompile.runtime.manifest import WITH_VARIANTS, Manifest, Section, decode, encode
+from nmcompile.runtime.specs import DTYPES, ParamSpec, numpy_dtype
 from nmcompile.runtime.steps import LIBRARY, WEIGHTS
 
 # The non-ASCII first byte and the line ends give away transfers that treat the file as text.
 MAGIC = b"\x89NMC\r\n\x1a\n"
-FORMAT_VERSION = WITH_STEPS  # the newest; versions from 1 on are read
+FORMAT_VERSION = WITH_VARIANTS  # the newest; versions from 1 on are read
 ALIGNMENT = 64  # bytes: a cache line and one AVX-512 register, which DLPack consumers ask for
 HEADER_SIZE = 128
 CHUNK = 16 << 20  # bytes per digest, so that several threads can share one section

@@ -11,8 +11,8 @@ import numpy as np
 from nmcompile.errors import ArtifactError, DeviceError, NmcompileError
 from nmcompile.runtime.files import scratch_folder
 from nmcompile.runtime.format import Artifact
-from nmcompile.runtime.manifest import TensorSpec, numpy_dtype
 from nmcompile.runtime.native import NativeRuntime
+from nmcompile.runtime.specs import TensorSpec, numpy_dtype
 from nmcompile.runtime.steps import LIBRARY
 from nmcompile.runtime.tensors import from_numpy
 

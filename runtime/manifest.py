@@ -6,35 +6,21 @@ Every object is read with its exact set of keys and exact types, so a manifest e
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from nmcompile.errors import ArtifactError
+from nmcompile.runtime.specs import DTYPES, WIDE, Call, ParamSpec, TensorSpec
 from nmcompile.runtime.steps import LIBRARY, Step, check_steps, read_step
-from nmcompile.runtime.strict_json import OPEN, StrictObject, check_text, check_unique, parse
+from nmcompile.runtime.strict_json import StrictObject, check_text, check_unique, parse
+from nmcompile.runtime.variants import Variant, check_variants
 
-# Bytes per element of every dtype that the tensor tables may name.
-DTYPES: Mapping[str, int] = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "int32": 4,
-    "int64": 8,
-    "bool": 1,
-}
+WITHOUT, WITH_STEPS, WITH_VARIANTS = 2, 3, 4
+"""Format versions: of one library, of steps, and of one library for several shapes."""
 
-# And of those that only onnxruntime computes with: inputs and outputs of a model with steps.
-WIDE: Mapping[str, int] = {"float64": 8, "uint32": 4, "uint64": 8}
 
-WITH_STEPS, WITHOUT = 3, 2
-"""The first format version that has steps; the one in which manifests without any are written."""
+OF_A_VARIANT = ("entry", "inputs", "outputs", "calls", "workspace_bytes")
+"""Keys that stand in each variant, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -57,65 +43,6 @@ class TargetInfo:
     kind: str
     name: str
     cpu_features: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and dtype of one input or output of the model, or of a tensor between steps.
-
-    A dimension of an output is -1 where its size depends on the values of the inputs.
-
-    any_shape: of an output, that even the number of its dimensions does; `shape` is then empty.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    any_shape: bool = False
-
-    def __str__(self) -> str:
-        """Return for example ``x float32 1x3x224x224``; ? for what depends on values."""
-        extents = "x".join("?" if extent < 0 else str(extent) for extent in self.shape)
-        shape = "of any shape" if self.any_shape else extents or "scalar"
-        return f"{self.name} {self.dtype} {shape}"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the shape depends on values."""
-        return self.any_shape or OPEN in self.shape
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether only onnxruntime computes with the dtype."""
-        return self.dtype in WIDE
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this shape is as described."""
-        return self.any_shape or (
-            len(shape) == len(self.shape)
-            and all(
-                wanted in (found, OPEN) for found, wanted in zip(shape, self.shape, strict=True)
-            )
-        )
-
-
-@dataclass(frozen=True)
-class ParamSpec:
-    """One weight: `offset` in bytes from the start of the weights section."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel call of the entry function: the function called and the layer it belongs to."""
-
-    symbol: str
-    layer: str
 
 
 @dataclass(frozen=True)
@@ -150,6 +77,11 @@ class Manifest:
     its own `entry` and `prepare` and takes as many of the `params` as it says, behind those of the
     steps before it. `values` are the tensors that a library reads or makes and that are neither
     inputs nor outputs of the model.
+
+    A model for several shapes of its inputs has `variants`, the first of which `inputs`, `outputs`,
+    `entry`, `calls`, `workspace_bytes` and the flow in `layers` tell of. `batched` are names of
+    inputs with a row for each image of a batch, where images are computed by themselves, so that
+    variants may run parts of a batch: the outputs have a row for each image, too.
     """
 
     producer: Producer
@@ -166,11 +98,29 @@ class Manifest:
     sections: tuple[Section, ...] = ()
     steps: tuple[Step, ...] = ()
     values: tuple[TensorSpec, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    batched: tuple[str, ...] = ()
 
     @property
     def version(self) -> int:
         """The format version that it is written in."""
+        if self.variants:
+            return WITH_VARIANTS
         return WITH_STEPS if self.steps else WITHOUT
+
+    @property
+    def forms(self) -> tuple[Variant, ...]:
+        """The variants; of a model for one shape, that one."""
+        return self.variants or (
+            Variant(
+                self.entry,
+                self.inputs,
+                self.outputs,
+                tuple(range(len(self.params))),
+                self.calls,
+                self.workspace_bytes,
+            ),
+        )
 
     @property
     def plan(self) -> tuple[Step, ...]:
@@ -193,26 +143,23 @@ class Manifest:
         return tuple(known[name] for name in names)
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the numpy dtype called `name` in `DTYPES`; imports ml_dtypes only for bfloat16."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(name)
-
-
 def to_fields(manifest: Manifest) -> dict[str, Any]:
     """The manifest as it stands in a file, but for the format version, with tuples for lists."""
     fields = asdict(manifest)
-    for spec in (*fields["inputs"], *fields["outputs"], *fields["values"]):
+    told = [spec for form in (fields, *fields["variants"]) for spec in form["inputs"]]
+    told += [spec for form in (fields, *fields["variants"]) for spec in form["outputs"]]
+    for spec in (*told, *fields["values"]):
         if spec.pop("any_shape"):
             spec["shape"] = None
     if manifest.steps:
         del fields["entry"], fields["prepare"]
     else:
         del fields["steps"], fields["values"], fields["producer"]["onnxruntime"]
+    if manifest.variants:
+        for key in OF_A_VARIANT:
+            del fields[key]
+    else:
+        del fields["variants"], fields["batched"]
     return fields
 
 
@@ -252,22 +199,29 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
     found = top.integer("format_version")
     if found != version:
         raise ArtifactError(f"{where}: expected format_version {version}, found {found}")
-    stepwise = version >= WITH_STEPS
+    stepwise = version == WITH_STEPS
+    several = version >= WITH_VARIANTS
+    variants = top.objects("variants", _variant) if several else ()
+    if several and not variants:
+        raise ArtifactError(f"{where}: expected variants, found none")
+    form = variants[0] if variants else _form(top, stepwise)
     manifest = Manifest(
         producer=_producer(top.object("producer"), stepwise),
         target=_target(top.object("target")),
-        entry="" if stepwise else top.string("entry"),
-        prepare=top.string("prepare") if 2 <= version < WITH_STEPS else "",
-        inputs=top.objects("inputs", _wide_input if stepwise else _tensor),
-        outputs=top.objects("outputs", _wide_output if stepwise else _tensor),
+        entry=form.entry,
+        prepare=top.string("prepare") if version in (WITHOUT, WITH_VARIANTS) else "",
+        inputs=form.inputs,
+        outputs=form.outputs,
         params=top.objects("params", _param),
         layers=top.objects("layers", lambda layer: layer.anything()),
-        calls=top.objects("calls", _call),
+        calls=form.calls,
         model=_model(top.object("model")),
-        workspace_bytes=top.integer("workspace_bytes"),
+        workspace_bytes=form.workspace_bytes,
         sections=top.objects("sections", _section),
         steps=top.objects("steps", read_step) if stepwise else (),
         values=top.objects("values", _tensor) if stepwise else (),
+        variants=variants,
+        batched=top.strings("batched") if several else (),
     )
     top.end()
     check_text(value, where)
@@ -276,7 +230,34 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
     check_unique(where, "params", [spec.name for spec in manifest.params])
     if stepwise:
         check_steps(where, manifest)
+    if several:
+        check_unique(where, "batched", list(manifest.batched))
+        weights = None if manifest.prepare else len(manifest.params)
+        check_variants(where, variants, manifest.batched, weights)
     return manifest
+
+
+def _form(top: StrictObject, stepwise: bool) -> Variant:
+    """What a manifest of one shape has where others have variants; it takes all the params."""
+    return Variant(
+        entry="" if stepwise else top.string("entry"),
+        inputs=top.objects("inputs", _wide_input if stepwise else _tensor),
+        outputs=top.objects("outputs", _wide_output if stepwise else _tensor),
+        weights=(),
+        calls=top.objects("calls", _call),
+        workspace_bytes=top.integer("workspace_bytes"),
+    )
+
+
+def _variant(item: StrictObject) -> Variant:
+    return Variant(
+        entry=item.string("entry"),
+        inputs=item.objects("inputs", _tensor),
+        outputs=item.objects("outputs", _tensor),
+        weights=item.integers("weights"),
+        calls=item.objects("calls", _call),
+        workspace_bytes=item.integer("workspace_bytes"),
+    )
 
 
 def _producer(item: StrictObject, stepwise: bool) -> Producer:

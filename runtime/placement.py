@@ -12,8 +12,8 @@ import numpy as np
 from nmcompile.errors import DeviceError, InputError
 from nmcompile.runtime.cuda import Cuda
 from nmcompile.runtime.format import ALIGNMENT
-from nmcompile.runtime.manifest import DTYPES, TensorSpec
 from nmcompile.runtime.native import NativeRuntime
+from nmcompile.runtime.specs import DTYPES, TensorSpec
 from nmcompile.runtime.tensors import (
     check,
     convert,

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nmcompile.runtime.cuda import Cuda
-from nmcompile.runtime.manifest import Call
+from nmcompile.runtime.specs import Call
+
+Times = list[tuple[str, float]]
+"""Symbol and milliseconds of every call of one run."""
 
 _MOST_AHEAD = 64  # runs
 
@@ -150,7 +153,7 @@ class Recorder:
 
 def record_runs(
     machine: Callable[[], Any], entry: str, arguments: Sequence[Any], repeats: int, clock: Clock
-) -> Iterator[list[tuple[str, float]]]:
+) -> Iterator[Times]:
     """Run the function `entry` of new virtual machines; symbols and milliseconds of each run.
 
     The first run is not among them: it warms up.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmcompile.runtime.manifest import TensorSpec, numpy_dtype
+from nmcompile.runtime.specs import TensorSpec, numpy_dtype
 
 
 def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> dict[str, NDArray[Any]]:

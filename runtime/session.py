@@ -5,22 +5,25 @@ import string
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+import numpy as np
+
 from nmcompile.errors import ArtifactError, DeviceError, InputError, NmcompileError
 from nmcompile.runtime import cpu, gpu
+from nmcompile.runtime.arguments import Arguments
 from nmcompile.runtime.chain import Chain
-from nmcompile.runtime.compiled import Compiled, load_compiled
+from nmcompile.runtime.compiled import Compiled, load_compiled, load_variants
 from nmcompile.runtime.crew import crew_of, run_here
 from nmcompile.runtime.cuda import Cuda, open_cuda
 from nmcompile.runtime.format import Artifact, read_artifact
 from nmcompile.runtime.library import failure
-from nmcompile.runtime.manifest import Manifest, TensorSpec
+from nmcompile.runtime.manifest import Manifest
 from nmcompile.runtime.native import (
     available_threads,
     default_threads,
@@ -33,12 +36,15 @@ from nmcompile.runtime.profile import (
     GpuClock,
     HostClock,
     LayerTime,
+    Times,
     medians,
     name_layers,
     record_runs,
 )
 from nmcompile.runtime.rest import Rest
+from nmcompile.runtime.specs import Call, TensorSpec
 from nmcompile.runtime.steps import LIBRARY
+from nmcompile.runtime.variants import Part, spell_all, spell_specs
 
 KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
 """Target kinds that this runtime can run."""
@@ -88,6 +94,8 @@ class Session:
         digest: sha256 that stands for the whole file, see `Artifact`.
         inputs: name, shape and dtype of each input.
         outputs: name, shape and dtype of each output.
+        shapes: those of the inputs by name, as `compile(shapes=...)` takes them: one mapping for
+            each of the shapes that the artifact has. `inputs` and `outputs` tell of the first.
         threads: how many cores each run uses.
     """
 
@@ -102,10 +110,11 @@ class Session:
             )
         cpu.require(manifest.target.cpu_features, str(artifact.path))
         self._cuda: Cuda | None = None
-        if manifest.steps and manifest.target.kind in gpu.KINDS:
+        if manifest.target.kind in gpu.KINDS and (manifest.steps or manifest.variants):
             raise ArtifactError(
                 f"{artifact.path}: expected a model for a GPU to be one library, found "
-                f"{len(manifest.steps)} steps; compile it again"
+                f"{len(manifest.steps)} steps and {len(manifest.variants)} variants; compile it "
+                "again"
             )
         if manifest.target.kind in gpu.KINDS:
             weights = sum(spec.nbytes for spec in manifest.params)
@@ -119,7 +128,11 @@ class Session:
         self.digest: str = artifact.digest
         self.inputs: tuple[TensorSpec, ...] = manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
+        self.shapes: tuple[dict[str, tuple[int, ...]], ...] = tuple(
+            form.shapes for form in manifest.forms
+        )
         self.threads: int = threads
+        self._arguments = Arguments(artifact.path, manifest)
         self._native = native_runtime()
         self._placement: Placement = (
             CpuPlacement(self._native)
@@ -132,7 +145,7 @@ class Session:
         self._crew = crew_of(threads) if threads > 1 and self._cuda is None else None
         self._leave = None if self._crew is None else self._crew.enlist(self)
         # What a session lets go of when it is closed; a run that has begun holds on to it.
-        self._loaded: Compiled | Chain | None = None
+        self._loaded: Sequence[Compiled | Chain] | None = None
         try:
             self._loaded = self._load(artifact)
         finally:
@@ -141,12 +154,13 @@ class Session:
 
     def __repr__(self) -> str:
         """The file, what goes in and comes out, and where it runs."""
-        inputs, outputs = (
-            ", ".join(map(str, specs)) or "nothing" for specs in (self.inputs, self.outputs)
+        forms = spell_all(
+            f"{spell_specs(form.inputs)} -> {spell_specs(form.outputs)}"
+            for form in self.manifest.forms
         )
         where = f"{self.manifest.target.kind}, {self.threads} thread{'s' * (self.threads > 1)}"
         closed = ", closed" if self._loaded is None else ""
-        return f"<Session of {self.path}: {inputs} -> {outputs}; {where}{closed}>"
+        return f"<Session of {self.path}: {forms}; {where}{closed}>"
 
     def run(self, inputs: Any) -> dict[str, Any]:
         """Run the model once.
@@ -154,8 +168,10 @@ class Session:
         Args:
             inputs: a mapping from input names to arrays, or the array itself if the model has one
                 input. Arrays are numpy arrays or anything with `__dlpack__` (torch tensors too) in
-                CPU memory, of exactly the shape and dtype in `self.inputs`; C-contiguous ones that
-                begin on a 64-byte boundary are not copied.
+                CPU memory, of exactly the dtype in `self.inputs` and one of `self.shapes`;
+                C-contiguous ones that begin on a 64-byte boundary are not copied.
+                With several shapes whose images are computed by themselves, a batch may also be a
+                sum of theirs: it is run in the fewest parts, the largest first.
                 A model on a GPU also takes tensors of any kind in the memory of GPU 0; those have
                 to be contiguous and begin on such a boundary, and are never copied.
 
@@ -206,13 +222,13 @@ class Session:
         """
         _check_count("repeats", repeats, 1)
         with self._turn or nullcontext():
-            runs = self._profile(inputs, repeats)
+            runs, calls = self._profile(inputs, repeats)
         if not runs[0]:
             raise ArtifactError(
                 f"{self.path} cannot be profiled: its library does not report its calls; compile "
                 "it with the VM in bytecode mode"
             )
-        return name_layers(medians(runs), self.manifest.calls)
+        return name_layers(medians(runs), calls)
 
     def close(self) -> None:
         """Let go of the weights, the library and the threads; running afterwards is an error.
@@ -246,7 +262,7 @@ class Session:
         self._open()
         return reopen, (str(self.path.absolute()), self.threads, self.digest)
 
-    def _open(self) -> Compiled | Chain:
+    def _open(self) -> Sequence[Compiled | Chain]:
         loaded = self._loaded
         if loaded is None:
             raise InputError(f"the session of {self.path} is closed; load the artifact again")
@@ -258,7 +274,9 @@ class Session:
             )
         return loaded
 
-    def _load(self, artifact: Artifact) -> Compiled | Chain:
+    def _load(self, artifact: Artifact) -> Sequence[Compiled | Chain]:
+        if self.manifest.variants:
+            return load_variants(self._native, self._placement, artifact, self._call)
         parts: list[Compiled | Rest] = []
         weights, on_gpu = iter(artifact.params), self._cuda is not None
         for step in self.manifest.plan:
@@ -274,12 +292,21 @@ class Session:
                 content = artifact.parts[step.section]
                 parts.append(Rest(self.path, step, content, self.threads, made_with))
         if isinstance(parts[0], Compiled) and not self.manifest.steps:
-            return parts[0]
-        return Chain(self._native, self.path, self.manifest, parts)
+            return [parts[0]]
+        return [Chain(self._native, self.path, self.manifest, parts)]
 
     def _run(self, inputs: Any) -> dict[str, Any]:
-        loaded = self._open()
-        with self._transfer(inputs, loaded) as transfer:
+        loaded, values = self._open(), self._arguments.in_order(inputs)
+        parts = self._arguments.parts(values)
+        results = [self._run_part(loaded[part.variant], part, values) for part in parts]
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([part[name] for part in results]) for name in results[0]}
+
+    def _run_part(
+        self, loaded: Compiled | Chain, part: Part, values: Sequence[Any]
+    ) -> dict[str, Any]:
+        with self._transfer(loaded, part, values) as transfer:
             if isinstance(loaded, Chain):
                 return loaded.run(self._call, transfer.arguments)
             tensors = loaded.run(self._call, transfer.arguments)
@@ -288,23 +315,26 @@ class Session:
                 for spec, tensor in zip(self.outputs, tensors, strict=True)
             }
 
-    def _profile(self, inputs: Any, repeats: int) -> list[list[tuple[str, float]]]:
-        loaded = self._open()
-        with self._transfer(inputs, loaded) as transfer:
+    def _profile(self, inputs: Any, repeats: int) -> tuple[list[Times], Sequence[Call]]:
+        """The times of each run, and the calls that were timed."""
+        everything, values = self._open(), self._arguments.in_order(inputs)
+        part = self._arguments.whole(values)
+        loaded, calls = everything[part.variant], self.manifest.forms[part.variant].calls
+        with self._transfer(loaded, part, values) as transfer:
             if isinstance(loaded, Chain):
-                return loaded.profile(self._call, transfer.arguments, repeats)
+                return loaded.profile(self._call, transfer.arguments, repeats), calls
             compiled, arguments = loaded, [*transfer.arguments, *loaded.params]
             clock: Clock = HostClock()
             if self._cuda is not None:
                 here, entry = self._native.stream, compiled.take()
                 clock = GpuClock(self._cuda, transfer.stream, here, lambda: entry(*arguments))
 
-            def record() -> list[list[tuple[str, float]]]:
+            def record() -> list[Times]:
                 # VMs of its own: an instrumented one would slow down every later run.
                 machine, name = compiled.library.machine, compiled.entry
                 return list(record_runs(machine, name, arguments, repeats, clock))
 
-            return cast(list[list[tuple[str, float]]], self._call(record, []))
+            return cast(list[Times], self._call(record, [])), calls
 
     def _call(self, function: Any, arguments: Sequence[Any]) -> Any:
         """Call something that runs the library, on the session's threads."""
@@ -319,29 +349,12 @@ class Session:
         except Exception as error:
             raise failure(self.path, error) from error
 
-    def _transfer(self, inputs: Any, loaded: Compiled | Chain) -> AbstractContextManager[Transfer]:
+    def _transfer(
+        self, loaded: Compiled | Chain, part: Part, values: Sequence[Any]
+    ) -> AbstractContextManager[Transfer]:
         params = loaded.params if isinstance(loaded, Compiled) else []
-        return self._placement.transfer(self.inputs, self._in_order(inputs), params)
-
-    def _in_order(self, inputs: Any) -> list[Any]:
-        """The caller's values, one for each of `self.inputs`."""
-        if not isinstance(inputs, Mapping):
-            if len(self.inputs) != 1:
-                raise InputError(
-                    f"expected a mapping with the inputs {self._names()}, found "
-                    f"{type(inputs).__name__}"
-                )
-            return [inputs]
-        names = {spec.name for spec in self.inputs}
-        missing = [name for name in names if name not in inputs]
-        extra = [name for name in inputs if name not in names]
-        if missing or extra:
-            found = ", ".join(map(repr, inputs)) or "none"
-            raise InputError(f"expected the inputs {self._names()}, found {found}")
-        return [inputs[spec.name] for spec in self.inputs]
-
-    def _names(self) -> str:
-        return ", ".join(repr(spec.name) for spec in self.inputs)
+        specs = self.manifest.forms[part.variant].inputs
+        return self._placement.transfer(specs, self._arguments.of(part, values), params)
 
 
 def reopen(path: str, threads: int, digest: str) -> Session:

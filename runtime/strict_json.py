@@ -146,6 +146,14 @@ class StrictObject:
                 self.fail(key, f"strings of at most {MAX_STRING} characters", _kind(value))
         return tuple(values)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of integers from 0 to MAX_INTEGER."""
+        values: list[Any] = self.take(key, list, "a list of integers")
+        for value in values:
+            if type(value) is not int or not 0 <= value <= MAX_INTEGER:
+                self.fail(key, f"integers in 0..{MAX_INTEGER}", repr(value)[:80])
+        return tuple(values)
+
     def is_null(self, key: str) -> bool:
         """Whether a key is null, which is then taken."""
         if self._left.get(key, key) is not None:

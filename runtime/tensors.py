@@ -9,8 +9,8 @@ import numpy as np
 
 from nmcompile.errors import InputError
 from nmcompile.runtime.format import ALIGNMENT
-from nmcompile.runtime.manifest import DTYPES, TensorSpec, numpy_dtype
 from nmcompile.runtime.native import NativeRuntime
+from nmcompile.runtime.specs import DTYPES, TensorSpec, numpy_dtype
 
 _HOST_DEVICES = (1, 3)  # DLPack: CPU memory, and CPU memory pinned for CUDA
 

@@ -35,7 +35,7 @@ class Samples:
 
 def random_inputs(specs: Sequence[InputSpec], seed: int = 0) -> dict[str, Array]:
     """Seeded inputs: normal where the dtype is a float, zeros (a legal index) elsewhere."""
-    from nmcompile.runtime.manifest import numpy_dtype
+    from nmcompile.runtime.specs import numpy_dtype
 
     random = np.random.default_rng(seed)
     inputs = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nmcompile.bundle.requirements import Requirements
 from nmcompile.runtime import gpu as gpus
 from nmcompile.runtime.format import Artifact
+from nmcompile.runtime.variants import spell_all, spell_specs
 from nmcompile.version import VERSION
 
 _DRIVER = 580  # the oldest for CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/
@@ -47,7 +48,5 @@ def _machine(model: Artifact) -> str:
 
 
 def _tensors(model: Artifact) -> str:
-    inputs, outputs = (
-        ", ".join(map(str, specs)) for specs in (model.manifest.inputs, model.manifest.outputs)
-    )
-    return f"{inputs} -> {outputs}"
+    forms = model.manifest.forms
+    return spell_all(f"{spell_specs(form.inputs)} -> {spell_specs(form.outputs)}" for form in forms)

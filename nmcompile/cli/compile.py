@@ -30,9 +30,11 @@ from nmcompile.cli.options import (
     KeyOption,
     ModelArgument,
     ShapeOption,
+    ShapesOption,
     TargetOption,
     find_model,
     read_fleet,
+    shape_sets_of,
     shapes_of,
 )
 from nmcompile.cli.output import print_facts, print_json, print_table
@@ -93,7 +95,7 @@ def compile_model(
     permute: PermuteOption = False,
     seed: SeedOption = 0,
     time_limit: TimeLimitOption = 60.0,
-    shape: ShapeOption = None,
+    shape: ShapesOption = None,
     tune: Annotated[
         bool,
         typer.Option(
@@ -167,7 +169,7 @@ def compile_model(
             find_model(model, shape),
             output=output,
             target=target,
-            shapes=shapes_of(shape),
+            shapes=shape_sets_of(shape),
             pattern=pattern,
             pruning=Pruning(
                 "project" if enforce else "verify",

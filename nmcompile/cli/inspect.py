@@ -131,6 +131,7 @@ def show_artifact(path: Path, as_json: bool) -> None:
     from nmcompile.runtime import read_artifact
     from nmcompile.runtime.manifest import to_fields
     from nmcompile.runtime.steps import LIBRARY, ONNX, WEIGHTS
+    from nmcompile.runtime.variants import spell_all, spell_specs
 
     artifact = read_artifact(path)
     manifest = artifact.manifest
@@ -149,6 +150,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
     others = Counter(
         plain_name(call.symbol) for call in manifest.calls if call.symbol == call.layer
     )
+    forms = manifest.forms
+    counts = spell_all(str(len(form.calls)) for form in forms)
     if as_json:
         fields = to_fields(manifest)
         print_json(
@@ -177,9 +180,10 @@ def show_artifact(path: Path, as_json: bool) -> None:
             "model": f"{manifest.model.name} (sha256 {manifest.model.digest or 'unknown'})",
             "target": f"{kind} ({', '.join(features)})" if features else kind,
             f"this {'GPU' if is_gpu(kind) else 'CPU'}": verdict(missing, gpu),
-            "inputs": ", ".join(map(str, manifest.inputs)),
-            "outputs": ", ".join(map(str, manifest.outputs)),
-            "calls": f"{len(manifest.calls)} kernels per run, {others.total()} of them in TVM's "
+            "inputs": spell_all(spell_specs(form.inputs) for form in forms),
+            "outputs": spell_all(spell_specs(form.outputs) for form in forms),
+            **({"other batches": "run in parts of these"} if manifest.batched else {}),
+            "calls": f"{counts} kernels per run, {others.total()} of them in TVM's "
             "own lowering" + (f": {', '.join(others)}" if others else ""),
             "producer": f"nmcompile {manifest.producer.nmcompile}, TVM {manifest.producer.tvm}"
             + (f", onnxruntime {made_with}" if made_with else ""),

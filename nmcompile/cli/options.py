@@ -68,6 +68,16 @@ ShapeOption = Annotated[
         help="The shape of an input that the model leaves open. May be repeated.",
     ),
 ]
+ShapesOption = Annotated[
+    list[Shape] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1,3,224,224",
+        parser=parse_shape,
+        help="The shape of an input that the model leaves open. May be repeated, also for the same "
+        "input: the artifact then has several shapes, the k-th of every input together.",
+    ),
+]
 TargetOption = Annotated[
     str,
     typer.Option(help="What to compile for, see `nmc targets`.", autocompletion=complete_target),
@@ -97,8 +107,37 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def shapes_of(shapes: Sequence[Shape] | None) -> dict[str, tuple[int, ...]]:
-    """The `--shape` options by input name; of two for one input the last counts."""
-    return {shape.name: shape.dims for shape in shapes or ()}
+    """The `--shape` options by input name, where one shape is looked at."""
+    sets = shape_sets_of(shapes)
+    if len(sets) > 1:
+        raise typer.BadParameter(
+            f"only `nmc compile` takes several shapes of an input: expected one, found {len(sets)}",
+            param_hint="--shape",
+        )
+    return sets[0]
+
+
+def shape_sets_of(shapes: Sequence[Shape] | None) -> list[dict[str, tuple[int, ...]]]:
+    """The sets of shapes that `--shape` names: the first of each input, the second, and so on.
+
+    An input that is named once has that shape in all of them.
+    """
+    by_name: dict[str, list[tuple[int, ...]]] = {}
+    for shape in shapes or ():
+        by_name.setdefault(shape.name, []).append(shape.dims)
+    count = max(map(len, by_name.values()), default=1)
+    for name, dims in by_name.items():
+        if len(dims) not in (1, count):
+            most = next(other for other, found in by_name.items() if len(found) == count)
+            raise typer.BadParameter(
+                f"the shapes of several inputs belong together in their order: expected {count} "
+                f"of {name}, as of {most}, or 1 for all of them, found {len(dims)}",
+                param_hint="--shape",
+            )
+    return [
+        {name: dims[number if len(dims) > 1 else 0] for name, dims in by_name.items()}
+        for number in range(count)
+    ]
 
 
 def read_fleet(tracker: str, key: str, timeout: float) -> "Fleet | None":

@@ -24,7 +24,14 @@ from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.sparse_tensor_core import rows as gpu
 from nmcompile.kernels.sparse_tensor_core.gpus import GPUS
 from nmcompile.kernels.sparse_tensor_core.rows import GroupedConv, TensorCoreConv, TensorCoreLinear
-from nmcompile.kernels.verdict import MADE_FOR, accept, one_config
+from nmcompile.kernels.verdict import (
+    MADE_FOR,
+    Repacked,
+    accept,
+    never_packed,
+    one_config,
+    packed_by,
+)
 
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
@@ -47,6 +54,8 @@ class Kernel:
     roof: what bounds its rate on a CPU: multiply-adds, a load from L1 for each of them, products of
         four bytes or of two bfloat16, or products of tiles. GPU rows have none: their roofs are
         not measured.
+    packed_as: of `configs`, and beyond them, those that read weights as they are packed for a
+        config of another problem with the same weight, the best first. GPU rows have none.
     """
 
     name: str
@@ -59,6 +68,7 @@ class Kernel:
     configs: Callable[[Problem], Sequence[Candidate]]
     emit: Callable[[str, Problem, Any], Lowered]
     roof: RoofKind | None = "fma"
+    packed_as: Repacked = never_packed
 
     def lower(self, problem: Problem, config: Any = None) -> Lowered:
         """The function and the packed weights; without `config`, with the model's favourite."""
@@ -111,12 +121,12 @@ def _tile_rows() -> Iterator[Kernel]:
         yield Kernel(
             f"{op}_{short}_one_by_n__avx512_amx", op, "avx512_amx", dtype, True,
             tiles.refuse_one_by_n, tiles.decline_one_by_n, tiles.one_by_n_configs,
-            tiles.lower_tiles, roof,
+            tiles.lower_tiles, roof, packed_by(tiles.one_by_n_configs, tiles.packing_of),
         )  # fmt: skip
         yield Kernel(
             f"{op}_{short}_dense__avx512_amx", op, "avx512_amx", dtype, False,
             tiles.refuse_dense, tiles.decline_dense, tiles.dense_configs,
-            tiles.lower_tiles, roof,
+            tiles.lower_tiles, roof, packed_by(tiles.dense_configs, tiles.packing_of),
         )  # fmt: skip
 
 
@@ -148,14 +158,17 @@ def _lanes_rows() -> Iterator[Kernel]:
         yield Kernel(
             f"{op}_{short}_one_by_n__{target}", op, target, dtype, True,
             rows.refuse_one_by_n, rows.decline_one_by_n, rows.one_by_n_configs, rows.lower, roof,
+            packed_by(rows.one_by_n_configs, rows.packing_of),
         )  # fmt: skip
         yield Kernel(
             f"{op}_{short}_nm__{target}", op, target, dtype, True,
             rows.refuse_nm, rows.decline_nm, rows.nm_configs, rows.lower, roof,
+            packed_by(rows.nm_configs, rows.packing_of),
         )  # fmt: skip
         yield Kernel(
             f"{op}_{short}_dense__{target}", op, target, dtype, False,
             rows.refuse_dense, accept, rows.dense_configs, rows.lower, roof,
+            packed_by(rows.dense_configs, rows.packing_of),
         )  # fmt: skip
 
 
@@ -193,24 +206,27 @@ CATALOG: tuple[Kernel, ...] = (
         "conv2d_f32_winograd_one_by_n__avx512", "conv2d", "avx512", "float32", True,
         winograd.refuse_winograd_one_by_n, contest.decline_winograd_one_by_n,
         winograd.winograd_one_by_n_configs, winograd.lower_winograd,
+        packed_as=packed_by(winograd.winograd_one_by_n_configs, winograd.packing_of),
     ),
     Kernel(
         "conv2d_f32_one_by_n__avx512", "conv2d", "avx512", "float32", True,
         panel.refuse_one_by_n, contest.decline_one_by_n,
-        panel.one_by_n_configs, panel.lower_panel,
+        panel.one_by_n_configs, panel.lower_panel, packed_as=panel.panel_packed_as,
     ),
     Kernel(
         "conv2d_f32_nm__avx512", "conv2d", "avx512", "float32", True,
         panel.refuse_nm, contest.decline_nm, panel.nm_configs, panel.lower_panel, "load",
+        panel.panel_packed_as,
     ),
     Kernel(
         "conv2d_f32_winograd__avx512", "conv2d", "avx512", "float32", False,
         winograd.refuse_winograd, contest.decline_winograd,
         winograd.winograd_dense_configs, winograd.lower_winograd,
+        packed_as=packed_by(winograd.winograd_dense_configs, winograd.packing_of),
     ),
     Kernel(
         "conv2d_f32_dense__avx512", "conv2d", "avx512", "float32", False,
-        accept, accept, panel.dense_configs, panel.lower_panel,
+        accept, accept, panel.dense_configs, panel.lower_panel, packed_as=panel.panel_packed_as,
     ),
     Kernel(
         "linear_f32_dense__avx512", "linear", "avx512", "float32", False,

@@ -5,7 +5,8 @@ A verdict is None or a sentence for the user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from nmcompile.kernels.problem import Candidate, Problem
 from nmcompile.sparsity import Dense, Pattern
@@ -35,6 +36,27 @@ def one_config(problem: Problem) -> Sequence[Candidate]:
 
 
 Configs = Callable[[Problem], Sequence[Candidate]]
+Repacked = Callable[[Problem, Any], Sequence[Candidate]]
+
+
+def never_packed(problem: Problem, config: Any) -> Sequence[Candidate]:
+    """Kernels without tiles: there is one packing."""
+    return ()
+
+
+def packed_by(configs: Configs, packing: Callable[[Any], Hashable]) -> Repacked:
+    """Those of a kernel's tile sizes whose packing is the same, where some of their fields say so.
+
+    Args:
+        configs: all of a problem, the best first.
+        packing: what of them says how weights are packed.
+    """
+
+    def alike(problem: Problem, config: Any) -> Sequence[Candidate]:
+        wanted = packing(config)
+        return [each for each in configs(problem) if packing(each.config) == wanted]
+
+    return alike
 
 
 def decline_slower(problem: Problem, own: Configs, other: Configs, name: str) -> str | None:

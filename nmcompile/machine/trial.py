@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.runtime.manifest import numpy_dtype
 from nmcompile.runtime.native import available_threads, native_runtime
+from nmcompile.runtime.specs import numpy_dtype
 from nmcompile.runtime.tensors import from_numpy
 
 Array = npt.NDArray[Any]

@@ -182,7 +182,7 @@ def _checked(
 
 
 def _samples(where: str, value: Any, spec: InputSpec, batch: int) -> Array:
-    from nmcompile.runtime.manifest import numpy_dtype
+    from nmcompile.runtime.specs import numpy_dtype
 
     name, shape, dtype = spec
     where = f"{where}, input {name}" if where else f"input {name}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from nmcompile.errors import DeviceError, UnsupportedOperatorError
 from nmcompile.frontends.onnx_export import serialized
 from nmcompile.quiet import quiet
-from nmcompile.runtime.manifest import DTYPES, WIDE, TensorSpec
 from nmcompile.runtime.rest import import_onnxruntime, open_session
+from nmcompile.runtime.specs import DTYPES, WIDE, TensorSpec
 from nmcompile.runtime.strict_json import OPEN
 
 if TYPE_CHECKING:

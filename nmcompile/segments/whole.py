@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -59,13 +59,52 @@ def in_parts(
     if source.kind == "onnx":
         return source, divide_by(source, attempt, refusal), ""
     as_onnx = _as_onnx(source, refusal)
-    why = f"taken through ONNX, as its torch form was refused: {str(refusal).partition('; ')[0]}"
+    why = _why(refusal)
     try:
         return as_onnx, attempt(as_onnx), why
     except (UnsupportedOperatorError, WeightError) as error:
         if isinstance(error, ImpossibleModelError):
             raise
         return as_onnx, divide_by(as_onnx, attempt, error), why
+
+
+def all_whole(
+    sources: Sequence[SourceModel],
+    rest: str,
+    attempt: Callable[[Sequence[SourceModel]], T],
+) -> tuple[list[SourceModel], T, str]:
+    """Compile a model for several shapes, which onnxruntime has no part in.
+
+    Returns:
+        As `in_parts`, with a model for each shape.
+
+    Raises:
+        UnsupportedOperatorError: the model is not all ours.
+        NmcompileError: what `attempt` raises else.
+    """
+    found, why = list(sources), ""
+    try:
+        return found, attempt(found), why
+    except (UnsupportedOperatorError, WeightError) as error:
+        if rest == "none" or isinstance(error, ImpossibleModelError):
+            raise
+        refusal: Exception = error
+    if found[0].kind == "torch":
+        why = _why(refusal)
+        found = [_as_onnx(source, refusal) for source in found]
+        try:
+            return found, attempt(found), why
+        except (UnsupportedOperatorError, WeightError) as error:
+            refusal = error
+    raise UnsupportedOperatorError(
+        f"{found[0].title} is to be compiled for {len(found)} shapes, which takes a model that is "
+        f"all ours, and would need onnxruntime for a part: {refusal}; or compile one artifact for "
+        "each shape"
+    ) from refusal
+
+
+def _why(refusal: Exception) -> str:
+    return f"taken through ONNX, as its torch form was refused: {str(refusal).partition('; ')[0]}"
 
 
 def _as_onnx(source: SourceModel, refusal: Exception) -> SourceModel:

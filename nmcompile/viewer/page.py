@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from nmcompile.pages import render_page
 from nmcompile.runtime import Manifest
+from nmcompile.runtime.variants import spell_all
 from nmcompile.units import count
 from nmcompile.viewer.drawing import draw_heading, draw_mark, draw_row
 from nmcompile.viewer.graph import LoweredGraph, read_graph
@@ -156,8 +157,8 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         ("model", manifest.model.name),
         ("sha256 of the model", manifest.model.digest),
         ("target", manifest.target.kind + (f" ({features})" if features else "")),
-        ("inputs", tensors(manifest.inputs)),
-        ("outputs", tensors(manifest.outputs)),
+        ("inputs", spell_all(tensors(form.inputs) for form in manifest.forms)),
+        ("outputs", spell_all(tensors(form.outputs) for form in manifest.forms)),
         (
             "made with",
             f"nmcompile {producer.nmcompile}, TVM {producer.tvm}"

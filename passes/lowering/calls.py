@@ -36,35 +36,48 @@ class FinishedCall:
     makes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Names of the functions that compute a model for one shape.
+
+    early: of the function for one group of images, where there is one.
+    """
+
+    main: str = "main"
+    early: str = EARLY
+
+
 def finished_calls(
-    module: Any, inputs: Sequence[str], outputs: Sequence[str]
+    module: Any, inputs: Sequence[str], outputs: Sequence[str], entry: Entry | None = None
 ) -> tuple[FinishedCall, ...]:
-    """The calls of `main`, those of the early part once for each group of images.
+    """The calls of an entry function, those of the early part once for each group of images.
 
     Args:
         module: after `Backend.finish`.
-        inputs: names of the first parameters of `main`; the others are weights.
-        outputs: names of what `main` returns.
+        inputs: names of its first parameters; the others are weights.
+        outputs: names of what it returns.
+        entry: the function; None for a module of one shape.
     """
-    return _Reader(module).read(inputs, outputs)
+    return _Reader(module, entry or Entry()).read(inputs, outputs)
 
 
 class _Reader:
     """Follows values through the functions of a module."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, entry: Entry) -> None:
+        self._entry = entry
         self._bodies = {
             var.name_hint: func
             for var, func in module.functions_items()
-            if isinstance(func, relax.Function) and var.name_hint in ("main", EARLY)
+            if isinstance(func, relax.Function) and var.name_hint in (entry.main, entry.early)
         }
-        early = self._bodies.get(EARLY)
+        early = self._bodies.get(entry.early)
         kernels = [] if early is None else [s for s in _symbols(early) if is_kernel(s)]
-        self._numbers = {EARLY: 0, "main": len(kernels)}
+        self._numbers = {entry.early: 0, entry.main: len(kernels)}
         self._calls: list[FinishedCall] = []
 
     def read(self, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[FinishedCall, ...]:
-        result = self._follow("main", [{name} for name in inputs])
+        result = self._follow(self._entry.main, [{name} for name in inputs])
         fields = result if isinstance(result, list) else [result]
         made: dict[int, list[str]] = {}
         for name, sources in zip(outputs, fields, strict=True):
@@ -100,8 +113,10 @@ class _Reader:
                     )
                     number += ours
                     known[binding.var] = {place}
-                elif is_call_of(value, EARLY):
-                    inner = self._follow(EARLY, [_together(known, a) for a in value.args])
+                elif is_call_of(value, self._entry.early):
+                    inner = self._follow(
+                        self._entry.early, [_together(known, a) for a in value.args]
+                    )
                     known[binding.var] = inner if isinstance(inner, set) else set().union(*inner)
                 else:
                     if isinstance(value, relax.Tuple):

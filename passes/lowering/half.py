@@ -33,7 +33,7 @@ from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.kernels import Lowering
 from nmcompile.passes.lowering.match import Group
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, scalar, shape_of
-from nmcompile.runtime.manifest import numpy_dtype
+from nmcompile.runtime.specs import numpy_dtype
 
 Shape = tuple[int, ...]
 

@@ -25,13 +25,14 @@ from nmcompile.kernels.problem import Lowered, Prepare, Problem
 from nmcompile.passes.lowering.batch import EARLY, SPLIT_OPS
 from nmcompile.passes.lowering.match import Group, Matcher
 from nmcompile.passes.lowering.naming import content_name
+from nmcompile.passes.lowering.prepare import PREPARE, Operand, add_prepare
 from nmcompile.passes.lowering.view import constant, is_call_of
 from nmcompile.sparsity import Detection, detect
 
 Expr = Any
 Array = npt.NDArray[np.generic]
 INLINE_BYTES = 1024  # smaller constants stay in the library
-ENTRY, PREPARE = "main", "prepare"
+ENTRY = "main"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ class LoweredModule:
 
     params: arrays that the entry takes behind its inputs, in order, or, if there is a `prepare`
         function, that this takes to make them.
+    operands: how each of those that the entry takes is made of `params`.
     calls: kernel calls in execution order.
     leftovers: names of the Relax operators that take TVM's own lowering.
     real: layers of a quantised model that are computed on real numbers, and why.
@@ -57,6 +59,7 @@ class LoweredModule:
 
     module: Any
     params: dict[str, Array] = field(default_factory=dict)
+    operands: list[Operand] = field(default_factory=list)
     calls: list[KernelCall] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     real: list[tuple[Group, str]] = field(default_factory=list)
@@ -156,9 +159,7 @@ class Lowering:
         self._values: dict[Expr, Expr] = {}
         self._functions: dict[str, Any] = {}
         self._vars: list[Expr] = []  # of the entry, behind its inputs
-        # What each of them is made of: names of the result's params, and how, if not passed on.
-        self._sources: list[tuple[tuple[str, ...], Prepare | None]] = []
-        self._places: dict[Hashable, int] = {}  # in `_vars`, by what each is made of
+        self._places: dict[Operand, int] = {}  # in `_vars`, by what each is made of
         self._contents: dict[Hashable, str] = {}  # names of arrays, by what they hold
         self._early: Expr = None  # the function of `lower_batch`
         self._passed_on: list[Expr] = []  # those of `_vars` that it takes
@@ -192,8 +193,13 @@ class Lowering:
         function = relax.Function([*inputs, *self._vars], body, None, is_pure=True)
         self._builder.update_func(source.get_global_var(ENTRY), function.with_attrs(attrs))
         entries = [ENTRY]
-        if any(prepare is not None for _, prepare in self._sources):
-            self._add_prepare()
+        types = [var.ty for var in self._vars]
+        if add_prepare(
+            self._builder,
+            self._result.params,
+            list(zip(self._result.operands, types, strict=True)),
+            lambda prepare: self._function_of(prepare, prepare.name),
+        ):
             entries.append(PREPARE)
         self._result.module = relax.transform.DeadCodeElimination(entries)(self._builder.get())
         return self._result
@@ -264,27 +270,6 @@ class Lowering:
         blocks = [builder._end_block()]
         builder.end_scope()
         return inputs, builder.normalize(relax.SeqExpr(blocks, output))
-
-    def _add_prepare(self) -> None:
-        """The function that takes the artifact's arrays and returns what the entry takes."""
-        builder = self._builder
-        given = {
-            name: relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
-            for name, array in self._result.params.items()
-        }
-        with builder.function(PREPARE, list(given.values())):
-            with builder.dataflow():
-                made = []
-                for (names, prepare), target in zip(self._sources, self._vars, strict=True):
-                    sources = [given[name] for name in names]
-                    if prepare is None:
-                        made += sources
-                        continue
-                    callee = self._function_of(prepare, prepare.name)
-                    call = relax.call_tir(callee, relax.Tuple(sources), target.ty)
-                    made.append(builder.emit(call))
-                output = builder.emit_output(relax.Tuple(made))
-            builder.emit_func_output(output)
 
     def _function_of(self, source: Lowered | Prepare, name: str) -> Any:
         """The global variable of a TIR function, which all that are made alike share.
@@ -382,8 +367,9 @@ class Lowering:
     ) -> Expr:
         """The parameter of the entry that is made so of these arrays of the result."""
         # The entry has variables of its own, in the order of the early part's.
-        place = self._places.setdefault((sources, prepare), len(self._vars))
+        operand = Operand(sources, prepare)
+        place = self._places.setdefault(operand, len(self._vars))
         if place == len(self._vars):
-            self._sources.append((sources, prepare))
+            self._result.operands.append(operand)
             self._vars.append(relax.Var(name, relax.TensorType(shape, dtype)))
         return self._vars[place]

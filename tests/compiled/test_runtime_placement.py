@@ -165,8 +165,10 @@ def test_the_kernels_are_launched_on_the_stream(machine: Machine) -> None:
 
 def entries(session: Session) -> list[Any]:
     """The functions that its next runs call."""
-    assert isinstance(session._loaded, Compiled)
-    return session._loaded.idle
+    assert session._loaded is not None
+    (loaded,) = session._loaded
+    assert isinstance(loaded, Compiled)
+    return loaded.idle
 
 
 def stream_of_tvm() -> Any:

@@ -365,8 +365,8 @@ def test_an_error_of_the_library_is_ours(path: Path) -> None:
     def fail(*arguments: Any) -> Any:
         raise ValueError("Check failed: a number of TVM's\nand more")
 
-    assert isinstance(session._loaded, Compiled)
-    session._loaded.idle[:] = [fail]
+    assert isinstance(session._loaded[0], Compiled)
+    session._loaded[0].idle[:] = [fail]
     with pytest.raises(ArtifactError, match=r"its library fails .Check failed: a number of TVM's"):
         session.run(random_input())
     session.run(random_input())

@@ -60,7 +60,8 @@ def in_thread(call: Callable[[], Any]) -> Any:
 
 def watch(session: Session, seen: list[int]) -> None:
     """Note the size of the pool that the next run is given."""
-    loaded = session._loaded
+    assert session._loaded is not None
+    (loaded,) = session._loaded
     assert isinstance(loaded, Compiled)
     (entry,) = loaded.idle
 
@@ -185,8 +186,8 @@ def test_an_error_in_a_worker_reaches_the_caller(path: Path) -> None:
         def fail(*arguments: Any) -> Any:
             raise KeyError("something")
 
-        assert isinstance(session._loaded, Compiled)
-        session._loaded.idle[:] = [fail]
+        assert isinstance(session._loaded[0], Compiled)
+        session._loaded[0].idle[:] = [fail]
         with pytest.raises(Exception, match="something"):
             in_thread(lambda: session.run(random_input()))
         assert in_thread(lambda: right(session, random_input()))
@@ -286,8 +287,8 @@ begun, end = threading.Event(), threading.Event()
 def wait(*arguments):
     begun.set()
     end.wait()
-entry = session._loaded.idle.pop()
-session._loaded.idle.append(wait)
+entry = session._loaded[0].idle.pop()
+session._loaded[0].idle.append(wait)
 threading.Thread(target=session.run, args=(x,), daemon=True).start()
 begun.wait()
 if os.fork() == 0:
@@ -314,12 +315,12 @@ import _thread, signal
 # What runs in the background of a shell ignores interrupts, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 begun, end = threading.Event(), threading.Event()
-entry = session._loaded.idle.pop()
+entry = session._loaded[0].idle.pop()
 def slow(*arguments):
     begun.set()
     end.wait(5)
     return entry(*arguments)
-session._loaded.idle.append(slow)
+session._loaded[0].idle.append(slow)
 import nmcompile.runtime.crew as crew
 crew._home = None  # the main thread hands over too
 def interrupt():

@@ -115,7 +115,8 @@ def test_inputs_of_any_kind_reach_onnxruntime(kind: str, tmp_path: Path) -> None
 
 def test_tensors_between_the_parts_are_not_copied(path: Path) -> None:
     with load(path, threads=1) as session:
-        chain = session._loaded
+        assert session._loaded is not None
+        (chain,) = session._loaded
         assert isinstance(chain, Chain)
         seen: dict[str, list[int]] = {}
         for name, part in zip(("first", "rest", "last"), chain.parts, strict=True):
@@ -240,7 +241,7 @@ class Waiting:
     def run_with_ort_values(self, *arguments):
         begun.set()
         end.wait()
-rest = session._loaded.parts[1]
+rest = session._loaded[0].parts[1]
 rest._session = Waiting()
 threading.Thread(target=session.run, args=(x,), daemon=True).start()
 begun.wait()

@@ -14,7 +14,7 @@ import numpy as np
 
 from nmcompile.errors import NmcompileError
 from nmcompile.runtime import load
-from nmcompile.runtime.manifest import DTYPES, numpy_dtype
+from nmcompile.runtime.specs import DTYPES, numpy_dtype
 
 NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 63, 64, 1 << 31, (1 << 63) - 1, 1 << 63, 10**40,

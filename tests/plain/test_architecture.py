@@ -22,9 +22,9 @@ FLOORS = (
     "kernels.catalog", "targets", "machine",
     "passes.graphs", "passes.permutation", "passes.removal", "passes", "passes.operators",
     "passes.lowering", "frontends", "folding", "layer_names", "quantization", "train", "devices",
-    "tuning", "backends", "segments", "reports", "inspection", "spatial", "precision", "recorded",
-    "building", "assembly", "compiler", "updating", "dynamo", "bundle", "bench", "viewer", "cli",
-    "__main__", "",
+    "tuning", "backends", "segments", "reports", "inspection", "spatial", "shape_sets", "precision",
+    "recorded", "building", "assembly", "compiler", "updating", "dynamo", "bundle", "bench",
+    "viewer", "cli", "__main__", "",
 )  # fmt: skip
 """Rooms of the package, the lowest first; a module is in the room with the longest matching name.
 The last is the package's face. CONTRIBUTING.md quotes this."""

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.operators.torch.settle import REWRITES, doubt
-from nmcompile.runtime.manifest import DTYPES
+from nmcompile.runtime.specs import DTYPES
 
 
 def refusals(graph: FxGraph) -> dict[fx.Node, str]:

@@ -12,7 +12,13 @@ import numpy as np
 from nmcompile.kernels.avx512.panel.config import PanelConfig, lists_of
 from nmcompile.kernels.avx512.panel.conv import emit_panel_conv
 from nmcompile.kernels.avx512.panel.packing import pack_conv
-from nmcompile.kernels.avx512.panel.tiling import dense_outputs, own_configs, shared_configs
+from nmcompile.kernels.avx512.panel.tiling import (
+    dense_outputs,
+    own_configs,
+    own_packed_as,
+    shared_configs,
+    shared_packed_as,
+)
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
 from nmcompile.kernels.verdict import refuse_pattern
 from nmcompile.sparsity import NM, OneByN, Unstructured
@@ -49,6 +55,15 @@ def nm_configs(problem: Problem) -> Sequence[Candidate]:
 def dense_configs(problem: Problem) -> Sequence[Candidate]:
     """All rows, no lists."""
     return shared_configs(problem.conv, dense_outputs(problem.conv), 1.0, True)
+
+
+def panel_packed_as(problem: Problem, config: PanelConfig) -> Sequence[Candidate]:
+    """Tile sizes for weights that are packed as for others of the same row."""
+    if config.lists == "dense":
+        return shared_packed_as(problem.conv, config, 1.0)
+    assert problem.detection is not None
+    alike = own_packed_as if config.own_lists else shared_packed_as
+    return alike(problem.conv, config, problem.detection.density)
 
 
 def lower_panel(name: str, problem: Problem, config: PanelConfig | None) -> Lowered:

@@ -21,6 +21,7 @@ from nmcompile.kernels.avx512.panel.config import (
     Grouped,
     Panel,
     PanelConfig,
+    lists_of,
     tile_shapes,
     work_order,
 )
@@ -35,6 +36,7 @@ L1_PANEL_BYTES = 32 * 1024
 L2_PANEL_BYTES = 512 * 1024
 LOADS_PER_CYCLE = 1.7  # 512-bit loads from L1; two only on paper
 MAX_STEP = 8  # entries of an own list in one iteration
+MOST_SHARED, MOST_OWN = 12, 16  # vectors of a tile, of shared and of own lists
 OWN_SUMS = 24  # registers for sums over own lists; the others hold weights
 OWN_LOADS = 0.4  # loads per entry of an own list beside those of its row
 OWN_PANELS = (0.5, 1.0, 2.0)  # of L1_PANEL_BYTES: the sparser the lists, the more rows pay
@@ -119,25 +121,73 @@ def shared_configs(
     threads = cores()
     outputs = list_outputs
     while outputs:
-        for tile in range(1, 13):
-            shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
-            # A large image has thousands of tiles, and two kinds of them.
-            kinds = [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
-            if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s, _ in kinds):
-                continue
-            if any(s.extra > outputs for s, _ in kinds):
+        for tile in range(1, MOST_SHARED + 1):
+            kinds = _kinds(conv, tile)
+            if not _fit_registers(outputs, kinds):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
             for chunks in chunk_choices(conv, config.chunks, LEAST_OUTPUTS):
                 split = replace(config, chunks=chunks)
-                tiles = []
-                for shape, count in kinds:
-                    tiles += [_shared_cycles(conv, shape, split, density)] * count
-                cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
-                found.append(Candidate(cost, split))
+                found.append(_shared_candidate(conv, split, kinds, density, threads))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
     # On a tie, the tile that was counted first: the smaller one.
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
+
+
+def shared_packed_as(conv: Conv2d, packed: PanelConfig, density: float) -> Sequence[Candidate]:
+    """Tiles for weights that are packed as for `packed`, ranked."""
+    found = []
+    for tile in range(1, MOST_SHARED + 1):
+        kinds = _kinds(conv, tile)
+        config = replace(packed, tile=tile)
+        panel = tile * LANES * 4 * conv.taps * config.block_channels
+        if panel > L2_PANEL_BYTES and config != packed:
+            continue
+        if not _fit_registers(config.outputs, kinds):
+            continue
+        few = chunks_for(conv, tile, config.list_outputs, density, SHARED_CHUNKS)
+        for split in _split_alike(conv, config, chunk_choices(conv, few, LEAST_OUTPUTS)):
+            found.append(_shared_candidate(conv, split, kinds, density, cores()))
+    return sorted(found, key=lambda candidate: candidate.cycles)
+
+
+def _split_alike(
+    conv: Conv2d, config: PanelConfig, choices: Sequence[int]
+) -> Sequence[PanelConfig]:
+    """Other numbers of chunks, where that leaves the weights as they are packed.
+
+    Lists of unequal length are dealt to the chunks, and stored in that order.
+    """
+    others = choices if config.lists in ("dense", "grouped") else ()
+    split = [replace(config, chunks=chunks) for chunks in others if chunks != config.chunks]
+    return [config, *(each for each in split if lists_of(conv, each) == lists_of(conv, config))]
+
+
+def _kinds(conv: Conv2d, tile: int) -> list[tuple[Panel, int]]:
+    """The tiles of one image: a large one has thousands, and two kinds of them."""
+    shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
+    return [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
+
+
+def _fit_registers(outputs: int, kinds: Sequence[tuple[Panel, int]]) -> bool:
+    return all(
+        outputs * shape.vectors + shape.vectors + 2 * shape.extra + 1 <= REGISTERS
+        and shape.extra <= outputs
+        for shape, _ in kinds
+    )
+
+
+def _shared_candidate(
+    conv: Conv2d,
+    config: PanelConfig,
+    kinds: Sequence[tuple[Panel, int]],
+    density: float,
+    threads: int,
+) -> Candidate:
+    tiles = []
+    for shape, count in kinds:
+        tiles += [_shared_cycles(conv, shape, config, density)] * count
+    return Candidate(time_of(tiles, conv.batch * conv.groups * config.chunks, threads), config)
 
 
 def _shared_config(
@@ -189,18 +239,33 @@ def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candida
     """
     found: dict[PanelConfig, float] = {}
     threads = cores()
-    for tile, outputs, share in itertools.product(range(2, 17), (1, 2), OWN_PANELS):
+    for tile, outputs, share in itertools.product(range(2, MOST_OWN + 1), (1, 2), OWN_PANELS):
         if outputs * tile > OWN_SUMS or (outputs > 1 and conv.group_out % outputs):
             continue
         most = max(1, int(share * L1_PANEL_BYTES) // (tile * LANES * 4 * conv.taps))
         lists, channels, grouped = _own_lists(conv, pattern, most)
         few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
         for chunks in chunk_choices(conv, few, OWN_CHUNKS.outputs):
-            tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
             config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
-            found[config] = time_of(tiles, conv.batch * conv.groups * chunks, threads)
+            found[config] = _own_time(conv, config, density, threads)
     ranked = sorted(found.items(), key=lambda entry: entry[1])
     return tuple(Candidate(cycles, config) for config, cycles in ranked)
+
+
+def own_packed_as(conv: Conv2d, packed: PanelConfig, density: float) -> Sequence[Candidate]:
+    """Tiles for weights that are packed as for `packed`, ranked."""
+    found = []
+    for tile in range(2, MOST_OWN + 1):
+        config = replace(packed, tile=tile)
+        panel = tile * LANES * 4 * conv.taps * config.block_channels
+        if panel > max(OWN_PANELS) * L1_PANEL_BYTES and config != packed:
+            continue
+        if config.outputs * tile > OWN_SUMS:
+            continue
+        few = chunks_for(conv, tile, config.outputs, density, OWN_CHUNKS)
+        for split in _split_alike(conv, config, chunk_choices(conv, few, OWN_CHUNKS.outputs)):
+            found.append(Candidate(_own_time(conv, split, density, cores()), split))
+    return sorted(found, key=lambda candidate: candidate.cycles)
 
 
 def _own_lists(
@@ -223,16 +288,17 @@ def _own_lists(
     return "private", -(-conv.group_in // blocks), None
 
 
-def _own_cycles(
-    conv: Conv2d,
-    tile: int,
-    outputs: int,
-    channels: int,
-    density: float,
-    grouped: Grouped | None,
-    chunks: int,
-) -> list[float]:
+def _own_time(conv: Conv2d, config: PanelConfig, density: float, threads: int) -> float:
+    """The time that counts, of all tiles."""
+    return time_of(
+        _own_cycles(conv, config, density), conv.batch * conv.groups * config.chunks, threads
+    )
+
+
+def _own_cycles(conv: Conv2d, config: PanelConfig, density: float) -> list[float]:
     """Cycles of each tile of one image for the output channels of one chunk."""
+    tile, outputs, channels = config.tile, config.outputs, config.block_channels
+    grouped, chunks = config.grouped, config.chunks
     blocks = -(-conv.group_in // channels)
     start = LIST_OVERHEAD * (1 / 3 + 2 / 3 / outputs)
     tiles = list[float]()

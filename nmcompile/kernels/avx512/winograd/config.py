@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nmcompile.kernels.avx512.emit import LANES
 from nmcompile.kernels.avx512.panel.config import Panel, PanelConfig, tile_shapes
@@ -149,6 +149,13 @@ class Tiling:
     def transformed(self, windows: int) -> int:
         """Floats of transformed weights for so many of packed windows; none is one, as there."""
         return max(1, windows // self.conv.taps * self.phases * self.positions)
+
+    @property
+    def of_weights(self) -> Tiling:
+        """The same without what makes no difference to weights: images, and how they are tiled."""
+        conv, config = self.conv, self.config
+        window = Conv2d(1, 1, *conv.kernel, 1, conv.kernel, conv.stride)
+        return Tiling(window, replace(config, rows=1, images=1, vectors=1, split_blocks=False))
 
     @property
     def products(self) -> PanelConfig:

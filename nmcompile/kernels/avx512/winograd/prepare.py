@@ -53,14 +53,16 @@ def keep_windows(
     transformed = tiling.transformed(size)
     density = np.count_nonzero(weight) / weight.size
     if not tiling.config.dense or density >= SQUEEZE_BELOW:
-        prepare = Prepare(name, emit_transform, (tiling, size), ("values",), transformed)
+        args = (tiling.of_weights, size)
+        prepare = Prepare(name, emit_transform, args, ("values",), transformed)
         return packed.arrays, prepare, packed.sizes
     values, masks, starts = squeeze(
         packed.values.reshape(-1, tiling.conv.taps, tiling.config.outputs)
     )
     arrays = {"values": values, "masks": masks, "starts": starts}
     lengths = (values.size, masks.size, starts.size)
-    prepare = Prepare(name, emit_expand, (tiling, lengths), tuple(arrays), transformed)
+    of_masks = (tiling.of_weights, lengths)
+    prepare = Prepare(name, emit_expand, of_masks, tuple(arrays), transformed)
     return arrays, prepare, packed.sizes
 
 

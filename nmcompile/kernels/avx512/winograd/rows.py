@@ -5,7 +5,7 @@ Every verdict is None or a sentence for the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from nmcompile.kernels.avx512.panel.rows import refuse_one_by_n
 from nmcompile.kernels.avx512.winograd.config import Tiling, WinogradConfig, sides_of
@@ -48,6 +48,11 @@ def winograd_one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
 def winograd_dense_configs(problem: Problem) -> Sequence[Candidate]:
     """All windows, no lists."""
     return winograd_configs(problem.conv, DENSE_LIST, 1.0, True)
+
+
+def packing_of(config: WinogradConfig) -> Hashable:
+    """What of the tile sizes says how windows are kept, and what becomes of them."""
+    return config.side, config.outputs, config.list_outputs, config.dense
 
 
 def lower_winograd(name: str, problem: Problem, config: WinogradConfig) -> Lowered:

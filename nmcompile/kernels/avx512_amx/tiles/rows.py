@@ -6,7 +6,7 @@ Every verdict is None or a sentence for the user.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +112,11 @@ def one_by_n_configs(problem: Problem) -> Sequence[Candidate]:
             works.append((vectors, Work(steps, sources, pieces, gathering, layer.list_outputs)))
     reading = Reading.of(conv, quads=False)
     return ranked(reading, "gathered", works, tile.product, layer.residual)
+
+
+def packing_of(config: TilesConfig) -> Hashable:
+    """What of the tile sizes says how weights are packed."""
+    return config.method, config.vectors, config.list_outputs
 
 
 def lower_tiles(name: str, problem: Problem, config: TilesConfig | None) -> Lowered:

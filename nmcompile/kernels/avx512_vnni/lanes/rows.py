@@ -6,7 +6,7 @@ Every verdict is None or a sentence for the user.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,11 @@ class LanesRows:
                 starts = np.full(groups, float(rows * columns))
                 works.append(Work(vectors, starts * reading.quads, starts))
         return ranked(reading, "dense", works, self.costs)
+
+    @staticmethod
+    def packing_of(config: LanesConfig) -> Hashable:
+        """What of the tile sizes says how weights are packed."""
+        return config.method, config.vectors, config.list_outputs
 
     def lower(self, name: str, problem: Problem, config: LanesConfig | None) -> Lowered:
         """Convolution or matrix product with tiles from the `..._configs` function of its row."""

@@ -1,0 +1,76 @@
+"""The shapes that a model is compiled for: one for each input, or several sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nmcompile.errors import InputError, ShapeError, TargetError
+from nmcompile.targets import BF16, Target
+from nmcompile.wording import way
+
+Shapes = Mapping[str, Sequence[int]]
+"""Of inputs, by name."""
+
+
+def sets_of(shapes: Shapes | Sequence[Shapes] | None) -> list[Shapes | None]:
+    """The sets of an argument `shapes`; None where the model itself says.
+
+    Raises:
+        ShapeError: it is neither a mapping nor a list of such, or two of them are the same.
+    """
+    if shapes is None or isinstance(shapes, Mapping):
+        return [shapes]
+    sets: list[Shapes | None] = []
+    for index, each in enumerate(shapes):
+        if not isinstance(each, Mapping):
+            raise ShapeError(
+                f"shapes[{index}]: expected a mapping from input names to shapes, as "
+                f'{{"x": (8, 3, 224, 224)}}, found {each!r:.80}'
+            )
+        if any(_same(each, other) for other in sets):
+            raise ShapeError(f"shapes[{index}]: {spell(each)} is there twice; name it once")
+        sets.append(each)
+    if not sets:
+        raise ShapeError("shapes: expected at least one mapping from input names to shapes")
+    return sets
+
+
+def check_sets(sets: Sequence[Shapes | None], target: Target, tunes: bool, int8: bool) -> None:
+    """Make sure that one artifact can have so many sets of shapes.
+
+    Raises:
+        TargetError: the target is a GPU.
+        InputError: kernels are to be chosen by measurements, or the model is to be quantised.
+    """
+    if len(sets) < 2:
+        return
+    alone = f"found {len(sets)} shapes: compile one artifact for each"
+    if target.arch:
+        raise TargetError(
+            f"target {target.name} takes one shape for an artifact, {alone}, or choose a target of "
+            "a CPU"
+        )
+    if tunes:
+        raise InputError(
+            f"{way('--tune and --tuning-db', 'tuning')}: measurements are of one shape, {alone}, "
+            "or leave the measurements out"
+        )
+    if int8:
+        raise InputError(
+            f"{way('--precision int8', 'precision=' + repr('int8'))} quantises for one shape, "
+            f"{alone}; a file that is quantised and leaves its batch open can have several, and so "
+            f"can {way('--precision ' + BF16, 'precision=' + repr(BF16))}"
+        )
+
+
+def spell(shapes: Shapes) -> str:
+    """For example ``x=1,3,224,224``."""
+    return " ".join(f"{name}={','.join(map(str, dims))}" for name, dims in shapes.items())
+
+
+def _same(one: Shapes, other: Shapes | None) -> bool:
+    return (
+        other is not None
+        and one.keys() == other.keys()
+        and all(tuple(one[name]) == tuple(other[name]) for name in one)
+    )
