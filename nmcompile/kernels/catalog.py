@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from nmcompile.errors import TargetError
 from nmcompile.kernels.avx512 import contest, linear
+from nmcompile.kernels.avx512.attention import rows as attention
 from nmcompile.kernels.avx512.panel import rows as panel
+from nmcompile.kernels.avx512.rowwise import rows as rowwise
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
 from nmcompile.kernels.avx512_amx.tiles import rows as tiles
@@ -35,8 +37,9 @@ from nmcompile.kernels.verdict import (
 
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
-    "conv2d", "linear", "pool2d", "global_average", "quantise", "dequantise", "table", "sum", "gate"
-]
+    "conv2d", "linear", "pool2d", "global_average", "attention", "layer_norm", "softmax",
+    "quantise", "dequantise", "table", "sum", "gate",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,18 @@ CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "global_average_f32__avx512", "global_average", "avx512", "float32", False,
         accept, accept, one_config, sliding.lower_global_average,
+    ),
+    Kernel(
+        "attention_f32__avx512", "attention", "avx512", "float32", False,
+        accept, accept, one_config, attention.lower_attention,
+    ),
+    Kernel(
+        "layer_norm_f32__avx512", "layer_norm", "avx512", "float32", False,
+        accept, accept, one_config, rowwise.lower_layer_norm, None,
+    ),
+    Kernel(
+        "softmax_f32__avx512", "softmax", "avx512", "float32", False,
+        accept, accept, one_config, rowwise.lower_softmax, None,
     ),
     *_bfloat16_rows(),
     *_tile_rows(),

@@ -11,21 +11,27 @@ import numpy.typing as npt
 
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.spec import (
+    Attention,
     Conv2d,
     Dequantise,
     Epilogue,
     Gate,
     GlobalAverage,
+    LayerNorm,
     Linear,
     Pool2d,
     Quantise,
+    Softmax,
     Sum,
     Table,
 )
 from nmcompile.sparsity import Detection
 
 Array = npt.NDArray[np.generic]
-Spec = Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
+Spec = (
+    Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
+    | Attention | LayerNorm | Softmax
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +125,9 @@ class Prepare:
 class Lowered:
     """A TIR function and the constant arrays it takes between the input and the output.
 
-    Arguments: x, then `operands` in order, then the residual if the epilogue has one, then the
-    scratch if there is one, then out unless that takes the residual's memory.
+    Arguments: x and the other values of the model that it reads, then `operands` in order, then the
+    residual if the epilogue has one, then the scratch if there is one, then out unless that takes
+    the residual's memory.
     `emit(*args)` writes the function: equal `made_by` means interchangeable functions, so that a
     model needs to emit each only once. `arrays` are what the artifact keeps; `prepare` says which
     operands are made of them, under the name of their first source. `scratch` is the shape of a

@@ -210,3 +210,95 @@ class Gate:
     batch: int
     pixels: int
     channels: int
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Where the elements of one operand of an attention lie in a tensor, in elements of it.
+
+    operand: which of the tensors that the kernel reads.
+    offset: of the first element; batch, head, token, feature: from one to the next.
+    """
+
+    operand: int
+    offset: int
+    batch: int
+    head: int
+    token: int
+    feature: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What becomes of the scores of an attention before the softmax, from a float32 tensor.
+
+    where: the element for query q and key k is at `token` q and `feature` k.
+    hides: a score is replaced by the element where that is below 0, and left alone where it is 0;
+        else the element is added.
+    """
+
+    where: Strides
+    hides: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(scale q k^T, masked) v for each of batch x heads: float32, softmax over the keys.
+
+    operands: shapes of the tensors that hold q (queries x size), k (keys x size), v (keys x
+        value_size) and the masks.
+    out: where the result (queries x value_size) goes in a tensor of `out_shape`.
+    masks: applied in order.
+    zero_hidden: whether the result is 0 where all scores of a query are -inf, and not NaN.
+    """
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    size: int
+    value_size: int
+    scale: float
+    operands: tuple[tuple[int, ...], ...]
+    q: Strides
+    k: Strides
+    v: Strides
+    out: Strides
+    out_shape: tuple[int, ...]
+    masks: tuple[Mask, ...] = ()
+    zero_hidden: bool = False
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of both products of one call."""
+        pairs = self.batch * self.heads * self.queries * self.keys
+        return pairs * (self.size + self.value_size)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Rows of x with mean 0 and variance 1, times a scale, plus a shift: (rows, features).
+
+    shape: of x. features: of a row, the product of its last extents.
+    """
+
+    shape: tuple[int, ...]
+    features: int
+    epsilon: float
+    scale: bool = True
+    shift: bool = True
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return math.prod(self.shape) // self.features
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """exp(x) over its sum along one axis; x of shape (outer, length, inner) in memory."""
+
+    shape: tuple[int, ...]
+    outer: int
+    length: int
+    inner: int

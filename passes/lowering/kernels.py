@@ -231,7 +231,8 @@ class Lowering:
     def _matchers(self) -> list[Matcher]:
         """Of the early part, if there is one, then of the rest."""
         early = [self._source[var] for var in self._early_vars]
-        return [Matcher(function) for function in (*early, self._function)]
+        plain = self.dtype == "float32"
+        return [Matcher(func, transformers=plain) for func in (*early, self._function)]
 
     @staticmethod
     def _leftovers(matchers: list[Matcher]) -> list[str]:
@@ -295,7 +296,8 @@ class Lowering:
         callee = self._function_of(lowered, choice.kernel.name)
         params = self._kernel_params(len(self._result.calls), lowered)
         residual = [] if group.residual is None else [self.operand(group, group.residual)]
-        arguments = relax.Tuple([self.operand(group, group.x), *params, *residual])
+        read = [self._held(self.operand(group, value)) for value in (group.x, *group.others)]
+        arguments = relax.Tuple([*read, *params, *residual])
         self._result.calls.append(KernelCall(callee.name_hint, group, problem, choice))
         # Of several outputs the last one counts; memory of the others is free again at once.
         types = [self.result_type(group)]
@@ -307,6 +309,10 @@ class Lowering:
         else:
             call = relax.call_tir(callee, arguments, types)
         return relax.TupleGetItem(self._builder.emit(call), 1) if lowered.scratch else call
+
+    def _held(self, value: Expr) -> Expr:
+        """A variable for what is still to be computed."""
+        return self._builder.emit(value) if isinstance(value, relax.Call) else value
 
     def _kernel_params(self, index: int, lowered: Lowered) -> list[Expr]:
         """The constant arrays of one kernel, as it reads them."""

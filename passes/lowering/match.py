@@ -23,8 +23,18 @@ from tvm import relax
 
 from nmcompile.kernels.catalog import OpKind
 from nmcompile.kernels.problem import Spec
-from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
+from nmcompile.kernels.spec import (
+    Activation,
+    Conv2d,
+    Epilogue,
+    GlobalAverage,
+    LayerNorm,
+    Linear,
+    Pool2d,
+)
 from nmcompile.passes.lowering.activations import ActivationMatcher
+from nmcompile.passes.lowering.attention import AttentionMatcher
+from nmcompile.passes.lowering.rowwise import RowwiseMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
 
 FloatArray = npt.NDArray[np.float32]
@@ -45,6 +55,7 @@ class Group:
     spec: Spec
     x: Expr
     out: Expr
+    others: tuple[Expr, ...] = ()  # what the kernel reads behind x
     weight: npt.NDArray[Any] | None = None
     bias: FloatArray | None = None
     residual: Expr = None
@@ -66,8 +77,13 @@ class Group:
 class Matcher:
     """Definitions and uses of one function, and the groups found in it."""
 
-    def __init__(self, function: Any, view: FunctionView | None = None) -> None:
+    def __init__(
+        self, function: Any, view: FunctionView | None = None, *, transformers: bool = True
+    ) -> None:
         self._view = FunctionView(function) if view is None else view
+        self._transformers = transformers
+        self._attention = AttentionMatcher(self._view)
+        self._rowwise = RowwiseMatcher(self._view)
         self._activations = ActivationMatcher(self._view)
 
     @cached_property
@@ -116,9 +132,26 @@ class Matcher:
             return self._linear(var, value)
         if op in ("nn.max_pool2d", "nn.avg_pool2d"):
             return self._pool(var, value, op)
-        if op == "mean":
-            return self._mean(var, value)
-        return None
+        if op == "mean" and (found := self._mean(var, value)) is not None:
+            return found
+        return self._transformer(var) if self._transformers else None
+
+    def _transformer(self, var: Expr) -> Group | None:
+        """Attention, a layer norm or a softmax."""
+        if self._view.op(var) == "nn.softmax":
+            found = self._attention.match(var)
+            if found is not None:
+                x, *others = found.operands
+                return Group(
+                    "attention", found.spec, x, found.members[-1], tuple(others),
+                    members=list(found.members),
+                )  # fmt: skip
+        row = self._rowwise.match(var)
+        if row is None:
+            return None
+        x, *others = row.operands
+        op: OpKind = "layer_norm" if isinstance(row.spec, LayerNorm) else "softmax"
+        return Group(op, row.spec, x, row.members[-1], tuple(others), members=list(row.members))
 
     def _conv(self, var: Expr, value: Expr) -> Group | None:
         x, attrs = value.args[0], value.attrs
@@ -152,7 +185,7 @@ class Matcher:
         )
         if out != (spec.batch, spec.out_channels, spec.out_height, spec.out_width):
             return None
-        return Group("conv2d", spec, x, var, weight, members=members)
+        return Group("conv2d", spec, x, var, weight=weight, members=members)
 
     def _zero_padding(self, x: Expr) -> tuple[Expr, list[int]] | None:
         """(input, (top, left, bottom, right)) of a zero padding of rows and columns only."""
@@ -173,7 +206,8 @@ class Matcher:
         if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2:
             return None
         spec = Linear(shape[:-1], weight.shape[0], weight.shape[1])
-        return Group("linear", spec, x, var, np.ascontiguousarray(weight.T), members=[var])
+        matrix = np.ascontiguousarray(weight.T)
+        return Group("linear", spec, x, var, weight=matrix, members=[var])
 
     def _pool(self, var: Expr, value: Expr, op: str) -> Group | None:
         x, attrs = value.args[0], value.attrs

@@ -1,6 +1,6 @@
 """Compiles one kernel of the catalogue alone and runs it, beside a float64 reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import torch
 import tvm
 from torch.nn import functional
 
-from nmcompile.kernels.catalog import Kernel
-from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.catalog import Kernel, OpKind, choose
+from nmcompile.kernels.problem import Problem, Spec
 from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Pool2d
 from nmcompile.machine.trial import ready_kernels
 from nmcompile.targets import find_target
@@ -113,3 +113,21 @@ def relative_error(found: Array, expected: Array) -> float:
         return float("inf")
     span = max(float(np.abs(expected).max()), 1e-6)
     return float(np.abs(found - expected).max()) / span
+
+
+def run_operands(
+    op: OpKind, spec: Spec, operands: Sequence[Array], shape: tuple[int, ...]
+) -> Array:
+    """What the kernel for AVX-512 of an operator without weights makes of several tensors.
+
+    As `compile_kernel`; its scratch memory starts out as NaN, too.
+    """
+    problem = Problem(spec)
+    lowered = choose(op, "avx512", problem).kernel.lower(problem)
+    library = compile_kernels([lowered], find_target("avx512"))
+    ((function, _),) = ready_kernels(library.module, library.kernels, library.arrays)
+    scratch = [lowered.scratch] if lowered.scratch else []
+    own = [np.full(extents, np.nan, np.float32) for extents in (*scratch, shape)]
+    guarded = [between_guards(array) for array in (*operands, *own)]
+    function(*map(tvm.runtime.from_dlpack, guarded))
+    return guarded[-1]

@@ -6,7 +6,7 @@ Every function either returns a TIR expression or emits statements into the open
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -141,6 +141,63 @@ def exp(x: Expr) -> Expr:
         p = T.bind(p * r + splat(1.0 / factor))
     bits = (T.Cast("int32x16", k) + splat(T.int32(127))) << splat(T.int32(23))
     return p * T.reinterpret("float32x16", bits)
+
+
+def exp_below(x: Expr) -> Expr:
+    """e^x of a float32 vector of numbers up to 0, about 2e-7 relative; NaN stays NaN.
+
+    Where the result would be subnormal it is 0, and so is that of -inf. x = (k + r) ln 2 with
+    |r| <= 1/2, and 2^r by a polynomial. A number is rounded to a whole one by adding 1.5 * 2^23,
+    after which its lowest bits are those of k.
+    """
+    shift = 1.5 * 2**23
+    scaled = splat(1.0 / math.log(2.0))
+    rounded = held(x * scaled + splat(shift))
+    r = held(x * scaled + (splat(shift) + rounded * splat(-1.0)))
+    p: Expr = splat(_EXP2[0])
+    for coefficient in _EXP2[1:]:
+        p = T.bind(p * r + splat(coefficient))
+    k = T.reinterpret("int32x16", rounded) << splat(T.int32(23))
+    power = T.reinterpret("float32x16", T.reinterpret("int32x16", p) + k)
+    return T.Select(x < splat(-87.0), splat(0.0), power)
+
+
+_EXP2 = (
+    1.5345799e-4, 1.3399931e-3, 9.6184891e-3, 5.5503286e-2, 2.4022646e-1, 6.9314718e-1, 1.0,
+)  # fmt: skip
+"""2^r for |r| <= 1/2, the highest power first: within 2e-9 where it is computed exactly."""
+
+
+def held(value: Expr) -> Expr:
+    """A float32 vector by way of memory, which LLVM makes a register of.
+
+    TVM puts what a variable is bound to in its place wherever it simplifies: a value that is used
+    twice, and whose use is used twice, would grow without bound.
+    """
+    memory = T.alloc_buffer((LANES,), scope="local")
+    T.buffer_store(memory, value, [lanes(0)])
+    return T.bind(memory[lanes(0)])
+
+
+def over_lanes(value: Expr, join: Callable[[Expr, Expr], Expr]) -> Expr:
+    """What joining all lanes of a vector gives, in every lane."""
+    for step in (8, 4, 2, 1):
+        order = [lane ^ step for lane in range(LANES)]
+        value = held(join(value, T.Shuffle([value], order)))
+    return value
+
+
+def transpose(rows: Sequence[Expr]) -> list[Expr]:
+    """16 vectors of 16 lanes with rows and columns exchanged."""
+    rows = list(rows)
+    for step in (1, 2, 4, 8):
+        low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
+        high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
+        for a in range(LANES):
+            if not a & step:
+                pair = [rows[a], rows[a + step]]
+                rows[a], rows[a + step] = (T.bind(T.Shuffle(pair, order)) for order in (low, high))
+    return rows
 
 
 def erf(x: Expr) -> Expr:

@@ -132,7 +132,9 @@ class IntegerMatcher(Matcher):
                 continue
             group, joined, moved = by_out.get(var), self.joined(var), self.moved(var)
             if group is not None:
-                live.update(v for v in (group.x, group.residual) if v is not None)
+                for value in (group.x, *group.others, group.residual):
+                    if value is not None:
+                        live.update(relax.analysis.free_vars(value))
             elif joined is not None:
                 live.update(part.var for part in joined.parts)
             elif moved is not None:

@@ -1,0 +1,1 @@
+"""Attention: both products and the softmax between them, block by block."""

@@ -1,0 +1,1 @@
+"""Rows that are read, reduced, and read again: layer norms and softmax."""

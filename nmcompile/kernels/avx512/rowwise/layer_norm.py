@@ -1,0 +1,79 @@
+"""Layer norm: (x - mean) / sqrt(variance + epsilon), times a scale, plus a shift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from nmcompile.kernels.avx512.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    first_lanes,
+    lanes,
+    load,
+    over_lanes,
+    splat,
+    store,
+)
+from nmcompile.kernels.avx512.rowwise.sweep import AT_ONCE, sweep
+from nmcompile.kernels.prim_func import PrimFuncBuilder
+from nmcompile.kernels.spec import LayerNorm
+
+
+def emit_layer_norm(name: str, spec: LayerNorm) -> Any:
+    """The TIR function (x, [scale], [shift], out).
+
+    The variance is the mean of (x - mean)^2, in a second sweep over the row: that of x^2 less
+    mean^2 would be lost where the mean is large.
+    """
+    rows, length = spec.rows, spec.features
+    with PrimFuncBuilder(name) as func:
+        x = func.tensor("x", spec.shape)
+        scale = func.tensor("scale", (length,)) if spec.scale else None
+        shift = func.tensor("shift", (length,)) if spec.shift else None
+        out = func.tensor("out", spec.shape)
+        x, out = func.flat(x), func.flat(out)
+        with T.parallel(0, rows) as row:
+            start = T.bind(row * length)
+            mean = T.bind(_mean(length, lambda at, active: load(x, start + at, active)))
+
+            def centred(at: Expr, active: int) -> Expr:
+                return T.bind(load(x, start + at, active) + mean * splat(-1.0))
+
+            def square(at: Expr, active: int) -> Expr:
+                value = centred(at, active)
+                if active < LANES:
+                    value = T.bind(T.Select(first_lanes(active), value, splat(0.0)))
+                return value * value
+
+            variance = _mean(length, square)
+            factor = T.bind(splat(1.0) / tirx.op.sqrt(variance + splat(spec.epsilon)))
+
+            def finish(at: Expr, lane: int, active: int) -> None:
+                value = centred(at, active) * factor
+                if scale is not None:
+                    value = value * load(scale, at, active)
+                if shift is not None:
+                    value = value + load(shift, at, active)
+                store(out, start + at, value, active)
+
+            sweep(length, finish)
+    return func.result()
+
+
+def _mean(length: int, value: Any) -> Expr:
+    """The mean of `value(at, active)` over a row, in every lane; lanes behind the last are 0."""
+    sums: Buffer = T.alloc_buffer((AT_ONCE * LANES,), scope="local")
+    places = [lanes(lane * LANES) for lane in range(AT_ONCE)]
+    for place in places:
+        T.buffer_store(sums, splat(0.0), [place])
+
+    def add(at: Expr, lane: int, active: int) -> None:
+        T.buffer_store(sums, sums[places[lane]] + value(at, active), [places[lane]])
+
+    sweep(length, add)
+    total = T.bind((sums[places[0]] + sums[places[1]]) + (sums[places[2]] + sums[places[3]]))
+    return over_lanes(total, lambda a, b: a + b) * splat(1.0 / length)

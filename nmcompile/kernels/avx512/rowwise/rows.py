@@ -1,0 +1,22 @@
+"""What stands behind the rows of layer norms and softmax: the lowerings."""
+
+from __future__ import annotations
+
+from nmcompile.kernels.avx512.rowwise.layer_norm import emit_layer_norm
+from nmcompile.kernels.avx512.rowwise.softmax import emit_softmax
+from nmcompile.kernels.problem import Lowered, Problem
+from nmcompile.kernels.spec import LayerNorm, Softmax
+
+
+def lower_layer_norm(name: str, problem: Problem, config: None) -> Lowered:
+    """Layer norm over the last axes."""
+    spec = problem.spec
+    assert isinstance(spec, LayerNorm)
+    return Lowered(emit_layer_norm, (name, spec), {})
+
+
+def lower_softmax(name: str, problem: Problem, config: None) -> Lowered:
+    """Softmax along any axis."""
+    spec = problem.spec
+    assert isinstance(spec, Softmax)
+    return Lowered(emit_softmax, (name, spec), {})

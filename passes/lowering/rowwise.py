@@ -1,0 +1,76 @@
+"""Find layer norms and softmax."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+
+from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.passes.lowering.view import Expr, FunctionView, constant, shape_of
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """One operator, the tensors that its kernel reads, and the variables that it replaces.
+
+    The result is the last of `members`.
+    """
+
+    spec: LayerNorm | Softmax
+    operands: tuple[Expr, ...]
+    members: tuple[Expr, ...]
+
+
+class RowwiseMatcher:
+    """Finds them where they begin."""
+
+    def __init__(self, view: FunctionView) -> None:
+        self._view = view
+
+    def match(self, var: Expr) -> FoundRows | None:
+        """The operator that a variable begins, or None."""
+        name = self._view.op(var)
+        if name == "nn.softmax":
+            return self._softmax(var)
+        if name == "nn.layer_norm":
+            return self._layer_norm(var)
+        return None
+
+    def _softmax(self, var: Expr) -> FoundRows | None:
+        (x,), shape = self._view.args(var), shape_of(var)
+        if not shape:
+            return None
+        axis = int(self._view.definitions[var].attrs.axis) % len(shape)
+        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        return FoundRows(Softmax(shape, outer, shape[axis], inner), (x,), (var,))
+
+    def _layer_norm(self, var: Expr) -> FoundRows | None:
+        x, scale, shift = self._view.args(var)
+        shape, attrs = shape_of(var), self._view.definitions[var].attrs
+        if not shape:
+            return None
+        axes = sorted(int(axis) % len(shape) for axis in attrs.axes)
+        if axes != list(range(len(shape) - len(axes), len(shape))):
+            return None
+        features = math.prod(shape[axis] for axis in axes)
+        given = [(bool(attrs.scale), scale), (bool(attrs.center), shift)]
+        rows = [_flat(value, features) if used else None for used, value in given]
+        if any(used and row is None for (used, _), row in zip(given, rows, strict=True)):
+            return None
+        spec = LayerNorm(
+            shape, features, float(attrs.epsilon), rows[0] is not None, rows[1] is not None
+        )
+        return FoundRows(spec, (x, *(row for row in rows if row is not None)), (var,))
+
+
+def _flat(value: Expr, features: int) -> Expr | None:
+    """Features in one axis; None where there are others."""
+    if shape_of(value) == (features,):
+        return value
+    held = constant(value)
+    if held is None or held.size != features:
+        return None
+    return relax.const(np.ascontiguousarray(held.reshape(-1), np.float32))

@@ -1,0 +1,71 @@
+"""Layer norms and softmax on random shapes, against torch in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from nmcompile.kernels.spec import LayerNorm, Softmax
+from tests.support.examples import examples
+from tests.support.kernel_runner import run_operands
+
+LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 49, 64, 80, 128, 197, 384, 1000])
+
+
+@examples(15)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=2),
+    features=LENGTHS,
+    scale=st.booleans(),
+    shift=st.booleans(),
+    mean=st.sampled_from([0.0, 50.0]),
+    seed=st.integers(0),
+)
+def test_layer_norm_agrees_with_torch(
+    shape: list[int], features: int, scale: bool, shift: bool, mean: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((*shape, features)) + mean).astype(np.float32)
+    gamma, beta = random.standard_normal((2, features), dtype=np.float32)
+    doubles = [torch.from_numpy(a).double() for a in (x, gamma, beta)]
+    expected = functional.layer_norm(
+        doubles[0], (features,), doubles[1] if scale else None, doubles[2] if shift else None, 1e-3
+    ).numpy()
+    spec = LayerNorm(x.shape, features, 1e-3, scale, shift)
+    operands = [x, *([gamma] if scale else []), *([beta] if shift else [])]
+    found = run_operands("layer_norm", spec, operands, x.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@examples(20)
+@given(
+    outer=st.integers(1, 5),
+    length=LENGTHS,
+    inner=st.sampled_from([1, 1, 2, 16, 63, 64, 65, 130]),
+    spread=st.sampled_from([1.0, 40.0]),
+    seed=st.integers(0),
+)
+def test_softmax_agrees_with_torch(
+    outer: int, length: int, inner: int, spread: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((outer, length, inner), dtype=np.float32) * np.float32(spread)
+    expected = torch.from_numpy(x).double().softmax(1).numpy()
+    found = run_operands("softmax", Softmax(x.shape, outer, length, inner), [x], x.shape)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "inner"), [(50, 1), (50, 3)])
+def test_softmax_treats_what_is_no_number_as_torch_does(length: int, inner: int) -> None:
+    x = np.random.default_rng(0).standard_normal((6, length, inner), dtype=np.float32)
+    x[0, 4], x[1, 5], x[2, 6], x[3] = np.nan, np.inf, -np.inf, -np.inf
+    x[4, ::2] = -np.inf
+    x[5] = np.finfo(np.float32).min
+    expected = torch.from_numpy(x).double().softmax(1).numpy()
+    found = run_operands("softmax", Softmax(x.shape, 6, length, inner), [x], x.shape)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
+    assert math.isnan(found[0, 0, 0]) and found[2, 6, 0] == 0
