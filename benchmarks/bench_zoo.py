@@ -6,8 +6,7 @@
 
 `compile` writes each model as ONNX files and artifacts to `out/zoo`; `measure` runs them in turns
 with onnxruntime, batch 1, on one thread, and goes on where it was stopped: what was measured of the
-same sources is left alone, unless it is named. `table` prints the results, and writes them between
-the marks of docs/performance.md.
+same sources is left alone, unless it is named. `table` prints the results.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ from nmcompile.runtime.files import replace_file
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "out" / "zoo"
 RESULTS = ROOT / "benchmarks" / "results" / "zoo.json"
-PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
 PATTERNS = ("dense", "1x16@0.5")
 PEER = "onnxruntime"
 ROUNDS, WARMUP = 15, 2
@@ -251,13 +248,7 @@ def main() -> None:
             print(f"{name}: {_ms(one.samples_ms[PEER])}, {ratios}", flush=True)
             write_results([found[name] for name in ZOO if name in found], arguments.results)
     else:
-        text = table(list(found.values()))
-        print(text)
-        if arguments.results == RESULTS:
-            page = PAGE.read_text()
-            head, _, rest = page.partition(BEGIN)
-            _, _, tail = rest.partition(END)
-            replace_file(PAGE, [f"{head}{BEGIN}\n{text}\n{END}{tail}".encode()])
+        print(table(list(found.values())))
 
 
 if __name__ == "__main__":
