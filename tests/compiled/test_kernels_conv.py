@@ -124,6 +124,29 @@ def epilogues(draw: st.DrawFn, kinds: list[str]) -> Epilogue:
     )
 
 
+@examples(6)
+@given(
+    window=st.sampled_from([((8, 9), (2, 1), (3, 2)), ((9, 7), (1, 4), (4, 3)),
+                            ((9, 9), (1, 1), (0, 0)), ((11, 11), (4, 4), (2, 2)),
+                            ((10, 10), (10, 10), (0, 0))]),
+    dilation=st.sampled_from([(1, 1), (2, 1), (3, 2)]),
+    pattern=st.sampled_from([Dense(), OneByN(4), NM(2, 4)]),
+)  # fmt: skip
+def test_windows_too_large_to_be_written_out(
+    window: Any, dilation: tuple[int, int], pattern: Pattern
+) -> None:
+    kernel, stride, padding = window
+    down, right = padding
+    conv = Conv2d(1, 8, 41, 39, 8, kernel, stride, (down, right, down, right), dilation)
+    density = 0.5 if isinstance(pattern, OneByN) else None
+    problem, x, residual = make_problem(conv, pattern, density, Epilogue(bias=True), 0)
+    row = next(
+        row for row in CONVOLUTIONS if row.refuse(problem) is None and "winograd" not in row.name
+    )
+    found = run_kernel(row, problem, x, residual)
+    assert relative_error(found, reference(problem, x, residual)) < tolerance_of(row)
+
+
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
 @examples(5)
 @given(data=st.data())
