@@ -365,16 +365,28 @@ def inputs_first(weight: Array, groups: int) -> Array:
     return split.swapaxes(1, 2).reshape(groups * inputs, outputs // groups, *kernel)
 
 
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""What torch calls the weights of an `nn.MultiheadAttention` that are in no module of their own."""
+
+_PARAMETRIZED = ("original", "original0", "original1")
+
+
 def weight_owner(parameter: str) -> str:
-    """The path of the module that owns a weight, from the parameter's name; "" if it is none.
+    """The layer that a weight is of, from the parameter's name; "" if it is none.
 
     `a.weight`, `a.weight_orig` (torch.nn.utils.prune) and `a.parametrizations.weight.original` are
-    all weights of `a`.
+    all weights of `a`; `a.in_proj_weight` of an attention is that of `a.in_proj`.
     """
     path, _, leaf = parameter.rpartition(".")
-    if leaf not in ("weight", "weight_orig", "weight_v", "original", "original0", "original1"):
-        return ""
-    return path.partition(".parametrizations.")[0]
+    if leaf in _PARAMETRIZED:
+        path, _, tensor = path.rpartition(".")
+        owner, _, last = path.rpartition(".")
+        path, leaf = (owner, tensor) if last == "parametrizations" else (path, "")
+    leaf = leaf.removesuffix("_orig")
+    if leaf in PROJECTIONS:
+        name = leaf.removesuffix("_weight")
+        return f"{path}.{name}" if path else name
+    return path if leaf in ("weight", "weight_v") else ""
 
 
 def unique_name(wanted: str, taken: set[str]) -> str:
