@@ -88,6 +88,14 @@ class FxGraph(FxReader):
         self.sweep()
         self._settle_names({op.name: node})
 
+    def drop_affine(self, op: Op) -> None:
+        """Torch's norms take None."""
+        node: fx.Node = op.handle
+        arguments = arguments_of(node)
+        arguments.update({name: None for name in ("weight", "bias") if name in arguments})
+        node.args, node.kwargs = tuple(arguments.values()), {}
+        self.sweep()
+
     def set_other_weight(self, other: Weighted, weight: Array) -> None:
         """Store a new parameter under the operator's name."""
         node: fx.Node = other.handle
