@@ -288,6 +288,13 @@ class Graph(ABC):
         """
 
     @abstractmethod
+    def settle_products(self) -> list[str]:
+        """Bring products with constants to forms that are layers: without factors, or convolutions.
+
+        Returns the names of the operators concerned.
+        """
+
+    @abstractmethod
     def sweep(self) -> int:
         """Erase what nothing reads; returns the number of operators erased."""
 

@@ -128,8 +128,9 @@ def test_random_networks_keep_their_function(seed: int, kind: str) -> None:
 def test_what_fixes_channels_is_named() -> None:
     source = opened("shuffle", "torch")
     found = find_channel_spaces(source.graph)
-    for segment in found.outputs["2.before"]:  # halves, one of which is shuffled as it is
-        assert "not one after the other" in str(found.spaces[segment.space].fixed)
+    shuffled, free = found.outputs["2.before"]  # its halves
+    assert "not one after the other" in str(found.spaces[shuffled.space].fixed)
+    assert found.spaces[free.space].fixed is None
     (segment,) = found.inputs["2.grouped"]
     assert "is a grouped convolution" in str(found.spaces[segment.space].fixed)
     found = find_channel_spaces(opened("shared", "torch").graph)

@@ -30,6 +30,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     int_attribute,
     layer_name,
 )
+from nmcompile.passes.graphs.onnx.products import settle_products
 from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.graphs.quantised import QuantisedConstant
@@ -301,6 +302,10 @@ class OnnxGraph(OnnxReader):
         self.sweep()
         self._settle_names(list(graph))
         return gone
+
+    def settle_products(self) -> list[str]:
+        """See `products`."""
+        return settle_products(self)
 
     def sweep(self) -> int:
         """Erase nodes without readers and unused initializers."""
