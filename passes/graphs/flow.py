@@ -50,3 +50,11 @@ class Flow:
 
 
 OPAQUE = Flow()
+
+Uniform = Literal["unknown", "zero", "kept", "pointwise"]
+"""What an operator by channel makes of a channel that holds one number everywhere. The default
+claims nothing.
+
+zero: zeros of zeros. kept: that number everywhere. pointwise: every element of the output depends
+on the one in its place alone, so that `Graph.evaluate` tells.
+"""

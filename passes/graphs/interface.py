@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.passes.graphs.flow import OPAQUE, Flow
+from nmcompile.passes.graphs.flow import OPAQUE, Flow, Uniform
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 Array = npt.NDArray[Any]
@@ -21,15 +21,6 @@ Value = Hashable
 """A tensor of the graph, opaque to the passes: compare and hash it, ask the graph about it."""
 
 OpKind = Literal["conv", "linear", "batch_norm", "layer_norm", "add", "identity", "other"]
-
-
-Uniform = Literal["unknown", "zero", "kept", "pointwise"]
-"""What an operator by channel makes of a channel that holds one number everywhere. The default
-claims nothing.
-
-zero: zeros of zeros. kept: that number everywhere. pointwise: every element of the output depends
-on the one in its place alone, so that `Graph.evaluate` tells.
-"""
 
 
 @dataclass(frozen=True)

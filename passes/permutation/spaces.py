@@ -212,9 +212,9 @@ class _Finder:
             why = mixed if source.groups_in([axis]) else source.why
             source = self.algebra.dropped(source, source.groups_in([axis]), mixed)
             segments = (self.unions.new(inputs * groups, why or "their order is fixed"),)
-        if op.kind == "conv":
-            others = [place for place in range(len(source.axes)) if place != axis]
-            source = self.algebra.along(source, others[1:], shape, op.where)
+        if op.kind == "conv" and not _pointwise(op):
+            image = range(2, len(source.axes))
+            source = self.algebra.along(source, image, shape, op.where)
         if groups > 1:
             written, made_of = segments, source
         else:
@@ -356,3 +356,11 @@ class _Finder:
 
 def _along_channels(layout: Layout) -> Segments:
     return (layout.along(1) or ()) if len(layout.axes) > 1 else ()
+
+
+def _pointwise(conv: Op) -> bool:
+    """Whether a convolution treats each place of an image by itself, as matrix products do."""
+    assert conv.weight is not None and conv.conv is not None
+    geometry = conv.conv
+    kernel = conv.weight.shape[2:]
+    return {*kernel, *geometry.stride} == {1} and not any(geometry.padding)

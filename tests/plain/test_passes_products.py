@@ -142,7 +142,10 @@ def test_a_mixer_is_enforced_and_permuted() -> None:
     source, _ = open_folded(model, (x,))
     found = shake(source.graph)
     assert_close(run_torch(source.native(), x), run_torch(model, x))
-    assert not any(found.spaces[s.space].fixed for s in found.inputs["back"])
+    for name in ("back", "fc2"):
+        assert not any(found.spaces[s.space].fixed for s in found.inputs[name]), name
+    fixed = [found.spaces[s.space].fixed for s in found.inputs["tokens"]]
+    assert fixed == ["they are an input of the model"]
     result = EnforcePattern("2:4").call(source.graph)
     assert [row.layer for row in result.layers if row.skipped is None] == [
         "tokens", "back", "fc1", "fc2"

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from nmcompile.passes.graphs.flow import OPAQUE, Flow
+from nmcompile.passes.graphs.flow import OPAQUE, Flow, Uniform
 from nmcompile.passes.graphs.fx.nodes import (
     DROPOUT,
     LAYER_NORM,
@@ -22,7 +22,7 @@ from nmcompile.passes.graphs.fx.nodes import (
     is_identity,
     weight_node,
 )
-from nmcompile.passes.graphs.interface import OpKind, Parameter, Uniform
+from nmcompile.passes.graphs.interface import OpKind, Parameter
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from nmcompile.passes.graphs.flow import OPAQUE, Flow
-from nmcompile.passes.graphs.interface import Array, OpKind, Parameter, Uniform
+from nmcompile.passes.graphs.flow import OPAQUE, Flow, Uniform
+from nmcompile.passes.graphs.interface import Array, OpKind, Parameter
 from nmcompile.passes.graphs.onnx.nodes import LAYER_NORM, int_attribute, ints_attribute
 
 _POINTWISE = {

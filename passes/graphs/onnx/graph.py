@@ -30,7 +30,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     int_attribute,
     layer_name,
 )
-from nmcompile.passes.graphs.onnx.products import settle_products
+from nmcompile.passes.graphs.onnx.products import add_behind, settle_products
 from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.graphs.quantised import QuantisedConstant
@@ -96,7 +96,7 @@ class OnnxGraph(OnnxReader):
         if node.op_type == "MatMul" and bias is not None:
             known = self.shape(op.inputs[0])
             if known is None or len(known) != 2:
-                self._add_behind(node, op.name, bias.astype(dtype))  # Gemm takes matrices only
+                add_behind(self, node, op.name, bias.astype(dtype))  # Gemm takes matrices only
                 bias = None
         if op.kind == "linear" and not (node.op_type == "MatMul" and bias is None):
             node.op_type, turned = "Gemm", False
@@ -114,26 +114,6 @@ class OnnxGraph(OnnxReader):
             node.replace_input_with(2, self.new_constant(f"{op.name}.bias", bias.astype(dtype)))
         self.sweep()
         self._settle_names([node])
-
-    def _add_behind(self, node: ir.Node, name: str, bias: Array) -> None:
-        """Add to the product of a node: to the constant that is added already, if one is."""
-        product = node.outputs[0]
-        users = [user for user, _ in product.uses()]
-        if len(users) == 1 and self.uses(product) == 1 and users[0].op_type == "Add":
-            (place,) = (i for i, value in enumerate(users[0].inputs) if value is not product)
-            added = self.stored(cast(ir.Value, users[0].inputs[place]))
-            if added is not None and added.shape == bias.shape:
-                total = self.new_constant(f"{name}.bias", added + bias)
-                users[0].replace_input_with(place, total)
-                return
-        made = ir.node("Add", [product, None], name=f"{name}_bias")
-        result = made.outputs[0]
-        result.name = unique_name(f"{product.name}_biased", self.value_names())
-        result.shape, result.type = product.shape, product.type
-        self.model.graph.insert_after(node, made)
-        self.replace(product, result)
-        made.replace_input_with(0, product)
-        made.replace_input_with(1, self.new_constant(f"{name}.bias", bias))
 
     def drop_affine(self, op: Op) -> None:
         """The operator wants a scale, if only of ones."""

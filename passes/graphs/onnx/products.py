@@ -73,6 +73,27 @@ def settle_products(graph: Editor) -> list[str]:
     return done
 
 
+def add_behind(graph: Editor, node: ir.Node, layer: str, bias: Array) -> None:
+    """Add to the product of a node: to the constant that is added already, if one is."""
+    product = node.outputs[0]
+    users = [user for user, _ in product.uses()]
+    if len(users) == 1 and not product.is_graph_output() and users[0].op_type == "Add":
+        (place,) = (i for i, value in enumerate(users[0].inputs) if value is not product)
+        added = users[0].inputs[place]
+        known = None if added is None else graph.stored(added)
+        if known is not None and known.shape == bias.shape:
+            total = graph.new_constant(f"{layer}.bias", known + bias)
+            users[0].replace_input_with(place, total)
+            return
+    made = ir.node("Add", [product, graph.new_constant(f"{layer}.bias", bias)])
+    result = made.outputs[0]
+    result.name = made.name = unique_name(f"{product.name}_biased", graph.value_names())
+    result.shape, result.type = product.shape, product.type
+    graph.model.graph.insert_after(node, made)
+    graph.replace(product, result)
+    made.replace_input_with(0, product)
+
+
 def _plain(graph: Editor, node: ir.Node, weight: Array) -> bool:
     """Cases 1 and 2."""
     alpha, beta = (float_attribute(node, name, 1.0) for name in ("alpha", "beta"))
