@@ -192,6 +192,38 @@ def test_operators_on_tokens_keep_the_function(use: tuple[str, Any]) -> None:
             assert reasons(found, found.outputs["one"])
 
 
+# What may be reordered may not always be left out
+
+WHOLE: dict[str, Any] = {
+    "softmax": lambda y: y.softmax(1),
+    "layer norm": lambda y: functional.layer_norm(y, (8,), RAMP, OTHER),
+    "mean": lambda y: y - y.mean(1, keepdim=True),
+    "likeness": lambda y: (y @ y.T).softmax(1) @ y,
+    "halves": lambda y: torch.cat([y[:, 4:].tanh(), y[:, :4]], 1),
+    "gate": lambda y: torch.cat([y.chunk(2, 1)[0] * y.chunk(2, 1)[1].exp(), y[:, :4]], 1),
+    "heads": lambda y: y.reshape(6, 4, 2).transpose(0, 1).softmax(-1).transpose(0, 1).flatten(1),
+    "spread": lambda y: y[:, None].expand(6, 3, 8).mean(1),
+    "turned twice": lambda y: y.t().cumsum(1).t(),
+    "in an image": lambda y: y[:, :, None, None].expand(6, 8, 2, 2).mean((2, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_zero_filters_stay_where_all_channels_count(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = Tokens(WHOLE[name]).eval(), torch.randn(6, 5)
+    model.forward = lambda x: model.two(model.use(model.one(x)))  # type: ignore[method-assign]
+    with torch.no_grad():
+        model.one.weight[[2, 5]] = 0
+        model.one.bias[[2, 5]] = 0
+    expected = run_torch(model, x)
+    source = (
+        open_folded(model, (x,))[0] if kind == "torch" else open_folded(export_onnx(model, x))[0]
+    )
+    assert_close(output(source, x), expected)
+
+
 # Layouts and unions against arrays
 
 
