@@ -51,6 +51,9 @@ PRIVATE_ENTRY, PRIVATE_LOAD, PRIVATE_BEYOND = 0.9, 0.72, 1.3
 PRIVATE_LIST, PRIVATE_CARRY = 14.0, 9.0
 PRIVATE_SCALE = 0.62
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
+# Of matrix products: cycles of a vector that is transposed into the panel, and of one of sums that
+# is transposed and written.
+TRANSPOSE_CYCLES, TRANSPOSE_BACK_CYCLES = 5.5, 8.0
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,18 @@ def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
 
 @cached_per_cores
 def shared_configs(
-    conv: Conv2d, list_outputs: int, density: float, dense: bool
+    conv: Conv2d, list_outputs: int, density: float, dense: bool, product: bool = False
 ) -> tuple[Candidate, ...]:
-    """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked."""
+    """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked.
+
+    `product`: of a matrix product, whose pixels are rows of features.
+    """
     found: list[Candidate] = []
     threads = cores()
     outputs = list_outputs
     while outputs:
         for tile in range(1, 13):
-            shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
+            shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=not product))
             # A large image has thousands of tiles, and two kinds of them.
             kinds = [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
             if any(outputs * s.vectors + s.vectors + 2 * s.extra + 1 > REGISTERS for s, _ in kinds):
@@ -132,7 +138,7 @@ def shared_configs(
                 split = replace(config, chunks=chunks)
                 tiles = []
                 for shape, count in kinds:
-                    tiles += [_shared_cycles(conv, shape, split, density)] * count
+                    tiles += [_shared_cycles(conv, shape, split, density, product)] * count
                 cost = time_of(tiles, conv.batch * conv.groups * chunks, threads)
                 found.append(Candidate(cost, split))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
@@ -164,7 +170,9 @@ def row_cycles(vectors: float, outputs: int, extra: int = 0) -> float:
     return max(fmas, loads, FMA_LATENCY) + 0.5
 
 
-def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: float) -> float:
+def _shared_cycles(
+    conv: Conv2d, shape: Panel, config: PanelConfig, density: float, product: bool
+) -> float:
     """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
     outputs = config.outputs
@@ -173,7 +181,16 @@ def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: flo
     lists = conv.group_out / outputs / config.chunks
     finish = LIST_OVERHEAD + outputs * (SHARED_OUTPUT + shape.vectors)
     packing = rows * shape.stride / LANES * PACK_CYCLES
+    if product:
+        packing = _transposing(conv, shape, config.chunks)
     return SHARED_SCALE * (lists * (rows * density * row + finish) + packing)
+
+
+def _transposing(conv: Conv2d, shape: Panel, chunks: int) -> float:
+    """Cycles to bring a tile of a matrix product into the panel, and its sums back from there."""
+    vectors = shape.stride / LANES
+    there = conv.in_channels * TRANSPOSE_CYCLES
+    return vectors * (there + conv.out_channels / chunks * TRANSPOSE_BACK_CYCLES)
 
 
 def beyond_l1(nbytes: float) -> float:
@@ -182,21 +199,26 @@ def beyond_l1(nbytes: float) -> float:
 
 
 @cached_per_cores
-def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candidate, ...]:
+def own_configs(
+    conv: Conv2d, pattern: Pattern, density: float, product: bool = False
+) -> tuple[Candidate, ...]:
     """Tiles for lists of single output channels, ranked.
 
-    Grouped lists for N:M where they fit the input channels, else private ones.
+    Grouped lists for N:M where they fit the input channels, else private ones. `product`: of a
+    matrix product, whose pixels are rows of features.
     """
     found: dict[PanelConfig, float] = {}
     threads = cores()
-    for tile, outputs, share in itertools.product(range(2, 17), (1, 2), OWN_PANELS):
+    # Few rows have few sums: those of several lists hide how long a multiply-add takes.
+    tiles_of, outputs_of = (range(1, 17), (1, 2, 4)) if product else (range(2, 17), (1, 2))
+    for tile, outputs, share in itertools.product(tiles_of, outputs_of, OWN_PANELS):
         if outputs * tile > OWN_SUMS or (outputs > 1 and conv.group_out % outputs):
             continue
         most = max(1, int(share * L1_PANEL_BYTES) // (tile * LANES * 4 * conv.taps))
         lists, channels, grouped = _own_lists(conv, pattern, most)
         few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
         for chunks in chunk_choices(conv, few, OWN_CHUNKS.outputs):
-            tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks)
+            tiles = _own_cycles(conv, tile, outputs, channels, density, grouped, chunks, product)
             config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
             found[config] = time_of(tiles, conv.batch * conv.groups * chunks, threads)
     ranked = sorted(found.items(), key=lambda entry: entry[1])
@@ -231,6 +253,7 @@ def _own_cycles(
     density: float,
     grouped: Grouped | None,
     chunks: int,
+    product: bool,
 ) -> list[float]:
     """Cycles of each tile of one image for the output channels of one chunk."""
     blocks = -(-conv.group_in // channels)
@@ -252,7 +275,10 @@ def _own_cycles(
             per_list = entries * max(loads, FMA_LATENCY / outputs) + PRIVATE_LIST
             per_list += PRIVATE_CARRY * v if blocks > 1 else v
         lists = conv.group_out / chunks * blocks
-        cycles = lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES
+        packing = conv.group_in * conv.taps * v * PACK_CYCLES
+        if product:
+            packing = _transposing(conv, shape, chunks)
+        cycles = lists * per_list + packing
         tiles += [cycles if grouped is not None else PRIVATE_SCALE * cycles] * len(list(equal))
     return tiles
 
