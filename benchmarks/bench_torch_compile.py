@@ -131,8 +131,7 @@ def agree(found: Any, expected: Any) -> bool:
     if isinstance(expected, Tensor):
         found, expected = (found,), (expected,)
     return all(
-        a.shape == b.shape
-        and float((a - b).abs().max()) <= 1e-3 * max(1.0, float(b.abs().max()))
+        a.shape == b.shape and float((a - b).abs().max()) <= 1e-3 * max(1.0, float(b.abs().max()))
         for a, b in zip(found, expected, strict=True)
     )
 
