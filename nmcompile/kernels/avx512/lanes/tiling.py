@@ -11,10 +11,11 @@ from nmcompile.kernels.cores import cached_per_cores, cores
 from nmcompile.kernels.problem import Candidate
 from nmcompile.kernels.spec import Linear
 
-# Cycles of a multiply-add, of a vector of weights that comes from memory or L3, and of a block of
-# sums. Fitted to products of 1 to 64 rows, 384 to 1536, 2048 to 1000 and 768 to 3072 features, on a
-# core with one 512-bit FMA per cycle, in the cycles that panels are counted in.
-FMA, STREAM, BLOCK = 0.57, 3.5, 40.0
+# Cycles of a multiply-add, of a vector of weights that comes from memory or L3, of a block of sums
+# and of each of them. Fitted to products of 1 to 197 rows and 64 to 3072 features on a core with
+# one 512-bit FMA per cycle, in the cycles that panels are counted in.
+FMA, STREAM, BLOCK, SUM = 0.57, 3.5, 20.0, 12.0
+WAYS, CONFLICT = 8, 1.05  # more rows may fall into the same few sets of L1 than these have ways
 
 
 def steps_of(rows: int, most: int) -> list[int]:
@@ -28,7 +29,7 @@ def steps_of(rows: int, most: int) -> list[int]:
 def dense_configs_of(linear: Linear) -> tuple[Candidate, ...]:
     """Tiles for all weights, ranked."""
     found = []
-    for vectors in (4, 2, 1):
+    for vectors in (4, 2):
         most = (REGISTERS - 1 - vectors) // vectors
         config = LanesConfig(steps_of(linear.rows, most)[0], vectors)
         panels = -(-linear.out_features // config.width)
@@ -36,7 +37,8 @@ def dense_configs_of(linear: Linear) -> tuple[Candidate, ...]:
         items = []
         for index, rows in enumerate(steps):
             # The first rows wait for the weights, the others find them in a cache.
-            cycles = max(FMA * rows * vectors, STREAM * vectors * (index == 0), 4 / 2)
-            items.append(linear.in_features * cycles + BLOCK)
+            cycles = max(FMA * rows * vectors, STREAM * vectors * (index == 0))
+            cycles *= CONFLICT if config.rows > WAYS else 1
+            items.append(linear.in_features * cycles + BLOCK + SUM * rows * vectors)
         found.append(Candidate(time_of(items, panels, cores()), config))
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))

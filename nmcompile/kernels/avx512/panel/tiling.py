@@ -214,6 +214,8 @@ def own_configs(
     for tile, outputs, share in itertools.product(tiles_of, outputs_of, OWN_PANELS):
         if outputs * tile > OWN_SUMS or (outputs > 1 and conv.group_out % outputs):
             continue
+        if outputs > 2 and tile > 2:
+            continue
         most = max(1, int(share * L1_PANEL_BYTES) // (tile * LANES * 4 * conv.taps))
         lists, channels, grouped = _own_lists(conv, pattern, most)
         few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
@@ -267,7 +269,8 @@ def _own_cycles(
         if grouped is not None:
             entries = channels * conv.taps * grouped.n / grouped.m
             loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
-            per_list = entries * max(loads, FMA_LATENCY / outputs) + start
+            waits = FMA_LATENCY / outputs + (beyond if product else 0.0)
+            per_list = entries * max(loads, waits) + start
             per_list += 2.0 * v if blocks > 1 else v
         else:
             entries = density * channels * conv.taps + 1.5  # padded to words of four offsets
