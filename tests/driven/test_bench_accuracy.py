@@ -47,7 +47,7 @@ def test_every_method_is_measured_at_every_sparsity() -> None:
     assert len(made) == len(set(made)) == 1 + 6 * 4 + 2 * 3
 
 
-def test_a_transformer_is_trained_quantised_and_compiled() -> None:
+def test_a_transformer_is_trained_and_compiled() -> None:
     made = {recipe.name: recipe for recipe in recipes(VIT)}
     assert set(made) == {"dense", *(f"{t} {p}" for t in VIT.titles[1:] for p in VIT.patterns)}
     model, _ = accuracy_digits.train_one(made["SR-STE 2:4"], 0, 1, VIT)
