@@ -233,6 +233,15 @@ CATALOG: tuple[Kernel, ...] = (
         accept, accept, panel.dense_configs, panel.lower_panel, packed_as=panel.panel_packed_as,
     ),
     Kernel(
+        "linear_f32_lanes_one_by_n__avx512", "linear", "avx512", "float32", True,
+        lanes.refuse_one_by_n, contest.decline_lanes_one_by_n,
+        lanes.one_by_n_configs, lanes.lower_one_by_n,
+    ),
+    Kernel(
+        "linear_f32_lanes_nm__avx512", "linear", "avx512", "float32", True,
+        lanes.refuse_nm, contest.decline_lanes_nm, lanes.nm_configs, lanes.lower_nm,
+    ),
+    Kernel(
         "linear_f32_one_by_n__avx512", "linear", "avx512", "float32", True,
         panel.refuse_linear_one_by_n, contest.decline_linear_one_by_n,
         panel.linear_one_by_n_configs, panel.lower_panel_linear,

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from nmcompile.kernels.avx512.emit import LANES
 
+QUARTER = 4  # lanes of 128 bits
+WORD = 32  # bits of a lane's positions
+
 
 @dataclass(frozen=True)
 class LanesConfig:
@@ -22,3 +25,31 @@ class LanesConfig:
     def width(self) -> int:
         """Outputs computed together."""
         return self.vectors * LANES
+
+
+@dataclass(frozen=True)
+class Picking:
+    """How an N:M pattern becomes slots of 16 inputs."""
+
+    n: int
+    m: int
+
+    @property
+    def reach(self) -> int:
+        """Inputs among which a lane picks."""
+        return QUARTER if self.m <= QUARTER else LANES
+
+    @property
+    def bits(self) -> int:
+        """Of a position."""
+        return (self.reach - 1).bit_length()
+
+    @property
+    def slots(self) -> int:
+        """Of 16 inputs."""
+        return LANES // self.m * self.n
+
+    @property
+    def units(self) -> int:
+        """Times 16 inputs whose positions share a word; 0 where not even one fits."""
+        return WORD // self.bits // self.slots
