@@ -236,10 +236,12 @@ CATALOG: tuple[Kernel, ...] = (
         "linear_f32_lanes_one_by_n__avx512", "linear", "avx512", "float32", True,
         lanes.refuse_one_by_n, contest.decline_lanes_one_by_n,
         lanes.one_by_n_configs, lanes.lower_one_by_n,
+        packed_as=packed_by(lanes.one_by_n_configs, lanes.packing_of),
     ),
     Kernel(
         "linear_f32_lanes_nm__avx512", "linear", "avx512", "float32", True,
         lanes.refuse_nm, contest.decline_lanes_nm, lanes.nm_configs, lanes.lower_nm,
+        packed_as=packed_by(lanes.nm_configs, lanes.packing_of),
     ),
     Kernel(
         "linear_f32_one_by_n__avx512", "linear", "avx512", "float32", True,
