@@ -102,7 +102,7 @@ def test_products_are_measured_skipping_zeros_and_not() -> None:
                 yield contest, found
 
     tune([Layer("layer", "linear", problem)], "avx512", database, Recorder())
-    assert set(measured) == {"linear_f32_nm__avx512", "linear_f32_dense__avx512"}
+    assert {"linear_f32_nm__avx512", "linear_f32_dense__avx512"} <= set(measured)
     assert max(measured.values()) < 1e-5
     entry = database.find(problem)
     assert entry is not None
