@@ -145,7 +145,7 @@ def test_parts_stand_under_headings(tmp_path: Path) -> None:
         assert f"Part {number} of 3: {runs}" in text
     assert "<dt>part 2</dt><dd>LSTM (node y): expected an operator" in text
     assert rows(tmp_path / "out.html") == [
-        "x", "conv1", "mean", "transpose", "y", "transpose", "fc", "softmax", "text",
+        "x", "conv1", "mean", "transpose", "y", "transpose", "fc", "softmax_1", "text",
     ]  # fmt: skip
 
 
