@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.kernels.spec import Elementwise, LayerNorm, Softmax
 from tests.support.examples import examples
-from tests.support.kernel_runner import run_operands
+from tests.support.kernel_runner import ACTIVATIONS, activation, run_operands
 
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 49, 64, 80, 128, 197, 384, 1000])
 
@@ -69,3 +69,18 @@ def test_softmax_treats_what_is_no_number_as_torch_does(length: int, inner: int)
     found = run_operands("softmax", Softmax(x.shape, 6, length, inner), [x], x.shape)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
     assert math.isnan(found[0, 0, 0]) and found[2, 6, 0] == 0
+
+
+@examples(10)
+@given(
+    shape=st.lists(st.sampled_from([1, 2, 3, 15, 16, 17, 40, 130]), min_size=1, max_size=3),
+    kind=st.sampled_from(["gelu", "gelu_tanh"]),
+    seed=st.integers(0),
+)
+def test_activations_of_tensors_agree_with_torch(shape: list[int], kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal(shape) * 4).astype(np.float32)
+    x.flat[random.integers(x.size, size=2)] = (np.nan, np.inf)
+    expected = ACTIVATIONS[kind](torch.from_numpy(x).double()).numpy()
+    found = run_operands("activation", Elementwise(x.shape), [x], x.shape, activation(kind))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)

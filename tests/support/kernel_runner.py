@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nmcompile.kernels.catalog import Kernel, OpKind, choose
 from nmcompile.kernels.problem import Problem, Spec
-from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Linear, Pool2d
+from nmcompile.kernels.spec import Activation, Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
 from nmcompile.machine.trial import ready_kernels
 from nmcompile.targets import find_target
 from nmcompile.tuning.library import compile_kernels
@@ -28,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hard_sigmoid": functional.hardsigmoid,
     "hard_swish": functional.hardswish,
     "gelu": functional.gelu,
+    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
 }
 
 
@@ -116,13 +117,17 @@ def relative_error(found: Array, expected: Array) -> float:
 
 
 def run_operands(
-    op: OpKind, spec: Spec, operands: Sequence[Array], shape: tuple[int, ...]
+    op: OpKind,
+    spec: Spec,
+    operands: Sequence[Array],
+    shape: tuple[int, ...],
+    activation: Activation | None = None,
 ) -> Array:
     """What the kernel for AVX-512 of an operator without weights makes of several tensors.
 
     As `compile_kernel`; its scratch memory starts out as NaN, too.
     """
-    problem = Problem(spec)
+    problem = Problem(spec, Epilogue(activation=activation or Activation()))
     lowered = choose(op, "avx512", problem).kernel.lower(problem)
     library = compile_kernels([lowered], find_target("avx512"))
     ((function, _),) = ready_kernels(library.module, library.kernels, library.arrays)
