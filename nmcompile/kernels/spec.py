@@ -291,6 +291,7 @@ class LayerNorm:
     """Rows of x with mean 0 and variance 1, times a scale, plus a shift: (rows, features).
 
     shape: of x. features: of a row, the product of its last extents.
+    centred: whether the mean is taken away; else only the mean of the squares is 1 (RMS norm).
     """
 
     shape: tuple[int, ...]
@@ -298,6 +299,7 @@ class LayerNorm:
     epsilon: float
     scale: bool = True
     shift: bool = True
+    centred: bool = True
 
     @property
     def rows(self) -> int:
@@ -307,9 +309,13 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class Softmax:
-    """exp(x) over its sum along one axis; x of shape (outer, length, inner) in memory."""
+    """exp(x) over its sum along one axis; x of shape (outer, length, inner) in memory.
+
+    log: the logarithm of that.
+    """
 
     shape: tuple[int, ...]
     outer: int
     length: int
     inner: int
+    log: bool = False

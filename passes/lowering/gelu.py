@@ -49,7 +49,6 @@ class _Search:
 
     def __init__(self, view: FunctionView, core: Expr) -> None:
         self._view, self._core = view, core
-        self._place = {var: place for place, var in enumerate(view.definitions)}
 
     def around(self, wanted: Polynomial) -> tuple[Expr, tuple[Expr, ...]] | None:
         """X and the variables between it and the result, or None."""
@@ -58,8 +57,9 @@ class _Search:
             members = set[Expr]()
             if _close(self._polynomial(argument, x, members), wanted):
                 members.add(self._core)
-                if self._behind(x, members) and self._closed(members):
-                    return x, tuple(sorted(members, key=self._place.__getitem__))
+                last = self._behind(x, members)
+                if last is not None and self._view.closed(members, last):
+                    return x, self._view.ordered(members)
         return None
 
     def _inner(self, argument: Expr) -> Iterator[Expr]:
@@ -104,8 +104,8 @@ class _Search:
         square = _product(left, left)
         return square if right[0] == 2.0 or square is None else _product(square, left)
 
-    def _behind(self, x: Expr, members: set[Expr]) -> bool:
-        """Whether what follows makes x / 2 * (1 + core) of the core; adds the variables of it.
+    def _behind(self, x: Expr, members: set[Expr]) -> Expr | None:
+        """X / 2 * (1 + core), if that is what follows; the variables between become members.
 
         What is computed so far is factor * (shift + core), times x once that is `gated`.
         """
@@ -113,41 +113,34 @@ class _Search:
         while not (gated and math.isclose(factor, 0.5, rel_tol=CLOSE)):
             users = self._view.users.get(last, [])
             if len(users) != 1 or shape_of(users[0]) != shape_of(x):
-                return False
+                return None
             user, name = users[0], self._view.op(users[0])
             if name not in ("add", "multiply", "divide"):
-                return False
+                return None
             left, right = self._view.args(user)
             if name == "divide" and not left.same_as(last):
-                return False
+                return None
             other = right if left.same_as(last) else left
             made = set[Expr]()
             by = self._polynomial(other, x, made)
             if by is None or by[2] or by[3]:
-                return False
+                return None
             if not by[1]:
                 if not by[0]:
-                    return False
+                    return None
                 if name == "add":
                     if gated:
-                        return False
+                        return None
                     shift += by[0] / factor
                 else:
                     factor *= by[0] if name == "multiply" else 1.0 / by[0]
             elif name == "multiply" and not gated and not by[0]:
                 factor, gated = factor * by[1], True
             else:
-                return False
+                return None
             members |= {*made, user}
             last = user
-        return math.isclose(shift, 1.0, rel_tol=CLOSE)
-
-    def _closed(self, members: set[Expr]) -> bool:
-        """Whether only the members read what they compute, but for the last."""
-        last = max(members, key=self._place.__getitem__)
-        inner = members - {last}
-        read_inside = all(members.issuperset(self._view.users.get(var, [])) for var in inner)
-        return read_inside and inner.isdisjoint(self._view.outputs)
+        return last if math.isclose(shift, 1.0, rel_tol=CLOSE) else None
 
 
 def _product(left: Polynomial, right: Polynomial) -> Polynomial | None:
