@@ -1,6 +1,7 @@
-"""Trains one small CNN by every method on handwritten digits, and compiles what comes out.
+"""Trains a small network by every method on handwritten digits, and compiles what comes out.
 
     python -m benchmarks.accuracy_digits --seeds 5
+    python -m benchmarks.accuracy_digits --network vit --seeds 5
 
 Every model is quantised to int8, too, on the images that it was trained on.
 
@@ -30,9 +31,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import nmcompile
-from benchmarks.accuracy import RESULTS, Row, picture, table, write_result
+from benchmarks.accuracy import Row, picture, table, write_result
+from benchmarks.networks import CNN, NETWORKS, Network
 from benchmarks.recipes import DENSE, Recipe, apply, block_recipes, nm_recipes
-from benchmarks.training import accuracy, digits, digits_net, train
+from benchmarks.training import accuracy, digits, train
 from nmcompile import runtime
 from nmcompile.bench.engines import Array, open_engine
 from nmcompile.frontends.onnx_export import export_onnx
@@ -45,12 +47,6 @@ from nmcompile.targets import find_target
 
 TARGET = "avx512"
 TRAINED = 600  # images; the others are the test set
-NM_PATTERNS = ("2:4", "1:4", "1:8", "1:16")
-BLOCK_DENSITIES = (0.5, 0.25, 0.125)
-TITLES = (
-    *("dense", "unstructured, one-shot", "ASP, one-shot", "SR-STE", "LBC", "SpRe over SR-STE"),
-    *("SpRe over LBC", "1xN, one-shot", "SUBP"),
-)
 
 
 @dataclass(frozen=True)
@@ -63,26 +59,28 @@ class Trained:
     model: nn.Module | None
 
 
-def recipes() -> list[Recipe]:
+def recipes(network: Network = CNN) -> list[Recipe]:
     """All of them, dense first."""
     found = [DENSE]
-    for name in NM_PATTERNS:
+    for name in network.patterns:
         found += nm_recipes(name)
-    for density in BLOCK_DENSITIES:
+    for density in network.densities:
         found += block_recipes(density)
-    return [recipe for recipe in found if recipe.title in TITLES]
+    return [recipe for recipe in found if recipe.title in network.titles]
 
 
-def train_one(recipe: Recipe, seed: int, epochs: int) -> tuple[nn.Module, float]:
+def train_one(
+    recipe: Recipe, seed: int, epochs: int, network: Network = CNN
+) -> tuple[nn.Module, float]:
     """The finished model, and its accuracy on the test images."""
     images, labels = digits()
     torch.manual_seed(seed)
-    model = digits_net()
+    model = network.make()
     here, left = (images[:TRAINED], labels[:TRAINED]), epochs
     if recipe.one_shot:
-        train(model, *here, epochs=epochs // 2, seed=seed)
+        train(model, *here, epochs=epochs // 2, seed=seed, **network.training)
         left = epochs - epochs // 2
-    apply(recipe, model, *here, epochs=left, seed=seed + 1000)
+    apply(recipe, model, *here, epochs=left, seed=seed + 1000, **network.training)
     return model, accuracy(model, images[TRAINED:], labels[TRAINED:])
 
 
@@ -95,10 +93,11 @@ def quantise_one(model: nn.Module) -> tuple[onnx.ModelProto, Array]:
     return quantised, first_output(quantised, Calibration({name: test.numpy()}, 1), "digits")
 
 
-def job(index: int, seed: int, epochs: int) -> Trained:
+def job(name: str, index: int, seed: int, epochs: int) -> Trained:
     """One training run, in a process of its own; the model of the first seed comes back."""
     torch.set_num_threads(1)
-    model, share = train_one(recipes()[index], seed, epochs)
+    network = NETWORKS[name]
+    model, share = train_one(recipes(network)[index], seed, epochs, network)
     _, logits = quantise_one(model)
     _, labels = digits()
     int8 = float((logits.argmax(1) == labels[TRAINED:].numpy()).mean())
@@ -168,16 +167,16 @@ def _logits(run: Callable[[Tensor], Array], images: Tensor) -> Array:
     return np.concatenate([np.asarray(run(images[i : i + 1])) for i in range(len(images))])
 
 
-def run(seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
+def run(network: Network, seeds: int, epochs: int, workers: int, console: Console) -> list[Row]:
     """All recipes with all seeds, then one model of each compiled."""
-    made = recipes()
+    made = recipes(network)
     accuracies: list[list[float]] = [[] for _ in made]
     integers: list[list[float]] = [[] for _ in made]
     models: dict[int, nn.Module] = {}
     with Progress(console=console) as progress, ProcessPoolExecutor(workers) as pool:
         task = progress.add_task("training", total=len(made) * seeds)
         jobs = [
-            pool.submit(job, index, seed, epochs)
+            pool.submit(job, network.name, index, seed, epochs)
             for seed in range(seeds)
             for index in range(len(made))
         ]
@@ -203,23 +202,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="accuracy_digits", description=(__doc__ or "").split("\n")[0]
     )
+    parser.add_argument("--network", choices=list(NETWORKS), default=CNN.name)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, help="by default as many as the network needs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
+    network = NETWORKS[options.network]
+    epochs = options.epochs or network.epochs
+    output = options.output or network.output
     runtime.configure_environment()
     torch.set_num_threads(1)
-    rows = run(options.seeds, options.epochs, options.workers, Console(stderr=True))
-    settings = {"seeds": options.seeds, "epochs": options.epochs, "trained_images": TRAINED}
+    rows = run(network, options.seeds, epochs, options.workers, Console(stderr=True))
+    settings = {
+        "network": network.name, "seeds": options.seeds, "epochs": epochs,
+        "trained_images": TRAINED,
+    }  # fmt: skip
     result = {
         "machine": machine_document(),
         "settings": settings,
         "rows": [asdict(row) for row in rows],
     }
     Console(width=None if sys.stdout.isatty() else 180).print(table(rows))
-    write_result(result, rows, options.output)
-    picture(rows, options.output.with_suffix(".png"))
+    write_result(result, rows, output, network.about)
+    picture(rows, output.with_suffix(".png"))
     return 0
 
 

@@ -45,14 +45,18 @@ def head(features: int, classes: int) -> list[nn.Module]:
 
 
 def residual_stages(
-    inputs: int, widths: Sequence[int], blocks: Sequence[int], bottleneck: bool = False
+    inputs: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    bottleneck: bool = False,
+    first: int = 1,
 ) -> tuple[list[nn.Module], int]:
-    """Stages of a ResNet, all but the first at half the size; and the channels that come out."""
+    """Stages of a ResNet, and the channels that come out; `first`: stride of the first, else 2."""
     layers: list[nn.Module] = []
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         outputs = width * 4 if bottleneck else width
         for index in range(count):
-            stride = 2 if index == 0 and stage > 0 else 1
+            stride = 1 if index else 2 if stage else first
             if bottleneck:
                 body = nn.Sequential(
                     conv_bn(inputs, width, 1),
@@ -137,18 +141,31 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
                 if module.bias is not None:
                     module.bias.normal_(0, 0.1, generator=generator)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 mean, var = module.running_mean, module.running_var
                 assert mean is not None and var is not None
                 mean.normal_(0, 0.1, generator=generator)
                 var.uniform_(0.8, 1.2, generator=generator)
                 module.weight.uniform_(0.5, 1.0, generator=generator)
                 module.bias.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights of order one: initial values hide branches (ConvNeXT scales its by 1e-6)."""
+    randomise(model, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and name.endswith(("bias", "beta")):
+                parameter.normal_(0, 0.1, generator=generator)
+            elif parameter.ndim == 1 or "layer_scale" in name or ".grn." in name:
+                parameter.uniform_(0.5, 1.0, generator=generator)
     return model.eval()
 
 

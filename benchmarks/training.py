@@ -1,8 +1,9 @@
-"""A small CNN for handwritten digits, the digits, and the loop that trains models by any method."""
+"""Small networks for handwritten digits, the digits, and the loop that trains by any method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from sklearn.datasets import load_digits
@@ -41,6 +42,48 @@ def digits_net() -> nn.Module:
     )
 
 
+class Patches(nn.Module):
+    """Images (N, channels, size, size) as patches (N, count, width), each with its position."""
+
+    def __init__(self, channels: int, size: int, side: int, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(channels, width, side, side)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (size // side) ** 2, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.projection(x).flatten(2).transpose(1, 2) + self.positions
+        return y
+
+
+class TokenMean(nn.Module):
+    """(N, count, width) to (N, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def digits_vit() -> nn.Module:
+    """A vision transformer for 16x16 grey images and ten classes: 16 patches, 3 layers, 4 heads."""
+    width = 64
+    layers = [
+        nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        for _ in range(3)
+    ]
+    head = [nn.LayerNorm(width), TokenMean(), nn.Linear(width, 10)]
+    return nn.Sequential(Patches(1, 16, 4, width), *layers, *head)
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images moved by up to two pixels in each direction, all of a batch alike."""
+    rows, columns = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    background = float(images.min())
+    padded = functional.pad(images, (2, 2, 2, 2), value=background)
+    height, width = images.shape[2:]
+    return padded[:, :, 2 + rows : 2 + rows + height, 2 + columns : 2 + columns + width]
+
+
 def _epochs(count: int, size: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
     """Indices of the whole batches of one epoch after another, `size` images in each.
 
@@ -62,12 +105,13 @@ def train(
     epochs: int,
     size: int | None = None,
     method: Method | None = None,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
     rate: float = 0.1,
     seed: int = 0,
     augment: Augment | None = None,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> nn.Module:
-    """Train in place with SGD on a cosine schedule; returns the model in evaluation mode.
+    """Train in place on a cosine schedule; returns the model in evaluation mode.
 
     `method` has prepared the model. An epoch has `size` images, by default all. Batch norms, biases
     and LBC's scores do not decay.
@@ -77,10 +121,15 @@ def train(
     decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         decays[parameter.ndim > 1 and not name.endswith("scores")].append(parameter)
-    groups = [{"params": p, "weight_decay": 5e-4 * decay} for decay, p in decays.items()]
-    optimizer = torch.optim.SGD(groups, rate, 0.9, nesterov=True)
+    weight_decay = 5e-4 if optimizer == "sgd" else 0.05
+    groups = [{"params": p, "weight_decay": weight_decay * decay} for decay, p in decays.items()]
     steps = epochs * (size // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    step: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, rate, 0.9, nesterov=True)
+        if optimizer == "sgd"
+        else torch.optim.AdamW(groups, rate)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps)
     model.train()
     for epoch, batches in zip(range(epochs), _epochs(len(images), size, generator), strict=False):
         if method is not None:
@@ -89,10 +138,10 @@ def train(
             if method is not None:
                 method.on_step()
             shown = images[index] if augment is None else augment(images[index], generator)
-            optimizer.zero_grad()
+            step.zero_grad()
             loss = functional.cross_entropy(model(shown), labels[index])
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            step.step()
             schedule.step()
         on_epoch()
     return model.eval()

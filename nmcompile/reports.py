@@ -252,8 +252,6 @@ def report_choice(
     kernel, reason = choice.kernel, choice.reason
     if "depthwise" in kernel.name:
         reason = "depthwise: one weight per tap, nothing to skip"
-    elif layer.op == "linear" and not (reason or kernel.sparse):
-        reason = "matrix products have no sparse kernel yet"
     row = _layer_row(layer, detection, checked)
     return replace(row, kernel=kernel.name, sparse=kernel.sparse, reason=reason)
 

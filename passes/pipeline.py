@@ -4,13 +4,19 @@ from collections.abc import Callable, Sequence
 
 from nmcompile.errors import ModelError, NmcompileError
 from nmcompile.passes.fold_batchnorm import FoldBatchNorm
+from nmcompile.passes.fold_layernorm import FoldLayerNorm
 from nmcompile.passes.fold_parallel_branches import FoldParallelBranches
 from nmcompile.passes.graphs.interface import Graph, Note, Pass, PassResult
 from nmcompile.passes.materialize_weights import MaterializeWeights
 
-FOLD_PIPELINE: tuple[Pass, ...] = (MaterializeWeights(), FoldBatchNorm(), FoldParallelBranches())
-"""From training form to plain convolutions. Constants first, since the others need weights they
-can read; batch norms before branches, so that what is summed are bare convolutions."""
+FOLD_PIPELINE: tuple[Pass, ...] = (
+    MaterializeWeights(),
+    FoldBatchNorm(),
+    FoldParallelBranches(),
+    FoldLayerNorm(),
+)
+"""From training form to plain layers. Constants first, since the others need weights they can read;
+batch norms before branches, so that what is summed are bare convolutions."""
 
 
 def run_pipeline(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Graph, Note, PassResult
-from nmcompile.passes.permutation.spaces import Segments, axis_order
+from nmcompile.passes.permutation.layouts import Segments
+from nmcompile.passes.permutation.spaces import axis_order
 from nmcompile.passes.removal.plan import RemovalPlan, plan_removal
 
 MORE = "where a layer reads their channels, these hold more than one number"

@@ -19,8 +19,8 @@ from benchmarks.authors.setting import (
 )
 from nmcompile.sparsity import NM
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Method, OneByN, SpRe, SpReConv2d
-from nmcompile.train.method import dense_weight, masked_weight
 from nmcompile.train.parametrizations import BestCombination
+from nmcompile.train.weights import dense_weight, masked_weight
 
 
 def method_of(case: Case) -> Method:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nmcompile.errors import TargetError
-from nmcompile.kernels.avx512 import contest, elementwise, linear
+from nmcompile.kernels.avx512 import contest, elementwise
 from nmcompile.kernels.avx512.attention import rows as attention
+from nmcompile.kernels.avx512.lanes import rows as lanes
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.rowwise import rows as rowwise
 from nmcompile.kernels.avx512.sliding import rows as sliding
@@ -232,8 +233,29 @@ CATALOG: tuple[Kernel, ...] = (
         accept, accept, panel.dense_configs, panel.lower_panel, packed_as=panel.panel_packed_as,
     ),
     Kernel(
+        "linear_f32_lanes_one_by_n__avx512", "linear", "avx512", "float32", True,
+        lanes.refuse_one_by_n, contest.decline_lanes_one_by_n,
+        lanes.one_by_n_configs, lanes.lower_one_by_n,
+    ),
+    Kernel(
+        "linear_f32_lanes_nm__avx512", "linear", "avx512", "float32", True,
+        lanes.refuse_nm, contest.decline_lanes_nm, lanes.nm_configs, lanes.lower_nm,
+    ),
+    Kernel(
+        "linear_f32_one_by_n__avx512", "linear", "avx512", "float32", True,
+        panel.refuse_linear_one_by_n, contest.decline_linear_one_by_n,
+        panel.linear_one_by_n_configs, panel.lower_panel_linear,
+        packed_as=panel.panel_packed_as,
+    ),
+    Kernel(
+        "linear_f32_nm__avx512", "linear", "avx512", "float32", True,
+        panel.refuse_nm, contest.decline_linear_nm,
+        panel.linear_nm_configs, panel.lower_panel_linear, "load", panel.panel_packed_as,
+    ),
+    Kernel(
         "linear_f32_dense__avx512", "linear", "avx512", "float32", False,
-        accept, accept, one_config, linear.lower_linear,
+        accept, accept, lanes.dense_configs, lanes.lower_dense,
+        packed_as=packed_by(lanes.dense_configs, lanes.packing_of),
     ),
     Kernel(
         "pool2d_f32__avx512", "pool2d", "avx512", "float32", False,

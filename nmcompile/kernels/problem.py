@@ -67,11 +67,22 @@ class Problem:
         return replace(self, epilogue=replace(self.epilogue, in_place=True))
 
     @property
-    def bytes_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What an integer kernel with weights reads and writes: NHWC, or rows of features."""
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What a float32 kernel with weights reads and writes: NCHW, or rows of features."""
         spec = self.spec
         if isinstance(spec, Linear):
             return (*spec.lead, spec.in_features), (*spec.lead, spec.out_features)
+        conv = self.conv
+        return (
+            (conv.batch, conv.in_channels, conv.in_height, conv.in_width),
+            (conv.batch, conv.out_channels, conv.out_height, conv.out_width),
+        )
+
+    @property
+    def bytes_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What an integer kernel with weights reads and writes: NHWC, or rows of features."""
+        if isinstance(self.spec, Linear):
+            return self.shapes
         conv = self.conv
         return (
             (conv.batch, conv.in_height, conv.in_width, conv.in_channels),

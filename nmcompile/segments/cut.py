@@ -7,7 +7,7 @@ of them as the sides of the nodes allow. What has nothing to gain here then chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +21,10 @@ class Cost:
 
     per_tensor: int = 100_000
     per_byte: float = 0.5
+
+    def of(self, sizes: Iterable[int]) -> float:
+        """What tensors of so many bytes cost."""
+        return sum(self.per_tensor + self.per_byte * size for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def cut(task: Task, cost: Cost = Cost()) -> list[Segment]:
     readers = _readers(task)
     while True:
         _give_away(task, ours, readers, cost)
-        if not _shift(task, ours, readers):
+        if not _shift(task, ours, readers, cost):
             break
     turns = _turns(task, ours)
     found: list[Segment] = []
@@ -141,35 +145,68 @@ def _price(
         for name, nodes in readers.items()
         if task.makers.get(name) in inside and not inside.issuperset(nodes)
     }
-    return sum(cost.per_tensor + cost.per_byte * task.sizes.get(name, 0) for name in crossing)
+    return cost.of(task.sizes.get(name, 0) for name in crossing)
 
 
-def _shift(task: Task, ours: list[bool], readers: Mapping[str, Sequence[int]]) -> bool:
-    """Hand over nodes at the edge where a smaller tensor crosses then; says whether there were any.
+def _shift(task: Task, ours: list[bool], readers: Mapping[str, Sequence[int]], cost: Cost) -> bool:
+    """Hand over nodes at the edge where it costs less to cross behind, or before, them.
 
     So integers cross and not the real numbers that they stand for: a rounding goes where its input
-    is made, and what undoes it to where its output is read.
+    is made, and what undoes it to where its output is read. And one tensor crosses in place of the
+    slices of it that are read on the other side. Says whether there were any.
     """
     changed = False
     made: dict[int, list[str]] = {}
     for name, maker in task.makers.items():
         made.setdefault(maker, []).append(name)
-    for index in range(len(ours)):
+
+    def ends(index: int) -> tuple[list[str], list[str]] | None:
+        """What a node of ours that may move reads and makes, if the sizes of these are known."""
         inputs = [name for name in task.reads[index] if name in task.makers]
         outputs = [name for name in made.get(index, ()) if readers.get(name)]
-        if not ours[index] or task.work[index] or not inputs or not outputs:
+        known = all(name in task.sizes for name in (*inputs, *outputs))
+        movable = ours[index] and not task.work[index] and inputs and outputs and known
+        return (inputs, outputs) if movable else None
+
+    def price(names: Iterable[str]) -> float:
+        return cost.of(task.sizes[name] for name in names)
+
+    for index in range(len(ours)):
+        found = ends(index)
+        if found is None:
             continue
-        if any(name not in task.sizes for name in (*inputs, *outputs)):
-            continue
-        read = sum(task.sizes[name] for name in inputs)
-        written = sum(task.sizes[name] for name in outputs)
-        enters = all(not ours[task.makers[name]] for name in inputs)
-        leaves = all(not ours[reader] for name in outputs for reader in readers[name])
-        alone = all(len(readers[name]) == 1 for name in inputs)
-        if (enters and written < read) or (leaves and alone and read < written):
+        inputs, outputs = found
+        if all(not ours[task.makers[name]] for name in inputs) and price(outputs) < price(inputs):
             ours[index] = False
             changed = True
+    for read, nodes, outputs in _leaving(task, ours, readers, ends):
+        # What others read already crosses anyway.
+        extra = [name for name in read if all(ours[reader] for reader in readers[name])]
+        if price(extra) < price(outputs):
+            for index in nodes:
+                ours[index] = False
+            changed = True
     return changed
+
+
+def _leaving(
+    task: Task,
+    ours: Sequence[bool],
+    readers: Mapping[str, Sequence[int]],
+    ends: Callable[[int], tuple[list[str], list[str]] | None],
+) -> list[tuple[tuple[str, ...], list[int], list[str]]]:
+    """Nodes all of whose outputs are read by others only: (inputs, who reads these, outputs)."""
+    found: dict[tuple[str, ...], tuple[list[int], list[str]]] = {}
+    for index in range(len(ours)):
+        both = ends(index)
+        if both is None:
+            continue
+        inputs, outputs = both
+        if all(not ours[reader] for name in outputs for reader in readers[name]):
+            nodes, made = found.setdefault(tuple(inputs), ([], []))
+            nodes.append(index)
+            made += outputs
+    return [(inputs, nodes, made) for inputs, (nodes, made) in found.items()]
 
 
 def _readers(task: Task) -> dict[str, list[int]]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +16,17 @@ from torch import Tensor, nn
 from nmcompile.errors import ModelError
 from nmcompile.sparsity import NM, OneByN
 from nmcompile.train.masks import as_blocks, lines_of, spread_blocks, unlines
-from nmcompile.train.method import Method, Weighted, dense_weight, masked_weight
+from nmcompile.train.method import Method
 from nmcompile.train.parametrizations import BestCombination, BlockMask, FixedMask, MaskedWeight
 from nmcompile.train.spre import SpReConv2d
+from nmcompile.train.states import State, tensors_of
+from nmcompile.train.weights import LayerWeight, weights_of
 
-State = dict[str, Tensor]
-NESTED = ("state_dict", "model_state_dict", "model", "net")  # what holds the tensors, first found
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 COUNTER = ".num_batches_tracked"  # of batch norms: absent from older files, of no consequence
 SHOWN = 6  # names in a message
 BITS = 8  # of a mask in one byte
-ASP_MASK, ASP_PRUNED = "__weight_mma_mask", "__weight_mma_pruned_p"  # of NVIDIA's apex
+Use = Callable[[Tensor], None]  # of one tensor of a checkpoint
+ASP_MASK, ASP_PRUNED = "_mma_mask", "_mma_pruned_p"  # NVIDIA's apex: behind __weight
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class CheckpointReport:
     """What `load_checkpoint` found.
 
     method: the recognised one: "SpRe over LBC", "SpRe over SR-STE or ASP", "LBC", "SUBP or 1xN"
-        (masks), "ASP" (masks under apex's names), "MaskLLM" (masks without weights), or "SR-STE or
-        dense" (weights only, which do not say).
+        (masks), "ASP" (masks under apex's names), "torch.nn.utils.prune", "MaskLLM" (masks without
+        weights), or "SR-STE or dense" (weights only, which do not say).
     loaded: keys of the checkpoint that went into the model.
     missing: keys of the model that the checkpoint has nothing for.
     unexpected: keys of the checkpoint that the model has no place for.
@@ -64,9 +60,10 @@ def load_checkpoint(
 
     Understood are state dicts of plain modules, on their own or under "state_dict" and the like,
     with or without "module."; `mask` beside a weight (SUBP, 1xN), also of real numbers that
-    multiply it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); apex's ASP masks;
-    `alpha` and `index_list` beside a weight (LBC); `conv_rep` and `bn_rep` beside a convolution and
-    its batch norm (SpRe); and what prepared models save themselves.
+    multiply it (MaxQ); files of masks alone, as bits too (MaskLLM's `.npz`); the masks of apex's
+    ASP and of torch.nn.utils.prune; `alpha` and `index_list` beside a weight (LBC); `conv_rep` and
+    `bn_rep` beside a convolution and its batch norm (SpRe); and what prepared models save
+    themselves. Weights are those of convolutions, linear layers and `nn.MultiheadAttention`.
 
     On a plain model, masks and combinations are multiplied into the weights. Weights of SR-STE are
     dense in its checkpoints, and SpRe adds modules: give the method. Masks alone leave the
@@ -84,7 +81,7 @@ def load_checkpoint(
             recognised method. The model is as it was then.
         PatternError: the method cannot prepare the model.
     """
-    state = _tensors(source)
+    state = tensors_of(source)
     recognised = _recognise(state)
     if method is not None and strict:
         # Preparing cannot be undone, so what may not fit is tried on a copy.
@@ -108,45 +105,6 @@ def _check(model: nn.Module, report: CheckpointReport) -> None:
         raise ModelError(_message(model, report))
 
 
-def _tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> State:
-    """The tensors of a checkpoint by their plain names."""
-    found: Any = source
-    if not isinstance(source, Mapping):
-        try:
-            found = _read(Path(source))
-        except OSError as error:
-            raise ModelError(f"cannot read {source}: {error.strerror or error}") from error
-        except (
-            *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError),
-            *(zipfile.BadZipFile, zlib.error),
-        ) as error:
-            raise ModelError(
-                f"{source}: expected a checkpoint of tensors, found something else "
-                f"({str(error).splitlines()[0]}); in the environment that wrote it, save "
-                "model.state_dict() alone"
-            ) from error
-    for key in NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            break
-    if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
-        shown = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise ModelError(f"expected a state dict in the checkpoint, found {shown or 'nothing'}")
-    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _read(path: Path) -> Any:
-    """What a file holds."""
-    if path.suffix != ".npz":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
 def _only_masks(state: State) -> bool:
     return all(key.endswith(".mask") for key in state)
 
@@ -161,6 +119,8 @@ def _recognise(state: State) -> str:
         return "LBC"
     if any(key.endswith(ASP_MASK) for key in state):
         return "ASP"
+    if any(key.endswith("_mask") for key in state):
+        return "torch.nn.utils.prune"
     if any(key.endswith((".mask", ".keep")) for key in state):
         return "SUBP or 1xN"
     return "SR-STE or dense"
@@ -186,6 +146,20 @@ def _message(model: nn.Module, report: CheckpointReport) -> str:
 
 class _Misfit(Exception):
     """Why one key does not fit."""
+
+
+def _nothing(tensor: Tensor) -> None:
+    """Use of what is known already."""
+
+
+def _spelled(place: LayerWeight, use: Use) -> Iterator[tuple[str, Use]]:
+    """The names that masks have beside a weight: of layers (SUBP, 1xN, MaxQ) or of weights."""
+    yield f"{place.name}.mask", use
+    yield f"{place.key}.mask", use  # MaskLLM
+    yield f"{place.key}_mask", use  # torch.nn.utils.prune
+    path = place.key.removesuffix(place.tensor)
+    yield f"{path}__{place.tensor}{ASP_MASK}", use
+    yield f"{path}__{place.tensor}{ASP_PRUNED}", _nothing  # what it took away
 
 
 def _match(model: nn.Module, state: State) -> _Loader:
@@ -239,26 +213,24 @@ class _Loader:
         # Places by the names that they have in a plain model.
         names: dict[str, str] = {}
         # What a name's tensor becomes beside filling one place.
-        special: dict[str, Callable[[Tensor], None]] = {}
+        special: dict[str, Use] = {}
         for key in self.open:
             names[key] = key
         for name, module in self.model.named_modules():
             if isinstance(module, SpReConv2d):
                 self._second_branch(name, module, names)
-            masked = masked_weight(module)
+        for place in weights_of(self.model):
+            plain = self._plain(place)
+            masked = place.masked
             if masked is not None:
-                plain = name.removesuffix(".conv") if self._is_branch(name) else name
-                names[f"{plain}.weight"] = f"{name}.parametrizations.weight.original"
-                special.update(self._masks(plain, name, module, masked))
-            elif isinstance(module, Weighted):
-                # A module that has a mask of its own takes it as it is.
-                own = self._plain_masks(name, module)
-                special.update((key, use) for key, use in own if key not in self.open)
-        for key in [key for key in special if key.endswith(".mask")]:
-            layer = key.removesuffix(".mask")
-            special.setdefault(f"{layer}.weight.mask", special[key])
-            special.setdefault(f"{layer}.{ASP_MASK}", special[key])
-            special.setdefault(f"{layer}.{ASP_PRUNED}", lambda weight: None)  # what it took away
+                names[plain.key] = f"{place.parametrization}.original"
+                found = self._masks(place, plain, masked)
+            else:
+                found = self._plain_masks(place)
+            if plain.key in names:
+                names.setdefault(f"{plain.key}_orig", names[plain.key])  # torch.nn.utils.prune
+            # A module that has something of that name takes it as it is.
+            special.update((key, use) for key, use in found if key not in self.open)
         if _only_masks(self.state):
             self.open.clear()  # the weights stay as they are
         # Weights first: masks of plain models are multiplied into them.
@@ -282,9 +254,12 @@ class _Loader:
         self.writes.append(partial(target.copy_, value))
         del self.open[place]
 
-    def _is_branch(self, name: str) -> bool:
-        parent, _, child = name.rpartition(".")
-        return child == "conv" and isinstance(self.model.get_submodule(parent), SpReConv2d)
+    def _plain(self, place: LayerWeight) -> LayerWeight:
+        """The place with the names that it has in a plain model, without second branches."""
+        parent, _, child = place.owner.rpartition(".")
+        if child == "conv" and isinstance(self.model.get_submodule(parent), SpReConv2d):
+            return replace(place, name=parent, owner=parent)
+        return place
 
     def _second_branch(self, name: str, block: SpReConv2d, names: dict[str, str]) -> None:
         """Names of a convolution, its batch norm and its branch, which are one module here."""
@@ -304,22 +279,22 @@ class _Loader:
                 names[f"{dot}bn_rep{suffix}.{key}"] = f"{name}.bn_rep.{key}"
 
     def _masks(
-        self, plain: str, name: str, module: nn.Module, masked: MaskedWeight
-    ) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
+        self, place: LayerWeight, plain: LayerWeight, masked: MaskedWeight
+    ) -> Iterator[tuple[str, Use]]:
         """What the public forms keep beside a weight, for a prepared layer."""
-        place = f"{name}.parametrizations.weight.0"
-        weight = dense_weight(module)
+        kept = f"{place.parametrization}.0"
+        weight = place.dense
         if isinstance(masked, BestCombination):
-            self.open.pop(f"{place}.combinations")
+            self.open.pop(f"{kept}.combinations")
 
             def scores(alpha: Tensor) -> None:
-                alpha = self._ordered(plain, alpha, masked)
-                self._fill(f"{place}.scores", alpha)
-                self._fill(f"{place}.left", alpha != 0)
+                alpha = self._ordered(plain.name, alpha, masked)
+                self._fill(f"{kept}.scores", alpha)
+                self._fill(f"{kept}.left", alpha != 0)
 
-            yield f"{plain}.alpha", scores
-            yield f"{plain}.index_list", lambda table: None  # read with the scores
-            yield f"{place}.combinations", lambda table: None
+            yield f"{plain.name}.alpha", scores
+            yield f"{plain.name}.index_list", _nothing  # read with the scores
+            yield f"{kept}.combinations", _nothing
         elif isinstance(masked, BlockMask):
             assert isinstance(masked.pattern, OneByN)
             n = masked.pattern.n
@@ -329,15 +304,15 @@ class _Loader:
                 blocks = as_blocks(mask != 0, n).any(2)
                 if not torch.equal(spread_blocks(blocks, mask), mask != 0):
                     raise _Misfit(f"it does not consist of whole 1x{n} blocks")
-                self._fill(f"{place}.keep", blocks)
+                self._fill(f"{kept}.keep", blocks)
 
-            yield f"{plain}.mask", keep
+            yield from _spelled(plain, keep)
         elif isinstance(masked, FixedMask):
 
             def fix(mask: Tensor) -> None:
-                self._fill(f"{place}.mask", self._scaled(mask, weight) != 0)
+                self._fill(f"{kept}.mask", self._scaled(mask, weight) != 0)
 
-            yield f"{plain}.mask", fix
+            yield from _spelled(plain, fix)
 
     def _scaled(self, found: Tensor, weight: Tensor) -> Tensor:
         """A mask for a prepared layer, whose own are 0 and 1: other factors go into the weight."""
@@ -347,11 +322,9 @@ class _Loader:
             self.writes.append(partial(weight.mul_, factors.to(weight.dtype)))
         return mask
 
-    def _plain_masks(
-        self, name: str, module: Weighted
-    ) -> Iterator[tuple[str, Callable[[Tensor], None]]]:
+    def _plain_masks(self, place: LayerWeight) -> Iterator[tuple[str, Use]]:
         """The same, for a layer that no method has prepared: multiplied into the weight."""
-        weight = module.weight
+        name, weight = place.name, place.value
 
         def multiply(mask: Tensor) -> None:
             self.writes.append(partial(weight.mul_, _mask_of(mask, weight).to(weight.dtype)))
@@ -370,9 +343,9 @@ class _Loader:
             kept = (alpha != 0).float() @ table.float() > 0
             multiply(unlines(kept.reshape(lines_of(weight, pattern).shape), weight, pattern))
 
-        yield f"{name}.mask", multiply
+        yield from _spelled(place, multiply)
         yield f"{name}.alpha", choose
-        yield f"{name}.index_list", lambda table: None
+        yield f"{name}.index_list", _nothing
 
     def _ordered(self, plain: str, alpha: Tensor, masked: BestCombination) -> Tensor:
         """Scores in the order of our combinations."""

@@ -21,7 +21,8 @@ class LBC(MaskingMethod):
 
     Scores are parameters of the model (`...scores`) and train with the weights; the authors let
     them decay as weights do. Between the epochs `start` and `end` all but one are removed from
-    every group, fast at first (a cubic schedule, rounded up): the last goes at `end`.
+    every group, fast at first, by a power of what is left of the way, rounded up: the last goes at
+    `end`.
 
     Source: Zhang et al., NeurIPS 2022, section 3.
     """
@@ -34,6 +35,7 @@ class LBC(MaskingMethod):
         start: int = 0,
         end: int | None = None,
         *,
+        power: float = 3.0,
         axis: Axis | None = None,
         only: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
@@ -44,16 +46,17 @@ class LBC(MaskingMethod):
             pattern: N:M.
             start: epoch up to which all combinations are kept.
             end: epoch from which one is left; None for three quarters of the epochs.
+            power: of the schedule; the authors have 3 for residual networks, and 4 for DeiT.
             axis: overrides the pattern's.
             only: as in `MaskingMethod`.
             exclude: as in `MaskingMethod`.
 
         Raises:
-            PatternError: the pattern is not N:M or has too many combinations, or `end` does not
-                come after `start`.
+            PatternError: the pattern is not N:M or has too many combinations, `end` does not come
+                after `start`, or the power is not above 0.
         """
         super().__init__(nm_pattern(pattern, axis, "LBC"), only=only, exclude=exclude)
-        self.start, self.end = start, end
+        self.start, self.end, self.power = start, end, power
         count = math.comb(self.pattern.m, self.pattern.n)
         if count > MAX_COMBINATIONS:
             raise PatternError(
@@ -62,10 +65,13 @@ class LBC(MaskingMethod):
             )
         if start < 0 or (end is not None and end < start):
             raise PatternError(f"LBC: expected 0 <= start <= end, found {start} and {end}")
+        if not power > 0:
+            raise PatternError(f"LBC: expected a power above 0, found {power}")
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Remove the lowest scores of every group down to the epoch's number."""
-        left = (1.0 - progress(epoch, self.start, last_epoch(self.start, self.end, epochs))) ** 3
+        done = progress(epoch, self.start, last_epoch(self.start, self.end, epochs))
+        left = (1.0 - done) ** self.power
         for _, masked in self._prepared:
             assert isinstance(masked, BestCombination)
             total = masked.left.shape[1]

@@ -17,19 +17,17 @@ after `prepare`, and run under autocast.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nmcompile.errors import PatternError
-from nmcompile.sparsity import NM, LayerFacts, OneByN, Pattern, check, left_out
+from nmcompile.sparsity import Pattern, check, left_out
 from nmcompile.train.parametrizations import MaskedWeight
-
-Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
+from nmcompile.train.weights import LayerWeight, shared_weights, unmask, weights_of
 
 
 @dataclass(frozen=True)
@@ -103,20 +101,19 @@ class Method:
         self._warn_of_idle(model)
         self._settle(model)
         patterns = self._collapse(model)
-        for name, module in list(weighted(model)):
-            masked = masked_weight(module)
-            if masked is not None:
-                unmask(module)
-                patterns[name] = masked.pattern
+        found = [(place, place.masked) for place in weights_of(model)]
+        prepared = [(place, masked) for place, masked in found if masked is not None]
+        patterns |= {place.name: masked.pattern for place, masked in prepared}
+        for module in dict.fromkeys(place.module for place, _ in prepared):
+            unmask(module)
         if not patterns:
             raise PatternError(
                 f"{type(self).__name__}.finalize: expected a model that `prepare` returned, found "
                 "one without masked weights"
             )
+        places = {place.name: place for place in weights_of(model)}
         for name, pattern in patterns.items():
-            weight = model.get_submodule(name).weight
-            assert isinstance(weight, nn.Parameter)
-            result = check(weight.detach().cpu().numpy(), pattern)
+            result = check(places[name].value.detach().cpu().numpy(), pattern)
             if not result.ok:
                 raise PatternError(
                     f"layer {name}: its weight breaks {pattern} in {result.violations} groups, the "
@@ -176,7 +173,7 @@ class MaskingMethod(Method):
         """
         self.pattern = pattern
         self.only, self.exclude = only, tuple(exclude)
-        self._prepared: list[tuple[nn.Module, MaskedWeight]] = []
+        self._prepared: list[tuple[LayerWeight, MaskedWeight]] = []
 
     def prepare(self, model: nn.Module, *, arrange: bool = True) -> nn.Module:
         """Mask the weights of the model's layers, in place; as `Method.prepare`."""
@@ -184,12 +181,12 @@ class MaskingMethod(Method):
         before = {id(parameter) for parameter in model.parameters()}
         names = [row.name for row in rows if row.skipped is None]
         notes = self._arrange(model, names) if arrange else {}
-        found = [(name, model.get_submodule(name)) for name in names]
-        masks = [self._masked_weight(_weight(module).detach()) for _, module in found]
-        self._prepared.clear()
-        for (_, module), masked in zip(found, masks, strict=True):
-            parametrize.register_parametrization(module, "weight", masked)
-            self._prepared.append((module, masked))
+        places = {place.name: place for place in weights_of(model)}
+        found = [places[name] for name in names]
+        masks = [self._masked_weight(place.value.detach()) for place in found]
+        self._prepared = list(zip(found, masks, strict=True))
+        for place, masked in self._prepared:
+            parametrize.register_parametrization(place.module, place.tensor, masked)
         self.layers = tuple(replace(row, note=notes.get(row.name, row.note)) for row in rows)
         self._watch(model, before)
         return model
@@ -200,12 +197,15 @@ class MaskingMethod(Method):
         Raises:
             PatternError: as `Method.prepare`.
         """
-        found = dict(weighted(model))
-        facts = [_facts(name, module) for name, module in found.items()]
-        skipped = left_out(facts, self.only, self.exclude)
+        found = list(weights_of(model))
+        skipped = left_out([place.facts for place in found], self.only, self.exclude)
+        shared = shared_weights(model, found)
         rows = tuple(
-            PreparedLayer(name, skipped.get(name) or _misfit(module, self.pattern))
-            for name, module in found.items()
+            PreparedLayer(
+                place.name,
+                skipped.get(place.name) or place.misfit(self.pattern) or shared.get(place.name),
+            )
+            for place in found
         )
         if all(row.skipped is not None for row in rows):
             why = "; ".join(f"{row.name}: {row.skipped}" for row in rows[:4])
@@ -229,70 +229,3 @@ class MaskingMethod(Method):
     def _masked_weight(self, weight: Tensor) -> MaskedWeight:
         """The parametrization of one layer's weight."""
         raise NotImplementedError
-
-
-def _facts(name: str, module: Weighted) -> LayerFacts:
-    if isinstance(module, nn.Linear):
-        return LayerFacts(name, "linear", module.in_features)
-    op: Literal["conv2d", "other"] = "conv2d" if isinstance(module, nn.Conv2d) else "other"
-    return LayerFacts(name, op, module.in_channels, module.groups)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    assert isinstance(module.weight, Tensor)
-    return module.weight
-
-
-def _misfit(module: Weighted, pattern: Pattern) -> str | None:
-    """Why a weight cannot be masked: its groups or blocks do not come out even."""
-    if parametrize.is_parametrized(module, "weight"):
-        return "its weight is parametrized already"
-    weight = module.weight
-    if isinstance(pattern, NM):
-        length = weight[0].numel() if pattern.axis == "ic" else weight.numel()
-        whose = "per output channel" if pattern.axis == "ic" else "in all"
-        if length % pattern.m:
-            return f"its {length} weights {whose} are no multiple of {pattern.m}"
-    if isinstance(pattern, OneByN) and len(weight) % pattern.n:
-        return f"its {len(weight)} output channels are no multiple of {pattern.n}"
-    return None
-
-
-def masked_weight(module: nn.Module) -> MaskedWeight | None:
-    """The parametrization of a prepared layer's weight, None for other modules."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    found = module.parametrizations["weight"][0]  # type: ignore[index]
-    return found if isinstance(found, MaskedWeight) else None
-
-
-def dense_weight(module: nn.Module) -> nn.Parameter:
-    """The weight under the mask of a prepared layer."""
-    original = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
-    assert isinstance(original, nn.Parameter)
-    return original
-
-
-@torch.no_grad()
-def unmask(module: nn.Module) -> None:
-    """Make the masked weight of a prepared layer its plain one.
-
-    As torch's `remove_parametrizations`, which changes the class of the module: copies of a
-    prepared model share that class, and would lose their weights.
-    """
-    masked, original = module.weight, dense_weight(module)
-    assert isinstance(masked, Tensor)
-    if len(list(module.parametrizations.children())) > 1:  # type: ignore[union-attr]
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        return
-    original.copy_(masked)
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    module.register_parameter("weight", original)
-
-
-def weighted(model: nn.Module) -> Iterator[tuple[str, Weighted]]:
-    """All convolutions and linear layers, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, Weighted):
-            yield name, module

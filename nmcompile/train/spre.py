@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,17 +14,12 @@ from nmcompile.errors import PatternError
 from nmcompile.sparsity import Pattern
 from nmcompile.train.lbc import LBC
 from nmcompile.train.masks import spatial_mask
-from nmcompile.train.method import (
-    MaskingMethod,
-    Method,
-    dense_weight,
-    masked_weight,
-    unmask,
-)
+from nmcompile.train.method import MaskingMethod, Method, PreparedLayer
 from nmcompile.train.one_shot import ASP
 from nmcompile.train.parametrizations import FixedMask
 from nmcompile.train.patterns import nm_pattern
 from nmcompile.train.srste import SRSTE
+from nmcompile.train.weights import dense_weight, masked_weight, unmask
 
 
 class SpReConv2d(nn.Module):
@@ -91,6 +86,8 @@ class SpReConv2d(nn.Module):
 class SpRe(Method):
     """Train an N:M method with a second branch beside every convolution larger than 1x1.
 
+    Linear layers and 1x1 convolutions get the base method alone; a model of these is an error.
+
     N:M gives every kernel position the same density; unstructured pruning does not. The branch
     trains those positions that unstructured pruning of the main weight, to the same density in
     all, would leave denser than the average. They are chosen anew in every step, but once for a
@@ -138,9 +135,10 @@ class SpRe(Method):
         Raises:
             PatternError: as there, or no convolution can have a branch.
         """
-        norms = _norms_behind(model) if self.norms is None else dict(self.norms)
         # All that can fail comes before the model is changed.
         chosen = self.base.choose(model)
+        self._refuse_flat(model, chosen)
+        norms = _norms_behind(model) if self.norms is None else dict(self.norms)
         obstacles: dict[str, str | None] = {}
         for row in chosen:
             if row.skipped is None:
@@ -163,6 +161,19 @@ class SpRe(Method):
         self._refresh(self._blocks)
         self._watch(model, before)
         return model
+
+    def _refuse_flat(self, model: nn.Module, chosen: Sequence[PreparedLayer]) -> None:
+        """Refuse a model in which no layer has several kernel positions to choose from."""
+        modules = dict(model.named_modules())
+        names = [row.name for row in chosen if row.skipped is None]
+        if all(_flat(modules.get(name)) for name in names):
+            base = type(self.base).__name__
+            raise PatternError(
+                f"SpRe: expected a convolution whose kernel is larger than 1x1, found {names[0]}"
+                f"{f' and {len(names) - 1} more' if names[1:] else ''}, matrix products and 1x1 "
+                "kernels: a second branch trains some positions of a kernel, and these have one; "
+                f"train them with {base}('{self.pattern}')"
+            )
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """The base's."""
@@ -203,14 +214,22 @@ class SpRe(Method):
         return f"a second branch; {norm} has moved into it"
 
 
+def _flat(module: nn.Module | None) -> bool:
+    """Whether a layer has one position, as matrix products have; None is one of attention."""
+    size = tuple(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d) else ()
+    return all(length == 1 for length in size)
+
+
 def _obstacle(
     model: nn.Module, name: str, norms: Mapping[str, str], taken: Collection[str]
 ) -> str | None:
     """Why a layer cannot have a second branch, or None; other layers have the norms in `taken`."""
-    conv, norm = model.get_submodule(name), norms.get(name)
+    conv, norm = dict(model.named_modules()).get(name), norms.get(name)
+    if conv is None or isinstance(conv, nn.Linear):
+        return "no second branch: a matrix product has no kernel positions to choose from"
     if not isinstance(conv, nn.Conv2d):
         return "no second branch: it is no two-dimensional convolution"
-    if tuple(conv.kernel_size) == (1, 1):
+    if _flat(conv):
         return "no second branch: its kernel is 1x1"
     if norm is None:
         return "no second branch: no batch norm follows it directly, and it alone"

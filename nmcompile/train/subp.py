@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nmcompile.errors import PatternError
 from nmcompile.sparsity import OneByN, Pattern
 from nmcompile.train.masks import as_blocks
-from nmcompile.train.method import MaskingMethod, dense_weight
+from nmcompile.train.method import MaskingMethod
 from nmcompile.train.parametrizations import BlockMask, MaskedWeight
 from nmcompile.train.patterns import block_pattern
 from nmcompile.train.schedule import Schedule, check_schedule, last_epoch, passed
@@ -95,9 +95,9 @@ class SUBP(MaskingMethod):
         if not self.start <= epoch <= end:
             return
         left = 1.0 - passed(self.schedule, epoch, self.start, end)
-        for index, (module, masked) in enumerate(self._prepared):
+        for index, (place, masked) in enumerate(self._prepared):
             assert isinstance(masked, BlockMask)
-            blocks = as_blocks(masked(dense_weight(module)), self.pattern.n)
+            blocks = as_blocks(masked(place.dense), self.pattern.n)
             masked.keep.copy_(self._choose(blocks, left, draws(self.seed, epoch, index)))
 
     def _choose(self, blocks: Tensor, left: float, generator: np.random.Generator) -> Tensor:

@@ -32,7 +32,7 @@ class KernelLibrary:
     arrays: Mapping[str, Array]
 
     def trial_of(self, problem: Problem) -> Trial:
-        """The kernels as lowerings of a convolution, or of a matrix product of integers."""
+        """The kernels as lowerings of a convolution or matrix product."""
         integers = problem.integers
         if integers is not None:
             x, out = problem.bytes_shapes
@@ -41,13 +41,7 @@ class KernelLibrary:
         if problem.dtype == "bfloat16":
             shapes, added = brain_layer(problem).shapes, problem.epilogue.residual
             return Trial(*shapes, added, self.kernels, "bfloat16", "bfloat16")
-        conv = problem.conv
-        return Trial(
-            (conv.batch, conv.in_channels, conv.in_height, conv.in_width),
-            (conv.batch, conv.out_channels, conv.out_height, conv.out_width),
-            problem.epilogue.residual,
-            self.kernels,
-        )
+        return Trial(*problem.shapes, problem.epilogue.residual, self.kernels)
 
     def write(self, library: Path, arrays: Path) -> None:
         """Write a shared library and an .npz file."""
@@ -94,6 +88,6 @@ def compile_kernels(candidates: Sequence[Lowered], target: Target) -> KernelLibr
 def measure(
     problem: Problem, candidates: Sequence[Lowered], target: Target, threads: Sequence[int]
 ) -> Measured:
-    """Compile lowerings of a convolution and time them on this machine."""
+    """Compile lowerings of a convolution or matrix product and time them on this machine."""
     library = compile_kernels(candidates, target)
     return measure_trial(library.module, library.trial_of(problem), library.arrays, threads)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from nmcompile.passes.graphs.flow import OPAQUE, Flow, Uniform
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 
 Array = npt.NDArray[Any]
@@ -19,24 +20,7 @@ Array = npt.NDArray[Any]
 Value = Hashable
 """A tensor of the graph, opaque to the passes: compare and hash it, ask the graph about it."""
 
-OpKind = Literal["conv", "linear", "batch_norm", "add", "identity", "other"]
-
-ChannelFlow = Literal["opaque", "channelwise", "elementwise", "concat", "reshape"]
-"""What an operator does to axis 1 of what it reads. The default claims nothing.
-
-opaque: it may do anything. channelwise: channel c of the output is a function of channel c of the
-first input, the same for all c but for `Op.parameters`; other inputs, where they are constants, say
-which function. elementwise: numpy broadcasting over all inputs. concat: the inputs follow each
-other along axis 1. reshape: the elements of the first input in the same order, in another shape.
-"""
-
-Uniform = Literal["unknown", "zero", "kept", "pointwise"]
-"""What a channelwise operator makes of a channel that holds one number everywhere. The default
-claims nothing.
-
-zero: zeros of zeros. kept: that number everywhere. pointwise: every element of the output depends
-on the one in its place alone, so that `Graph.evaluate` tells.
-"""
+OpKind = Literal["conv", "linear", "batch_norm", "layer_norm", "add", "identity", "other"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,10 @@ class ConvAttrs:
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """Inference-mode batch norm: y[:, c] = scale[c] * x[:, c] + shift[c], both float64 (C,)."""
+    """Scale and shift of each channel, both float64 (C,).
+
+    An inference-mode batch norm is y[:, c] = scale[c] * x[:, c] + shift[c].
+    """
 
     scale: Array
     shift: Array
@@ -63,6 +50,8 @@ class Affine:
 @dataclass(frozen=True)
 class Parameter:
     """A constant of one number or slice per channel.
+
+    Channels are axis 1, of "linear" the last axis.
 
     output, input: the axes along which it follows the channels of the operator's output and of its
     first input; None where it does not. A batch norm's follow the output, which is to follow the
@@ -79,23 +68,26 @@ class Op:
     """One operator at the time of asking; a change of the graph makes it stale.
 
     Attributes:
-        kind: "conv" and "linear" have constant weights, "batch_norm" constant statistics, "add" is
-            the plain elementwise sum of two or more tensors, "identity" hands its input on.
+        kind: "conv" and "linear" have constant weights, "batch_norm" constant statistics,
+            "layer_norm" normalises the last axis, as an RMS norm may, and has a constant scale,
+            "add" is the plain elementwise sum of two or more tensors, "identity" hands its input
+            on.
         name: what a user recognises (module path or node name); unique for conv and linear.
         where: operator type and native node name, for messages.
         inputs: the activations read; for "other" everything read.
         output: the (first) tensor written.
+        others: further tensors written, where `flow` speaks of them.
         handle: the native node, for the adapter that made it.
         weight: conv (O, I/groups, kh, kw); linear, however it is stored, is read as (O, I).
         bias: (O,), or None.
         integers: what the weight is stored as, if as integers; along the same axes.
         conv: geometry, for "conv" only.
-        affine: scale and shift, for "batch_norm" only.
-        flow: what is known about its channels.
-        uniform: what is known of channels that hold one number, for "channelwise".
+        affine: scale and shift, for "batch_norm", and behind the normalisation of "layer_norm".
+        flow: what is known about the elements of its output.
+        uniform: what is known of channels that hold one number, where `flow` is by channel.
         product: whether it multiplies its inputs, for "elementwise".
-        parameters: of "conv", "linear", "batch_norm" and channelwise operators, the constants
-            that have a place for each channel.
+        parameters: of "conv", "linear", "batch_norm" and pointwise operators, the constants that
+            have a place for each channel.
     """
 
     kind: OpKind
@@ -109,10 +101,11 @@ class Op:
     integers: QuantisedConstant | None = None
     conv: ConvAttrs | None = None
     affine: Affine | None = None
-    flow: ChannelFlow = "opaque"
+    flow: Flow = OPAQUE
     parameters: tuple[Parameter, ...] = ()
     uniform: Uniform = "unknown"
     product: bool = False
+    others: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +231,10 @@ class Graph(ABC):
         """
 
     @abstractmethod
+    def drop_affine(self, op: Op) -> None:
+        """Let a layer norm normalise only: without scale and shift, or with neutral ones."""
+
+    @abstractmethod
     def set_other_weight(self, other: Weighted, weight: Array) -> None:
         """Give an operator that has a handle a new weight, of the shape in `Weighted`."""
 
@@ -279,6 +276,13 @@ class Graph(ABC):
         """Compute every operator that depends on constants only, random ones excepted.
 
         Returns the names of the operators that are gone.
+        """
+
+    @abstractmethod
+    def settle_products(self) -> list[str]:
+        """Bring products with constants to forms that are layers: without factors, or convolutions.
+
+        Returns the names of the operators concerned.
         """
 
     @abstractmethod
@@ -365,16 +369,28 @@ def inputs_first(weight: Array, groups: int) -> Array:
     return split.swapaxes(1, 2).reshape(groups * inputs, outputs // groups, *kernel)
 
 
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""What torch calls the weights of an `nn.MultiheadAttention` that are in no module of their own."""
+
+_PARAMETRIZED = ("original", "original0", "original1")
+
+
 def weight_owner(parameter: str) -> str:
-    """The path of the module that owns a weight, from the parameter's name; "" if it is none.
+    """The layer that a weight is of, from the parameter's name; "" if it is none.
 
     `a.weight`, `a.weight_orig` (torch.nn.utils.prune) and `a.parametrizations.weight.original` are
-    all weights of `a`.
+    all weights of `a`; `a.in_proj_weight` of an attention is that of `a.in_proj`.
     """
     path, _, leaf = parameter.rpartition(".")
-    if leaf not in ("weight", "weight_orig", "weight_v", "original", "original0", "original1"):
-        return ""
-    return path.partition(".parametrizations.")[0]
+    if leaf in _PARAMETRIZED:
+        path, _, tensor = path.rpartition(".")
+        owner, _, last = path.rpartition(".")
+        path, leaf = (owner, tensor) if last == "parametrizations" else (path, "")
+    leaf = leaf.removesuffix("_orig")
+    if leaf in PROJECTIONS:
+        name = leaf.removesuffix("_weight")
+        return f"{path}.{name}" if path else name
+    return path if leaf in ("weight", "weight_v") else ""
 
 
 def unique_name(wanted: str, taken: set[str]) -> str:

@@ -333,6 +333,12 @@ class AttentionMatcher:
                 break
             chain.append(user)
             last = user
+        # Joining rows is left to the product behind, which takes it together with parting them.
+        while len(chain) > 1 and self._view.op(chain[-1]) == "reshape":
+            ends = [(shape_of(var) or (0,))[-1] for var in chain[-2:]]
+            if ends[0] != ends[1]:
+                break
+            chain.pop()
         for length in range(len(chain), 0, -1):
             yield chain[:length]
 

@@ -8,13 +8,14 @@ A group starts at an operator with constant weights and grows along its only use
    hard-sigmoid, hard-swish, gelu and its form with a tangent, in the spellings that torch and ONNX
    exports use.
 
-Zero padding in front of a convolution becomes part of it. Values with other users are never
-absorbed, so nothing is computed twice.
+Zero padding in front of a convolution becomes part of it, and so do reshapes around a matrix
+product that join rows and part them again. Values with other users are never absorbed, so nothing
+is computed twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -271,13 +272,34 @@ class Matcher:
                 self._extend(group, members)
                 return
             user = self._view.only_user(group.out)
-            if user is None or self._view.op(user) != "add" or not self._absorb_add(group, user):
+            if user is None:
+                return
+            absorb = {"add": self._absorb_add, "reshape": self._absorb_reshape}
+            absorbed = absorb.get(self._view.op(user))
+            if absorbed is None or not absorbed(group, user):
                 return
             self._extend(group, [user])
 
     def _extend(self, group: Group, members: list[Expr]) -> None:
         group.members += members
         group.out = members[-1]
+
+    def _absorb_reshape(self, group: Group, user: Expr) -> bool:
+        """Rows that were joined before a product and are parted again behind it, as torch does."""
+        if group.op != "linear" or group.residual is not None:
+            return False
+        if self._view.op(group.x) != "reshape" or group.x in self._view.taken:
+            return False
+        assert isinstance(group.spec, Linear)
+        before = self._view.args(group.x)[0]
+        shape, after = shape_of(before), shape_of(user)
+        features = (group.spec.in_features, group.spec.out_features)
+        if shape is None or shape[-1:] != features[:1] or after != (*shape[:-1], features[1]):
+            return False
+        if self._view.only_user(group.x) is not None:
+            group.members.insert(0, group.x)
+        group.x, group.spec = before, replace(group.spec, lead=shape[:-1])
+        return True
 
     def _absorb_add(self, group: Group, user: Expr) -> bool:
         left, right = self._view.args(user)

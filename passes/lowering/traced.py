@@ -66,7 +66,7 @@ def trace(view: FunctionView, value: Expr, *, scaled: bool) -> Iterator[Traced]:
         scaled: whether products with a number are passed too.
     """
     found, steps, factor, passed = [Traced(value, (), 1.0, ())], list[Step](), 1.0, list[Expr]()
-    while True:
+    while value not in view.taken:  # what another group has fused is nowhere in memory
         back = _back(view, value)
         if back is not None:
             passed.append(value)

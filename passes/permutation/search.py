@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Array
-from nmcompile.passes.permutation.spaces import ChannelSpaces, Segments
+from nmcompile.passes.permutation.layouts import Segments
+from nmcompile.passes.permutation.spaces import ChannelSpaces
 from nmcompile.sparsity import NM, OneByN, Pattern, energy_kept, project
 from nmcompile.sparsity.permute import ESCAPES, Deadline, Found, OnShare, search_order, window
 from nmcompile.sparsity.project import block_norms, checked_density, kept_of_norms
@@ -144,6 +145,7 @@ class BlockSearch(LayerSearch):
         """
         self.pattern: OneByN = pattern
         self.rule: MaskRule
+        self.by_group = rule is None  # whether groups of outputs are pruned one by one
         if rule is None:
             share = checked_density(pattern, density)
             self.rule = lambda norms: kept_of_norms(norms, share)
@@ -155,7 +157,13 @@ class BlockSearch(LayerSearch):
         return spaces.outputs[name] if name in spaces.inputs else ()
 
     def obstacle(self, spaces: ChannelSpaces, name: str, weight: Array) -> str | None:
-        """None: any output channels can be exchanged."""
+        """Blocks must not reach from one order into the next, as between heads of attention."""
+        sizes = [segment.size for segment in self.segments(spaces, name)]
+        n = self.pattern.n
+        if len(sizes) > 1 and not self.by_group:
+            return "its blocks are chosen over all of its outputs, which have several orders"
+        if len(sizes) > 1 and any(size % n for size in sizes):
+            return f"its outputs have orders of {min(sizes)} channels, no multiple of {n}"
         return None
 
     def cost(self, channels: int, weights: Sequence[Array], escapes: int) -> float:
@@ -168,10 +176,14 @@ class BlockSearch(LayerSearch):
         self, spaces: ChannelSpaces, space: int, weights: Mapping[str, Array], effort: Effort
     ) -> Found:
         """As `nmcompile.sparsity.rearrange.search_filters`."""
-        filters = [
-            Filters(np.abs(weight).sum(axis=(2, 3), dtype=np.float64), self.rule)
-            for weight in weights.values()
-        ]
+        filters = []
+        for name, weight in weights.items():
+            norms, offset = np.abs(weight).sum(axis=(2, 3), dtype=np.float64), 0
+            for segment in self.segments(spaces, name):
+                if segment.space == space:
+                    rows = norms[offset : offset + segment.size]
+                    filters.append(Filters(rows, self.rule))
+                offset += segment.size
         return search_filters(filters, self.pattern.n, **effort.options)
 
     def imposed(self, weight: Array) -> Array:

@@ -1,47 +1,34 @@
 """Which channels of a model may be put in another order, and what must move with them.
 
 A space is a set of channels that have one order wherever they appear: what a layer writes, all
-operands of a residual sum, a tensor and its concatenations. Axis 1 of every tensor is a list of
-segments, one per space that lies there. A space is free if every operator that touches it is known
-to treat channels one by one; any other operator fixes it, with a reason.
+operands of a residual sum, a tensor and its concatenations. A space is free if every operator that
+touches it is known to treat its channels one by one; any other operator fixes it, with a reason.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, Graph, Op, Value
+from nmcompile.passes.permutation.algebra import Algebra, without_axes
+from nmcompile.passes.permutation.layouts import Factor, Layout, Segments, plain
+from nmcompile.passes.permutation.touches import Touch, Touches
 
+CONSTANT = "they are constant"
 
-@dataclass(frozen=True)
-class Segment:
-    """`size` channels of a space, each `repeat` times in a row (flattened images)."""
-
-    space: int
-    size: int
-    repeat: int = 1
-
-
-Segments = tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
-class Touch:
-    """A constant whose axis has the channels of `segments`, in their order."""
-
-    constant: Value
-    axis: int
-    segments: Segments
+_OPERANDS = {"product": 2, "lookup": 2, "attention": 4}
+"""How many inputs are tensors whose layouts count; the others are constants."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """`fixed` says why its order must stay, None where it is free."""
+    """`fixed` says why its order must stay, `counted` why all of its channels must, or None."""
 
     size: int
     fixed: str | None
+    counted: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +40,7 @@ class ChannelSpaces:
         inputs: for conv and linear layers, depthwise ones excepted, the segments of what they read.
         outputs: for all of them, those of what they write.
         touches: the constants that move with the spaces.
-        values: the segments of the tensors along axis 1.
+        values: the segments of the tensors along axis 1, where these are all of a group.
     """
 
     spaces: Mapping[int, Space]
@@ -85,16 +72,14 @@ def axis_order(segments: Segments, orders: Mapping[int, Array]) -> Array | None:
 def find_channel_spaces(graph: Graph, movable: Collection[str] | None = None) -> ChannelSpaces:
     """Find the spaces of a graph; nothing is changed.
 
-    Legal cases, beside operators whose `Op.flow` says what they do:
+    Legal cases, beside operators whose `Op.flow` says what they do (`Algebra` has what follows):
 
-    1. A convolution of one group and a matrix product of rank 2 start a space with what they
-       write, and read any.
+    1. A convolution of one group and a matrix product start a space with what they write, and read
+       any: axis 1 of an image, the last axis for a product.
     2. A depthwise convolution that writes as many channels as it reads keeps them in order.
-    3. Sums and products unite the spaces of their operands where these have the same segments;
-       operands of one channel, or of one number, join in with any.
-    4. Constants of elementwise operators move where they have a place for each channel.
-    5. A reshape that keeps the first two axes keeps the segments; one that flattens everything
-       behind the first repeats each channel.
+    3. A constant that is handed on, as a class token, starts a space along its last axis.
+    4. Where an operator tells the outer channels of a group apart, as the heads of attention, the
+       inner ones of each still have an order: a space for each head.
 
     Args:
         graph: with constant weights.
@@ -104,15 +89,16 @@ def find_channel_spaces(graph: Graph, movable: Collection[str] | None = None) ->
 
 
 class _Finder:
+    """values: the layouts of tensors; what is no key has not been seen."""
+
     def __init__(self, graph: Graph, movable: Collection[str] | None) -> None:
-        self.graph, self.movable = graph, movable
-        self.parent: list[int] = []
-        self.sizes: list[int] = []
-        self.reasons: dict[int, str] = {}
-        self.values: dict[Value, Segments] = {}
+        self.graph = graph
+        self.algebra = Algebra()
+        self.unions = self.algebra.unions
+        self.values: dict[Value, Layout] = {}
         self.inputs: dict[str, Segments] = {}
         self.outputs: dict[str, Segments] = {}
-        self.touches: list[Touch] = []
+        self.touched = Touches(graph, self.algebra, movable)
 
     def run(self) -> ChannelSpaces:
         read: Counter[Value] = Counter()
@@ -123,192 +109,258 @@ class _Finder:
                 self._give_up(op, obstacle)
         for value in self.graph.outputs():
             read[value] += 1
-            self._fix(self._of(value), "they are an output of the model")
-        for value, segments in self.values.items():
+            if value in self.values:
+                self.algebra.fix(self.values[value], "they are an output of the model")
+        for value, layout in self.values.items():
             if self.graph.uses(value) != read[value]:
                 # Subgraphs read it, or an operator in a way that its inputs do not show.
-                self._fix(segments, "something reads them that is not understood")
+                self.algebra.fix(layout, "something reads them that is not understood")
+        resolve = self.unions.resolve
         return ChannelSpaces(
-            {
-                index: Space(size, self.reasons.get(index))
-                for index, size in enumerate(self.sizes)
-                if self.parent[index] == index
-            },
-            {name: self._resolve(segments) for name, segments in self.inputs.items()},
-            {name: self._resolve(segments) for name, segments in self.outputs.items()},
-            tuple(Touch(t.constant, t.axis, self._resolve(t.segments)) for t in self.touches),
-            {value: self._resolve(segments) for value, segments in self.values.items()},
+            {index: Space(*entry) for index, entry in self.unions.spaces().items()},
+            {name: resolve(segments) for name, segments in self.inputs.items()},
+            {name: resolve(segments) for name, segments in self.outputs.items()},
+            tuple(replace(t, segments=resolve(t.segments)) for t in self.touched.found),
+            {value: resolve(_along_channels(layout)) for value, layout in self.values.items()},
         )
 
     def _visit(self, op: Op) -> str | None:
         """Record what the operator does, or return why that is not known."""
+        if self.graph.constant(op.output) is not None:
+            return None  # a dequantisation, which constants are read through
         if op.kind in ("conv", "linear"):
             return self._layer(op)
-        if op.flow == "opaque":
+        if op.flow.kind == "opaque":
             return f"{op.where} is not known to treat channels one by one"
-        shape = self.graph.shape(op.output)
-        if shape is None or len(shape) < 2:
-            return f"the shape of what {op.where} makes is not known to have channels"
-        if op.flow == "elementwise":
-            return self._elementwise(op, shape)
-        if op.flow == "concat":
-            return self._concat(op, shape)
-        source = self.graph.shape(op.inputs[0])
-        if source is None or len(source) < 2 or self.graph.constant(op.inputs[0]) is not None:
-            return f"the shape of what {op.where} reads is not known"
-        segments = self._of(op.inputs[0])
-        if any(self.graph.constant(value) is None for value in op.inputs[1:]):
+        if op.flow.kind in ("elementwise", "concat"):
+            return self._together(op)
+        if op.flow.kind == "slice":
+            return self._slice(op)
+        count = _OPERANDS.get(op.flow.kind, 1)
+        if not all(map(self._is_constant, op.inputs[count:])):
             return f"{op.where} has an input that is not understood"
-        if op.flow == "reshape":
-            return self._reshape(op, segments, source, shape)
-        if shape[:2] != source[:2]:  # images of one model all have one batch size
-            return f"{op.where} changes the number of channels"
-        for parameter in op.parameters:
-            self._touch(parameter.value, parameter.output, segments)
-        self.values[op.output] = segments
-        return None
+        operands = [self._of(value) for value in op.inputs[:count]]
+        known = [operand for operand in operands if operand is not None]
+        if len(known) < min(count, max(len(op.inputs), 1)):
+            return f"the shapes of what {op.where} reads are not known"
+        found = self._single(op, known)
+        if isinstance(found, Layout):
+            return self._keep(op.output, found, op)
+        return found
+
+    def _single(self, op: Op, operands: Sequence[Layout]) -> Layout | str:
+        """The output of an operator with one, or why it is not known."""
+        x, axes, where = operands[0], op.flow.axes, op.where
+        shape = self.graph.shape(op.output)
+        kind = op.flow.kind
+        if kind == "product":
+            if min(len(operand.axes) for operand in operands) < 2:
+                return f"{where} multiplies vectors"
+            return self.algebra.product(operands[0], operands[1], where)
+        if kind == "attention":
+            return self._attention(op, operands)
+        if kind == "parts":
+            return x
+        if kind == "pointwise":
+            for parameter in op.parameters:
+                self.touched.along(parameter.value, parameter.output, x, 1)
+            return x
+        if kind == "transpose":
+            return x.transposed(axes)
+        if kind == "lookup":
+            return self._lookup(op, operands)
+        if shape is None:
+            return f"the shape of what {where} makes is not known"
+        if kind == "reshape":
+            return x.reshaped(shape) or f"{where} takes channels apart or together"
+        if kind == "broadcast":
+            self.algebra.count(x, x.groups, f"{where} says how many there are")
+            spread = x.padded(len(shape))
+            for axis, size in enumerate(shape):
+                if not spread.axes[axis]:
+                    spread = spread.with_axis(axis, (Factor(size),))
+            return spread
+        if kind == "along":
+            return self.algebra.along(x, axes, shape, where)
+        if kind == "reduce":
+            return self.algebra.reduced(x, axes, len(shape) == len(x.axes), where)
+        assert kind == "symmetric"
+        self.algebra.symmetric(x, axes, where)
+        for value in op.inputs[1:]:
+            self.touched.operand(value, x, where)
+        return x
 
     def _layer(self, op: Op) -> str | None:
         """Cases 1 and 2."""
         assert op.weight is not None
         outputs, inputs = op.weight.shape[:2]
         groups = op.conv.groups if op.conv else 1
-        source = self.graph.shape(op.inputs[0])
-        if source is None or len(source) != op.weight.ndim:
+        source = self._of(op.inputs[0])
+        if source is None or (op.kind == "conv" and len(source.axes) != op.weight.ndim):
             return f"{op.where} reads a tensor of unknown or unusual rank"
-        segments = self._of(op.inputs[0])
+        axis = 1 if op.kind == "conv" else len(source.axes) - 1
         if groups > 1 and not (inputs == 1 and groups == outputs):
             return f"{op.where} is a grouped convolution"
+        if source.size(axis) != inputs * groups:
+            return f"{op.where} does not read the channels of its input one by one"
+        shape = self.graph.shape(op.output)
+        if shape is None:
+            return f"the shape of what {op.where} makes is not known"
+        mixed = f"{op.where} reads channels that are not one after the other"
+        segments = source.along(axis)
+        if segments is None:
+            why = mixed if source.groups_in([axis]) else source.why
+            source = self.algebra.dropped(source, source.groups_in([axis]), mixed)
+            segments = (self.unions.new(inputs * groups, why or "their order is fixed"),)
+        if op.kind == "conv" and not _pointwise(op):
+            image = range(2, len(source.axes))
+            source = self.algebra.along(source, image, shape, op.where)
         if groups > 1:
-            written = segments
+            written, made_of = segments, source
         else:
-            written = (self._new(outputs),)
+            new = self.unions.new(outputs)
+            written = (new,)
+            made_of = self.algebra.with_group(source.with_axis(axis, ()), axis, written)
             self.inputs[op.name] = segments
-            if sum(s.size * s.repeat for s in segments) != inputs:
-                return f"{op.where} does not read the channels of its input one by one"
+        self.outputs[op.name] = written
         for parameter in op.parameters:
-            self._touch(parameter.value, parameter.output, written)
+            self.touched.axis(parameter.value, parameter.output, written)
             if groups == 1:
-                self._touch(parameter.value, parameter.input, segments)
-        self.values[op.output] = self.outputs[op.name] = written
-        return None
+                self.touched.axis(parameter.value, parameter.input, segments)
+        return self._keep(op.output, made_of, op)
 
-    def _elementwise(self, op: Op, shape: tuple[int, ...]) -> str | None:
-        """Cases 3 and 4."""
-        joined: list[Segments] = []
-        constants: list[tuple[Value, int]] = []
-        for value in op.inputs:
-            found = self.graph.shape(value)
-            if found is None or len(found) > len(shape):
-                return f"the shapes that {op.where} combines are not known"
-            axis = len(found) - len(shape) + 1  # where the operand has the channels
-            channels = found[axis] if axis >= 0 else 1
-            constant = self.graph.constant(value) is not None
-            if channels not in (1, shape[1]):
-                return f"{op.where} does not combine equal numbers of channels"
-            if constant:
-                constants += [(value, axis)] if channels > 1 else []
-            elif axis == 1 and channels == shape[1]:
-                joined.append(self._of(value))
-            elif axis != 1 and np.prod(found) != 1:
-                return f"{op.where} combines tensors of different ranks"
-        if not joined:
-            return f"{op.where} spreads one channel over several"
-        for other in joined[1:]:
-            if [(s.size, s.repeat) for s in other] != [(s.size, s.repeat) for s in joined[0]]:
-                return f"{op.where} combines tensors that are put together differently"
-            for one, two in zip(joined[0], other, strict=True):
-                self._unite(one.space, two.space)
-        for value, axis in constants:
-            self._touch(value, axis, joined[0])
-        self.values[op.output] = joined[0]
-        return None
-
-    def _concat(self, op: Op, shape: tuple[int, ...]) -> str | None:
-        shapes = [self.graph.shape(value) for value in op.inputs]
-        if any(found is None or len(found) != len(shape) for found in shapes):
-            return f"the shapes that {op.where} puts together are not known"
-        if sum(found[1] for found in shapes if found is not None) != shape[1]:
-            return f"{op.where} does not put its inputs together one by one"
-        self.values[op.output] = tuple(s for value in op.inputs for s in self._of(value))
-        return None
-
-    def _reshape(
-        self, op: Op, segments: Segments, source: tuple[int, ...], shape: tuple[int, ...]
-    ) -> str | None:
-        """Case 5."""
-        if shape[:2] == source[:2]:
-            self.values[op.output] = segments
-        elif len(shape) == 2 and shape[0] == source[0]:
-            repeat = int(np.prod(source[2:]))
-            self.values[op.output] = tuple(
-                Segment(s.space, s.size, s.repeat * repeat) for s in segments
-            )
+    def _together(self, op: Op) -> str | None:
+        """Elementwise operators and concatenations, whose constants move along."""
+        shape = self.graph.shape(op.output)
+        if shape is None:
+            return f"the shape of what {op.where} makes is not known"
+        constants = [value for value in op.inputs if self._is_constant(value)]
+        operands = [self._of(value) for value in op.inputs if value not in constants]
+        known = [operand for operand in operands if operand is not None]
+        if len(known) < len(operands) or not known:
+            return f"the shapes that {op.where} combines are not known"
+        if op.flow.kind == "elementwise":
+            found = self.algebra.elementwise(known, len(shape), op.where)
+            for axis, size in enumerate(shape):
+                if not found.axes[axis]:  # a constant spreads it
+                    found = found.with_axis(axis, (Factor(size),))
         else:
-            return f"{op.where} takes channels apart or together"
+            (axis,) = op.flow.axes
+            bare = [self._bare(value, axis) for value in op.inputs]
+            found = self.algebra.concat([b for b in bare if b is not None], axis, op.where)
+        for value in constants:
+            self.touched.operand(value, found, op.where, op.flow.axes)
+        return self._keep(op.output, found, op)
+
+    def _bare(self, value: Value, axis: int) -> Layout | None:
+        """An operand of a concatenation; of a constant no more than its extent along the axis."""
+        if not self._is_constant(value):
+            return self._of(value)
+        shape = self.graph.shape(value)
+        assert shape is not None
+        return plain([size if i == axis else 1 for i, size in enumerate(shape)], CONSTANT)
+
+    def _slice(self, op: Op) -> str | None:
+        source, (axis,) = self._of(op.inputs[0]), op.flow.axes
+        if source is None:
+            return f"the shape of what {op.where} reads is not known"
+        for value, (start, stop) in zip((op.output, *op.others), op.flow.pieces, strict=True):
+            part = self.algebra.cut(source, axis, start, stop, op.where)
+            shape = self.graph.shape(value)
+            if shape is not None and len(shape) < len(part.axes):
+                part = without_axes(part, [axis])
+            obstacle = self._keep(value, part, op)
+            if obstacle is not None:
+                return obstacle
         return None
+
+    def _attention(self, op: Op, operands: Sequence[Layout]) -> Layout | str:
+        query, key, value = operands[:3]
+        rank = len(query.axes)
+        if rank < 2 or len(key.axes) != rank or len(value.axes) != rank:
+            return f"{op.where} reads tensors of different ranks"
+        turned = key.transposed([*range(rank - 2), rank - 1, rank - 2])
+        scores = self.algebra.product(query, turned, op.where)
+        mixed = f"{op.where} is not known to treat channels one by one"
+        for mask in operands[3:]:
+            self.algebra.fix(mask, mixed)
+        scores = self.algebra.dropped(scores, list(scores.groups), mixed)
+        return self.algebra.product(scores, value, op.where)
+
+    def _lookup(self, op: Op, operands: Sequence[Layout]) -> Layout | str:
+        table, places = op.inputs[0], operands[1]
+        array = self.graph.constant(table)
+        if array is None or array.ndim != 2:
+            return f"{op.where} is not known to treat channels one by one"
+        places = self.algebra.dropped(
+            places, list(places.groups), f"{op.where} takes them for places"
+        )
+        columns = operands[0].along(1)
+        rows = Layout((*places.axes, ()), places.groups, places.why)
+        if columns is None:
+            return rows.with_axis(len(places.axes), (Factor(array.shape[1]),))
+        return self.algebra.with_group(rows, len(places.axes), columns)
 
     def _give_up(self, op: Op, reason: str) -> None:
         """Fix all that the operator touches."""
         for value in op.inputs:
-            self._fix(self._of(value), reason)
-        self.values.pop(op.output, None)
-        self._fix(self._of(op.output, reason), reason)
+            if value in self.values:
+                self.algebra.fix(self.values[value], reason)
+        for value in (op.output, *op.others):
+            shape = self.graph.shape(value)
+            if shape is not None:
+                self.values[value] = plain(shape, reason)
         if op.kind in ("conv", "linear"):
-            self.inputs[op.name] = self._of(op.inputs[0])
-            self.outputs[op.name] = self._of(op.output)
+            assert op.weight is not None
+            groups = op.conv.groups if op.conv else 1
+            outputs, inputs = op.weight.shape[:2]
+            self.inputs[op.name] = (self.unions.new(inputs * groups, reason),)
+            self.outputs[op.name] = (self.unions.new(outputs, reason),)
 
-    def _of(self, value: Value, reason: str = "they are an input of the model") -> Segments:
-        """The segments of a tensor; what no operator has made known is fixed."""
+    def _keep(self, value: Value, layout: Layout, op: Op) -> str | None:
+        """Note the layout of an output; a reason where that is not the shape that it has."""
+        shape = self.graph.shape(value)
+        if shape is not None and shape != tuple(map(layout.size, range(len(layout.axes)))):
+            self.algebra.fix(layout, f"{op.where} changes the number of channels")
+            return f"{op.where} changes the number of channels"
+        aside = [
+            group
+            for group in layout.groups
+            if shape is None or [axis for axis, _ in layout.digits(group)] != [1]
+        ]
+        self.algebra.count(layout, aside, f"{op.where} has them along another axis than 1")
+        self.values[value] = layout
+        return None
+
+    def _is_constant(self, value: Value) -> bool:
+        return value not in self.values and self.graph.constant(value) is not None
+
+    def _of(self, value: Value) -> Layout | None:
+        """The layout of a tensor, None where its shape is not known."""
         if value not in self.values:
             shape = self.graph.shape(value)
-            channels = shape[1] if shape is not None and len(shape) > 1 else 1
-            segments = (self._new(channels),)
-            if self.graph.constant(value) is not None:
-                self._fix(segments, "they are constant")
-                return segments
-            self._fix(segments, reason)
-            self.values[value] = segments
+            if shape is None:
+                return None
+            if not self._is_constant(value):
+                self.values[value] = plain(shape, "they are an input of the model")
+                return self.values[value]
+            # Case 3. Kept out of `values`, as a constant it may be read as an operand, too.
+            found = plain(shape, CONSTANT)
+            if not shape or shape[-1] == 1:
+                return found
+            segments = (self.unions.new(shape[-1]),)
+            self.touched.axis(value, len(shape) - 1, segments)
+            return self.algebra.with_group(found, len(shape) - 1, segments)
         return self.values[value]
 
-    def _touch(self, constant: Value, axis: int | None, segments: Segments) -> None:
-        if axis is None:
-            return
-        array, name = self.graph.constant(constant), self.graph.stored_name(constant)
-        assert array is not None
-        if array.shape[axis] == 1 and array.size == 1:
-            return
-        readers = self.graph.readers(constant)
-        if array.shape[axis] != sum(s.size * s.repeat for s in segments):
-            self._fix(segments, f"constant {name} of shape {array.shape} does not fit them")
-        elif readers != 1:
-            self._fix(segments, f"constant {name} is read by {readers} operators")
-        elif self.movable is not None and name not in self.movable:
-            self._fix(segments, f"constant {name} cannot be reordered")
-        self.touches.append(Touch(constant, axis, segments))
 
-    def _new(self, size: int) -> Segment:
-        self.parent.append(len(self.parent))
-        self.sizes.append(size)
-        return Segment(self.parent[-1], size)
+def _along_channels(layout: Layout) -> Segments:
+    return (layout.along(1) or ()) if len(layout.axes) > 1 else ()
 
-    def _root(self, space: int) -> int:
-        while self.parent[space] != space:
-            self.parent[space] = self.parent[self.parent[space]]
-            space = self.parent[space]
-        return space
 
-    def _unite(self, one: int, two: int) -> None:
-        first, second = sorted((self._root(one), self._root(two)))
-        if first != second:
-            self.parent[second] = first
-            reason = self.reasons.pop(second, None)
-            if reason is not None:
-                self.reasons.setdefault(first, reason)
-
-    def _fix(self, segments: Iterable[Segment], reason: str) -> None:
-        for segment in segments:
-            self.reasons.setdefault(self._root(segment.space), reason)
-
-    def _resolve(self, segments: Sequence[Segment]) -> Segments:
-        return tuple(Segment(self._root(s.space), s.size, s.repeat) for s in segments)
+def _pointwise(conv: Op) -> bool:
+    """Whether a convolution treats each place of an image by itself, as matrix products do."""
+    assert conv.weight is not None and conv.conv is not None
+    geometry = conv.conv
+    kernel = conv.weight.shape[2:]
+    return {*kernel, *geometry.stride} == {1} and not any(geometry.padding)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, Graph, Op
+from nmcompile.passes.permutation.layouts import Segment
 from nmcompile.passes.permutation.spaces import (
     ChannelSpaces,
-    Segment,
     axis_order,
     find_channel_spaces,
 )
@@ -103,8 +103,9 @@ class _Planner:
     def decide(self, space: int) -> None:
         """Choose what goes of one space, the later ones being decided."""
         known = self.plan.spaces.spaces[space]
-        if known.fixed is not None:
-            self.plan.left[space] = known.fixed
+        reason = known.fixed or known.counted
+        if reason is not None:
+            self.plan.left[space] = reason
             return
         readings = list(self._readings(space))
         free, folding = np.ones(known.size, bool), np.zeros(known.size, bool)

@@ -40,12 +40,12 @@ class _Finder:
             return None
         if op.kind in ("conv", "linear"):
             return self._layer(op)
-        if op.flow == "elementwise":
+        if op.flow.kind == "elementwise":
             return self._elementwise(op, shape)
-        if op.flow == "concat":
+        if op.flow.kind == "concat" and op.flow.axes == (1,):
             parts = [self._of(value) for value in op.inputs]
             return np.concatenate(parts) if all(len(part) for part in parts) else None
-        if op.flow not in ("channelwise", "reshape"):
+        if not op.flow.by_channel and op.flow.kind != "reshape":
             return None
         source = self.graph.shape(op.inputs[0])
         if source is None or len(source) < 2:
@@ -55,7 +55,7 @@ class _Finder:
             return np.where(op.affine.scale == 0, 0.0, op.affine.scale * numbers) + op.affine.shift
         if np.isnan(numbers).all():
             return None
-        if op.flow == "reshape":
+        if op.flow.kind == "reshape":
             return _reshaped(numbers, source, shape)
         return self._channelwise(op, numbers, shape)
 
@@ -121,7 +121,7 @@ class _Finder:
             return None
         rows = np.moveaxis(found, 1, 0).reshape(shape[1], -1).astype(np.float64)
         one = (rows == rows[:, :1]).all(1)
-        numbers = self._of(op.inputs[0]) if op.flow == "channelwise" else np.zeros(shape[1])
+        numbers = self._of(op.inputs[0]) if op.flow.by_channel else np.zeros(shape[1])
         return np.where(one & ~np.isnan(numbers), rows[:, 0], np.nan)
 
 

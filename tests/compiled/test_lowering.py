@@ -13,6 +13,7 @@ from torch.nn import functional
 import nmcompile
 from nmcompile import runtime
 from nmcompile.frontends import open_model
+from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.fallback import lower_fallback
 from nmcompile.passes.lowering.kernels import lower_kernels
 from nmcompile.passes.lowering.match import Group, Matcher
@@ -219,6 +220,48 @@ def test_classifier_takes_its_bias(kind: str) -> None:
     assert [group.op for group in groups] == ["global_average", "linear"]
     assert groups[1].bias is not None
     assert leftovers == ["reshape"]
+
+
+class Perceptron(nn.Module):
+    """x + b(gelu(a(x))), over the last of any number of dimensions."""
+
+    def __init__(self, *, again: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.again = nn.Linear(12, 24), nn.Linear(24, 12), again
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = functional.gelu(self.a(x))
+        y: Tensor = x + self.b(inner)
+        return y + inner.mean() if self.again else y
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_products_over_many_dimensions_take_what_is_behind_them(kind: str) -> None:
+    groups, leftovers = match(Perceptron(), kind)
+    assert [group.spec for group in groups] == [
+        Linear((1, 8, 12), 12, 24),
+        Linear((1, 8, 12), 24, 12),
+    ]
+    assert [str(group.activation) for group in groups] == ["gelu", "none"]
+    assert [group.residual is not None for group in groups] == [False, True]
+    assert all(group.bias is not None for group in groups)
+    assert leftovers == []
+
+
+@pytest.mark.isa("avx512f")
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("again", [False, True])
+def test_products_over_many_dimensions_agree_with_torch(
+    again: bool, kind: str, tmp_path: Path
+) -> None:
+    model, x = Perceptron(again=again).eval(), torch.randn(2, 9, 12)
+    source: Any = model if kind == "torch" else export_onnx(model, x)
+    made = nmcompile.compile(
+        source, output=tmp_path / "m.nmc", example_inputs=(x,) if kind == "torch" else None
+    )
+    (found,) = runtime.load(made.path, threads=1).run(x.numpy()).values()
+    with torch.no_grad():
+        assert abs(found - model(x).numpy()).max() < 1e-5
 
 
 class Leftover(nn.Module):

@@ -19,27 +19,14 @@ from torch import Tensor, nn
 from transformers.models.superpoint.modeling_superpoint import SuperPointEncoder
 
 import nmcompile
-from benchmarks.models import build, randomise, sparsify
+from benchmarks.models import build, scramble, sparsify
+from benchmarks.zoo.borrowed import OneOutput
 from nmcompile import runtime
 from tests.support.seed_modules import assert_close, export_onnx, run_torch
 
 TOLERANCE = 1e-4
 
 SMALL = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_labels": 10}
-
-
-class OneOutput(nn.Module):
-    """The first tensor of whatever a model returns."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        returned = self.model(x)
-        while not isinstance(returned, Tensor):
-            returned = returned[0] if isinstance(returned, tuple) else tuple(returned.values())
-        return returned
 
 
 def _efficientnet() -> nn.Module:
@@ -136,19 +123,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...]]] =
         (1, 1, 48, 40),
     ),
 }
-
-
-def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights of order one: initial values hide branches (ConvNeXT scales its by 1e-6)."""
-    randomise(model, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and name.endswith(("bias", "beta")):
-                parameter.normal_(0, 0.1, generator=generator)
-            elif parameter.ndim == 1 or "layer_scale" in name or ".grn." in name:
-                parameter.uniform_(0.5, 1.0, generator=generator)
-    return model.eval()
 
 
 def image(shape: tuple[int, ...]) -> Tensor:

@@ -21,8 +21,8 @@ from nmcompile.errors import PatternError
 from nmcompile.sparsity import check, parse_pattern
 from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, SpRe, SpReConv2d
 from nmcompile.train.masks import as_blocks
-from nmcompile.train.method import dense_weight, masked_weight
 from nmcompile.train.parametrizations import BestCombination
+from nmcompile.train.weights import dense_weight, masked_weight
 from tests.support.examples import examples
 from tests.support.seed_modules import assert_close, export_onnx
 
@@ -413,7 +413,11 @@ def test_layers_are_left_out_with_a_reason() -> None:
         (lambda: ASP("2:4", only=["nowhere"]).prepare(network()), "no layer is called nowhere"),
         (lambda: ASP("2:4").prepare(nn.Sequential(nn.ReLU())), "no convolution and no linear"),
         (lambda: ASP("2:4").finalize(network()), "expected a model that `prepare` returned"),
-        (lambda: SpRe("2:4").prepare(nn.Sequential(nn.Conv2d(8, 8, 1))), "its kernel is 1x1"),
+        (
+            lambda: SpRe("2:4").prepare(nn.Sequential(nn.Conv2d(8, 8, 1))),
+            "kernel is larger than 1x1",
+        ),
+        (lambda: LBC("2:4", power=0.0), "power above 0, found 0.0"),
     ],
 )
 def test_wrong_use_says_what_is_wrong(make: Callable[[], Any], message: str) -> None:

@@ -19,7 +19,7 @@ from nmcompile.cli import app
 from nmcompile.errors import ArtifactError, InputError
 from nmcompile.kernels.catalog import Choice, choose, find_row
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Conv2d, Epilogue
+from nmcompile.kernels.spec import Conv2d, Epilogue, Linear
 from nmcompile.machine import trial
 from nmcompile.sparsity import Detection, parse_pattern, project
 from nmcompile.tuning import tuner
@@ -86,6 +86,27 @@ def test_tuner_measures_once_and_the_file_brings_it_back(tmp_path: Path) -> None
     again = tuned_choice(TuningDatabase(path), problem)
     assert (again.kernel, again.config) == (first.kernel, first.config)
     assert path.read_bytes() == before
+
+
+def test_products_are_measured_skipping_zeros_and_not() -> None:
+    conv = make_problem("2:4", conv=Conv2d(1, 64, 1, 1, 48, (1, 1)))
+    assert conv.weight is not None
+    problem = replace(conv, spec=Linear((2, 30), 64, 48), weight=conv.weight[:, :, 0, 0])
+    database, measured = TuningDatabase(), dict[str, float]()
+
+    class Recorder(LocalMeasurer):
+        def measure(self, contests: Any, target: str) -> Any:
+            for contest, found in super().measure(contests, target):
+                names = [kernel.name for kernel, _ in contest.candidates]
+                measured.update(zip(names, found.differences, strict=True))
+                yield contest, found
+
+    tune([Layer("layer", "linear", problem)], "avx512", database, Recorder())
+    assert set(measured) == {"linear_f32_nm__avx512", "linear_f32_dense__avx512"}
+    assert max(measured.values()) < 1e-5
+    entry = database.find(problem)
+    assert entry is not None
+    assert database.choose("linear", "avx512", problem).kernel.name == entry.kernel
 
 
 def test_entry_decides_kernel_and_tiles() -> None:

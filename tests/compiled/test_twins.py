@@ -104,3 +104,12 @@ def test_bytes_are_picked_by_the_low_bits_of_an_index() -> None:
     np.testing.assert_array_equal(one, a[low % 64])
     two = run("llvm.x86.avx512.vpermi2var.qi.512", BYTES, a, index, b)
     np.testing.assert_array_equal(two, np.concatenate([a, b])[low % 128])
+
+
+def test_floats_are_picked_by_the_low_bits_of_a_place() -> None:
+    source, places = RANDOM.standard_normal(16).astype(np.float32), whole("int32", 16)
+    low = places.view(np.uint32)
+    every = run("llvm.x86.avx512.permvar.sf.512", FLOATS, source, places)
+    np.testing.assert_array_equal(every, source[low % 16])
+    near = run("llvm.x86.avx512.vpermilvar.ps.512", FLOATS, source, places)
+    np.testing.assert_array_equal(near, source[np.arange(16) // 4 * 4 + low % 4])

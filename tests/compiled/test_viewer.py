@@ -52,7 +52,7 @@ def test_an_artifact_becomes_a_page(sparse_artifact: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     text = (tmp_path / "out.html").read_text()
     assert "An artifact keeps weights as its kernels read them." in text
-    assert "matrix products have no sparse kernel yet" in text
+    assert "the weight is dense (density 1.00)" in text
 
 
 def test_a_model_has_the_rows_that_its_artifact_has(

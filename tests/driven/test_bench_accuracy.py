@@ -9,6 +9,7 @@ import pytest
 from benchmarks import accuracy_digits, tutorial
 from benchmarks.accuracy import Row, integers, orderings
 from benchmarks.accuracy_digits import recipes
+from benchmarks.networks import VIT
 from nmcompile.precision import INT8_TARGET
 from nmcompile.runtime import cpu
 from nmcompile.targets import find_target
@@ -46,13 +47,21 @@ def test_every_method_is_measured_at_every_sparsity() -> None:
     assert len(made) == len(set(made)) == 1 + 6 * 4 + 2 * 3
 
 
+def test_a_transformer_is_trained_and_compiled() -> None:
+    made = {recipe.name: recipe for recipe in recipes(VIT)}
+    assert set(made) == {"dense", *(f"{t} {p}" for t in VIT.titles[1:] for p in VIT.patterns)}
+    model, _ = accuracy_digits.train_one(made["SR-STE 2:4"], 0, 1, VIT)
+    found = accuracy_digits.compile_one(model)
+    assert found["same"] == 1.0 and found["error"] < 1e-4
+
+
 @pytest.mark.long
 def test_benchmark_writes_table_page_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [recipe for recipe in recipes() if recipe.pattern in ("dense", "1:4")]
     few += recipes()[-1:]
-    monkeypatch.setattr(accuracy_digits, "recipes", lambda: few)
+    monkeypatch.setattr(accuracy_digits, "recipes", lambda network: few)
     monkeypatch.setattr(accuracy_digits, "ProcessPoolExecutor", _Here)
     output = tmp_path / "accuracy.json"
     words = ["--seeds", "2", "--epochs", "2", "--output", str(output)]

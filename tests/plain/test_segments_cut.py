@@ -135,6 +135,22 @@ def test_integers_cross_and_not_what_they_stand_for() -> None:
     assert spell(found) == [("ours", (0, 1)), ("rest", (2, 3, 4)), ("ours", (5, 6))]
 
 
+def test_one_tensor_crosses_in_place_of_its_slices() -> None:
+    # 0 -> 1 to 4, slices of it -> 5(rest)
+    slices = {index: [0] for index in range(1, 5)}
+    sizes = dict.fromkeys(range(5), 100) | {0: 400}
+    many = task("ooooor", slices | {5: [1, 2, 3, 4]}, {0: 10**9}, sizes)
+    assert spell(cut(many)) == [("ours", (0,)), ("rest", (1, 2, 3, 4, 5))]
+    # With only one slice it is the slice that crosses.
+    one = task("oor", {1: [0], 2: [1]}, {0: 10**9}, sizes)
+    assert spell(cut(one)) == [("ours", (0, 1)), ("rest", (2,))]
+
+
+def test_what_crosses_anyway_is_sliced_where_the_slice_is_read() -> None:
+    given_ = task("oorr", {1: [0], 2: [1], 3: [0, 2]}, {0: 10**9}, {0: 400, 1: 100})
+    assert spell(cut(given_)) == [("ours", (0,)), ("rest", (1, 2, 3))]
+
+
 def test_all_that_is_ours_is_one_segment_even_without_work() -> None:
     assert spell(cut(chain("ooo", {}))) == [("ours", (0, 1, 2))]
 

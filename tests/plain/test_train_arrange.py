@@ -13,7 +13,8 @@ from nmcompile.errors import PatternError
 from nmcompile.sparsity import NM, check, energy_kept, parse_pattern
 from nmcompile.train import ASP, OneByN, SpRe
 from nmcompile.train.masks import as_blocks
-from nmcompile.train.method import MaskingMethod, dense_weight, masked_weight
+from nmcompile.train.method import MaskingMethod
+from nmcompile.train.weights import dense_weight, masked_weight
 from tests.support.permutable_models import X, conv_bn, network
 from tests.support.seed_modules import assert_close, run_torch
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tvm
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import Kernel, OpKind, choose
@@ -34,6 +35,18 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def activation(kind: str) -> Activation:
     return Activation("clip", -0.25, 1.5) if kind == "clip" else Activation(kind)  # type: ignore[arg-type]
+
+
+@st.composite
+def epilogues(draw: st.DrawFn, kinds: list[str]) -> Epilogue:
+    """With and without bias and residual, which is overwritten or not."""
+    residual = draw(st.booleans())
+    return Epilogue(
+        bias=draw(st.booleans()),
+        residual=residual,
+        activation=activation(draw(st.sampled_from(kinds))),
+        in_place=residual and draw(st.booleans()),
+    )
 
 
 def run_kernel(

@@ -102,15 +102,8 @@ class LbcConv(nn.Conv2d):
 
     def __init__(self, *args: Any, n: int = 2, m: int = 4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        chosen = list(itertools.combinations(range(m), n))
-        index_list = torch.zeros(len(chosen), m)
-        for row, columns in enumerate(chosen):
-            index_list[row, list(columns)] = 1
-        self.register_buffer("index_list", index_list)
-        alpha = torch.zeros(self.weight.numel() // m, len(chosen))
-        # After training exactly one score of every group is left.
-        alpha[torch.arange(len(alpha)), torch.randint(len(chosen), (len(alpha),))] = 0.3
-        self.alpha = nn.Parameter(alpha)
+        self.register_buffer("index_list", _combinations(n, m))
+        self.alpha = nn.Parameter(_chosen(self.weight.numel() // m, len(self.index_list)))
 
     def forward(self, x: Tensor) -> Tensor:
         o, i, h, w = self.weight.shape
@@ -119,6 +112,49 @@ class LbcConv(nn.Conv2d):
         mask = mask / torch.where(mask == 0, torch.ones_like(mask), mask)
         y: Tensor = self._conv_forward(x, self.weight * mask, self.bias)
         return y
+
+
+class SrSteLinear(nn.Linear):
+    """The same of a matrix product: groups run along the flattened weight."""
+
+    def __init__(self, inputs: int, outputs: int, n: int = 2, m: int = 4) -> None:
+        super().__init__(inputs, outputs)
+        self.n, self.m = n, m
+
+    def forward(self, x: Tensor) -> Tensor:
+        masked: Any = _StraightThrough.apply
+        weight = masked(self.weight[:, :, None, None], self.n, self.m)[:, :, 0, 0]
+        return functional.linear(x, weight, self.bias)
+
+
+class LbcLinear(nn.Linear):
+    """LBC of a matrix product, as in its authors' DeiT."""
+
+    def __init__(self, inputs: int, outputs: int, n: int = 2, m: int = 4) -> None:
+        super().__init__(inputs, outputs)
+        self.index_list = nn.Parameter(_combinations(n, m), requires_grad=False)
+        self.alpha = nn.Parameter(_chosen(self.weight.numel() // m, len(self.index_list)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (self.alpha @ self.index_list).reshape(self.weight.shape)
+        mask = mask / torch.where(mask == 0, torch.ones_like(mask), mask)
+        return functional.linear(x, self.weight * mask, self.bias)
+
+
+def _combinations(n: int, m: int) -> Tensor:
+    """One row of m zeros and ones for each choice of n."""
+    chosen = list(itertools.combinations(range(m), n))
+    table = torch.zeros(len(chosen), m)
+    for row, columns in enumerate(chosen):
+        table[row, list(columns)] = 1
+    return table
+
+
+def _chosen(groups: int, combinations: int) -> Tensor:
+    """Scores after training, when exactly one of every group is left."""
+    alpha = torch.zeros(groups, combinations)
+    alpha[torch.arange(groups), torch.randint(combinations, (groups,))] = 0.3
+    return alpha
 
 
 class SubpConv(nn.Conv2d):

@@ -29,9 +29,9 @@ def splat(value: Expr, width: int = LANES) -> Expr:
     return T.broadcast(T.float32(value) if isinstance(value, float) else value, width)
 
 
-def first_lanes(active: int) -> Expr:
+def first_lanes(active: Expr) -> Expr:
     """A mask with the first `active` lanes set."""
-    return lanes(0) < splat(T.int32(active))
+    return lanes(0) < splat(T.int32(active) if isinstance(active, int) else active)
 
 
 def masked_load(
@@ -49,9 +49,11 @@ def masked_load(
     return T.Select(mask, value, T.broadcast(T.Cast(dtype, T.int32(int(fill))), width))
 
 
-def load(buffer: Buffer, start: Expr, active: int = LANES) -> Expr:
+def load(buffer: Buffer, start: Expr, active: Expr = LANES) -> Expr:
     """16 consecutive floats from a flat buffer; lanes from `active` on are zero, never read."""
-    return load_between(buffer, start, 0, active, LANES, 0.0)
+    if isinstance(active, int):
+        return load_between(buffer, start, 0, active, LANES, 0.0)
+    return masked_load(buffer, lanes(start), first_lanes(active))
 
 
 def load_between(buffer: Buffer, start: Expr, low: int, high: int, width: int, fill: float) -> Expr:
@@ -68,9 +70,9 @@ def load_between(buffer: Buffer, start: Expr, low: int, high: int, width: int, f
     return masked_load(buffer, T.ramp(start, 1, width), mask, width, fill)
 
 
-def store(buffer: Buffer, start: Expr, value: Expr, active: int = LANES) -> None:
+def store(buffer: Buffer, start: Expr, value: Expr, active: Expr = LANES) -> None:
     """Store the first `active` lanes of a vector to a flat buffer."""
-    if active < LANES:
+    if not isinstance(active, int) or active < LANES:
         T.evaluate(tirx.op.masked_store(buffer, value, lanes(start), first_lanes(active)))
     else:
         T.buffer_store(buffer, value, [lanes(start)])
@@ -86,6 +88,42 @@ def widen(value: Expr, width: int) -> Expr:
 def narrow(value: Expr, width: int) -> Expr:
     """The first `width` lanes of a vector of 16."""
     return value if width == LANES else T.Shuffle([value], list(range(width)))
+
+
+def transpose(rows: Sequence[Expr]) -> list[Expr]:
+    """The columns of 16 vectors of 16 floats, as vectors: 64 shuffles.
+
+    Two rounds within quarters of 128 bits leave in `quarters[g][k]` columns 4 L + k of the rows
+    from 4 g on, one L in each quarter; two of whole quarters bring those of all rows together.
+    """
+
+    def within(a: Expr, b: Expr, picks: Sequence[int]) -> Expr:
+        """Of each quarter four floats, 0 to 3 of `a` and 4 to 7 of `b`."""
+        places = [pick % 4 + pick // 4 * LANES for pick in picks]
+        return T.bind(
+            T.Shuffle([a, b], [at + place for at in range(0, LANES, 4) for place in places])
+        )
+
+    def whole(a: Expr, b: Expr, first: int) -> Expr:
+        """Quarters `first` and `first` + 2 of `a`, then those of `b`."""
+        starts = [operand * LANES + 4 * (first + q) for operand in (0, 1) for q in (0, 2)]
+        return T.bind(T.Shuffle([a, b], [start + lane for start in starts for lane in range(4)]))
+
+    quarters = []
+    for first in range(0, LANES, 4):
+        a, b, c, d = rows[first : first + 4]
+        low, high = (0, 4, 1, 5), (2, 6, 3, 7)
+        pairs = [(within(a, b, side), within(c, d, side)) for side in (low, high)]
+        quarters.append(
+            [within(*pair, half) for pair in pairs for half in ((0, 1, 4, 5), (2, 3, 6, 7))]
+        )
+    columns = dict[int, Expr]()
+    for k, (a, b, c, d) in enumerate(zip(*quarters, strict=True)):
+        for first in (0, 1):
+            left, right = whole(a, b, first), whole(c, d, first)
+            columns[4 * first + k] = whole(left, right, 0)
+            columns[4 * (first + 2) + k] = whole(left, right, 1)
+    return [columns[index] for index in range(LANES)]
 
 
 def prefetch(buffer: Buffer, start: Expr, floats: int, *, write: bool = False) -> None:
@@ -185,19 +223,6 @@ def over_lanes(value: Expr, join: Callable[[Expr, Expr], Expr]) -> Expr:
         order = [lane ^ step for lane in range(LANES)]
         value = held(join(value, T.Shuffle([value], order)))
     return value
-
-
-def transpose(rows: Sequence[Expr]) -> list[Expr]:
-    """16 vectors of 16 lanes with rows and columns exchanged."""
-    rows = list(rows)
-    for step in (1, 2, 4, 8):
-        low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
-        high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
-        for a in range(LANES):
-            if not a & step:
-                pair = [rows[a], rows[a + step]]
-                rows[a], rows[a + step] = (T.bind(T.Shuffle(pair, order)) for order in (low, high))
-    return rows
 
 
 def erf(x: Expr) -> Expr:

@@ -71,6 +71,13 @@ class StagedLayout:
         plane = (kw * len(self.phases) + phase) * self.plane
         return plane + shift // self.conv.stride[0] * self.conv.out_width
 
+    def offset_of(self, kh: Expr, kw: Expr) -> Expr:
+        """As `row_offset`, of a row and column that are computed, if dilation or stride is 1."""
+        shift, stride = kh * self.conv.dilation[0], self.conv.stride[0]
+        # Then no phase is left out, but for those behind the last row.
+        plane = kw * len(self.phases) + shift % stride
+        return plane * self.plane + shift // stride * self.conv.out_width
+
 
 def copy_row(
     source: Buffer, start: Expr, stride: int, target: Buffer, at: Expr, count: int

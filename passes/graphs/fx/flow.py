@@ -1,16 +1,20 @@
-"""What aten operators do to channels: `Op.flow`, `uniform` and `parameters` of FX graphs.
+"""What aten operators do to elements: `Op.flow`, `uniform` and `parameters` of FX graphs.
 
 An operator that is not listed here is opaque: nothing is claimed about it.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import fx
 
+from nmcompile.passes.graphs.flow import OPAQUE, Flow, Uniform
 from nmcompile.passes.graphs.fx.nodes import (
     DROPOUT,
+    LAYER_NORM,
+    LINEAR,
     RESHAPE,
     arguments_of,
     batch_norm_node,
@@ -18,7 +22,7 @@ from nmcompile.passes.graphs.fx.nodes import (
     is_identity,
     weight_node,
 )
-from nmcompile.passes.graphs.interface import ChannelFlow, OpKind, Parameter, Uniform
+from nmcompile.passes.graphs.interface import OpKind, Parameter
 
 aten = torch.ops.aten
 
@@ -65,7 +69,7 @@ _POINTWISE = {
     aten._to_copy.default,
     aten.prelu.default,
 }
-# These work on the last two axes, which are behind the channel axis for rank 4 only.
+# These work on the last two axes.
 _IMAGE = {
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
@@ -80,9 +84,18 @@ _IMAGE = {
     aten.replication_pad2d.default,
 }
 _PAD = {aten.pad.default, aten.constant_pad_nd.default}
-_REDUCE = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default}
+_REDUCE = {
+    aten.mean.dim,
+    aten.mean.default,
+    aten.sum.dim_IntList,
+    aten.sum.default,
+    aten.amax.default,
+    aten.amin.default,
+}
 # Of a channel that holds one number these make the same number.
-_KEEPING = (_IMAGE - {aten.avg_pool2d.default}) | (_REDUCE - {aten.sum.dim_IntList})
+_KEEPING = (_IMAGE - {aten.avg_pool2d.default}) | (
+    _REDUCE - {aten.sum.dim_IntList, aten.sum.default}
+)
 _ELEMENTWISE = {
     aten.add.Tensor,
     aten.sub.Tensor,
@@ -90,6 +103,23 @@ _ELEMENTWISE = {
     aten.div.Tensor,
     aten.maximum.default,
     aten.minimum.default,
+    aten.where.self,
+    aten.masked_fill.Scalar,
+}
+_SOFTMAX = {
+    aten.softmax.int,
+    aten.log_softmax.int,
+    aten._softmax.default,
+    aten._log_softmax.default,
+}
+_TURN = {aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default}
+_CUT = {aten.select.int, aten.slice.Tensor}
+_PRODUCT = LINEAR - {aten.linear.default, aten.addmm.default} | {aten.bmm.default}
+# Their parts are picked by getitem.
+_PARTS = {
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
 }
 
 # PT2E's operators, which are there once something has imported them, with one step for all.
@@ -101,33 +131,91 @@ _QUANTISED = {
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
 
-def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> ChannelFlow:
+def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> Flow:
     """`Op.flow` of a node; `shape` is the graph's."""
     target = node.target
     if kind in ("batch_norm", "identity") or target in _POINTWISE or is_identity(node):
-        return "channelwise"
+        return Flow("pointwise")
     if (target in DROPOUT and not node.args[2]) or str(target) in _QUANTISED:
-        return "channelwise"
+        return Flow("pointwise")
+    if target in _PARTS:
+        return Flow("parts")
     if target in _ELEMENTWISE:
-        return "elementwise"
+        return Flow("elementwise")
     if target in RESHAPE:
-        return "reshape"
-    if target is aten.cat.default:
-        axis, parts = arguments_of(node)["dim"], node.args[0]
-        assert isinstance(parts, (list, tuple))
-        # Channels are counted over the inputs, of which each node is listed once.
-        return "concat" if axis == 1 and len(set(parts)) == len(parts) else "opaque"
-    source = node.args[0] if node.args else None
-    rank = len(shape(source) or ()) if isinstance(source, fx.Node) else 0
+        return Flow("reshape")
+    if target is operator.getitem:
+        return _part(node, shape)
+    if target in _PRODUCT:
+        return Flow("product")
+    if target is aten.embedding.default:
+        return Flow("lookup")
+    if target is aten.expand.default:
+        return Flow("broadcast")
+    if target is aten.scaled_dot_product_attention.default:
+        given = arguments_of(node)
+        plain = not given["dropout_p"] and not given["enable_gqa"]
+        return Flow("attention") if plain else OPAQUE
+    source = next(iter(node.all_input_nodes), None)
+    known = None if source is None else shape(source)
+    return OPAQUE if known is None else _of_axes(node, known)
+
+
+def _of_axes(node: fx.Node, known: tuple[int, ...]) -> Flow:
+    """The flow of an operator that has axes among its arguments; `known` is its input's shape."""
+    target, rank = node.target, len(known)
     if target in _IMAGE:
-        return "channelwise" if rank == 4 else "opaque"
+        return Flow("along", (2, 3)) if rank == 4 else OPAQUE
+    if target in _PAD | _REDUCE | _SOFTMAX | LAYER_NORM | _TURN | _CUT:
+        given = arguments_of(node)
+    elif target is aten.cat.default:
+        return Flow("concat", (int(arguments_of(node)["dim"]) % rank,))
+    else:
+        return OPAQUE
     if target in _PAD:
         # Two numbers per axis, from the last axis on.
-        return "channelwise" if len(arguments_of(node)["pad"]) <= 2 * (rank - 2) else "opaque"
+        pads = given["pad"]
+        wide = [rank - 1 - i for i in range(len(pads) // 2) if any(pads[2 * i : 2 * i + 2])]
+        return Flow("along", tuple(sorted(wide)))
     if target in _REDUCE:
-        axes = arguments_of(node)["dim"] or range(rank)
-        return "channelwise" if rank and {0, 1}.isdisjoint(a % rank for a in axes) else "opaque"
-    return "opaque"
+        axes = given.get("dim") or range(rank)
+        return Flow("reduce", tuple(sorted({int(axis) % rank for axis in axes})))
+    if target in _SOFTMAX:
+        return Flow("symmetric", (int(given["dim"]) % rank,))
+    if target in LAYER_NORM:
+        return Flow("symmetric", tuple(range(rank - len(given["normalized_shape"]), rank)))
+    if target in _TURN:
+        order = list(range(rank))[::-1]
+        if target is aten.permute.default:
+            order = [int(axis) % rank for axis in given["dims"]]
+        elif target is aten.transpose.int:
+            order.reverse()
+            one, two = (int(given[name]) % rank for name in ("dim0", "dim1"))
+            order[one], order[two] = order[two], order[one]
+        return Flow("transpose", tuple(order))
+    axis = int(given["dim"]) % rank
+    if target is aten.select.int:
+        places: Any = slice(given["index"] % known[axis], given["index"] % known[axis] + 1)
+    else:
+        places = slice(given["start"], given["end"], given["step"])
+    start, stop, step = places.indices(known[axis])
+    return Flow("slice", (axis,), ((start, stop),)) if step == 1 else OPAQUE
+
+
+def _part(node: fx.Node, shape: ShapeOf) -> Flow:
+    """One of the parts that an operator cuts its input into."""
+    cut, index = cast(fx.Node, node.args[0]), cast(int, node.args[1])
+    known = shape(cut.args[0]) if cut.target in _PARTS else None
+    if known is None:
+        return OPAQUE
+    given = arguments_of(cut)
+    axis = int(given["dim"]) % len(known)
+    if cut.target is aten.split_with_sizes.default:
+        sizes = [int(size) for size in given["split_sizes"]]
+        start = sum(sizes[:index])
+        return Flow("slice", (axis,), ((start, start + sizes[index]),))
+    size = 1 if cut.target is aten.unbind.int else int(given["split_size"])
+    return Flow("slice", (axis,), ((size * index, min(size * (index + 1), known[axis])),))
 
 
 def uniform_channels(node: fx.Node) -> Uniform:

@@ -27,6 +27,7 @@ from nmcompile.passes.graphs.fx.nodes import (
     layer_name,
     weight_node,
 )
+from nmcompile.passes.graphs.fx.products import settle_products
 from nmcompile.passes.graphs.fx.quantised import dequantise, is_dequantisation, viewed
 from nmcompile.passes.graphs.fx.reading import FxReader
 from nmcompile.passes.graphs.interface import Array, Op, Value, Weighted, inputs_first, unique_name
@@ -87,6 +88,14 @@ class FxGraph(FxReader):
             node.kwargs = {}
         self.sweep()
         self._settle_names({op.name: node})
+
+    def drop_affine(self, op: Op) -> None:
+        """Torch's norms take None."""
+        node: fx.Node = op.handle
+        arguments = arguments_of(node)
+        arguments.update({name: None for name in ("weight", "bias") if name in arguments})
+        node.args, node.kwargs = tuple(arguments.values()), {}
+        self.sweep()
 
     def set_other_weight(self, other: Weighted, weight: Array) -> None:
         """Store a new parameter under the operator's name."""
@@ -214,6 +223,10 @@ class FxGraph(FxReader):
         self._settle_names(readers)
         left = {node.name for node in self.module.graph.nodes}  # numbers that shapes are made of
         return [name for name in gone if name not in left]
+
+    def settle_products(self) -> list[str]:
+        """See `products`."""
+        return settle_products(self)
 
     def sweep(self) -> int:
         """Erase nodes without readers, guards and assertions among them, and unused constants."""

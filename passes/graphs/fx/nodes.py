@@ -31,6 +31,7 @@ _IDENTITY = {
     aten.detach.default,
     aten.lift_fresh_copy.default,
 }
+LAYER_NORM = {aten.layer_norm.default, aten.rms_norm.default}
 DROPOUT = {aten.dropout.default, aten.dropout_.default}
 
 

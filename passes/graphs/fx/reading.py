@@ -21,6 +21,7 @@ from nmcompile.passes.graphs.fx.flow import (
 from nmcompile.passes.graphs.fx.nodes import (
     CONV,
     DROPOUT,
+    LAYER_NORM,
     LINEAR,
     NAME,
     NATIVE_BATCH_NORM,
@@ -163,7 +164,9 @@ class FxReader(Graph):
             # Its result is the getitem node, which stands for the whole operator below.
             return None
         kind: OpKind = "other"
-        inputs: tuple[Any, ...] = tuple(node.all_input_nodes)
+        sources: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), sources.append)
+        inputs: tuple[Any, ...] = tuple(sources)
         weight = bias = whole = conv = affine = None
         if target in CONV or target in LINEAR:
             weight, bias, known = self._weights(node)
@@ -183,10 +186,13 @@ class FxReader(Graph):
         elif target is aten.add.Tensor:
             if all(isinstance(a, fx.Node) for a in node.args[:2]) and not node.kwargs:
                 kind, inputs = "add", tuple(node.args[:2])
+        elif target in LAYER_NORM:
+            affine = self._scale(node)
+            kind = kind if affine is None else "layer_norm"
         elif is_identity(node) or (target in DROPOUT and not node.args[2]):
             kind = "identity"
         flow, parameters = channel_flow(node, kind, self.shape), channel_parameters(node, kind)
-        uniform = uniform_channels(node) if flow == "channelwise" else "unknown"
+        uniform = uniform_channels(node) if flow.by_channel else "unknown"
         read = (weight, bias, whole, conv, affine, flow, parameters, uniform, is_product(node))
         return Op(kind, name, f"{target} {node.name}", inputs, node, node, *read)
 
@@ -230,6 +236,21 @@ class FxReader(Graph):
         if read[2] is not None:
             scale = scale * read[2]
         shift = -mean * scale if read[3] is None else read[3] - mean * scale
+        return Affine(scale, shift)
+
+    def _scale(self, node: fx.Node) -> Affine | None:
+        """What a layer norm scales and shifts by, None where it does not, or along several axes."""
+        given = arguments_of(node)
+        found = [given["weight"], given.get("bias")]
+        read = [None if a is None else self.constant(a) for a in found]
+        same = all((a is None) == (r is None) for a, r in zip(found, read, strict=True))
+        if len(given["normalized_shape"]) != 1 or not same or found == [None, None]:
+            return None
+        (size,) = given["normalized_shape"]
+        scale, shift = (
+            np.full(size, neutral) if r is None else np.asarray(r, np.float64)
+            for r, neutral in zip(read, (1.0, 0.0), strict=True)
+        )
         return Affine(scale, shift)
 
     def _tensor(self, node: fx.Node) -> torch.Tensor | None:

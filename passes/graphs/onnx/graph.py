@@ -30,6 +30,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     int_attribute,
     layer_name,
 )
+from nmcompile.passes.graphs.onnx.products import add_behind, settle_products
 from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.graphs.quantised import QuantisedConstant
@@ -92,9 +93,12 @@ class OnnxGraph(OnnxReader):
         dtype = before.dtype
         source = None if op.integers is None else op.integers.holding(weight)
         turned = op.kind == "linear" and not int_attribute(node, "transB", 0)
+        if node.op_type == "MatMul" and bias is not None:
+            known = self.shape(op.inputs[0])
+            if known is None or len(known) != 2:
+                add_behind(self, node, op.name, bias.astype(dtype))  # Gemm takes matrices only
+                bias = None
         if op.kind == "linear" and not (node.op_type == "MatMul" and bias is None):
-            rank = self.shape(op.inputs[0])
-            assert rank is not None and len(rank) == 2, "Gemm takes matrices only"
             node.op_type, turned = "Gemm", False
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
         name = f"{op.name}.weight"
@@ -110,6 +114,15 @@ class OnnxGraph(OnnxReader):
             node.replace_input_with(2, self.new_constant(f"{op.name}.bias", bias.astype(dtype)))
         self.sweep()
         self._settle_names([node])
+
+    def drop_affine(self, op: Op) -> None:
+        """The operator wants a scale, if only of ones."""
+        node: ir.Node = op.handle
+        before = self.constant(cast(ir.Value, node.inputs[1]))
+        assert before is not None
+        node.replace_input_with(1, self.new_constant(f"{op.name}.scale", np.ones_like(before)))
+        node.resize_inputs(2)
+        self.sweep()
 
     def set_other_weight(self, other: Weighted, weight: Array) -> None:
         """Store a new initializer under the operator's name."""
@@ -269,6 +282,10 @@ class OnnxGraph(OnnxReader):
         self.sweep()
         self._settle_names(list(graph))
         return gone
+
+    def settle_products(self) -> list[str]:
+        """See `products`."""
+        return settle_products(self)
 
     def sweep(self) -> int:
         """Erase nodes without readers and unused initializers."""

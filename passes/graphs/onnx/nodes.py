@@ -12,6 +12,7 @@ from nmcompile.passes.graphs.interface import weight_owner
 NAME = "nmcompile_name"
 """The key of node metadata under which a layer keeps its name."""
 LAYERS = ("Conv", "Gemm", "MatMul")
+LAYER_NORM = ("LayerNormalization", "RMSNormalization")
 NAMED = (*LAYERS, "ConvTranspose")
 """What is named by its weight."""
 

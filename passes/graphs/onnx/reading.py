@@ -28,6 +28,7 @@ from nmcompile.passes.graphs.onnx.flow import (
     uniform_channels,
 )
 from nmcompile.passes.graphs.onnx.nodes import (
+    LAYER_NORM,
     LAYERS,
     NAME,
     float_attribute,
@@ -156,16 +157,21 @@ class OnnxReader(Graph):
             affine = self._affine(node)
             kind, inputs = ("batch_norm", inputs[:1]) if affine else (kind, inputs)
             name = module_scope(node) or name
+        elif operator in LAYER_NORM:
+            affine = self._scale(node)
+            kind = kind if affine is None else "layer_norm"
         elif operator in ("Add", "Sum") and len(inputs) > 1:
             kind = "add"
         elif operator == "Identity" or (operator == "Dropout" and self._is_inert(node)):
             kind, inputs = "identity", inputs[:1]
         where = f"{node.op_type} {node.name or node.outputs[0].name}"
-        flow = channel_flow(node, kind, self.shape, self.constant)
+        opset = self.model.graph.opset_imports.get("", 0)
+        flow = channel_flow(node, kind, self.shape, self.constant, opset)
         parameters = channel_parameters(node, kind, self.constant)
-        uniform = uniform_channels(node, self.constant) if flow == "channelwise" else "unknown"
+        uniform = uniform_channels(node, self.constant) if flow.by_channel else "unknown"
         read = (weight, bias, whole, conv, affine, flow, parameters, uniform, is_product(node))
-        return Op(kind, name, where, inputs, node.outputs[0], node, *read)
+        others = tuple(node.outputs[1:]) if flow.pieces else ()
+        return Op(kind, name, where, inputs, node.outputs[0], node, *read, others)
 
     def _weights(self, node: ir.Node) -> tuple[Array | None, Array | None, bool]:
         """Weight, bias, and whether both are constants of a kind the passes can handle."""
@@ -219,6 +225,17 @@ class OnnxReader(Graph):
         with np.errstate(invalid="ignore", divide="ignore"):
             scale = gamma / np.sqrt(var + float_attribute(node, "epsilon", 1e-5))
         return Affine(scale, beta - mean * scale)
+
+    def _scale(self, node: ir.Node) -> Affine | None:
+        """What a layer norm scales and shifts by, None where that is computed, or of more axes."""
+        rank = len(cast(ir.Value, node.inputs[0]).shape or ())
+        found = [None if value is None else self.constant(value) for value in node.inputs[1:]]
+        if not rank or int_attribute(node, "axis", -1) % rank != rank - 1:
+            return None
+        if not found or any(array is None or array.ndim != 1 for array in found):
+            return None
+        scale, *rest = (np.asarray(array, np.float64) for array in found)
+        return Affine(scale, rest[0] if rest else np.zeros_like(scale))
 
     def _is_inert(self, dropout: ir.Node) -> bool:
         if any(value.uses() for value in dropout.outputs[1:]):

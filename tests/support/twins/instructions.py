@@ -178,6 +178,27 @@ def _expand(name: str) -> str:
     return _define(name, "<16 x float>", operands, "\n".join(lines()))
 
 
+def _pick(name: str, reach: int) -> str:
+    """vpermps, vpermilps: floats of the whole vector, or of each lane's 128 bits, by low bits."""
+
+    def lines() -> Iterator[str]:
+        yield "  %table = alloca [16 x float], align 64"
+        yield "  store <16 x float> %source, ptr %table, align 64"
+        result = "poison"
+        for k in range(_LANES):
+            yield f"  %i{k} = extractelement <16 x i32> %places, i32 {k}"
+            yield f"  %l{k} = and i32 %i{k}, {reach - 1}"
+            yield f"  %p{k} = or i32 %l{k}, {k // reach * reach}"
+            yield f"  %a{k} = getelementptr float, ptr %table, i32 %p{k}"
+            yield f"  %v{k} = load float, ptr %a{k}"
+            yield f"  %y{k} = insertelement <16 x float> {result}, float %v{k}, i32 {k}"
+            result = f"%y{k}"
+        yield f"  ret <16 x float> {result}\n"
+
+    operands = "<16 x float> %source, <16 x i32> %places"
+    return _define(name, "<16 x float>", operands, "\n".join(lines()))
+
+
 @dataclass(frozen=True)
 class Twin:
     """A function: its name in LLVM's text, and the text that defines it."""
@@ -195,6 +216,8 @@ TWINS = {
     "llvm.x86.avx512.max.ps.512": _twin(_extreme, "vmaxps", "ogt"),
     "llvm.x86.avx512.min.ps.512": _twin(_extreme, "vminps", "olt"),
     "llvm.x86.avx512.mask.expand": _twin(_expand, "vexpandps"),
+    "llvm.x86.avx512.permvar.sf.512": _twin(_pick, "vpermps", 16),
+    "llvm.x86.avx512.vpermilvar.ps.512": _twin(_pick, "vpermilps", 4),
     "llvm.x86.avx512.vpdpbusd.512": _twin(_dot_bytes, "vpdpbusd"),
     "llvm.x86.avx512.pmaddw.d.512": _twin(_multiply_add, "vpmaddwd"),
     "llvm.x86.avx512.mask.cvtps2dq.512": _twin(_to_int, "vcvtps2dq"),

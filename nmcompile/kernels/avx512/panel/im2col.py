@@ -6,8 +6,9 @@ Four sources, from cheap to general:
 2. stride 1 and an output as wide as the input ("same" padding): every kernel position is the flat
    input at a constant shift, with lanes masked that lie beyond a border;
 3. anything else reads the staged copy of the input (see `staging`);
-4. but windows of more than `MAX_STAGED_TAPS` (patch embeddings), for which that would be too much
-   code, are gathered one float at a time.
+   Windows of more than `MAX_WRITTEN_TAPS` are loops there, as they would be too much code;
+4. but where staging itself would be that (patch embeddings, whose strides are as large as their
+   windows), they are gathered one float at a time.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ from nmcompile.kernels.avx512.panel.config import Panel
 from nmcompile.kernels.avx512.staging import StagedLayout, stage
 from nmcompile.kernels.spec import Conv2d
 
-MAX_STAGED_TAPS = 49
+MAX_WRITTEN_TAPS = 49
 
 
 def source_kind(conv: Conv2d) -> Literal["input", "shifted", "staged", "gathered"]:
     """Which of the four cases a convolution is."""
     if conv.is_pointwise:
         return "input"
-    if conv.taps > MAX_STAGED_TAPS:
-        return "gathered"
+    if conv.taps > MAX_WRITTEN_TAPS:
+        copies = conv.kernel[1] * len(StagedLayout.of(conv).phases)
+        regular = conv.dilation[0] == 1 or conv.stride[0] == 1
+        return "staged" if regular and copies <= MAX_WRITTEN_TAPS else "gathered"
     if conv.stride == (1, 1) and conv.out_width == conv.in_width:
         return "shifted"
     return "staged"
@@ -78,6 +81,9 @@ class PanelSource:
             self._fill_gathered(panel, shape, channel0, count, first)
             return
         size = conv.in_height * conv.in_width if self._layout is None else self._layout.channel
+        if self._layout is not None and conv.taps > MAX_WRITTEN_TAPS:
+            self._fill_looped(panel, shape, self._layout, channel0, count, first)
+            return
         with T.serial(0, count) as c:
             source = T.bind((channel0 + c) * size + first)
             for kh in range(conv.kernel[0]):
@@ -90,6 +96,25 @@ class PanelSource:
                         active = LANES if self._layout else min(LANES, shape.pixels - at)
                         value = load(self._source, source + (shift + at), active)
                         store(panel, target + at, value)
+
+    def _fill_looped(
+        self,
+        panel: Buffer,
+        shape: Panel,
+        layout: StagedLayout,
+        channel0: Expr,
+        count: Expr,
+        first: Expr,
+    ) -> None:
+        """Case 3 with loops over the window."""
+        with T.serial(0, count) as c:
+            source = T.bind((channel0 + c) * layout.channel + first)
+            with T.serial(0, self.conv.kernel[0]) as kh:
+                with T.serial(0, self.conv.kernel[1]) as kw:
+                    target = T.bind(self._row(kh, kw, c, count) * shape.stride)
+                    start = T.bind(source + layout.offset_of(kh, kw))
+                    for at in range(0, shape.pixels, LANES):
+                        store(panel, target + at, load(self._source, start + at))
 
     def _row(self, kh: Expr, kw: Expr, channel: Expr, count: Expr) -> Expr:
         tap = kh * self.conv.kernel[1] + kw

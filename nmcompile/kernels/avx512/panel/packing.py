@@ -73,6 +73,8 @@ def pack_conv(
     conv: Conv2d,
     config: PanelConfig,
     channels: Sequence[int] | None = None,
+    *,
+    deals: bool = True,
 ) -> PackedWeights:
     """Pack an OIHW weight of shape (out, in / groups, kh, kw).
 
@@ -82,10 +84,11 @@ def pack_conv(
         config: tile sizes.
         channels: the output channels in the order in which shared lists take them; None as they
             lie.
+        deals: whether lists may go to chunks that they do not lie in, for equal work.
     """
     padded_out = lists_of(conv, config) * config.lane_outputs
     if channels is not None:
-        packed = pack_conv(weight[list(channels)], conv, config)
+        packed = pack_conv(weight[list(channels)], conv, config, deals=deals)
         places = np.concatenate([channels, np.arange(len(channels), padded_out)])
         if packed.order is not None:
             places = places.reshape(-1, config.list_outputs)[packed.order]
@@ -93,7 +96,7 @@ def pack_conv(
     shape = (conv.groups, padded_out, conv.group_in, *conv.kernel)
     padded = np.zeros(shape, np.float32)
     padded[:, : conv.group_out] = weight.reshape(conv.groups, conv.group_out, *weight.shape[1:])
-    dealt = _dealt_lists(padded, config)
+    dealt = _dealt_lists(padded, config, deals)
     pieces, orders = [], []
     for group in range(conv.groups):
         whole = padded[group]
@@ -127,14 +130,16 @@ def pack_conv(
 
 
 def _dealt_lists(
-    padded: npt.NDArray[np.float32], config: PanelConfig
+    padded: npt.NDArray[np.float32], config: PanelConfig, deals: bool
 ) -> npt.NDArray[np.int64] | None:
     """For each place of each group its list, so that chunks have equal work: (groups, lists).
 
-    None where lists stay where they are: they are equally long, or equal enough as they lie.
+    None where lists stay where they are: they are equally long, or equal enough as they lie, or
+    `deals` says so. (Private ones are in another order within a chunk all the same.)
     """
-    if config.lists not in ("shared", "private"):
-        return None
+    if config.lists not in ("shared", "private") or not deals:
+        places = np.arange(padded.shape[1] // config.list_outputs)
+        return np.tile(places, (padded.shape[0], 1)) if config.lists == "private" else None
     groups, _, channels = padded.shape[:3]
     rows = padded.reshape(groups, -1, config.list_outputs, channels, padded[0, 0, 0].size)
     if config.lists == "shared":

@@ -53,6 +53,9 @@ PRIVATE_ENTRY, PRIVATE_LOAD, PRIVATE_BEYOND = 0.9, 0.72, 1.3
 PRIVATE_LIST, PRIVATE_CARRY = 14.0, 9.0
 PRIVATE_SCALE = 0.62
 PACK_CYCLES = 2.0  # cycles to copy one vector into the panel
+# Of matrix products: cycles of a vector that is transposed into the panel, and of one of sums that
+# is transposed and written.
+TRANSPOSE_CYCLES, TRANSPOSE_BACK_CYCLES = 5.5, 8.0
 
 
 @dataclass(frozen=True)
@@ -114,31 +117,36 @@ def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
 
 @cached_per_cores
 def shared_configs(
-    conv: Conv2d, list_outputs: int, density: float, dense: bool
+    conv: Conv2d, list_outputs: int, density: float, dense: bool, product: bool = False
 ) -> tuple[Candidate, ...]:
-    """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked."""
+    """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked.
+
+    `product`: of a matrix product, whose pixels are rows of features.
+    """
     found: list[Candidate] = []
     threads = cores()
     outputs = list_outputs
     while outputs:
         for tile in range(1, MOST_SHARED + 1):
-            kinds = _kinds(conv, tile)
+            kinds = _kinds(conv, tile, product)
             if not _fit_registers(outputs, kinds):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
             for chunks in chunk_choices(conv, config.chunks, LEAST_OUTPUTS):
                 split = replace(config, chunks=chunks)
-                found.append(_shared_candidate(conv, split, kinds, density, threads))
+                found.append(_shared_candidate(conv, split, kinds, density, threads, product))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
     # On a tie, the tile that was counted first: the smaller one.
     return tuple(sorted(found, key=lambda candidate: candidate.cycles))
 
 
-def shared_packed_as(conv: Conv2d, packed: PanelConfig, density: float) -> Sequence[Candidate]:
+def shared_packed_as(
+    conv: Conv2d, packed: PanelConfig, density: float, product: bool = False
+) -> Sequence[Candidate]:
     """Tiles for weights that are packed as for `packed`, ranked."""
     found = []
     for tile in range(1, MOST_SHARED + 1):
-        kinds = _kinds(conv, tile)
+        kinds = _kinds(conv, tile, product)
         config = replace(packed, tile=tile)
         panel = tile * LANES * 4 * conv.taps * config.block_channels
         if panel > L2_PANEL_BYTES and config != packed:
@@ -147,7 +155,7 @@ def shared_packed_as(conv: Conv2d, packed: PanelConfig, density: float) -> Seque
             continue
         few = chunks_for(conv, tile, config.list_outputs, density, SHARED_CHUNKS)
         for split in _split_alike(conv, config, chunk_choices(conv, few, LEAST_OUTPUTS)):
-            found.append(_shared_candidate(conv, split, kinds, density, cores()))
+            found.append(_shared_candidate(conv, split, kinds, density, cores(), product))
     return sorted(found, key=lambda candidate: candidate.cycles)
 
 
@@ -163,9 +171,9 @@ def _split_alike(
     return [config, *(each for each in split if lists_of(conv, each) == lists_of(conv, config))]
 
 
-def _kinds(conv: Conv2d, tile: int) -> list[tuple[Panel, int]]:
+def _kinds(conv: Conv2d, tile: int, product: bool) -> list[tuple[Panel, int]]:
     """The tiles of one image: a large one has thousands, and two kinds of them."""
-    shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=True))
+    shapes = work_order(tile_shapes(conv.out_pixels, tile, extras=not product))
     return [(shape, len(list(equal))) for shape, equal in itertools.groupby(shapes)]
 
 
@@ -183,10 +191,11 @@ def _shared_candidate(
     kinds: Sequence[tuple[Panel, int]],
     density: float,
     threads: int,
+    product: bool,
 ) -> Candidate:
     tiles = []
     for shape, count in kinds:
-        tiles += [_shared_cycles(conv, shape, config, density)] * count
+        tiles += [_shared_cycles(conv, shape, config, density, product)] * count
     return Candidate(time_of(tiles, conv.batch * conv.groups * config.chunks, threads), config)
 
 
@@ -214,7 +223,9 @@ def row_cycles(vectors: float, outputs: int, extra: int = 0) -> float:
     return max(fmas, loads, FMA_LATENCY) + 0.5
 
 
-def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: float) -> float:
+def _shared_cycles(
+    conv: Conv2d, shape: Panel, config: PanelConfig, density: float, product: bool
+) -> float:
     """Cycles of one tile for the output channels of one chunk."""
     rows = conv.group_in * conv.taps
     outputs = config.outputs
@@ -223,7 +234,16 @@ def _shared_cycles(conv: Conv2d, shape: Panel, config: PanelConfig, density: flo
     lists = conv.group_out / outputs / config.chunks
     finish = LIST_OVERHEAD + outputs * (SHARED_OUTPUT + shape.vectors)
     packing = rows * shape.stride / LANES * PACK_CYCLES
+    if product:
+        packing = _transposing(conv, shape, config.chunks)
     return SHARED_SCALE * (lists * (rows * density * row + finish) + packing)
+
+
+def _transposing(conv: Conv2d, shape: Panel, chunks: int) -> float:
+    """Cycles to bring a tile of a matrix product into the panel, and its sums back from there."""
+    vectors = shape.stride / LANES
+    there = conv.in_channels * TRANSPOSE_CYCLES
+    return vectors * (there + conv.out_channels / chunks * TRANSPOSE_BACK_CYCLES)
 
 
 def beyond_l1(nbytes: float) -> float:
@@ -232,30 +252,41 @@ def beyond_l1(nbytes: float) -> float:
 
 
 @cached_per_cores
-def own_configs(conv: Conv2d, pattern: Pattern, density: float) -> tuple[Candidate, ...]:
+def own_configs(
+    conv: Conv2d, pattern: Pattern, density: float, product: bool = False
+) -> tuple[Candidate, ...]:
     """Tiles for lists of single output channels, ranked.
 
-    Grouped lists for N:M where they fit the input channels, else private ones.
+    Grouped lists for N:M where they fit the input channels, else private ones. `product`: of a
+    matrix product, whose pixels are rows of features.
     """
     found: dict[PanelConfig, float] = {}
     threads = cores()
-    for tile, outputs, share in itertools.product(range(2, MOST_OWN + 1), (1, 2), OWN_PANELS):
+    # Few rows have few sums: those of several lists hide how long a multiply-add takes.
+    tiles_of, outputs_of = (
+        (range(1, MOST_OWN + 1), (1, 2, 4)) if product else (range(2, MOST_OWN + 1), (1, 2))
+    )
+    for tile, outputs, share in itertools.product(tiles_of, outputs_of, OWN_PANELS):
         if outputs * tile > OWN_SUMS or (outputs > 1 and conv.group_out % outputs):
+            continue
+        if outputs > 2 and tile > 2:
             continue
         most = max(1, int(share * L1_PANEL_BYTES) // (tile * LANES * 4 * conv.taps))
         lists, channels, grouped = _own_lists(conv, pattern, most)
         few = chunks_for(conv, tile, outputs, density, OWN_CHUNKS)
         for chunks in chunk_choices(conv, few, OWN_CHUNKS.outputs):
             config = PanelConfig(lists, tile, outputs, 1, 1, channels, chunks, grouped)
-            found[config] = _own_time(conv, config, density, threads)
+            found[config] = _own_time(conv, config, density, threads, product)
     ranked = sorted(found.items(), key=lambda entry: entry[1])
     return tuple(Candidate(cycles, config) for config, cycles in ranked)
 
 
-def own_packed_as(conv: Conv2d, packed: PanelConfig, density: float) -> Sequence[Candidate]:
+def own_packed_as(
+    conv: Conv2d, packed: PanelConfig, density: float, product: bool = False
+) -> Sequence[Candidate]:
     """Tiles for weights that are packed as for `packed`, ranked."""
     found = []
-    for tile in range(2, MOST_OWN + 1):
+    for tile in range(1 if product else 2, MOST_OWN + 1):
         config = replace(packed, tile=tile)
         panel = tile * LANES * 4 * conv.taps * config.block_channels
         if panel > max(OWN_PANELS) * L1_PANEL_BYTES and config != packed:
@@ -264,7 +295,7 @@ def own_packed_as(conv: Conv2d, packed: PanelConfig, density: float) -> Sequence
             continue
         few = chunks_for(conv, tile, config.outputs, density, OWN_CHUNKS)
         for split in _split_alike(conv, config, chunk_choices(conv, few, OWN_CHUNKS.outputs)):
-            found.append(Candidate(_own_time(conv, split, density, cores()), split))
+            found.append(Candidate(_own_time(conv, split, density, cores(), product), split))
     return sorted(found, key=lambda candidate: candidate.cycles)
 
 
@@ -288,14 +319,15 @@ def _own_lists(
     return "private", -(-conv.group_in // blocks), None
 
 
-def _own_time(conv: Conv2d, config: PanelConfig, density: float, threads: int) -> float:
+def _own_time(
+    conv: Conv2d, config: PanelConfig, density: float, threads: int, product: bool
+) -> float:
     """The time that counts, of all tiles."""
-    return time_of(
-        _own_cycles(conv, config, density), conv.batch * conv.groups * config.chunks, threads
-    )
+    tiles = _own_cycles(conv, config, density, product)
+    return time_of(tiles, conv.batch * conv.groups * config.chunks, threads)
 
 
-def _own_cycles(conv: Conv2d, config: PanelConfig, density: float) -> list[float]:
+def _own_cycles(conv: Conv2d, config: PanelConfig, density: float, product: bool) -> list[float]:
     """Cycles of each tile of one image for the output channels of one chunk."""
     tile, outputs, channels = config.tile, config.outputs, config.block_channels
     grouped, chunks = config.grouped, config.chunks
@@ -310,7 +342,8 @@ def _own_cycles(conv: Conv2d, config: PanelConfig, density: float) -> list[float
         if grouped is not None:
             entries = channels * conv.taps * grouped.n / grouped.m
             loads = (v * (1 + beyond) + OWN_LOADS) / LOADS_PER_CYCLE
-            per_list = entries * max(loads, FMA_LATENCY / outputs) + start
+            waits = FMA_LATENCY / outputs + (beyond if product else 0.0)
+            per_list = entries * max(loads, waits) + start
             per_list += 2.0 * v if blocks > 1 else v
         else:
             entries = density * channels * conv.taps + 1.5  # padded to words of four offsets
@@ -318,7 +351,10 @@ def _own_cycles(conv: Conv2d, config: PanelConfig, density: float) -> list[float
             per_list = entries * max(loads, FMA_LATENCY / outputs) + PRIVATE_LIST
             per_list += PRIVATE_CARRY * v if blocks > 1 else v
         lists = conv.group_out / chunks * blocks
-        cycles = lists * per_list + conv.group_in * conv.taps * v * PACK_CYCLES
+        packing = conv.group_in * conv.taps * v * PACK_CYCLES
+        if product:
+            packing = _transposing(conv, shape, chunks)
+        cycles = lists * per_list + packing
         tiles += [cycles if grouped is not None else PRIVATE_SCALE * cycles] * len(list(equal))
     return tiles
 

@@ -1,4 +1,4 @@
-"""The bench models with seeded weights, as `nmc bench benchmarks.zoo:resnet50` takes them."""
+"""The models of `make bench`, as `nmc bench` takes them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,120 @@
+"""Architectures that others wrote: those of `transformers`, in their published sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class OneOutput(nn.Module):
+    """The first tensor of whatever a model returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        returned = self.model(x)
+        while not isinstance(returned, Tensor):
+            returned = returned[0] if isinstance(returned, tuple) else tuple(returned.values())
+        return returned
+
+
+def _made(kind: str, name: str, **options: Any) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**options)
+    return OneOutput(getattr(transformers, f"{name}{kind}")(config))
+
+
+def _classifier(name: str, **options: Any) -> nn.Module:
+    return _made("ForImageClassification", name, **options)
+
+
+def efficientnet_b0() -> nn.Module:
+    """EfficientNet-B0, 0.4 GMAC at 224²."""
+    return _classifier(
+        "EfficientNet",
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        hidden_dim=1280,
+        image_size=224,
+    )
+
+
+def regnet_y() -> nn.Module:
+    """RegNetY-400MF, 0.4 GMAC at 224²."""
+    return _classifier(
+        "RegNet", embedding_size=32, hidden_sizes=[48, 104, 208, 440], depths=[1, 3, 6, 6],
+        groups_width=8, layer_type="y",
+    )  # fmt: skip
+
+
+def convnext_tiny() -> nn.Module:
+    """ConvNeXt-T, 4.5 GMAC at 224²."""
+    return _classifier("ConvNext")
+
+
+def convnextv2_atto() -> nn.Module:
+    """ConvNeXt V2-A, 0.55 GMAC at 224²."""
+    return _classifier("ConvNextV2", hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2])
+
+
+def poolformer_s12() -> nn.Module:
+    """PoolFormer-S12, 1.8 GMAC at 224²."""
+    return _classifier("PoolFormer")
+
+
+def mobilevit_s() -> nn.Module:
+    """MobileViT-S, 2 GMAC at 256²."""
+    return _classifier("MobileViT")
+
+
+def swiftformer_xs() -> nn.Module:
+    """SwiftFormer-XS, 0.6 GMAC at 224²."""
+    return _classifier("SwiftFormer")
+
+
+def levit_128s() -> nn.Module:
+    """LeViT-128S, 0.3 GMAC at 224²."""
+    return _classifier("Levit", depths=[2, 3, 4], num_attention_heads=[4, 6, 8])
+
+
+def swin_tiny() -> nn.Module:
+    """Swin-T, 4.5 GMAC at 224²."""
+    return _classifier("Swin")
+
+
+def vit_small() -> nn.Module:
+    """ViT-S/16, 4.6 GMAC at 224²."""
+    return _classifier(
+        "ViT", hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_hidden_layers=12
+    )
+
+
+def segformer_b0() -> nn.Module:
+    """SegFormer-B0, 8.4 GMAC at 512²."""
+    return _made("ForSemanticSegmentation", "Segformer")
+
+
+class _Tokens(nn.Module):
+    """A language model over given embeddings: (batch, tokens, features)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.model(inputs_embeds=x)[0]
+        return states
+
+
+def bert_small() -> nn.Module:
+    """BERT-small (4 layers of 512), over the embeddings of its tokens."""
+    import transformers
+
+    config = transformers.BertConfig(
+        hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048
+    )
+    return _Tokens(transformers.BertModel(config))

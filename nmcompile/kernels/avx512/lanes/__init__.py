@@ -1,0 +1,1 @@
+"""Matrix products with outputs in lanes: nothing is transposed, weights stream past few rows."""
