@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nmcompile.errors import TargetError
-from nmcompile.kernels.avx512 import contest
+from nmcompile.kernels.avx512 import contest, elementwise
 from nmcompile.kernels.avx512.attention import rows as attention
 from nmcompile.kernels.avx512.lanes import rows as lanes
 from nmcompile.kernels.avx512.panel import rows as panel
@@ -39,7 +39,7 @@ from nmcompile.kernels.verdict import (
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
     "conv2d", "linear", "pool2d", "global_average", "attention", "layer_norm", "softmax",
-    "quantise", "dequantise", "table", "sum", "gate",
+    "activation", "quantise", "dequantise", "table", "sum", "gate",
 ]  # fmt: skip
 
 
@@ -278,6 +278,10 @@ CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "softmax_f32__avx512", "softmax", "avx512", "float32", False,
         accept, accept, one_config, rowwise.lower_softmax, None,
+    ),
+    Kernel(
+        "activation_f32__avx512", "activation", "avx512", "float32", False,
+        accept, accept, one_config, elementwise.lower_elementwise, None,
     ),
     *_bfloat16_rows(),
     *_tile_rows(),

@@ -14,6 +14,7 @@ from nmcompile.kernels.spec import (
     Attention,
     Conv2d,
     Dequantise,
+    Elementwise,
     Epilogue,
     Gate,
     GlobalAverage,
@@ -30,7 +31,7 @@ from nmcompile.sparsity import Detection
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | LayerNorm | Softmax
+    | Attention | LayerNorm | Softmax | Elementwise
 )  # fmt: skip
 
 

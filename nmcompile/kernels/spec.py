@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 ActivationKind = Literal[
-    "none", "relu", "clip", "sigmoid", "silu", "hard_sigmoid", "hard_swish", "gelu"
+    "none", "relu", "clip", "sigmoid", "silu", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh"
 ]
+
+GELU_TANH = (math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi))
+"""Factors of x and x^3 in the tangent of `gelu_tanh`."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function applied to the sum of convolution, bias and residual.
+    """An elementwise function, of the sum of convolution, bias and residual, or of a tensor.
 
     `clip` limits to [low, high]; `hard_sigmoid` is clip(x / 6 + 1 / 2, 0, 1) and `hard_swish` is x
     times that (MobileNetV3, section 5.2); `silu` is x * sigmoid(x); `gelu` is the exact,
-    erf-based form.
+    erf-based form, `gelu_tanh` x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and
+    Gimpel, arXiv 1606.08415).
     """
 
     kind: ActivationKind = "none"
@@ -167,6 +171,13 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Elementwise:
+    """The epilogue's activation of every number of a tensor, which no product goes before."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Quantise:
     """Real numbers (batch, channels, height, width) to u8 (batch, height, width, channels)."""
 
@@ -280,6 +291,7 @@ class LayerNorm:
     """Rows of x with mean 0 and variance 1, times a scale, plus a shift: (rows, features).
 
     shape: of x. features: of a row, the product of its last extents.
+    centred: whether the mean is taken away; else only the mean of the squares is 1 (RMS norm).
     """
 
     shape: tuple[int, ...]
@@ -287,6 +299,7 @@ class LayerNorm:
     epsilon: float
     scale: bool = True
     shift: bool = True
+    centred: bool = True
 
     @property
     def rows(self) -> int:
@@ -296,9 +309,13 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class Softmax:
-    """exp(x) over its sum along one axis; x of shape (outer, length, inner) in memory."""
+    """exp(x) over its sum along one axis; x of shape (outer, length, inner) in memory.
+
+    log: the logarithm of that.
+    """
 
     shape: tuple[int, ...]
     outer: int
     length: int
     inner: int
+    log: bool = False

@@ -1,16 +1,22 @@
 """Activations in the spellings that torch and ONNX exports use.
 
-relu, clip (also as minimum and maximum), sigmoid, silu, hard-sigmoid, hard-swish, gelu. Each
-matcher returns the variables it absorbs, so that the caller can drop their bindings.
+relu, clip (also as minimum and maximum), sigmoid, silu, hard-sigmoid, hard-swish, gelu and its form
+with a tangent. Each matcher returns the variables it absorbs, so that the caller can drop their
+bindings.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 from nmcompile.kernels.spec import Activation, ActivationKind
+from nmcompile.passes.lowering.gelu import FoundGelu, find_gelu
 from nmcompile.passes.lowering.view import Expr, FunctionView, scalar, shape_of
+
+GELUS: dict[str, ActivationKind] = {"nn.gelu": "gelu", "nn.gelu_tanh": "gelu_tanh"}
+"""Operators that are one."""
 
 
 class ActivationMatcher:
@@ -19,11 +25,33 @@ class ActivationMatcher:
     def __init__(self, view: FunctionView) -> None:
         self._view = view
 
+    def begun(self, var: Expr) -> FoundGelu | None:
+        """The GELU whose first variable this is, unless a group has taken it; or None."""
+        kind = GELUS.get(self._view.op(var))
+        if kind is not None:
+            found: FoundGelu | None = FoundGelu(kind, self._view.args(var)[0], (var,))
+        else:
+            found = self._begun.get(var)
+        return None if found is None or self._view.taken.intersection(found.members) else found
+
+    @cached_property
+    def _gelus(self) -> dict[Expr, FoundGelu]:
+        """Those that are spelled out, by what they are of."""
+        return {found.x: found for found in find_gelu(self._view)}
+
+    @cached_property
+    def _begun(self) -> dict[Expr, FoundGelu]:
+        """The same, by their first variables."""
+        return {found.members[0]: found for found in self._gelus.values()}
+
     def match(self, var: Expr) -> tuple[Activation, list[Expr]] | None:
         """The activation that follows a value, and the variables it absorbs, the result last."""
         users = self._view.users.get(var, [])
         if var in self._view.outputs or any(user in self._view.taken for user in users):
             return None
+        gelu = self._gelus.get(var)
+        if gelu is not None and set(users) <= set(gelu.members):
+            return Activation(gelu.kind), list(gelu.members)
         gated = self._gated(var)
         if gated is not None:
             return gated
@@ -31,7 +59,7 @@ class ActivationMatcher:
         if user is None:
             return None
         simple: dict[str, ActivationKind] = {
-            "nn.relu": "relu", "sigmoid": "sigmoid", "nn.silu": "silu", "nn.gelu": "gelu",
+            "nn.relu": "relu", "sigmoid": "sigmoid", "nn.silu": "silu", **GELUS,
         }  # fmt: skip
         kind = simple.get(self._view.op(user))
         if self._view.op(user) == "nn.relu6":
@@ -60,16 +88,10 @@ class ActivationMatcher:
             gates: tuple[tuple[ActivationKind, list[Expr] | None], ...] = (
                 ("silu", [first] if self._view.op(first) == "sigmoid" else None),
                 ("hard_swish", self._hard_sigmoid(var, first)),
-                ("gelu", self._erf_gate(first)),
             )
             for kind, gate in gates:
                 if gate is not None and self._view.only_user(gate[-1]) is product:
-                    members = [*gate, product]
-                    if kind != "gelu":
-                        return Activation(kind), members
-                    halved = self._scaled(product, 0.5)
-                    if halved is not None:
-                        return Activation("gelu"), [*members, halved]
+                    return Activation(kind), [*gate, product]
             scaled = self._late_hard_swish(var, first, product)
             if scaled is not None:
                 return Activation("hard_swish"), scaled
@@ -134,20 +156,6 @@ class ActivationMatcher:
 
     def _clip_limits(self, user: Expr) -> list[Any]:
         return [getattr(a, "value", a) for a in self._view.args(user)[1:3]]
-
-    def _erf_gate(self, first: Expr) -> list[Expr] | None:
-        """1 + erf(x / sqrt(2))."""
-        scaled = self._view.op(first) in ("divide", "multiply")
-        factor = self._scale(first) if scaled else None
-        if factor is None or not math.isclose(factor, math.sqrt(0.5), rel_tol=1e-5):
-            return None
-        erf = self._view.only_user(first)
-        if erf is None or self._view.op(erf) != "erf":
-            return None
-        last = self._view.only_user(erf)
-        if last is None or self._view.op(last) != "add" or self._other_scalar(last, erf) != 1.0:
-            return None
-        return [first, erf, last]
 
     def _scale(self, var: Expr) -> float | None:
         """Factor c of x * c or x / d = x * (1 / d)."""

@@ -1,4 +1,4 @@
-"""Views of constants, computed by numpy.
+"""Views of constants, computed by numpy; matrices that are repeated for a product, once.
 
 Importers write a reshape for every bias and a transposition for every matrix. TVM's own folding
 generates and compiles a function for each, which for a ResNet-50 takes longer than everything else
@@ -25,6 +25,9 @@ def fold_views(module: Any) -> Any:
     1. `reshape`, `expand_dims`, `squeeze` and `flatten` to a shape that is known;
     2. `permute_dims`;
     3. both of what another of them made.
+
+    `broadcast_to` the shape that a tensor has goes away, and so does that of a matrix in a product,
+    which repeats it by itself: torch exports a `Linear` of a transposed tensor so.
     """
     folded = module.clone()
     for name, function in module.functions_items():
@@ -38,8 +41,25 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: Any) -> Any:
         """The call, or what it computes."""
         call = super().visit_call_(call)
+        name = operator_name(call)
+        if name == "broadcast_to" and shape_of(call) == shape_of(call.args[0]) is not None:
+            return call.args[0]
+        if name == "matmul" and (matrix := self._repeated(call.args[1])) is not None:
+            once = relax.op.matmul(call.args[0], matrix, call.attrs.out_dtype)
+            once = self.builder_.normalize(once)
+            return once if shape_of(once) == shape_of(call) is not None else call
         computed = self._compute(call)
         return call if computed is None else relax.const(computed)
+
+    def _repeated(self, value: Any) -> Any:
+        """The matrix that a `broadcast_to` repeats along axes in front of it, or None."""
+        source = self.lookup_binding(value) if isinstance(value, relax.Var) else None
+        if not isinstance(source, relax.Call) or operator_name(source) != "broadcast_to":
+            return None
+        matrix, shape = source.args[0], shape_of(source)
+        if shape is None or shape_of(matrix) != shape[-2:]:
+            return None
+        return matrix
 
     def _compute(self, call: Any) -> npt.NDArray[Any] | None:
         name, shape = operator_name(call), shape_of(call)

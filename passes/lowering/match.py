@@ -5,7 +5,8 @@ A group starts at an operator with constant weights and grows along its only use
 1. a per-channel constant added: the bias;
 2. a tensor of the same shape added, once: the residual;
 3. an activation, which ends the group: relu, clip (also as minimum and maximum), sigmoid, silu,
-   hard-sigmoid, hard-swish, gelu, in the spellings that torch and ONNX exports use.
+   hard-sigmoid, hard-swish, gelu and its form with a tangent, in the spellings that torch and ONNX
+   exports use.
 
 Zero padding in front of a convolution becomes part of it, and so do reshapes around a matrix
 product that join rows and part them again. Values with other users are never absorbed, so nothing
@@ -27,6 +28,7 @@ from nmcompile.kernels.problem import Spec
 from nmcompile.kernels.spec import (
     Activation,
     Conv2d,
+    Elementwise,
     Epilogue,
     GlobalAverage,
     LayerNorm,
@@ -138,7 +140,13 @@ class Matcher:
         return self._transformer(var) if self._transformers else None
 
     def _transformer(self, var: Expr) -> Group | None:
-        """Attention, a layer norm or a softmax."""
+        """Attention, a layer norm, a softmax, or a gelu that no product goes before."""
+        gelu = self._activations.begun(var)
+        if gelu is not None:
+            return Group(
+                "activation", Elementwise(shape_of(var) or ()), gelu.x, gelu.members[-1],
+                activation=Activation(gelu.kind), members=list(gelu.members),
+            )  # fmt: skip
         if self._view.op(var) == "nn.softmax":
             found = self._attention.match(var)
             if found is not None:

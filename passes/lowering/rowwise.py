@@ -1,27 +1,16 @@
-"""Find layer norms and softmax."""
+"""Find layer norms, softmax and its logarithm."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.passes.lowering.norms import FoundRows, find_norms
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, shape_of
-
-
-@dataclass(frozen=True)
-class FoundRows:
-    """One operator, the tensors that its kernel reads, and the variables that it replaces.
-
-    The result is the last of `members`.
-    """
-
-    spec: LayerNorm | Softmax
-    operands: tuple[Expr, ...]
-    members: tuple[Expr, ...]
 
 
 class RowwiseMatcher:
@@ -33,19 +22,25 @@ class RowwiseMatcher:
     def match(self, var: Expr) -> FoundRows | None:
         """The operator that a variable begins, or None."""
         name = self._view.op(var)
-        if name == "nn.softmax":
-            return self._softmax(var)
+        if name in ("nn.softmax", "nn.log_softmax"):
+            return self._softmax(var, log=name == "nn.log_softmax")
         if name == "nn.layer_norm":
             return self._layer_norm(var)
-        return None
+        found = self._norms.get(var)
+        return None if found is None or self._view.taken.intersection(found.members) else found
 
-    def _softmax(self, var: Expr) -> FoundRows | None:
+    @cached_property
+    def _norms(self) -> dict[Expr, FoundRows]:
+        """Those that are spelled out, by their first variables."""
+        return {found.members[0]: found for found in find_norms(self._view)}
+
+    def _softmax(self, var: Expr, *, log: bool) -> FoundRows | None:
         (x,), shape = self._view.args(var), shape_of(var)
         if not shape:
             return None
         axis = int(self._view.definitions[var].attrs.axis) % len(shape)
         outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        return FoundRows(Softmax(shape, outer, shape[axis], inner), (x,), (var,))
+        return FoundRows(Softmax(shape, outer, shape[axis], inner, log), (x,), (var,))
 
     def _layer_norm(self, var: Expr) -> FoundRows | None:
         x, scale, shift = self._view.args(var)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy.typing as npt
@@ -86,6 +88,20 @@ class FunctionView:
         if str(value.op.name) == "relax.call_tir":
             return list(value.args[1])
         return list(value.args)
+
+    def ordered(self, variables: Iterable[Expr]) -> tuple[Expr, ...]:
+        """Variables in the order of their definitions."""
+        return tuple(sorted(variables, key=self._places.__getitem__))
+
+    @cached_property
+    def _places(self) -> dict[Expr, int]:
+        return {var: place for place, var in enumerate(self.definitions)}
+
+    def closed(self, members: set[Expr], last: Expr) -> bool:
+        """Whether only members read what they compute, but for the last."""
+        inner = members - {last}
+        read_inside = all(members.issuperset(self.users.get(var, [])) for var in inner)
+        return read_inside and inner.isdisjoint(self.outputs)
 
     def weight(self, expr: Expr) -> npt.NDArray[Any] | None:
         """The real numbers of a constant weight, or None."""

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.kernels.spec import Elementwise, LayerNorm, Softmax
 from tests.support.examples import examples
-from tests.support.kernel_runner import run_operands
+from tests.support.kernel_runner import ACTIVATIONS, activation, run_operands
 
 LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 49, 64, 80, 128, 197, 384, 1000])
 
@@ -22,20 +22,31 @@ LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 49, 64, 80, 128, 197, 384, 1000])
     features=LENGTHS,
     scale=st.booleans(),
     shift=st.booleans(),
+    centred=st.booleans(),
     mean=st.sampled_from([0.0, 50.0]),
     seed=st.integers(0),
 )
 def test_layer_norm_agrees_with_torch(
-    shape: list[int], features: int, scale: bool, shift: bool, mean: float, seed: int
+    shape: list[int],
+    features: int,
+    scale: bool,
+    shift: bool,
+    centred: bool,
+    mean: float,
+    seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
     x = (random.standard_normal((*shape, features)) + mean).astype(np.float32)
     gamma, beta = random.standard_normal((2, features), dtype=np.float32)
     doubles = [torch.from_numpy(a).double() for a in (x, gamma, beta)]
-    expected = functional.layer_norm(
-        doubles[0], (features,), doubles[1] if scale else None, doubles[2] if shift else None, 1e-3
-    ).numpy()
-    spec = LayerNorm(x.shape, features, 1e-3, scale, shift)
+    factor, summand = doubles[1] if scale else None, doubles[2] if shift else None
+    if centred:
+        normal = functional.layer_norm(doubles[0], (features,), factor, summand, 1e-3)
+    else:
+        normal = functional.rms_norm(doubles[0], (features,), factor, 1e-3)
+        normal = normal if summand is None else normal + summand
+    expected = normal.numpy()
+    spec = LayerNorm(x.shape, features, 1e-3, scale, shift, centred)
     operands = [x, *([gamma] if scale else []), *([beta] if shift else [])]
     found = run_operands("layer_norm", spec, operands, x.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -47,25 +58,44 @@ def test_layer_norm_agrees_with_torch(
     length=LENGTHS,
     inner=st.sampled_from([1, 1, 2, 16, 63, 64, 65, 130]),
     spread=st.sampled_from([1.0, 40.0]),
+    log=st.booleans(),
     seed=st.integers(0),
 )
 def test_softmax_agrees_with_torch(
-    outer: int, length: int, inner: int, spread: float, seed: int
+    outer: int, length: int, inner: int, spread: float, log: bool, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     x = random.standard_normal((outer, length, inner), dtype=np.float32) * np.float32(spread)
-    expected = torch.from_numpy(x).double().softmax(1).numpy()
-    found = run_operands("softmax", Softmax(x.shape, outer, length, inner), [x], x.shape)
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
+    given = torch.from_numpy(x).double()
+    expected = (given.log_softmax(1) if log else given.softmax(1)).numpy()
+    found = run_operands("softmax", Softmax(x.shape, outer, length, inner, log), [x], x.shape)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6 if log else 1e-12)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(("length", "inner"), [(50, 1), (50, 3)])
-def test_softmax_treats_what_is_no_number_as_torch_does(length: int, inner: int) -> None:
+def test_softmax_treats_what_is_no_number_as_torch_does(length: int, inner: int, log: bool) -> None:
     x = np.random.default_rng(0).standard_normal((6, length, inner), dtype=np.float32)
     x[0, 4], x[1, 5], x[2, 6], x[3] = np.nan, np.inf, -np.inf, -np.inf
     x[4, ::2] = -np.inf
     x[5] = np.finfo(np.float32).min
-    expected = torch.from_numpy(x).double().softmax(1).numpy()
-    found = run_operands("softmax", Softmax(x.shape, 6, length, inner), [x], x.shape)
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
-    assert math.isnan(found[0, 0, 0]) and found[2, 6, 0] == 0
+    given = torch.from_numpy(x).double()
+    expected = (given.log_softmax(1) if log else given.softmax(1)).numpy()
+    found = run_operands("softmax", Softmax(x.shape, 6, length, inner, log), [x], x.shape)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6 if log else 1e-12)
+    assert math.isnan(found[0, 0, 0]) and found[2, 6, 0] == (-math.inf if log else 0)
+
+
+@examples(10)
+@given(
+    shape=st.lists(st.sampled_from([1, 2, 3, 15, 16, 17, 40, 130]), min_size=1, max_size=3),
+    kind=st.sampled_from(["gelu", "gelu_tanh"]),
+    seed=st.integers(0),
+)
+def test_activations_of_tensors_agree_with_torch(shape: list[int], kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal(shape) * 4).astype(np.float32)
+    x.flat[random.integers(x.size, size=2)] = (np.nan, np.inf)
+    expected = ACTIVATIONS[kind](torch.from_numpy(x).double()).numpy()
+    found = run_operands("activation", Elementwise(x.shape), [x], x.shape, activation(kind))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)

@@ -1,5 +1,6 @@
 """What the Relax lowering fuses into our kernels, from torch and from ONNX."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ ACTIVATIONS: dict[str, tuple[nn.Module, str]] = {
     "hardswish": (nn.Hardswish(), "hard_swish"),
     "hardsigmoid": (nn.Hardsigmoid(), "hard_sigmoid"),
     "gelu": (nn.GELU(), "gelu"),
+    "gelu with a tangent": (nn.GELU(approximate="tanh"), "gelu_tanh"),
 }
 
 
@@ -109,6 +111,49 @@ def match(model: nn.Module, kind: str) -> tuple[list[Group], list[str]]:
     function = simplify(opened.to_relax())["main"]
     matcher = Matcher(function)
     return matcher.groups, matcher.leftovers()
+
+
+TANGENT = math.sqrt(2 / math.pi)
+GELUS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "power": (
+        lambda x: 0.5 * x * (1 + torch.tanh(TANGENT * (x + 0.044715 * torch.pow(x, 3)))),
+        "gelu_tanh",
+    ),
+    "square": (
+        lambda x: 0.5 * x * (1 + torch.tanh(x * 0.79788456 * (1 + 0.044715 * x * x))),
+        "gelu_tanh",
+    ),
+    "half of x": (lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), "gelu"),
+    "half of the gate": (lambda x: x * (0.5 * (1 + torch.erf(x / math.sqrt(2)))), "gelu"),
+    "gate in one": (lambda x: x * (0.5 + 0.5 * torch.erf(x * math.sqrt(0.5))), "gelu"),
+    "other factor": (lambda x: 0.5 * x * (1 + torch.tanh(TANGENT * (x + 0.05 * x**3))), ""),
+    "other gate": (lambda x: x * (0.5 + torch.erf(x * math.sqrt(0.5))), ""),
+}
+
+
+class Gelu(nn.Module):
+    """A function behind a convolution, or behind its transposition."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], apart: bool) -> None:
+        super().__init__()
+        self.conv, self.function, self.apart = nn.Conv2d(8, 8, 1), function, apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return self.function(y.permute(0, 2, 3, 1)).sum(3) if self.apart else self.function(y)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("name", GELUS)
+def test_gelu_is_found_however_it_is_spelled_out(name: str, kind: str) -> None:
+    function, expected = GELUS[name]
+    (group,), leftovers = match(Gelu(function, apart=False), kind)
+    assert str(group.activation) == (expected or "none")
+    assert bool(leftovers) == (not expected)
+    groups, leftovers = match(Gelu(function, apart=True), kind)
+    activations = [str(group.activation) for group in groups if group.op == "activation"]
+    assert activations == ([expected] if expected else [])
+    assert bool(expected) == (leftovers == ["permute_dims", "sum"])
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
@@ -223,7 +268,7 @@ class Leftover(nn.Module):
     """Nothing that a kernel of ours computes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.log_softmax(torch.tanh(x) * x, dim=1)
+        return torch.tanh(x) * x - x.amax(1, keepdim=True)
 
 
 def test_what_is_left_runs_on_all_threads() -> None:
@@ -231,7 +276,7 @@ def test_what_is_left_runs_on_all_threads() -> None:
     opened = open_model(Leftover().eval(), example_inputs=(x,))
     lowered = lower_kernels(simplify(opened.to_relax()), "avx512")
     assert lowered.calls == []
-    assert set(lowered.leftovers) == {"tanh", "multiply", "nn.log_softmax"}
+    assert set(lowered.leftovers) == {"tanh", "multiply", "max", "subtract"}
     script = lower_fallback(lowered.module).script(show_meta=False)
     functions = script.split("@T.prim_func")[1:]
     assert functions and all("T.parallel" in function for function in functions)

@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hard_sigmoid": functional.hardsigmoid,
     "hard_swish": functional.hardswish,
     "gelu": functional.gelu,
+    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
 }
 
 
@@ -129,13 +130,17 @@ def relative_error(found: Array, expected: Array) -> float:
 
 
 def run_operands(
-    op: OpKind, spec: Spec, operands: Sequence[Array], shape: tuple[int, ...]
+    op: OpKind,
+    spec: Spec,
+    operands: Sequence[Array],
+    shape: tuple[int, ...],
+    activation: Activation | None = None,
 ) -> Array:
     """What the kernel for AVX-512 of an operator without weights makes of several tensors.
 
     As `compile_kernel`; its scratch memory starts out as NaN, too.
     """
-    problem = Problem(spec)
+    problem = Problem(spec, Epilogue(activation=activation or Activation()))
     lowered = choose(op, "avx512", problem).kernel.lower(problem)
     library = compile_kernels([lowered], find_target("avx512"))
     ((function, _),) = ready_kernels(library.module, library.kernels, library.arrays)

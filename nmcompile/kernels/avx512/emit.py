@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.spec import Activation
+from nmcompile.kernels.spec import GELU_TANH, Activation
 
 LANES = 16  # float32 lanes of one 512-bit register
 Expr = Any  # TVM ships no type stubs
@@ -240,7 +240,12 @@ def erf(x: Expr) -> Expr:
     return T.Select(x < splat(0.0), splat(0.0) - positive, positive)
 
 
-LONG_ACTIVATIONS = ("gelu", "sigmoid", "silu")  # many instructions: emitted once, in a loop
+LONG_ACTIVATIONS = (
+    "gelu",
+    "gelu_tanh",
+    "sigmoid",
+    "silu",
+)  # many instructions: emitted once, in a loop
 
 
 def split_activation(activation: Activation) -> tuple[Activation, Activation]:
@@ -283,6 +288,10 @@ def activate(value: Expr, activation: Activation) -> Expr:
         return gate if kind == "hard_sigmoid" else x * gate
     if kind == "gelu":
         return x * splat(0.5) * (splat(1.0) + erf(x * splat(math.sqrt(0.5))))
+    if kind == "gelu_tanh":
+        # (1 + tanh(u)) / 2 is 1 / (1 + e^-2u), which loses nothing where tanh(u) is close to -1.
+        cubic = splat(-GELU_TANH[0]) + x * x * splat(-GELU_TANH[1])
+        return x / T.bind(splat(1.0) + exp(x * splat(2.0) * cubic))
     if kind in ("sigmoid", "silu"):
         denominator = T.bind(splat(1.0) + exp(splat(0.0) - x))
         return (x if kind == "silu" else splat(1.0)) / denominator

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.prim_func import Buffer, Expr
-from nmcompile.kernels.spec import Activation
+from nmcompile.kernels.spec import GELU_TANH, Activation
 
 _PACK = """
 __forceinline__ __device__ uint32_t nmc_pack_half2(float low, float high) {
@@ -223,6 +223,9 @@ def activate(value: Expr, activation: Activation) -> Expr:
         return gate if kind == "hard_sigmoid" else x * gate
     if kind == "gelu":
         return x * T.float32(0.5) * (one + T.erf(x * T.float32(math.sqrt(0.5))))
+    if kind == "gelu_tanh":
+        cubic = T.float32(-2.0 * GELU_TANH[0]) + x * x * T.float32(-2.0 * GELU_TANH[1])
+        return x / (one + T.exp(x * cubic))
     if kind in ("sigmoid", "silu"):
         return (x if kind == "silu" else one) / (one + T.exp(zero - x))
     raise ValueError(f"unknown activation {kind}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmcompile.kernels.spec import GELU_TANH
 from nmcompile.passes.lowering.integers.values import Quantised, QuantisedView
 from nmcompile.passes.lowering.view import Expr, constant, shape_of
 
@@ -27,6 +28,9 @@ _UNARY: dict[str, Callable[[Floats], Any]] = {
     "sigmoid": _sigmoid,
     "nn.silu": lambda x: x * _sigmoid(x),
     "nn.gelu": lambda x: x * np.float32(0.5) * (1 + _erf(x * np.float32(math.sqrt(0.5)))),
+    "nn.gelu_tanh": lambda x: (
+        x * np.float32(0.5) * (1 + np.tanh(GELU_TANH[0] * x + GELU_TANH[1] * x**3))
+    ),
     "tanh": np.tanh,
     "erf": _erf,
     "exp": np.exp,

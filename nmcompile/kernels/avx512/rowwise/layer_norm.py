@@ -1,4 +1,4 @@
-"""Layer norm: (x - mean) / sqrt(variance + epsilon), times a scale, plus a shift."""
+"""Layer norm: (x - mean) / sqrt(variance + epsilon), times a scale, plus a shift; RMS norm."""
 
 from __future__ import annotations
 
@@ -38,14 +38,17 @@ def emit_layer_norm(name: str, spec: LayerNorm) -> Any:
         x, out = func.flat(x), func.flat(out)
         with T.parallel(0, rows) as row:
             start = T.bind(row * length)
-            mean = T.bind(_mean(length, lambda at, active: load(x, start + at, active)))
+            mean = None
+            if spec.centred:
+                mean = T.bind(_mean(length, lambda at, active: load(x, start + at, active)))
 
             def centred(at: Expr, active: int) -> Expr:
-                return T.bind(load(x, start + at, active) + mean * splat(-1.0))
+                value = T.bind(load(x, start + at, active))
+                return value if mean is None else T.bind(value + mean * splat(-1.0))
 
             def square(at: Expr, active: int) -> Expr:
                 value = centred(at, active)
-                if active < LANES:
+                if active < LANES and mean is not None:
                     value = T.bind(T.Select(first_lanes(active), value, splat(0.0)))
                 return value * value
 

@@ -1,9 +1,10 @@
-"""Softmax along one axis: the last one, or one with others behind it."""
+"""Softmax, or its logarithm, along one axis: the last one, or one with others behind it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import (
@@ -34,17 +35,18 @@ def emit_softmax(name: str, spec: Softmax) -> Any:
         x, out = func.flat(x), func.flat(out)
         if spec.inner == 1:
             with T.parallel(0, spec.outer) as row:
-                _row(spec.length, x, out, T.bind(row * spec.length))
+                _row(spec, x, out, T.bind(row * spec.length))
         else:
             _columns(spec, x, out)
     return func.result()
 
 
-def _row(length: int, x: Buffer, out: Buffer, start: Expr) -> None:
+def _row(spec: Softmax, x: Buffer, out: Buffer, start: Expr) -> None:
     """One row of consecutive numbers.
 
     NaN is left out of the maximum, and makes a NaN of its own exponential, and so of the sum.
     """
+    length = spec.length
     best = T.alloc_buffer((AT_ONCE * LANES,), scope="local")
     sums = T.alloc_buffer((AT_ONCE * LANES,), scope="local")
     places = [lanes(lane * LANES) for lane in range(AT_ONCE)]
@@ -68,19 +70,28 @@ def _row(length: int, x: Buffer, out: Buffer, start: Expr) -> None:
 
     def power(at: Expr, lane: int, active: int) -> None:
         weight = T.bind(exp_below(T.bind(value(at, active) + top * splat(-1.0))))
-        store(out, start + at, weight, active)
+        if not spec.log:
+            store(out, start + at, weight, active)
         if active < LANES:
             weight = T.Select(first_lanes(active), weight, splat(0.0))
         T.buffer_store(sums, sums[places[lane]] + weight, [places[lane]])
 
     sweep(length, power)
     total = T.bind((sums[places[0]] + sums[places[1]]) + (sums[places[2]] + sums[places[3]]))
-    inverse = T.bind(splat(1.0) / over_lanes(total, lambda a, b: a + b))
+    total = over_lanes(total, lambda a, b: a + b)
+    if spec.log:
+        logarithm = T.bind(splat(tirx.op.log(T.Shuffle([total], [0]))))
+    else:
+        inverse = T.bind(splat(1.0) / total)
 
-    def scale(at: Expr, lane: int, active: int) -> None:
-        store(out, start + at, load(out, start + at, active) * inverse, active)
+    def finish(at: Expr, lane: int, active: int) -> None:
+        if spec.log:
+            value = (load(x, start + at, active) - top) - logarithm
+        else:
+            value = load(out, start + at, active) * inverse
+        store(out, start + at, value, active)
 
-    sweep(length, scale)
+    sweep(length, finish)
 
 
 def _columns(spec: Softmax, x: Buffer, out: Buffer) -> None:
@@ -107,14 +118,20 @@ def _columns(spec: Softmax, x: Buffer, out: Buffer) -> None:
                 at = T.bind(start + k * spec.inner + v * LANES)
                 weight = exp_below(T.bind(load(x, at, active) + best[places[v]] * splat(-1.0)))
                 weight = T.bind(weight)
-                store(out, at, weight, active)
+                if not spec.log:
+                    store(out, at, weight, active)
                 T.buffer_store(sums, sums[places[v]] + weight, [places[v]])
         for place in places:
-            T.buffer_store(sums, splat(1.0) / sums[place], [place])
+            value = tirx.op.log(sums[place]) if spec.log else splat(1.0) / sums[place]
+            T.buffer_store(sums, value, [place])
         with T.serial(0, spec.length) as k:
             for v, active in enumerate(actives):
                 at = T.bind(start + k * spec.inner + v * LANES)
-                store(out, at, load(out, at, active) * sums[places[v]], active)
+                if spec.log:
+                    value = (load(x, at, active) - best[places[v]]) - sums[places[v]]
+                else:
+                    value = load(out, at, active) * sums[places[v]]
+                store(out, at, value, active)
 
     with T.parallel(0, spec.outer * blocks) as item:
         outer, column = T.bind(item // blocks), T.bind(item % blocks)
