@@ -118,3 +118,10 @@ def bert_small() -> nn.Module:
         hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048
     )
     return _Tokens(transformers.BertModel(config))
+
+
+def bert_base() -> nn.Module:
+    """An encoder of BERT-base's size (12 layers of 768), over the embeddings of its tokens."""
+    import transformers
+
+    return _Tokens(transformers.BertModel(transformers.BertConfig()))
