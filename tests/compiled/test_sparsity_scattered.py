@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nmcompile.kernels.catalog import CATALOG, Kernel
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Conv2d, Epilogue
+from nmcompile.kernels.spec import Conv2d, Epilogue, Linear
 from nmcompile.sparsity import OneByN, Unstructured, check, detect, project, stored_share
 from nmcompile.sparsity.scattered import scattered_order
 from tests.support.examples import examples
@@ -97,7 +97,11 @@ def test_filters_that_are_zero_alone_make_no_blocks() -> None:
     assert scattered_order(weight != 0, 16) is None
 
 
-ROWS = [row for row in CATALOG if "one_by_n" in row.name and row.dtype == "float32"]
+ROWS = [
+    row
+    for row in CATALOG
+    if "one_by_n" in row.name and (row.op, row.dtype) == ("conv2d", "float32")
+]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,27 @@ def test_kernels_write_every_filter_to_its_channel(
     for candidate in row.configs(problem)[:2]:
         found = run_kernel(row, problem, x, residual, candidate.config)
         assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("outputs", "rows"), [(96, 40), (200, 3)])
+def test_products_write_every_output_to_its_place(outputs: int, rows: int) -> None:
+    weight = rearranged((outputs, 64, 1, 1), 16, 0.4, 2)[:, :, 0, 0]
+    detection = detect(weight)
+    assert detection.pattern == OneByN(16) and detection.order is not None
+    rng = np.random.default_rng(3)
+    bias = rng.standard_normal(outputs).astype(np.float32)
+    linear = Linear((rows,), 64, outputs)
+    problem = Problem(linear, Epilogue(True, True, activation("relu")), weight, bias, detection)
+    x = rng.standard_normal((rows, 64)).astype(np.float32)
+    residual = rng.standard_normal((rows, outputs)).astype(np.float32)
+    expected = reference(problem, x, residual)
+    able = [row for row in CATALOG if (row.op, row.dtype) == ("linear", "float32") and row.sparse]
+    able = [row for row in able if row.refuse(problem) is None]
+    assert able
+    for row in able:
+        for candidate in row.configs(problem)[:2]:
+            found = run_kernel(row, problem, x, residual, candidate.config)
+            assert relative_error(found, expected) < 1e-5
 
 
 def test_chunks_of_equal_work_keep_the_channels_of_scattered_lists() -> None:
