@@ -185,17 +185,21 @@ class _Planner:
             assert weight is not None
             counted = np.nan_to_num(numbers) != 0
             columns, factors = reading.columns(gone)[counted], numbers[counted]
-            if not weight[:, columns].any():
+            rows = axis_order(self.plan.spaces.outputs[name], self.plan.kept)
+            rows = np.arange(len(weight)) if rows is None else rows  # others have no sums
+            read = weight[rows][:, columns].astype(np.float64)
+            if not read.any():
                 continue
-            read = np.moveaxis(weight[:, columns].astype(np.float64), 1, -1) * factors
+            read = np.moveaxis(read, 1, -1) * factors
             weight = weight.astype(np.float64)
             weight[:, columns] = 0
             if reading.padded:
                 assert bearer is not None
                 place = int(reading.columns(np.array([bearer]))[0, 0])
-                weight[:, place] += read.sum(-1) / reading.numbers[bearer, 0]
+                weight[rows, place] += read.sum(-1) / reading.numbers[bearer, 0]
             else:
-                added = read.reshape(len(weight), -1).sum(1)
+                added = np.zeros(len(weight))
+                added[rows] = read.reshape(len(rows), -1).sum(1)
                 bias = added if bias is None else bias + added
             folded[name] = weight, bias
         return folded

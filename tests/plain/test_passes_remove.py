@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -106,6 +106,7 @@ def test_zero_filters_go_and_the_function_stays(name: str, kind: str) -> None:
     kind=st.sampled_from(KINDS),
     columns=st.sampled_from([0.0, 0.3]),
 )
+@example(seed=453, kind="torch", columns=0.3)  # only filters that go need what is constant
 def test_random_networks_keep_their_function(seed: int, kind: str, columns: float) -> None:
     model = kill(Random(seed).eval(), seed, 0.5, columns)
     removed(opened(model, kind), model)
