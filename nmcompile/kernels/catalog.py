@@ -245,14 +245,14 @@ CATALOG: tuple[Kernel, ...] = (
     ),
     Kernel(
         "linear_f32_one_by_n__avx512", "linear", "avx512", "float32", True,
-        panel.refuse_linear_one_by_n, contest.decline_linear_one_by_n,
-        panel.linear_one_by_n_configs, panel.lower_panel_linear,
+        panel.refuse_one_by_n, contest.decline_linear_one_by_n,
+        panel.one_by_n_configs, panel.lower_panel,
         packed_as=panel.panel_packed_as,
     ),
     Kernel(
         "linear_f32_nm__avx512", "linear", "avx512", "float32", True,
         panel.refuse_nm, contest.decline_linear_nm,
-        panel.linear_nm_configs, panel.lower_panel_linear, "load", panel.panel_packed_as,
+        panel.nm_configs, panel.lower_panel, "load", panel.panel_packed_as,
     ),
     Kernel(
         "linear_f32_dense__avx512", "linear", "avx512", "float32", False,

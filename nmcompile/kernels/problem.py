@@ -69,14 +69,8 @@ class Problem:
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What a float32 kernel with weights reads and writes: NCHW, or rows of features."""
-        spec = self.spec
-        if isinstance(spec, Linear):
-            return (*spec.lead, spec.in_features), (*spec.lead, spec.out_features)
-        conv = self.conv
-        return (
-            (conv.batch, conv.in_channels, conv.in_height, conv.in_width),
-            (conv.batch, conv.out_channels, conv.out_height, conv.out_width),
-        )
+        assert isinstance(self.spec, Conv2d | Linear)
+        return self.spec.shapes
 
     @property
     def bytes_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -94,6 +88,18 @@ class Problem:
         """The geometry of a convolution."""
         assert isinstance(self.spec, Conv2d)
         return self.spec
+
+    @property
+    def as_conv(self) -> Conv2d:
+        """The convolution that it is: a matrix product has a 1x1 one over its rows."""
+        return self.spec.as_conv if isinstance(self.spec, Linear) else self.conv
+
+    @property
+    def oihw(self) -> npt.NDArray[Any]:
+        """The weight of a convolution, or of a matrix product as one of 1x1."""
+        weight = self.weight
+        assert weight is not None
+        return weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,14 @@ class Conv2d:
         return (self.in_width + left + right - span) // self.stride[1] + 1
 
     @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Those of input and output, NCHW."""
+        return (
+            (self.batch, self.in_channels, self.in_height, self.in_width),
+            (self.batch, self.out_channels, self.out_height, self.out_width),
+        )
+
+    @property
     def out_pixels(self) -> int:
         """Pixels of one output channel of one image."""
         return self.out_height * self.out_width
@@ -163,6 +171,16 @@ class Linear:
     def rows(self) -> int:
         """Vectors multiplied by the weights in one call."""
         return math.prod(self.lead)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Those of input and output."""
+        return (*self.lead, self.in_features), (*self.lead, self.out_features)
+
+    @property
+    def as_conv(self) -> Conv2d:
+        """The 1x1 convolution that it is, its rows as the pixels of one image."""
+        return Conv2d(1, self.in_features, 1, self.rows, self.out_features, (1, 1))
 
     @property
     def macs(self) -> int:

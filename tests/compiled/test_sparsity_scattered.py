@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nmcompile.kernels.catalog import CATALOG, Kernel
+from nmcompile.kernels.catalog import CATALOG, Kernel, choose
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, Linear
 from nmcompile.sparsity import OneByN, Unstructured, check, detect, project, stored_share
@@ -128,21 +128,24 @@ def test_kernels_write_every_filter_to_its_channel(
         assert relative_error(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize(("outputs", "rows"), [(96, 40), (200, 3)])
-def test_products_write_every_output_to_its_place(outputs: int, rows: int) -> None:
-    weight = rearranged((outputs, 64, 1, 1), 16, 0.4, 2)[:, :, 0, 0]
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "rows"), [(64, 96, 40), (64, 200, 3), (256, 256, 1), (384, 1536, 197)]
+)
+def test_products_write_every_output_to_its_place(inputs: int, outputs: int, rows: int) -> None:
+    weight = rearranged((outputs, inputs, 1, 1), 16, 0.4, 2)[:, :, 0, 0]
     detection = detect(weight)
     assert detection.pattern == OneByN(16) and detection.order is not None
     rng = np.random.default_rng(3)
     bias = rng.standard_normal(outputs).astype(np.float32)
-    linear = Linear((rows,), 64, outputs)
+    linear = Linear((rows,), inputs, outputs)
     problem = Problem(linear, Epilogue(True, True, activation("relu")), weight, bias, detection)
-    x = rng.standard_normal((rows, 64)).astype(np.float32)
+    x = rng.standard_normal((rows, inputs)).astype(np.float32)
     residual = rng.standard_normal((rows, outputs)).astype(np.float32)
     expected = reference(problem, x, residual)
     able = [row for row in CATALOG if (row.op, row.dtype) == ("linear", "float32") and row.sparse]
     able = [row for row in able if row.refuse(problem) is None]
     assert able
+    assert choose("linear", "avx512", problem).kernel.op == "linear"
     for row in able:
         for candidate in row.configs(problem)[:2]:
             found = run_kernel(row, problem, x, residual, candidate.config)

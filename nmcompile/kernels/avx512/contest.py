@@ -7,13 +7,7 @@ against another. Every verdict is None or a sentence for the user.
 from __future__ import annotations
 
 from nmcompile.kernels.avx512.lanes import rows as lanes
-from nmcompile.kernels.avx512.panel.rows import (
-    dense_configs,
-    linear_nm_configs,
-    linear_one_by_n_configs,
-    nm_configs,
-    one_by_n_configs,
-)
+from nmcompile.kernels.avx512.panel.rows import dense_configs, nm_configs, one_by_n_configs
 from nmcompile.kernels.avx512.winograd.rows import (
     refuse_winograd,
     winograd_dense_configs,
@@ -55,25 +49,25 @@ def decline_winograd_one_by_n(problem: Problem) -> str | None:
 def decline_lanes_one_by_n(problem: Problem) -> str | None:
     """Above break-even, or where another kernel is expected to be faster."""
     return decline_linear_one_by_n(problem, lanes.one_by_n_configs) or decline_slower(
-        problem, lanes.one_by_n_configs, linear_one_by_n_configs, "the kernel over panels"
+        problem, lanes.one_by_n_configs, one_by_n_configs, "the kernel over panels"
     )
 
 
 def decline_lanes_nm(problem: Problem) -> str | None:
     """The same."""
     return decline_linear_nm(problem, lanes.nm_configs) or decline_slower(
-        problem, lanes.nm_configs, linear_nm_configs, "the kernel over panels"
+        problem, lanes.nm_configs, nm_configs, "the kernel over panels"
     )
 
 
-def decline_linear_one_by_n(problem: Problem, own: Configs = linear_one_by_n_configs) -> str | None:
+def decline_linear_one_by_n(problem: Problem, own: Configs = one_by_n_configs) -> str | None:
     """Above break-even, or where all weights are expected to be faster."""
     return _decline_density(problem, "1xN", ONE_BY_N_BREAK_EVEN) or decline_slower(
         problem, own, lanes.dense_configs, "the dense kernel"
     )
 
 
-def decline_linear_nm(problem: Problem, own: Configs = linear_nm_configs) -> str | None:
+def decline_linear_nm(problem: Problem, own: Configs = nm_configs) -> str | None:
     """The same."""
     return _decline_density(problem, "N:M or unstructured", NM_BREAK_EVEN) or decline_slower(
         problem, own, lanes.dense_configs, "the dense kernel"

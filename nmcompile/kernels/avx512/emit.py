@@ -90,6 +90,18 @@ def narrow(value: Expr, width: int) -> Expr:
     return value if width == LANES else T.Shuffle([value], list(range(width)))
 
 
+def either(condition: Expr, differs: bool, one: Callable[[bool], None]) -> None:
+    """What `one` emits for the last of something, and for the others if it differs."""
+    if not differs:
+        one(True)
+        return
+    with T.If(condition):
+        with T.Then():
+            one(True)
+        with T.Else():
+            one(False)
+
+
 def transpose(rows: Sequence[Expr]) -> list[Expr]:
     """The columns of 16 vectors of 16 floats, as vectors: 64 shuffles.
 

@@ -19,11 +19,9 @@ from nmcompile.kernels.spec import Conv2d, Linear
 @functools.lru_cache(maxsize=4)
 def brain_layer(problem: Problem) -> Layer:
     """The layer of a problem of bfloat16."""
-    spec, weight, epilogue = problem.spec, problem.weight, problem.epilogue
-    assert weight is not None
+    spec, weight, epilogue = problem.spec, problem.oihw, problem.epilogue
     if isinstance(spec, Linear):  # its rows are images of one pixel
         conv = Conv2d(spec.rows, spec.in_features, 1, 1, spec.out_features, (1, 1))
-        weight = weight.reshape(*weight.shape, 1, 1)
     else:
         conv = problem.conv
     inputs, outputs = padded(conv.in_channels), padded(conv.out_channels)

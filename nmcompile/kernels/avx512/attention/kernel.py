@@ -22,12 +22,12 @@ from nmcompile.kernels.avx512.emit import (
     exp_below,
     extreme,
     first_lanes,
-    lanes,
     load,
     over_lanes,
     splat,
     store,
 )
+from nmcompile.kernels.avx512.sums import Sums
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Attention
 
@@ -120,9 +120,10 @@ class _QueryBlock:
         """Scores of a tile of rows and a tile of keys."""
         spec, count, width = self._spec, self._plan.rows, tile.width
         query, row = self._given[spec.q.operand], self._first_row(rows)
-        acc = T.alloc_buffer((count * width * LANES,), scope="local")
-        for place in range(count * width):
-            T.buffer_store(acc, splat(0.0), [lanes(place * LANES)])
+        sums = Sums(count, width)
+        for r in range(count):
+            for v in range(width):
+                sums.set(r, v, splat(0.0))
         keys = T.bind(self._keys + (first + tile.first) * (spec.size * LANES))
         base = T.bind(self._q + row * spec.q.token)
         with T.serial(0, spec.size) as feature:
@@ -134,12 +135,11 @@ class _QueryBlock:
                 at = base + r * spec.q.token + feature * spec.q.feature
                 scalar = T.bind(splat(query[at]))
                 for v in range(width):
-                    place = lanes((r * width + v) * LANES)
-                    T.buffer_store(acc, acc[place] + scalar * loaded[v], [place])
+                    sums.add(r, v, scalar * loaded[v])
         for r in range(count):
             for v in range(width):
                 at = (rows * count + r) * self._pitch + (tile.first + v) * LANES
-                store(self._scores, at, acc[lanes((r * width + v) * LANES)])
+                store(self._scores, at, sums.get(r, v))
 
     def _weigh(
         self, first: Expr, keys: int, rows: Expr, row: Expr, r: Expr, factors: Buffer | None
@@ -194,18 +194,17 @@ class _QueryBlock:
     ) -> None:
         """Add the weighted values: `width` vectors of features from `start` on."""
         plan, count = self._plan, self._plan.rows
-        acc = T.alloc_buffer((count * width * LANES,), scope="local")
-        all_vectors = plan.value_vectors
+        sums, all_vectors = Sums(count, width), plan.value_vectors
 
-        def sums(r: int, v: int) -> Expr:
+        def resting(r: int, v: int) -> Expr:
             return ((rows * count + r) * all_vectors + start + v) * LANES
 
         for r in range(count):
             for v in range(width):
                 value: Expr = splat(0.0)
                 if factors is not None:
-                    value = load(self._sums, sums(r, v)) * load(factors, r * LANES)
-                T.buffer_store(acc, value, [lanes((r * width + v) * LANES)])
+                    value = load(self._sums, resting(r, v)) * load(factors, r * LANES)
+                sums.set(r, v, value)
         values = T.bind(self._values + (first * (LANES * all_vectors) + start) * LANES)
         weights = T.bind(rows * (count * self._pitch))
         with T.serial(0, keys) as key:
@@ -216,11 +215,10 @@ class _QueryBlock:
             for r in range(count):
                 scalar = T.bind(splat(self._scores[weights + r * self._pitch + key]))
                 for v in range(width):
-                    place = lanes((r * width + v) * LANES)
-                    T.buffer_store(acc, acc[place] + scalar * loaded[v], [place])
+                    sums.add(r, v, scalar * loaded[v])
         for r in range(count):
             for v in range(width):
-                store(self._sums, sums(r, v), acc[lanes((r * width + v) * LANES)])
+                store(self._sums, resting(r, v), sums.get(r, v))
 
     def _finish(self, rows: Expr) -> None:
         """Divide by the sum of the weights, and write what no tile before has written."""

@@ -10,7 +10,8 @@ from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, splat
 from nmcompile.kernels.avx512.lanes.config import LanesConfig
-from nmcompile.kernels.avx512.lanes.product import ProductEmitter, Sums
+from nmcompile.kernels.avx512.lanes.product import ProductEmitter
+from nmcompile.kernels.avx512.sums import Sums
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Epilogue, Linear
 

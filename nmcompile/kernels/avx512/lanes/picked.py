@@ -25,7 +25,8 @@ from nmcompile.kernels.avx512.emit import (
     splat,
 )
 from nmcompile.kernels.avx512.lanes.config import QUARTER, LanesConfig, Picking
-from nmcompile.kernels.avx512.lanes.product import ProductEmitter, Sums
+from nmcompile.kernels.avx512.lanes.product import ProductEmitter
+from nmcompile.kernels.avx512.sums import Sums
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Epilogue, Linear
 
@@ -43,7 +44,7 @@ def pack_picked(
     padded = np.zeros((panels * config.width, words * span), np.float32)
     padded[:outputs, :inputs] = weight
     groups = padded.reshape(len(padded), -1, picking.m)
-    # The n largest of each group, zeros among them where fewer are left.
+    # The first n of each group that are not zero, zeros among them where fewer are left.
     kept = np.sort(np.argsort(groups == 0, axis=2, kind="stable")[:, :, : picking.n], axis=2)
     values = np.take_along_axis(groups, kept, axis=2)
     first = np.arange(groups.shape[1])[:, None] * picking.m

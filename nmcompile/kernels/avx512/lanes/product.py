@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -14,7 +13,7 @@ from nmcompile.kernels.avx512.emit import (
     Expr,
     activate,
     activate_in_place,
-    lanes,
+    either,
     load,
     splat,
     split_activation,
@@ -22,31 +21,9 @@ from nmcompile.kernels.avx512.emit import (
 )
 from nmcompile.kernels.avx512.lanes.config import LanesConfig
 from nmcompile.kernels.avx512.lanes.tiling import steps_of
+from nmcompile.kernels.avx512.sums import Sums
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Epilogue, Linear
-
-
-class Sums:
-    """Registers for rows x vectors of 16 outputs."""
-
-    def __init__(self, rows: int, vectors: int) -> None:
-        self.rows, self.vectors = rows, vectors
-        self._buffer = T.alloc_buffer((rows * vectors * LANES,), scope="local")
-
-    def _at(self, r: int, v: int) -> Expr:
-        return lanes((r * self.vectors + v) * LANES)
-
-    def get(self, r: int, v: int) -> Expr:
-        """Outputs of vector v of row r."""
-        return self._buffer[self._at(r, v)]
-
-    def set(self, r: int, v: int, value: Expr) -> None:
-        """Replace them."""
-        T.buffer_store(self._buffer, value, [self._at(r, v)])
-
-    def add(self, r: int, v: int, product: Expr) -> None:
-        """Add to them."""
-        self.set(r, v, self.get(r, v) + product)
 
 
 class ProductEmitter(ABC):
@@ -72,14 +49,14 @@ class ProductEmitter(ABC):
         linear, config, panels = self.linear, self.config, self.panels
         steps = steps_of(linear.rows, config.rows)
         last = linear.out_features - (panels - 1) * config.width
+        x_shape, out_shape = linear.shapes
         with PrimFuncBuilder(name) as func:
-            x = func.tensor("x", (*linear.lead, linear.in_features))
+            x = func.tensor("x", x_shape)
             self.declare(func)
             self._bias = None
             if self.epilogue.bias:
                 self._bias = func.tensor("bias", (panels * config.width,))
-            shape = (*linear.lead, linear.out_features)
-            self._residual, self._out = func.output(shape, self.epilogue)
+            self._residual, self._out = func.output(out_shape, self.epilogue)
             self._x = func.flat(x)
             with T.parallel(0, panels * len(steps)) as item:
                 panel, step = T.bind(item // len(steps)), T.bind(item % len(steps))
@@ -87,7 +64,7 @@ class ProductEmitter(ABC):
 
                 def rows_of(final: bool) -> None:
                     rows = steps[-1] if final else steps[0]
-                    _either(
+                    either(
                         panel == panels - 1,
                         last != config.width and panels > 1,
                         lambda final: self._block(
@@ -95,7 +72,7 @@ class ProductEmitter(ABC):
                         ),
                     )
 
-                _either(step == len(steps) - 1, steps[-1] != steps[0], rows_of)
+                either(step == len(steps) - 1, steps[-1] != steps[0], rows_of)
         return func.result()
 
     def _block(self, panel: Expr, row: Expr, rows: int, features: int) -> None:
@@ -121,15 +98,3 @@ class ProductEmitter(ABC):
         if later.kind != "none":
             with T.serial(0, rows) as r:
                 activate_in_place(self._out, (row + r) * pitch + panel * width, features, later)
-
-
-def _either(condition: Expr, differs: bool, one: Callable[[bool], None]) -> None:
-    """What `one` emits for the last of something, and for the others if it differs."""
-    if not differs:
-        one(True)
-        return
-    with T.If(condition):
-        with T.Then():
-            one(True)
-        with T.Else():
-            one(False)

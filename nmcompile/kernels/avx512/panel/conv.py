@@ -93,11 +93,7 @@ class PanelEmitter:
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Those of x and out."""
-        conv = self.conv
-        return (
-            (conv.batch, conv.in_channels, conv.in_height, conv.in_width),
-            (conv.batch, conv.out_channels, conv.out_height, conv.out_width),
-        )
+        return self.conv.shapes
 
     def emit(self, name: str) -> Any:
         """The function."""

@@ -30,12 +30,7 @@ from nmcompile.kernels.avx512.emit import (
 from nmcompile.kernels.avx512.panel.accumulators import Accumulators, Destination
 from nmcompile.kernels.avx512.panel.config import PackedSizes, Panel, PanelConfig
 from nmcompile.kernels.avx512.panel.conv import PanelEmitter, Step, Tile
-from nmcompile.kernels.spec import Conv2d, Epilogue, Linear
-
-
-def conv_of(linear: Linear) -> Conv2d:
-    """The convolution that a matrix product is, its rows as the pixels of one image."""
-    return Conv2d(1, linear.in_features, 1, linear.rows, linear.out_features, (1, 1))
+from nmcompile.kernels.spec import Epilogue, Linear
 
 
 def emit_panel_linear(
@@ -91,7 +86,7 @@ class _LinearEmitter(PanelEmitter):
     def __init__(
         self, linear: Linear, epilogue: Epilogue, config: PanelConfig, sizes: PackedSizes
     ) -> None:
-        super().__init__(conv_of(linear), epilogue, config, sizes)
+        super().__init__(linear.as_conv, epilogue, config, sizes)
         self._linear = linear
         self._early = writes_early(config, sizes.scattered)
         # Of one chunk: its outputs follow each other.
@@ -103,8 +98,7 @@ class _LinearEmitter(PanelEmitter):
         return False
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        lead = self._linear.lead
-        return (*lead, self._linear.in_features), (*lead, self._linear.out_features)
+        return self._linear.shapes
 
     def read(self, x: Buffer) -> None:
         whole = self.config.block_channels % LANES == self._linear.in_features % LANES == 0

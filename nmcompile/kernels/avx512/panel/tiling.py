@@ -117,11 +117,22 @@ def time_of(tiles: Sequence[float], repeats: int, threads: int) -> float:
 
 @cached_per_cores
 def shared_configs(
-    conv: Conv2d, list_outputs: int, density: float, dense: bool, product: bool = False
+    conv: Conv2d,
+    list_outputs: int,
+    density: float,
+    dense: bool,
+    product: bool = False,
+    whole: bool = False,
 ) -> tuple[Candidate, ...]:
     """Tiles for lists shared by `list_outputs` channels (1xN) or for all rows (dense), ranked.
 
-    `product`: of a matrix product, whose pixels are rows of features.
+    Args:
+        conv: the convolution.
+        list_outputs: channels that share a list.
+        density: of the weights.
+        dense: whether there are no lists.
+        product: of a matrix product, whose pixels are rows of features.
+        whole: whether all output channels have to be in one part.
     """
     found: list[Candidate] = []
     threads = cores()
@@ -132,7 +143,8 @@ def shared_configs(
             if not _fit_registers(outputs, kinds):
                 continue
             config = _shared_config(conv, tile, outputs, list_outputs, density, dense)
-            for chunks in chunk_choices(conv, config.chunks, LEAST_OUTPUTS):
+            few = chunk_choices(conv, config.chunks, LEAST_OUTPUTS)
+            for chunks in (1,) if whole else few:
                 split = replace(config, chunks=chunks)
                 found.append(_shared_candidate(conv, split, kinds, density, threads, product))
         outputs = outputs // 2 if outputs % 2 == 0 else 0
@@ -141,7 +153,7 @@ def shared_configs(
 
 
 def shared_packed_as(
-    conv: Conv2d, packed: PanelConfig, density: float, product: bool = False
+    conv: Conv2d, packed: PanelConfig, density: float, product: bool
 ) -> Sequence[Candidate]:
     """Tiles for weights that are packed as for `packed`, ranked."""
     found = []
@@ -282,7 +294,7 @@ def own_configs(
 
 
 def own_packed_as(
-    conv: Conv2d, packed: PanelConfig, density: float, product: bool = False
+    conv: Conv2d, packed: PanelConfig, density: float, product: bool
 ) -> Sequence[Candidate]:
     """Tiles for weights that are packed as for `packed`, ranked."""
     found = []

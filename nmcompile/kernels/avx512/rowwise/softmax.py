@@ -11,6 +11,7 @@ from nmcompile.kernels.avx512.emit import (
     LANES,
     Buffer,
     Expr,
+    either,
     exp_below,
     extreme,
     first_lanes,
@@ -135,11 +136,8 @@ def _columns(spec: Softmax, x: Buffer, out: Buffer) -> None:
 
     with T.parallel(0, spec.outer * blocks) as item:
         outer, column = T.bind(item // blocks), T.bind(item % blocks)
-        if last == wide or blocks == 1:
-            block(outer, column, last)
-        else:
-            with T.If(column < blocks - 1):
-                with T.Then():
-                    block(outer, column, wide)
-                with T.Else():
-                    block(outer, column, last)
+        either(
+            column == blocks - 1,
+            last != wide and blocks > 1,
+            lambda final: block(outer, column, last if final else wide),
+        )

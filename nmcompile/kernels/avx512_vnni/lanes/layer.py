@@ -16,7 +16,7 @@ from nmcompile.kernels.avx512_vnni.lanes.packing import positions_of
 from nmcompile.kernels.avx512_vnni.lanes.reading import unstrided
 from nmcompile.kernels.integers import whole_offset
 from nmcompile.kernels.problem import Array, Problem
-from nmcompile.kernels.spec import Conv2d, Linear
+from nmcompile.kernels.spec import Conv2d
 from nmcompile.sparsity import OneByN
 
 SHORT = 12  # output pixels
@@ -65,25 +65,10 @@ def list_outputs_of(problem: Problem) -> int:
     return pattern.n if isinstance(pattern, OneByN) else 0
 
 
-def conv_of(problem: Problem) -> Conv2d:
-    """The convolution that a problem is: a matrix product has a 1x1 one over its rows."""
-    spec = problem.spec
-    if isinstance(spec, Linear):
-        return Conv2d(1, spec.in_features, 1, spec.rows, spec.out_features, (1, 1))
-    return problem.conv
-
-
-def oihw(problem: Problem) -> npt.NDArray[np.int8]:
-    """The weight of a convolution, or of a matrix product as one of 1x1."""
-    weight = problem.weight
-    assert weight is not None
-    return weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
-
-
 @functools.lru_cache(maxsize=4)
 def integer_layer(problem: Problem) -> Layer:
     """The layer of a problem of int8."""
-    integers, conv, weight = problem.integers, conv_of(problem), oihw(problem)
+    integers, conv, weight = problem.integers, problem.as_conv, problem.oihw
     assert integers is not None
     outputs = padded_outputs(conv.out_channels)
     offset, scale = np.zeros(outputs, np.int32), np.zeros(outputs, np.float32)

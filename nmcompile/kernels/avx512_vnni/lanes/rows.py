@@ -17,7 +17,7 @@ from nmcompile.kernels.avx512_vnni.emit import QUAD
 from nmcompile.kernels.avx512_vnni.lanes.config import LanesConfig, OutputGroups
 from nmcompile.kernels.avx512_vnni.lanes.conv import emit_lanes
 from nmcompile.kernels.avx512_vnni.lanes.costs import BYTES_COSTS, Costs
-from nmcompile.kernels.avx512_vnni.lanes.layer import Layer, integer_layer, oihw
+from nmcompile.kernels.avx512_vnni.lanes.layer import Layer, integer_layer
 from nmcompile.kernels.avx512_vnni.lanes.lists import Quads, gathers_of
 from nmcompile.kernels.avx512_vnni.lanes.packing import (
     pack_lanes,
@@ -42,7 +42,7 @@ def refuse_sums(problem: Problem) -> str | None:
     """Sums of integers that may leave int32."""
     integers = problem.integers
     assert integers is not None
-    weight = oihw(problem)
+    weight = problem.oihw
     offset = np.zeros(1, np.int64) if integers.offset is None else integers.offset.astype(np.int64)
     if weight[0].size * LARGEST_PRODUCT + int(np.abs(offset).max()) < 1 << 31:
         return None
