@@ -44,7 +44,7 @@ from nmcompile.runtime.profile import (
 from nmcompile.runtime.rest import Rest
 from nmcompile.runtime.specs import Call, TensorSpec
 from nmcompile.runtime.steps import LIBRARY
-from nmcompile.runtime.variants import Part, spell_all, spell_specs
+from nmcompile.runtime.variants import Part, spell_forms
 
 KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
 """Target kinds that this runtime can run."""
@@ -128,8 +128,9 @@ class Session:
         self.digest: str = artifact.digest
         self.inputs: tuple[TensorSpec, ...] = manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
+        self._forms = manifest.forms
         self.shapes: tuple[dict[str, tuple[int, ...]], ...] = tuple(
-            form.shapes for form in manifest.forms
+            form.shapes for form in self._forms
         )
         self.threads: int = threads
         self._arguments = Arguments(artifact.path, manifest)
@@ -154,10 +155,7 @@ class Session:
 
     def __repr__(self) -> str:
         """The file, what goes in and comes out, and where it runs."""
-        forms = spell_all(
-            f"{spell_specs(form.inputs)} -> {spell_specs(form.outputs)}"
-            for form in self.manifest.forms
-        )
+        forms = spell_forms(self._forms)
         where = f"{self.manifest.target.kind}, {self.threads} thread{'s' * (self.threads > 1)}"
         closed = ", closed" if self._loaded is None else ""
         return f"<Session of {self.path}: {forms}; {where}{closed}>"
@@ -319,7 +317,7 @@ class Session:
         """The times of each run, and the calls that were timed."""
         everything, values = self._open(), self._arguments.in_order(inputs)
         part = self._arguments.whole(values)
-        loaded, calls = everything[part.variant], self.manifest.forms[part.variant].calls
+        loaded, calls = everything[part.variant], self._forms[part.variant].calls
         with self._transfer(loaded, part, values) as transfer:
             if isinstance(loaded, Chain):
                 return loaded.profile(self._call, transfer.arguments, repeats), calls
@@ -353,7 +351,7 @@ class Session:
         self, loaded: Compiled | Chain, part: Part, values: Sequence[Any]
     ) -> AbstractContextManager[Transfer]:
         params = loaded.params if isinstance(loaded, Compiled) else []
-        specs = self.manifest.forms[part.variant].inputs
+        specs = self._forms[part.variant].inputs
         return self._placement.transfer(specs, self._arguments.of(part, values), params)
 
 

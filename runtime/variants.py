@@ -54,6 +54,11 @@ def spell_specs(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(map(str, specs)) or "nothing"
 
 
+def spell_forms(forms: Iterable[Variant]) -> str:
+    """What goes in and comes out: ``x float32 1x3x8x8 -> y float32 1x10``."""
+    return spell_all(f"{spell_specs(form.inputs)} -> {spell_specs(form.outputs)}" for form in forms)
+
+
 def spell_all(spelled: Iterable[str]) -> str:
     """What several variants have, each of them once."""
     return " or ".join(dict.fromkeys(spelled))

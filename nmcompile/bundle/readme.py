@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nmcompile.bundle.requirements import Requirements
 from nmcompile.runtime import gpu as gpus
 from nmcompile.runtime.format import Artifact
-from nmcompile.runtime.variants import spell_all, spell_specs
+from nmcompile.runtime.variants import spell_forms
 from nmcompile.version import VERSION
 
 _DRIVER = 580  # the oldest for CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/
@@ -27,7 +27,10 @@ def readme(models: Sequence[Artifact], needs: Requirements) -> str:
     ]
     if needs.gpu:
         lines.append(f"- for models of GPUs the NVIDIA driver, version {_DRIVER} or later")
-    lines += [f"- {model.path.name}: {_machine(model)}; {_tensors(model)}" for model in models]
+    lines += [
+        f"- {model.path.name}: {_machine(model)}; {spell_forms(model.manifest.forms)}"
+        for model in models
+    ]
     lines += [
         f"Run: {python} run.py INPUT.npz -o OUTPUT.npz{choose} (arrays by input name)",
         f"     {python} run.py --random{choose} (run.py --help says more)",
@@ -45,8 +48,3 @@ def _machine(model: Artifact) -> str:
     if capability := gpus.KINDS.get(target.kind):
         return f"NVIDIA GPU of compute capability {capability}"
     return f"CPU with {' '.join(target.cpu_features)}"
-
-
-def _tensors(model: Artifact) -> str:
-    forms = model.manifest.forms
-    return spell_all(f"{spell_specs(form.inputs)} -> {spell_specs(form.outputs)}" for form in forms)
