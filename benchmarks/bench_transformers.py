@@ -10,22 +10,19 @@ docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import nmcompile
-from benchmarks.bench_zoo import difference, export, inputs_of
+from benchmarks.bench_zoo import difference, export, inputs_of, take_turns
 from benchmarks.zoo.borrowed import bert_base
 from benchmarks.zoo.table import ZOO, Entry
-from nmcompile.bench.clock import interleave
 from nmcompile.bench.engines.engine import Engine
 from nmcompile.bench.engines.onnx_runtime import OnnxRuntime
 from nmcompile.bench.engines.open_vino import OpenVinoF32
 from nmcompile.bench.engines.ours import Nmcompile
-from nmcompile.bench.pinning import on_cores
 from nmcompile.bench.ratios import ratio_interval
 
 MODELS = {
@@ -34,7 +31,6 @@ MODELS = {
 }
 PATTERNS = ("dense", "2:4", "1:4", "1x16@0.5")
 PEERS = {"onnxruntime": OnnxRuntime, "openvino": OpenVinoF32}
-WARMUP = 2
 
 
 def compile_pattern(model: Path, pattern: str, folder: Path) -> Path:
@@ -63,14 +59,7 @@ def measure(name: str, patterns: Sequence[str], rounds: int, threads: int) -> st
         if "dense" in engines:
             off = difference(engines["dense"].compute(given), engines["onnxruntime"].compute(given))
             print(f"{name}: dense is off by {off:.1g} of the range")
-        with on_cores(threads, threads=True):
-            turns = {
-                key: functools.partial(lambda engine: engine.run(given)[1], engine)
-                for key, engine in engines.items()
-            }
-            samples = interleave(turns, rounds, warmup=WARMUP).samples
-        for engine in engines.values():
-            engine.close()
+        samples = take_turns(engines, given, rounds, threads)
     faster = min(PEERS, key=lambda peer: statistics.median(samples[peer]))
     cells = [name, *(f"{statistics.median(samples[peer]):.1f} ms" for peer in PEERS)]
     for pattern in patterns:

@@ -15,7 +15,7 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 import nmcompile
 from benchmarks.zoo.table import ZOO, Entry
 from nmcompile.bench.clock import interleave
-from nmcompile.bench.engines.engine import Engine
+from nmcompile.bench.engines.engine import Array, Engine
 from nmcompile.bench.engines.onnx_runtime import OnnxRuntime
 from nmcompile.bench.engines.ours import Nmcompile
 from nmcompile.bench.pinning import on_cores
@@ -135,15 +135,11 @@ def difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
     return worst
 
 
-def measure(name: str, patterns: Sequence[str], rounds: int) -> Measured:
-    """Run a model in turns with onnxruntime."""
-    given, error = inputs_of(ZOO[name]), {}
-    engines: dict[str, Engine] = {PEER: OnnxRuntime(model_path(name, "dense"), {}, 1)}
-    for pattern in patterns:
-        engines[pattern] = Nmcompile(artifact_path(name, pattern), {}, 1)
-        expected = OnnxRuntime(model_path(name, pattern), {}, 1).compute(given)
-        error[pattern] = difference(engines[pattern].compute(given), expected)
-    with on_cores(1, threads=True):
+def take_turns(
+    engines: Mapping[str, Engine], given: Mapping[str, Array], rounds: int, threads: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each engine, round by round; closes the engines."""
+    with on_cores(threads, threads=True):
         turns = {
             key: functools.partial(lambda engine: engine.run(given)[1], engine)
             for key, engine in engines.items()
@@ -153,7 +149,19 @@ def measure(name: str, patterns: Sequence[str], rounds: int) -> Measured:
         engine.close()
     if timing.failed:
         raise next(iter(timing.failed.values()))
-    return Measured(name, timing.samples, error, sources(), time.strftime("%Y-%m-%d"))
+    return timing.samples
+
+
+def measure(name: str, patterns: Sequence[str], rounds: int) -> Measured:
+    """Run a model in turns with onnxruntime."""
+    given, error = inputs_of(ZOO[name]), {}
+    engines: dict[str, Engine] = {PEER: OnnxRuntime(model_path(name, "dense"), {}, 1)}
+    for pattern in patterns:
+        engines[pattern] = Nmcompile(artifact_path(name, pattern), {}, 1)
+        expected = OnnxRuntime(model_path(name, pattern), {}, 1).compute(given)
+        error[pattern] = difference(engines[pattern].compute(given), expected)
+    samples = take_turns(engines, given, rounds, 1)
+    return Measured(name, samples, error, sources(), time.strftime("%Y-%m-%d"))
 
 
 def read_results(path: Path = RESULTS) -> list[Measured]:
@@ -177,11 +185,6 @@ def write_results(models: Sequence[Measured], path: Path = RESULTS) -> None:
     replace_file(path, [content + b"\n"])
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """Of positive numbers."""
-    return statistics.geometric_mean(values)
-
-
 def table(found: Sequence[Measured]) -> str:
     """The table of docs/performance.md, and what it comes to."""
     lines = [
@@ -203,9 +206,10 @@ def table(found: Sequence[Measured]) -> str:
         ratios = {one.model: one.ratio(pattern) for one in found if pattern in one.samples_ms}
         if ratios:
             slowest = min(ratios, key=lambda name: ratios[name])
+            mean = statistics.geometric_mean(ratios.values())
             said.append(
-                f"{pattern}: geometric mean of {len(ratios)} models "
-                f"{geometric_mean(list(ratios.values())):.2f}x, the least {ratios[slowest]:.2f}x "
+                f"{pattern}: geometric mean of {len(ratios)} models {mean:.2f}x, "
+                f"the least {ratios[slowest]:.2f}x "
                 f"({slowest})"
             )
     return "\n".join([*lines, "", ". ".join(said) + "."])

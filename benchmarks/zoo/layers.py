@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models import head
+
 Act = Callable[[], nn.Module]
 
 
@@ -80,4 +82,4 @@ class SqueezeExcite(nn.Module):
 
 def classifier(features: int, classes: int) -> nn.Sequential:
     """Mean over the image, and a linear layer."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes))
+    return nn.Sequential(*head(features, classes))
