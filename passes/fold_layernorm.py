@@ -1,7 +1,7 @@
 """Fold the scale and the shift of layer norms into the products behind them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,31 +28,30 @@ class FoldLayerNorm:
 
     def call(self, graph: Graph) -> PassResult:
         """Run on `graph` in place; says nothing: what stays costs next to nothing."""
-        modified = False
-        for name in [op.name for op in graph.ops() if op.kind == "layer_norm"]:
-            # Each edit makes the operators at hand stale.
-            norm = next(op for op in graph.ops() if op.kind == "layer_norm" and op.name == name)
-            layers = _layers(graph, norm)
-            if layers is not None:
-                _fold(graph, norm, layers)
-                modified = True
-        return PassResult(graph, modified)
+        ops = graph.ops()
+        readers: defaultdict[Value, list[Op]] = defaultdict(list)
+        for op in ops:
+            for value in op.inputs:
+                readers[value].append(op)
+        found = [(op, _layers(graph, op, readers)) for op in ops if op.kind == "layer_norm"]
+        # No layer reads two norms, and no weight is that of two: an edit leaves the others valid.
+        folds = [(norm, layers) for norm, layers in found if layers is not None]
+        for norm, layers in folds:
+            _fold(graph, norm, layers)
+        return PassResult(graph, bool(folds))
 
 
-def _layers(graph: Graph, norm: Op) -> list[Op] | None:
+def _layers(graph: Graph, norm: Op, readers: Mapping[Value, Sequence[Op]]) -> list[Op] | None:
     """The products that read a norm, None where others do, too."""
-    readers: defaultdict[Value, list[Op]] = defaultdict(list)
-    for op in graph.ops():
-        for value in op.inputs:
-            readers[value].append(op)
     shape = graph.shape(norm.output)
     found: list[Op] = []
     waiting = [norm.output]
     while waiting:
         value = waiting.pop()
-        if shape is None or graph.uses(value) != len(readers[value]) or not readers[value]:
+        users = readers.get(value, ())
+        if shape is None or graph.uses(value) != len(users) or not users:
             return None  # a subgraph reads it, or it is an output
-        for op in readers[value]:
+        for op in users:
             moved = _moved(graph, op, value, shape[-1])
             if op.kind == "linear" and op.inputs[0] == value and _is_own(graph, op):
                 found.append(op)

@@ -7,7 +7,7 @@ import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, Graph, Note, PassResult, Value
 from nmcompile.passes.permutation.search import BlockSearch, Effort, GroupSearch, LayerSearch
-from nmcompile.passes.permutation.spaces import ChannelSpaces, axis_order, find_channel_spaces
+from nmcompile.passes.permutation.spaces import ChannelSpaces, find_channel_spaces
 from nmcompile.sparsity import NM, OneByN, Pattern, check, detect
 from nmcompile.sparsity.groups import as_oihw
 from nmcompile.sparsity.permute import Deadline, Found
@@ -175,11 +175,7 @@ def plan_permutation(
     planner = _Planner(spaces, weights, search, wanted)
     planner.run(seed, Deadline.after(time_limit), on_step)
     orders = planner.orders
-    reorders = []
-    for touch in spaces.touches:
-        order = axis_order(touch.segments, orders)
-        if order is not None:
-            reorders.append(Reorder(touch.constant, touch.axis, order))
+    reorders = tuple(Reorder(*moves) for moves in spaces.reorders(orders))
     rows = []
     for name in wanted:
         before = search.energy(weights[name])
@@ -188,7 +184,7 @@ def plan_permutation(
         channels = planner.channels.get(name, 0)
         left = None if channels else planner.left.get(name, "it has no order of its own")
         rows.append(PermutedLayer(name, before, after, channels, left))
-    return PermutationPlan(tuple(reorders), tuple(rows), planner.finished)
+    return PermutationPlan(reorders, tuple(rows), planner.finished)
 
 
 class _Planner:
@@ -268,16 +264,7 @@ class _Planner:
 
     def moved(self, name: str, orders: Mapping[int, Array]) -> Array:
         """The weight of a layer in those orders; the weight itself where none concerns it."""
-        weight = self.weights[name]
-        for axis, segments in ((0, self.spaces.outputs[name]), (1, self.spaces.inputs.get(name))):
-            order = axis_order(segments or (), orders)
-            if order is not None:
-                weight = np.take(weight, order, axis)
-        return weight
-
-    def _touches(self, name: str, space: int) -> bool:
-        both = (*self.spaces.outputs[name], *self.spaces.inputs.get(name, ()))
-        return any(segment.space == space for segment in both)
+        return self.spaces.moved(name, self.weights[name], orders)
 
     def _holder(self, space: int) -> str | None:
         """Which layer that is not searched has a pattern that another order would break."""
@@ -286,7 +273,7 @@ class _Planner:
                 (
                     f"layer {name} has {pattern}, which another order would break"
                     for name in self.weights
-                    if name not in self.wanted and self._touches(name, space)
+                    if name not in self.wanted and self.spaces.touches_layer(name, space)
                     for pattern in self._patterns(name)
                     if self._breaks(name, pattern, space)
                 ),

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Graph, Note, PassResult
 from nmcompile.passes.permutation.layouts import Segments
-from nmcompile.passes.permutation.spaces import axis_order
 from nmcompile.passes.removal.plan import RemovalPlan, plan_removal
 
 MORE = "where a layer reads their channels, these hold more than one number"
@@ -45,7 +45,7 @@ class RemoveZeroChannels:
             plan = plan_removal(graph)
         shapes, notes = {}, []
         for op in graph.ops():
-            if not _is_layer(op.kind) or op.weight is None:
+            if op.kind not in ("conv", "linear") or op.weight is None:
                 continue
             had, left = before[op.name], op.weight.shape
             if had != left:
@@ -63,25 +63,19 @@ class RemoveZeroChannels:
         return RemovalResult(graph, modified, tuple(notes), shapes)
 
 
-def _is_layer(kind: str) -> bool:
-    return kind in ("conv", "linear")
-
-
 def _apply(graph: Graph, plan: RemovalPlan) -> None:
-    for touch in plan.spaces.touches:
-        order = axis_order(touch.segments, plan.kept)
-        if order is not None:
-            graph.reorder(touch.constant, touch.axis, order)
+    for constant, axis, order in plan.spaces.reorders(plan.kept):
+        graph.reorder(constant, axis, order)
     for op in graph.ops():
         segments, shape = plan.spaces.values.get(op.output, ()), graph.shape(op.output)
         if any(segment.space in plan.kept for segment in segments):
             assert shape is not None, "channels that can go are those of known shapes"
             graph.resize(op, (shape[0], _width(segments, plan.kept), *shape[2:]))
     for op in graph.ops():
-        if _is_layer(op.kind) and op.name in plan.folded:
+        if op.kind in ("conv", "linear") and op.name in plan.folded:
             weight, bias = plan.folded[op.name]
-            taken = None if bias is None else plan.taken(op.name, bias)
-            graph.set_weight(op, plan.taken(op.name, weight), taken)
+            moved = partial(plan.spaces.moved, op.name, orders=plan.kept)
+            graph.set_weight(op, moved(weight), None if bias is None else moved(bias))
     graph.sweep()
 
 

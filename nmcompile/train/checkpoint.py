@@ -117,9 +117,10 @@ def _recognise(state: State) -> str:
         return "SpRe over LBC" if scores else "SpRe over SR-STE or ASP"
     if scores:
         return "LBC"
-    if any(key.endswith(ASP_MASK) for key in state):
+    # Models have buffers of their own that are called masks, as Swin's attn_mask.
+    if any(key.endswith(f"weight{ASP_MASK}") for key in state):
         return "ASP"
-    if any(key.endswith("_mask") for key in state):
+    if any(key.endswith("weight_mask") for key in state):
         return "torch.nn.utils.prune"
     if any(key.endswith((".mask", ".keep")) for key in state):
         return "SUBP or 1xN"

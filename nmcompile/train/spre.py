@@ -137,13 +137,14 @@ class SpRe(Method):
         """
         # All that can fail comes before the model is changed.
         chosen = self.base.choose(model)
-        self._refuse_flat(model, chosen)
+        modules = dict(model.named_modules())
+        self._refuse_flat(modules, chosen)
         norms = _norms_behind(model) if self.norms is None else dict(self.norms)
         obstacles: dict[str, str | None] = {}
         for row in chosen:
             if row.skipped is None:
                 free = [name for name, why in obstacles.items() if why is None]
-                obstacles[row.name] = _obstacle(model, row.name, norms, {norms[n] for n in free})
+                obstacles[row.name] = _obstacle(modules, row.name, norms, {norms[n] for n in free})
         if all(obstacles.values()):
             reasons = [(row.name, row.skipped or obstacles[row.name]) for row in chosen]
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons[:4])
@@ -162,9 +163,10 @@ class SpRe(Method):
         self._watch(model, before)
         return model
 
-    def _refuse_flat(self, model: nn.Module, chosen: Sequence[PreparedLayer]) -> None:
+    def _refuse_flat(
+        self, modules: Mapping[str, nn.Module], chosen: Sequence[PreparedLayer]
+    ) -> None:
         """Refuse a model in which no layer has several kernel positions to choose from."""
-        modules = dict(model.named_modules())
         names = [row.name for row in chosen if row.skipped is None]
         if all(_flat(modules.get(name)) for name in names):
             base = type(self.base).__name__
@@ -221,10 +223,10 @@ def _flat(module: nn.Module | None) -> bool:
 
 
 def _obstacle(
-    model: nn.Module, name: str, norms: Mapping[str, str], taken: Collection[str]
+    modules: Mapping[str, nn.Module], name: str, norms: Mapping[str, str], taken: Collection[str]
 ) -> str | None:
     """Why a layer cannot have a second branch, or None; other layers have the norms in `taken`."""
-    conv, norm = dict(model.named_modules()).get(name), norms.get(name)
+    conv, norm = modules.get(name), norms.get(name)
     if conv is None or isinstance(conv, nn.Linear):
         return "no second branch: a matrix product has no kernel positions to choose from"
     if not isinstance(conv, nn.Conv2d):
@@ -235,7 +237,7 @@ def _obstacle(
         return "no second branch: no batch norm follows it directly, and it alone"
     if norm in taken:
         return f"no second branch: {norm} is that of another convolution"
-    behind = dict(model.named_modules()).get(norm)
+    behind = modules.get(norm)
     if not isinstance(behind, nn.BatchNorm2d) or behind.running_var is None:
         return f"no second branch: {norm} is no batch norm with running statistics"
     return None

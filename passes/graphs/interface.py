@@ -107,6 +107,16 @@ class Op:
     product: bool = False
     others: tuple[Value, ...] = ()
 
+    @property
+    def groups(self) -> int:
+        """Of a convolution; 1 for everything else."""
+        return self.conv.groups if self.conv is not None else 1
+
+    @property
+    def padded(self) -> bool:
+        """Whether a convolution reads zeros around its image."""
+        return self.conv is not None and any(self.conv.padding)
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -353,20 +363,6 @@ def _layer(graph: Graph, op: Op) -> Layer:
         macs=macs,
         integers=op.integers,
     )
-
-
-def outputs_first(weight: Array, groups: int) -> Array:
-    """The weight of a transposed convolution, (I, O / groups, ...), as (O, I / groups, ...)."""
-    inputs, outputs, *kernel = weight.shape
-    split = weight.reshape(groups, inputs // groups, outputs, *kernel)
-    return split.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
-
-
-def inputs_first(weight: Array, groups: int) -> Array:
-    """What `outputs_first` makes its result of."""
-    outputs, inputs, *kernel = weight.shape
-    split = weight.reshape(groups, outputs // groups, inputs, *kernel)
-    return split.swapaxes(1, 2).reshape(groups * inputs, outputs // groups, *kernel)
 
 
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

@@ -13,6 +13,7 @@ from typing import Any
 
 from nmcompile.kernels.spec import Activation, ActivationKind
 from nmcompile.passes.lowering.gelu import FoundGelu, find_gelu
+from nmcompile.passes.lowering.traced import scaling_of
 from nmcompile.passes.lowering.view import Expr, FunctionView, scalar, shape_of
 
 GELUS: dict[str, ActivationKind] = {"nn.gelu": "gelu", "nn.gelu_tanh": "gelu_tanh"}
@@ -35,21 +36,26 @@ class ActivationMatcher:
         return None if found is None or self._view.taken.intersection(found.members) else found
 
     @cached_property
-    def _gelus(self) -> dict[Expr, FoundGelu]:
-        """Those that are spelled out, by what they are of."""
-        return {found.x: found for found in find_gelu(self._view)}
+    def _gelus(self) -> list[FoundGelu]:
+        """Those that are spelled out; several may be of one value."""
+        return list(find_gelu(self._view))
+
+    @cached_property
+    def _behind(self) -> dict[Expr, FoundGelu]:
+        """The same, by what they are of."""
+        return {found.x: found for found in self._gelus}
 
     @cached_property
     def _begun(self) -> dict[Expr, FoundGelu]:
         """The same, by their first variables."""
-        return {found.members[0]: found for found in self._gelus.values()}
+        return {found.members[0]: found for found in self._gelus}
 
     def match(self, var: Expr) -> tuple[Activation, list[Expr]] | None:
         """The activation that follows a value, and the variables it absorbs, the result last."""
         users = self._view.users.get(var, [])
         if var in self._view.outputs or any(user in self._view.taken for user in users):
             return None
-        gelu = self._gelus.get(var)
+        gelu = self._behind.get(var)
         if gelu is not None and set(users) <= set(gelu.members):
             return Activation(gelu.kind), list(gelu.members)
         gated = self._gated(var)
@@ -157,22 +163,11 @@ class ActivationMatcher:
     def _clip_limits(self, user: Expr) -> list[Any]:
         return [getattr(a, "value", a) for a in self._view.args(user)[1:3]]
 
-    def _scale(self, var: Expr) -> float | None:
-        """Factor c of x * c or x / d = x * (1 / d)."""
-        args = self._view.args(var)
-        if self._view.op(var) == "divide":
-            divisor = scalar(args[1])
-            return 1.0 / divisor if divisor else None
-        if self._view.op(var) == "multiply":
-            left, right = scalar(args[0]), scalar(args[1])
-            return right if left is None else left
-        return None
-
     def _is_scaling(self, user: Expr, var: Expr, factor: float) -> bool:
-        if self._view.op(user) not in ("divide", "multiply") or shape_of(user) != shape_of(var):
+        found = scaling_of(self._view, user)
+        if found is None or not found[0].same_as(var):
             return False
-        found = self._scale(user)
-        return found is not None and math.isclose(found, factor, rel_tol=1e-5)
+        return math.isclose(found[1], factor, rel_tol=1e-5)
 
     def _scaled(self, var: Expr, factor: float) -> Expr | None:
         """The only user of `var`, if it multiplies it by `factor`."""

@@ -22,6 +22,7 @@ import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import Attention, Mask, Strides
+from nmcompile.passes.lowering.found import Found
 from nmcompile.passes.lowering.strided import Shape, Strided
 from nmcompile.passes.lowering.traced import (
     Reshape,
@@ -32,18 +33,6 @@ from nmcompile.passes.lowering.traced import (
     trace,
 )
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, scalar, shape_of
-
-
-@dataclass(frozen=True)
-class FoundAttention:
-    """An attention, the tensors that its kernel reads, and the variables that it replaces.
-
-    `out` is the last of `members`.
-    """
-
-    spec: Attention
-    operands: tuple[Expr, ...]
-    members: tuple[Expr, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ class AttentionMatcher:
     def __init__(self, view: FunctionView) -> None:
         self._view = view
 
-    def match(self, softmax: Expr) -> FoundAttention | None:
+    def match(self, softmax: Expr) -> Found | None:
         """The attention whose weights a softmax computes, or None."""
         view = self._view
         (given,), shape = view.args(softmax), shape_of(softmax)
@@ -230,7 +219,7 @@ class AttentionMatcher:
         inner: list[Expr],
         shape: Shape,
         zero_hidden: bool,
-    ) -> FoundAttention | None:
+    ) -> Found | None:
         """The attention, for the first pair of batch and heads for which all operands are views."""
         view, (queries, keys) = self._view, shape[-2:]
         q, k = view.args(scores.product)
@@ -364,7 +353,7 @@ class AttentionMatcher:
 
     def _made(
         self, scores: _Scores, placing: _Placing, inner: list[Expr], zero_hidden: bool
-    ) -> FoundAttention | None:
+    ) -> Found | None:
         operands: list[Expr] = []
 
         shapes: list[Shape] = []
@@ -378,7 +367,12 @@ class AttentionMatcher:
             traced, view = one
             base = traced.base
             if sides is not None:
-                base = relax.op.where(base, *(relax.const(np.float32(side)) for side in sides))
+                held, ends = constant(base), tuple(map(np.float32, sides))
+                base = (
+                    relax.op.where(base, *map(relax.const, ends))
+                    if held is None
+                    else relax.const(np.where(held, *ends))
+                )
             known = [base.same_as(operand) for operand in operands]
             if not any(known):
                 operands.append(base)
@@ -406,28 +400,19 @@ class AttentionMatcher:
         )  # fmt: skip
         core = {*inner, *chain}
         last = chain[-1]
-        if not self._is_closed(core - {last}, core):
+        if not self._view.closed(core, last) or self._view.taken.intersection(core):
             return None
         passed = [var for one in (q, k, v, *placing.masks) for var in one[0].passed]
-        return FoundAttention(spec, tuple(operands), tuple(self._alone(passed, core)))
+        return Found(spec, tuple(operands), self._alone(passed, core))
 
-    def _is_closed(self, members: set[Expr], readers: set[Expr]) -> bool:
-        """Whether nobody else reads some variables."""
-        return all(
-            var not in self._view.outputs
-            and var not in self._view.taken
-            and readers.issuperset(self._view.users.get(var, ()))
-            for var in members
-        )
-
-    def _alone(self, passed: list[Expr], core: set[Expr]) -> list[Expr]:
-        """The core and, of what was passed on the way to it, what nobody else reads; no order."""
-        members = set(core)
-        waiting = dict.fromkeys(passed)
+    def _alone(self, passed: list[Expr], core: set[Expr]) -> tuple[Expr, ...]:
+        """The core and, of what was passed on the way to it, what nobody else reads; in order."""
+        view, members = self._view, set(core)
+        waiting = set(passed) - view.outputs - view.taken
         while True:
-            free = [v for v in waiting if v not in members and self._is_closed({v}, members)]
+            free = [v for v in waiting - members if members.issuperset(view.users.get(v, ()))]
             if not free:
-                return [var for var in self._view.definitions if var in members]
+                return view.ordered(members)
             members.update(free)
 
 

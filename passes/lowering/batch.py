@@ -50,7 +50,7 @@ class _Splitter:
         self._view = FunctionView(self._function)
         early = Early(self._function, self._view, split.batch)
         self._members = early.members(split.cut)
-        used = {operand for var in self._members for operand in early.operands(var)}
+        used = {operand for var in self._members for operand in self._view.operands(var)}
         self._inputs = [param for param in self._function.params if param in used]
         self._builder = relax.BlockBuilder(module)
 

@@ -71,7 +71,7 @@ def choose_split(function: Any) -> Split | None:
     inner = {var for group in matcher.groups for var in group.members[:-1]}
     # A cut inside a group would take its activation out of the kernel.
     cuts = [var for var in early.before if var not in inner and early.separates(var)]
-    traffic = _traffic(early, matcher.groups, batch)
+    traffic = _traffic(view, early, matcher.groups, batch)
     best: Split | None = None
     for images in range(1, batch // 2 + 1):
         if batch % images:
@@ -94,7 +94,9 @@ def _batch_of(function: Any) -> int:
     return next((shape[0] for shape in shapes if len(shape) == 4), 0)
 
 
-def _traffic(early: Early, groups: list[Group], batch: int) -> dict[Expr, _Traffic]:
+def _traffic(
+    view: FunctionView, early: Early, groups: list[Group], batch: int
+) -> dict[Expr, _Traffic]:
     """Bytes of each call that may come before a cut, by the value it computes."""
     found: dict[Expr, _Traffic] = {}
     absorbed = {var for group in groups for var in group.members}
@@ -105,7 +107,7 @@ def _traffic(early: Early, groups: list[Group], batch: int) -> dict[Expr, _Traff
             found[group.out] = _Traffic(sum(map(_bytes, moved)) // batch, weights)
     for var in early.before:
         if var not in absorbed:
-            moved = [var, *early.operands(var)]
+            moved = [var, *view.operands(var)]
             found[var] = _Traffic(sum(map(_bytes, moved)) // batch, 0)
     return found
 

@@ -42,20 +42,13 @@ class Early:
             if rule is None or not rule(self, var):
                 continue
             before = self._bit[var]
-            for used in self.operands(var):
+            for used in self._view.operands(var):
                 before |= self.before.get(used, 0)
             self.before[var] = before
 
     def _is_batched(self, expr: Expr) -> bool:
         shape = shape_of(expr)
         return bool(shape and shape[0] == self._batch) and str(expr.ty.dtype) == "float32"
-
-    def operands(self, var: Expr) -> list[Expr]:
-        """The tensors that an operator takes, those in tuples too."""
-        found = []
-        for argument in self._view.args(var):
-            found += list(argument.fields) if isinstance(argument, relax.Tuple) else [argument]
-        return [expr for expr in found if isinstance(expr.ty, relax.TensorType)]
 
     def is_early(self, expr: Expr) -> bool:
         """Whether a value can be computed for a few images alone."""
@@ -80,13 +73,13 @@ class Early:
 
     def value_alone(self, var: Expr) -> bool:
         """One early value, and no other tensor."""
-        operands = self.operands(var)
+        operands = self._view.operands(var)
         return len(operands) == 1 and self.is_early(operands[0])
 
     def elementwise(self, var: Expr) -> bool:
         """Two operands, of which constants do not tell images apart."""
         rank = len(shape_of(var) or ())
-        for operand in self.operands(var):
+        for operand in self._view.operands(var):
             shape = shape_of(operand)
             if shape is None:
                 return False
@@ -126,7 +119,7 @@ class Early:
         axis = self._view.definitions[var].attrs.axis
         rank = len(shape_of(var) or ())
         within = axis is not None and int(axis) % rank != 0
-        return within and all(self.is_early(operand) for operand in self.operands(var))
+        return within and all(self.is_early(operand) for operand in self._view.operands(var))
 
 
 _UNARY = (

@@ -48,7 +48,7 @@ class Entry:
 
 
 def finished_calls(
-    module: Any, inputs: Sequence[str], outputs: Sequence[str], entry: Entry | None = None
+    module: Any, inputs: Sequence[str], outputs: Sequence[str], entry: Entry = Entry()
 ) -> tuple[FinishedCall, ...]:
     """The calls of an entry function, those of the early part once for each group of images.
 
@@ -56,9 +56,9 @@ def finished_calls(
         module: after `Backend.finish`.
         inputs: names of its first parameters; the others are weights.
         outputs: names of what it returns.
-        entry: the function; None for a module of one shape.
+        entry: the functions; the default is of a module of one shape.
     """
-    return _Reader(module, entry or Entry()).read(inputs, outputs)
+    return _Reader(module, entry).read(inputs, outputs)
 
 
 class _Reader:

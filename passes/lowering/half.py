@@ -30,6 +30,7 @@ from tvm import relax
 from nmcompile.kernels.avx512_bf16 import layout
 from nmcompile.kernels.sparse_tensor_core.tiles import padded
 from nmcompile.kernels.spec import Linear
+from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.kernels import Lowering
 from nmcompile.passes.lowering.match import Group
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, scalar, shape_of
@@ -51,7 +52,6 @@ _BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "maximum": relax.op.maximum,
     "minimum": relax.op.minimum,
 }
-_RESHAPES = ("reshape", "squeeze", "flatten", "expand_dims")
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # of (N, C, H, W) in (N, H, W, C)
 
 
@@ -176,7 +176,7 @@ class HalfLowering(Lowering):
         arguments = list(value.args)
         if str(getattr(value.op, "name", "")) == "relax.call_tir":
             name, arguments = name.split("_")[0].rstrip("0123456789"), list(value.args[1])
-        if name in _RESHAPES:
+        if name in RESHAPES:
             half = self._halves.get(arguments[0])
             one_pixel = half is not None and shape[1:3] == (1, 1) and shape_of(half) == shape
             return half if one_pixel else None

@@ -8,8 +8,7 @@ arguments of the entry function out of the artifact's, once per load.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ from nmcompile.kernels.objects import MADE_BY
 from nmcompile.kernels.problem import Lowered, Prepare, Problem
 from nmcompile.passes.lowering.batch import EARLY, SPLIT_OPS
 from nmcompile.passes.lowering.match import Group, Matcher
-from nmcompile.passes.lowering.naming import content_name
+from nmcompile.passes.lowering.naming import Content, content_name, content_of
 from nmcompile.passes.lowering.prepare import PREPARE, Operand, add_prepare
 from nmcompile.passes.lowering.view import constant, is_call_of
 from nmcompile.sparsity import Detection, detect
@@ -160,7 +159,7 @@ class Lowering:
         self._functions: dict[str, Any] = {}
         self._vars: list[Expr] = []  # of the entry, behind its inputs
         self._places: dict[Operand, int] = {}  # in `_vars`, by what each is made of
-        self._contents: dict[Hashable, str] = {}  # names of arrays, by what they hold
+        self._contents: dict[Content, str] = {}  # names of arrays, by what they hold
         self._early: Expr = None  # the function of `lower_batch`
         self._passed_on: list[Expr] = []  # those of `_vars` that it takes
         self._total = 0
@@ -358,8 +357,7 @@ class Lowering:
     def _stored(self, name: str, array: Array) -> str:
         """The name under which the result has the array: layers that share a weight share it."""
         if array.nbytes > INLINE_BYTES and name not in self._result.params:
-            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-            name = self._contents.setdefault((array.shape, str(array.dtype), digest), name)
+            name = self._contents.setdefault(content_of(array), name)
         self._result.params.setdefault(name, array)
         return name
 

@@ -27,6 +27,7 @@ from nmcompile.kernels.catalog import OpKind
 from nmcompile.kernels.problem import Spec
 from nmcompile.kernels.spec import (
     Activation,
+    Attention,
     Conv2d,
     Elementwise,
     Epilogue,
@@ -34,6 +35,7 @@ from nmcompile.kernels.spec import (
     LayerNorm,
     Linear,
     Pool2d,
+    Softmax,
 )
 from nmcompile.passes.lowering.activations import ActivationMatcher
 from nmcompile.passes.lowering.attention import AttentionMatcher
@@ -43,6 +45,11 @@ from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operato
 FloatArray = npt.NDArray[np.float32]
 
 
+_KINDS: dict[type[Spec], OpKind] = {
+    Attention: "attention",
+    LayerNorm: "layer_norm",
+    Softmax: "softmax",
+}
 MAX_WINDOW = 256  # taps; the pooling kernel writes all of them out
 
 
@@ -147,20 +154,15 @@ class Matcher:
                 "activation", Elementwise(shape_of(var) or ()), gelu.x, gelu.members[-1],
                 activation=Activation(gelu.kind), members=list(gelu.members),
             )  # fmt: skip
-        if self._view.op(var) == "nn.softmax":
-            found = self._attention.match(var)
-            if found is not None:
-                x, *others = found.operands
-                return Group(
-                    "attention", found.spec, x, found.members[-1], tuple(others),
-                    members=list(found.members),
-                )  # fmt: skip
-        row = self._rowwise.match(var)
-        if row is None:
+        found = self._attention.match(var) if self._view.op(var) == "nn.softmax" else None
+        found = self._rowwise.match(var) if found is None else found
+        if found is None:
             return None
-        x, *others = row.operands
-        op: OpKind = "layer_norm" if isinstance(row.spec, LayerNorm) else "softmax"
-        return Group(op, row.spec, x, row.members[-1], tuple(others), members=list(row.members))
+        x, *others = found.operands
+        return Group(
+            _KINDS[type(found.spec)], found.spec, x, found.members[-1], tuple(others),
+            members=list(found.members),
+        )  # fmt: skip
 
     def _conv(self, var: Expr, value: Expr) -> Group | None:
         x, attrs = value.args[0], value.attrs
@@ -328,7 +330,7 @@ class Matcher:
         """
         owner = {var: group for group in groups for var in group.members}
         made = {group.out for group in groups}
-        place = {var: index for index, var in enumerate(self._view.definitions)}
+        place = self._view.places
         for group in groups:
             residual = group.residual
             if residual not in made or residual in self._view.outputs:

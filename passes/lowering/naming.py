@@ -1,4 +1,4 @@
-"""Names of TIR functions that say what is in them.
+"""Names of TIR functions that say what is in them, and what says what is in an array.
 
 A program of the virtual machine calls functions by name. Where names go by content, equal programs
 compute the same, and models share what was generated for one of them.
@@ -6,15 +6,20 @@ compute the same, and models share what was generated for one of them.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.relax.expr import _update_type
 
 from nmcompile.kernels.objects import MADE_BY, identity
+from nmcompile.passes.lowering.strided import Shape
 
+Content = tuple[Shape, str, bytes]
 DIGITS = 10  # of the digest behind a name
 LENGTH = 100  # characters before it: names become files', which systems limit to 255
 
@@ -25,6 +30,12 @@ def content_name(name: str, made_by: str) -> str:
     TVM's name of a fused function has every operator's, which may be dozens: the first are kept.
     """
     return f"{name[:LENGTH].rstrip('_')}_{identity(made_by)[:DIGITS]}"
+
+
+def content_of(array: npt.NDArray[Any]) -> Content:
+    """Shape, type and digest of an array: equal where it holds the same."""
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    return array.shape, str(array.dtype), digest
 
 
 def name_by_content(module: Any) -> Any:

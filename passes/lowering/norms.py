@@ -11,29 +11,19 @@ root's inverse a factor, the variance an operator, and the scale may come before
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import relax
 
-from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.kernels.spec import LayerNorm
+from nmcompile.passes.lowering.found import Found
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, scalar, shape_of
 
 
-@dataclass(frozen=True)
-class FoundRows:
-    """One operator, the tensors that its kernel reads, and the variables that it replaces.
-
-    The result is the last of `members`.
-    """
-
-    spec: LayerNorm | Softmax
-    operands: tuple[Expr, ...]
-    members: tuple[Expr, ...]
-
-
-def find_norms(view: FunctionView) -> Iterator[FoundRows]:
+def find_norms(view: FunctionView) -> Iterator[Found]:
     """All of a function, each of whose inner values nothing else reads."""
     for var in view.definitions:
         if view.op(var) in ("sqrt", "rsqrt") and str(var.ty.dtype) == "float32":
@@ -55,7 +45,7 @@ class _Search:
     centred: bool = False
     members: set[Expr] = field(default_factory=set)
 
-    def around(self, root: Expr) -> FoundRows | None:
+    def around(self, root: Expr) -> Found | None:
         """The norm, or None."""
         epsilon = self._inside(self.view.args(root)[0])
         if epsilon is None or self.x is None:
@@ -83,11 +73,11 @@ class _Search:
         if not self.view.closed(self.members, last) or not self.members.isdisjoint(rows):
             return None
         shape = shape_of(self.x) or ()
-        features = int(np.prod(shape[-self.axes :]))
+        features = math.prod(shape[-self.axes :])
         spec = LayerNorm(
             shape, features, epsilon, scale is not None, shift is not None, self.centred
         )
-        return FoundRows(spec, (self.x, *rows), self.view.ordered(self.members))
+        return Found(spec, (self.x, *rows), self.view.ordered(self.members))
 
     def _inside(self, value: Expr) -> float | None:
         """Epsilon, where a value is the variance or the mean square of x plus epsilon."""

@@ -9,7 +9,8 @@ import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import LayerNorm, Softmax
-from nmcompile.passes.lowering.norms import FoundRows, find_norms
+from nmcompile.passes.lowering.found import Found
+from nmcompile.passes.lowering.norms import find_norms
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, shape_of
 
 
@@ -19,7 +20,7 @@ class RowwiseMatcher:
     def __init__(self, view: FunctionView) -> None:
         self._view = view
 
-    def match(self, var: Expr) -> FoundRows | None:
+    def match(self, var: Expr) -> Found | None:
         """The operator that a variable begins, or None."""
         name = self._view.op(var)
         if name in ("nn.softmax", "nn.log_softmax"):
@@ -30,19 +31,19 @@ class RowwiseMatcher:
         return None if found is None or self._view.taken.intersection(found.members) else found
 
     @cached_property
-    def _norms(self) -> dict[Expr, FoundRows]:
+    def _norms(self) -> dict[Expr, Found]:
         """Those that are spelled out, by their first variables."""
         return {found.members[0]: found for found in find_norms(self._view)}
 
-    def _softmax(self, var: Expr, *, log: bool) -> FoundRows | None:
+    def _softmax(self, var: Expr, *, log: bool) -> Found | None:
         (x,), shape = self._view.args(var), shape_of(var)
         if not shape:
             return None
         axis = int(self._view.definitions[var].attrs.axis) % len(shape)
         outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        return FoundRows(Softmax(shape, outer, shape[axis], inner, log), (x,), (var,))
+        return Found(Softmax(shape, outer, shape[axis], inner, log), (x,), (var,))
 
-    def _layer_norm(self, var: Expr) -> FoundRows | None:
+    def _layer_norm(self, var: Expr) -> Found | None:
         x, scale, shift = self._view.args(var)
         shape, attrs = shape_of(var), self._view.definitions[var].attrs
         if not shape:
@@ -58,7 +59,7 @@ class RowwiseMatcher:
         spec = LayerNorm(
             shape, features, float(attrs.epsilon), rows[0] is not None, rows[1] is not None
         )
-        return FoundRows(spec, (x, *(row for row in rows if row is not None)), (var,))
+        return Found(spec, (x, *(row for row in rows if row is not None)), (var,))
 
 
 def _flat(value: Expr, features: int) -> Expr | None:

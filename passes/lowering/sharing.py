@@ -8,15 +8,13 @@ leave the packing as it is are each problem's own.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from nmcompile.kernels.catalog import Choice, Kernel, OpKind, choose
 from nmcompile.kernels.problem import Candidate, Problem
+from nmcompile.passes.lowering.naming import content_of
 
 MOST_PACKINGS = 4
 """Of each kernel and problem, the best first, that are tried on the other problems."""
@@ -49,9 +47,8 @@ class SharedChooser:
 
 
 def _weight_of(op: OpKind, problem: Problem) -> Hashable:
-    weight = np.ascontiguousarray(problem.weight)
-    digest = hashlib.sha256(weight.tobytes()).digest()
-    return op, problem.dtype, str(weight.dtype), weight.shape, digest
+    assert problem.weight is not None
+    return op, problem.dtype, content_of(problem.weight)
 
 
 def _rest_of(problem: Problem) -> Hashable:

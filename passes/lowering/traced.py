@@ -70,6 +70,10 @@ def trace(view: FunctionView, value: Expr, *, scaled: bool) -> Iterator[Traced]:
         back = _back(view, value)
         if back is not None:
             passed.append(value)
+            # A `split` goes once all its parts do.
+            whole = getattr(view.definitions[value], "tuple_value", None)
+            if whole in view.definitions:
+                passed.append(whole)
             value, *made = back
             steps[:0] = made
         elif scaled and (scaling := scaling_of(view, value)) is not None:
@@ -155,7 +159,7 @@ def _part(view: FunctionView, item: Expr, shape: Shape) -> tuple[Expr, Step] | N
     return call.args[0], lambda held: held.sliced(axis, begin, shape[axis])
 
 
-def _numbers(value: Expr) -> list[int] | None:
+def numbers(value: Expr) -> list[int] | None:
     """A tuple of whole numbers."""
     fields = getattr(value, "fields", None)
     if fields is None:
@@ -169,11 +173,11 @@ def _numbers(value: Expr) -> list[int] | None:
 def _slice(view: FunctionView, var: Expr, shape: Shape) -> tuple[Expr, Step] | None:
     """A `strided_slice` with bounds that are known, forwards."""
     source, *bounds = view.args(var)
-    whole, numbers = shape_of(source), [_numbers(bound) for bound in bounds]
-    if whole is None or len(numbers) < 3 or any(found is None for found in numbers):
+    whole, known = shape_of(source), [numbers(bound) for bound in bounds]
+    if whole is None or len(known) < 3 or any(found is None for found in known):
         return None
-    axes, begins = numbers[0] or [], numbers[1] or []
-    steps = (numbers[3] if len(numbers) > 3 else None) or [1] * len(axes)
+    axes, begins = known[0] or [], known[1] or []
+    steps = (known[3] if len(known) > 3 else None) or [1] * len(axes)
     if any(step < 1 for step in steps):
         return None
 

@@ -7,8 +7,7 @@ what is prepared of them is prepared once.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from nmcompile.kernels.problem import Prepare
 from nmcompile.passes.lowering.batch import EARLY
 from nmcompile.passes.lowering.calls import Entry
 from nmcompile.passes.lowering.kernels import ENTRY, LoweredModule
-from nmcompile.passes.lowering.naming import content_name
+from nmcompile.passes.lowering.naming import Content, content_name, content_of
 from nmcompile.passes.lowering.prepare import PREPARE, Operand, add_prepare
 
 Array = npt.NDArray[np.generic]
@@ -77,7 +76,7 @@ class _Store:
     def __init__(self) -> None:
         self.params: dict[str, Array] = {}
         self.operands: list[tuple[Operand, Any]] = []
-        self._contents: dict[Hashable, str] = {}
+        self._contents: dict[Content, str] = {}
         self._places: dict[Operand, int] = {}
 
     def add(self, number: int, lowered: LoweredModule) -> tuple[int, ...]:
@@ -95,9 +94,8 @@ class _Store:
         return tuple(places)
 
     def _stored(self, number: int, name: str, array: Array) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
         free = f"{number}/{name}" if name in self.params else name
-        name = self._contents.setdefault((array.shape, str(array.dtype), digest), free)
+        name = self._contents.setdefault(content_of(array), free)
         self.params.setdefault(name, array)
         return name
 

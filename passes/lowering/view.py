@@ -89,12 +89,20 @@ class FunctionView:
             return list(value.args[1])
         return list(value.args)
 
+    def operands(self, var: Expr) -> list[Expr]:
+        """The tensors that an operator takes, those in tuples too."""
+        found = []
+        for argument in self.args(var):
+            found += list(argument.fields) if isinstance(argument, relax.Tuple) else [argument]
+        return [expr for expr in found if isinstance(expr.ty, relax.TensorType)]
+
     def ordered(self, variables: Iterable[Expr]) -> tuple[Expr, ...]:
         """Variables in the order of their definitions."""
-        return tuple(sorted(variables, key=self._places.__getitem__))
+        return tuple(sorted(variables, key=self.places.__getitem__))
 
     @cached_property
-    def _places(self) -> dict[Expr, int]:
+    def places(self) -> dict[Expr, int]:
+        """Where variables stand in the order of their definitions."""
         return {var: place for place, var in enumerate(self.definitions)}
 
     def closed(self, members: set[Expr], last: Expr) -> bool:

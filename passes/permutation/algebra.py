@@ -9,6 +9,7 @@ from nmcompile.passes.permutation.layouts import Factor, Layout, Segments, made
 from nmcompile.passes.permutation.unions import Unions
 
 OPERANDS = "combines tensors that are put together differently"
+UNKNOWN = "is not known to treat channels one by one"
 
 
 class Algebra:
@@ -61,7 +62,7 @@ class Algebra:
         same = {theirs: mine for theirs, mine in found.items() if mine is not None}
         for theirs, mine in same.items():
             self.unions.unite(one.groups[mine], two.groups[theirs])
-        reason = f"{where} combines tensors that are put together differently"
+        reason = f"{where} {OPERANDS}"
         two = self.dropped(
             two, [g for g in two.groups if g not in same and g in one.groups], reason
         )
@@ -148,7 +149,7 @@ class Algebra:
         self, layout: Layout, axes: Sequence[int], shape: Sequence[int], where: str
     ) -> Layout:
         """Mix all along some axes, which then have the extents of `shape`."""
-        reason = f"{where} is not known to treat channels one by one"
+        reason = f"{where} {UNKNOWN}"
         found = self.dropped(layout, layout.groups_in(axes), reason)
         for axis in axes:
             found = found.with_axis(axis, (Factor(shape[axis]),))

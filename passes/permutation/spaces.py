@@ -6,13 +6,13 @@ touches it is known to treat its channels one by one; any other operator fixes i
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, Graph, Op, Value
-from nmcompile.passes.permutation.algebra import Algebra, without_axes
+from nmcompile.passes.permutation.algebra import UNKNOWN, Algebra, without_axes
 from nmcompile.passes.permutation.layouts import Factor, Layout, Segments, plain
 from nmcompile.passes.permutation.touches import Touch, Touches
 
@@ -48,6 +48,26 @@ class ChannelSpaces:
     outputs: Mapping[str, Segments]
     touches: tuple[Touch, ...]
     values: Mapping[Value, Segments]
+
+    def touches_layer(self, name: str, space: int) -> bool:
+        """Whether a layer reads or writes channels of a space."""
+        both = (*self.outputs.get(name, ()), *self.inputs.get(name, ()))
+        return any(segment.space == space for segment in both)
+
+    def moved(self, name: str, weight: Array, orders: Mapping[int, Array]) -> Array:
+        """The weight or bias of a layer in those orders; itself where none concerns it."""
+        outputs, inputs = self.outputs.get(name, ()), self.inputs.get(name, ())
+        for axis, segments in enumerate((outputs, inputs)[: weight.ndim]):
+            order = axis_order(segments, orders)
+            weight = weight if order is None else np.take(weight, order, axis)
+        return weight
+
+    def reorders(self, orders: Mapping[int, Array]) -> Iterator[tuple[Value, int, Array]]:
+        """The constants that those orders move, along which axis, and how."""
+        for touch in self.touches:
+            order = axis_order(touch.segments, orders)
+            if order is not None:
+                yield touch.constant, touch.axis, order
 
 
 def axis_order(segments: Segments, orders: Mapping[int, Array]) -> Array | None:
@@ -131,7 +151,7 @@ class _Finder:
         if op.kind in ("conv", "linear"):
             return self._layer(op)
         if op.flow.kind == "opaque":
-            return f"{op.where} is not known to treat channels one by one"
+            return f"{op.where} {UNKNOWN}"
         if op.flow.kind in ("elementwise", "concat"):
             return self._together(op)
         if op.flow.kind == "slice":
@@ -193,8 +213,7 @@ class _Finder:
     def _layer(self, op: Op) -> str | None:
         """Cases 1 and 2."""
         assert op.weight is not None
-        outputs, inputs = op.weight.shape[:2]
-        groups = op.conv.groups if op.conv else 1
+        (outputs, inputs), groups = op.weight.shape[:2], op.groups
         source = self._of(op.inputs[0])
         if source is None or (op.kind == "conv" and len(source.axes) != op.weight.ndim):
             return f"{op.where} reads a tensor of unknown or unusual rank"
@@ -281,7 +300,7 @@ class _Finder:
             return f"{op.where} reads tensors of different ranks"
         turned = key.transposed([*range(rank - 2), rank - 1, rank - 2])
         scores = self.algebra.product(query, turned, op.where)
-        mixed = f"{op.where} is not known to treat channels one by one"
+        mixed = f"{op.where} {UNKNOWN}"
         for mask in operands[3:]:
             self.algebra.fix(mask, mixed)
         scores = self.algebra.dropped(scores, list(scores.groups), mixed)
@@ -291,7 +310,7 @@ class _Finder:
         table, places = op.inputs[0], operands[1]
         array = self.graph.constant(table)
         if array is None or array.ndim != 2:
-            return f"{op.where} is not known to treat channels one by one"
+            return f"{op.where} {UNKNOWN}"
         places = self.algebra.dropped(
             places, list(places.groups), f"{op.where} takes them for places"
         )
@@ -312,9 +331,8 @@ class _Finder:
                 self.values[value] = plain(shape, reason)
         if op.kind in ("conv", "linear"):
             assert op.weight is not None
-            groups = op.conv.groups if op.conv else 1
             outputs, inputs = op.weight.shape[:2]
-            self.inputs[op.name] = (self.unions.new(inputs * groups, reason),)
+            self.inputs[op.name] = (self.unions.new(inputs * op.groups, reason),)
             self.outputs[op.name] = (self.unions.new(outputs, reason),)
 
     def _keep(self, value: Value, layout: Layout, op: Op) -> str | None:
@@ -361,6 +379,5 @@ def _along_channels(layout: Layout) -> Segments:
 def _pointwise(conv: Op) -> bool:
     """Whether a convolution treats each place of an image by itself, as matrix products do."""
     assert conv.weight is not None and conv.conv is not None
-    geometry = conv.conv
     kernel = conv.weight.shape[2:]
-    return {*kernel, *geometry.stride} == {1} and not any(geometry.padding)
+    return {*kernel, *conv.conv.stride} == {1} and not conv.padded

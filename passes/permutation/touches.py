@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, Graph, Value
-from nmcompile.passes.permutation.algebra import Algebra
+from nmcompile.passes.permutation.algebra import OPERANDS, Algebra
 from nmcompile.passes.permutation.layouts import Layout, Segments
 
 
@@ -46,8 +46,7 @@ class Touches:
             array = self.graph.constant(constant)
             assert array is not None
             for axis in (axis for axis in read if not _uniform(array, axis - missing)):
-                reason = f"{where} combines tensors that are put together differently"
-                self.algebra.fix_along(layout, group, axis, reason)
+                self.algebra.fix_along(layout, group, axis, f"{where} {OPERANDS}")
 
     def along(self, constant: Value, axis: int | None, layout: Layout, place: int) -> None:
         """An axis of a constant follows axis `place` of a tensor."""

@@ -36,15 +36,6 @@ class RemovalPlan:
     folded: dict[str, tuple[Array, Array | None]] = field(default_factory=dict)
     left: dict[int, str] = field(default_factory=dict)
 
-    def taken(self, name: str, weight: Array, kept: Mapping[int, Array] | None = None) -> Array:
-        """The weight or bias of a layer without the channels that go."""
-        chosen = self.kept if kept is None else kept
-        outputs, inputs = self.spaces.outputs.get(name, ()), self.spaces.inputs.get(name, ())
-        for axis, segments in enumerate((outputs, inputs)[: weight.ndim]):
-            order = axis_order(segments, chosen)
-            weight = weight if order is None else np.take(weight, order, axis)
-        return weight
-
 
 def plan_removal(graph: Graph) -> RemovalPlan:
     """Find out what to take out; the graph stays as it is.
@@ -75,10 +66,6 @@ class _Reading:
     start: int
     numbers: Array
 
-    @property
-    def padded(self) -> bool:
-        return self.op.conv is not None and any(self.op.conv.padding)
-
     def columns(self, channels: Array) -> Array:
         """Where in the weight the channels are read, (channels, repeat)."""
         inner = np.arange(self.segment.repeat)
@@ -108,12 +95,12 @@ class _Planner:
             self.plan.left[space] = reason
             return
         readings = list(self._readings(space))
-        free, folding = np.ones(known.size, bool), np.zeros(known.size, bool)
+        free, padded = np.ones(known.size, bool), []
         for reading in readings:
-            can, fold = self._can_go(reading)
+            can, folding = self._can_go(reading)
             free &= can
-            folding |= fold
-        bearer = self._bearer(readings, free, folding)
+            padded += [(reading, folding)] if folding.any() else []
+        bearer = _bearer(padded, free)
         if bearer is not None:
             free[bearer] = False
             self.plan.left[space] = BEARER
@@ -158,21 +145,9 @@ class _Planner:
         needed = reading.needed(weight if order is None else weight[order])
         zero, known = (reading.numbers == 0).all(1), ~np.isnan(reading.numbers).any(1)
         adds = needed & known & ~zero
-        if reading.op.integers is not None or (reading.padded and reading.segment.repeat > 1):
+        if reading.op.integers is not None or (reading.op.padded and reading.segment.repeat > 1):
             adds &= False  # integers stand for no sums of real numbers
-        return ~needed | zero | adds, adds & reading.padded
-
-    def _bearer(self, readings: list[_Reading], free: Array, folding: Array) -> int | None:
-        """The channel that stays for all that padding ends; `free` loses those it cannot be."""
-        if not (free & folding).any():
-            return None
-        padded = [reading for reading in readings if self._can_go(reading)[1].any()]
-        sizes = np.nan_to_num([np.abs(reading.numbers[:, 0]) for reading in padded]).min(0)
-        bearer = int(np.where(free & folding, sizes, -1.0).argmax())
-        for reading in padded:
-            if not np.nan_to_num(reading.numbers[bearer, 0]):
-                free &= ~self._can_go(reading)[1]
-        return bearer
+        return ~needed | zero | adds, adds & reading.op.padded
 
     def _fold(
         self, readings: list[_Reading], gone: Array, bearer: int | None
@@ -193,7 +168,7 @@ class _Planner:
             read = np.moveaxis(read, 1, -1) * factors
             weight = weight.astype(np.float64)
             weight[:, columns] = 0
-            if reading.padded:
+            if reading.op.padded:
                 assert bearer is not None
                 place = int(reading.columns(np.array([bearer]))[0, 0])
                 weight[rows, place] += read.sum(-1) / reading.numbers[bearer, 0]
@@ -227,11 +202,8 @@ class _Planner:
         """Multiplications of the layers that a space is in, zeros that patterns skip excepted."""
         total = 0.0
         for name in self._touching(space):
-            op = self.layers[name]
-            weight = folded[name][0] if name in folded else op.weight
-            assert weight is not None
-            left = self.plan.taken(name, weight, kept)
-            shape = self.graph.shape(op.output) or ()
+            left = self.plan.spaces.moved(name, self._weight(name, folded), kept)
+            shape = self.graph.shape(self.layers[name].output) or ()
             found = detect(left)
             same = found.pattern == self._pattern(name)
             total += np.prod(shape[:1] + shape[2:]) * left.size * (_share(found) if same else 1.0)
@@ -240,28 +212,38 @@ class _Planner:
     def _pattern(self, name: str) -> Pattern:
         """The pattern that a layer has while it is whole."""
         if name not in self.patterns:
-            weight = self.layers[name].weight
-            assert weight is not None
-            self.patterns[name] = detect(weight).pattern
+            self.patterns[name] = detect(self._weight(name, {})).pattern
         return self.patterns[name]
 
     def _touching(self, space: int) -> list[str]:
-        return [
-            name
-            for name in self.layers
-            if any(
-                segment.space == space
-                for segment in (
-                    *self.plan.spaces.outputs.get(name, ()),
-                    *self.plan.spaces.inputs.get(name, ()),
-                )
-            )
-        ]
+        return [name for name in self.layers if self.plan.spaces.touches_layer(name, space)]
 
-    def _weight(self, name: str) -> Array:
-        weight = self.layers[name].weight
+    def _weight(
+        self, name: str, folded: Mapping[str, tuple[Array, Array | None]] | None = None
+    ) -> Array:
+        """That of a layer, as `folded` has it, or else the plan."""
+        folded = self.plan.folded if folded is None else folded
+        weight = folded[name][0] if name in folded else self.layers[name].weight
         assert weight is not None
-        return self.plan.folded[name][0] if name in self.plan.folded else weight
+        return weight
+
+
+def _bearer(padded: list[tuple[_Reading, Array]], free: Array) -> int | None:
+    """The channel that stays for all that padding ends; `free` loses those it cannot be.
+
+    Args:
+        padded: readings with the channels that another one of theirs has to stand for.
+        free: the channels that can go.
+    """
+    wanted = free & np.any([folding for _, folding in padded], 0)
+    if not wanted.any():
+        return None
+    sizes = np.nan_to_num([np.abs(reading.numbers[:, 0]) for reading, _ in padded]).min(0)
+    bearer = int(np.where(wanted, sizes, -1.0).argmax())
+    for reading, folding in padded:
+        if not np.nan_to_num(reading.numbers[bearer, 0]):
+            free &= ~folding
+    return bearer
 
 
 def _share(found: Detection) -> float:

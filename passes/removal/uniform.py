@@ -71,12 +71,10 @@ class _Finder:
         source = self.graph.shape(op.inputs[0])
         if source is None or len(source) != op.weight.ndim:
             return None  # of other ranks axis 1 is not what a matrix product reads
-        groups = op.conv.groups if op.conv else 1
-        padded = op.conv is not None and any(op.conv.padding)
-        weights = op.weight.reshape(groups, -1, *op.weight.shape[1:])
-        numbers = self._of(op.inputs[0]).reshape(groups, -1)
+        weights = op.weight.reshape(op.groups, -1, *op.weight.shape[1:])
+        numbers = self._of(op.inputs[0]).reshape(op.groups, -1)
         made = np.concatenate(
-            [_products(*pair, padded) for pair in zip(weights, numbers, strict=True)]
+            [_products(*pair, op.padded) for pair in zip(weights, numbers, strict=True)]
         )
         return made if op.bias is None else made + op.bias
 

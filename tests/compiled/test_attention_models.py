@@ -172,6 +172,25 @@ def test_masks_of_truth_values(fill: str, tmp_path: Path) -> None:
     assert np.isnan(found[0, 0, 3]).all() == (fill == "-inf")
 
 
+def test_constant_masks_are_not_computed_anew(tmp_path: Path) -> None:
+    class Causal(nn.Module):
+        hidden: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("hidden", torch.ones(20, 20, dtype=torch.bool).triu(1))
+
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return (q @ k.mT / 4).masked_fill(self.hidden, -math.inf).softmax(-1) @ v
+
+    given = heads()
+    nmc.compile(Causal(), output=tmp_path / "m.nmc", example_inputs=given)
+    symbols, (found,) = run(tmp_path / "m.nmc", given)
+    expected = Causal()(*(x.double() for x in given)).numpy()
+    assert symbols == ["attention_f32"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+
+
 def test_weights_that_are_asked_for_are_computed(tmp_path: Path) -> None:
     class Both(nn.Module):
         def forward(

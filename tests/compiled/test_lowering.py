@@ -157,6 +157,38 @@ def test_gelu_is_found_however_it_is_spelled_out(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_two_gelus_of_one_value_are_both_found(kind: str) -> None:
+    def both(x: Tensor) -> Tensor:
+        return torch.cat([GELUS[name][0](x) for name in ("gate in one", "power")], 1)
+
+    groups, leftovers = match(Gelu(both, apart=False), kind)
+    activations = [str(group.activation) for group in groups if group.op == "activation"]
+    assert sorted(activations) == ["gelu", "gelu_tanh"]
+    assert leftovers == ["concat"]
+
+
+class Parts(nn.Module):
+    """Attention of the three parts of a product, the last of which may be read elsewhere too."""
+
+    def __init__(self, elsewhere: bool) -> None:
+        super().__init__()
+        self.linear, self.elsewhere = nn.Linear(12, 3 * 12), elsewhere
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.linear(x).chunk(3, -1)
+        out: Tensor = (q @ k.transpose(-2, -1) / math.sqrt(12)).softmax(-1) @ v
+        return out + torch.tanh(v) if self.elsewhere else out
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_split_is_left_only_where_a_part_is_read(elsewhere: bool, kind: str) -> None:
+    groups, leftovers = match(Parts(elsewhere), kind)
+    assert [group.op for group in groups] == ["linear", "attention"]
+    assert any(name in leftovers for name in ("split", "strided_slice")) == elsewhere
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_is_fused_however_it_is_spelled(name: str, kind: str) -> None:
     module, expected = ACTIVATIONS[name]

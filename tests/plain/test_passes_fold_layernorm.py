@@ -120,6 +120,42 @@ def test_only_products_take_what_a_norm_scales(name: str, kind: str) -> None:
     assert_close(output(source, T), run_torch(model, T))
 
 
+class Row(nn.Module):
+    """Norms and products behind each other: all the products have one bias, if any."""
+
+    def __init__(self, shift: bool, bias: bool) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(8, bias=shift) for _ in range(5))
+        self.products = nn.ModuleList(nn.Linear(8, 8, bias=bias) for _ in range(5))
+        for product in self.products:
+            product.bias = self.products[0].bias
+        for parameter in self.norms.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor
+        zero, one, two, three, four = self.norms
+        first, second, third, fourth, fifth = self.products
+        x = first(zero(x)).relu()
+        x = second(one(x)[:, 1:])
+        y = three(two(x))  # of two in a row the first stays
+        x = third(y) * fourth(y.transpose(0, 1)).transpose(0, 1)
+        y = fifth(four(x))
+        return y
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "dynamo onnx"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shift", [True, False])
+def test_norms_behind_norms(shift: bool, bias: bool, kind: str) -> None:
+    torch.manual_seed(0)
+    model = Row(shift, bias).eval()
+    source = folded(model, T, kind)
+    check_graph(source.graph)
+    assert norms(source) == [False, False, True, False, False]
+    assert_close(output(source, T), run_torch(model, T), 1e-4)
+
+
 @examples(15)
 @given(
     bias=st.booleans(), shift=st.booleans(), rank=st.integers(1, 3),

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel, open_model
+from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.permutation.layouts import Factor, Segment, made
 from nmcompile.passes.permutation.unions import Unions
 from nmcompile.passes.permute_channels import PermuteChannels
@@ -190,6 +191,35 @@ def test_operators_on_tokens_keep_the_function(use: tuple[str, Any]) -> None:
             assert not reasons(found, found.outputs["one"]), reasons(found, found.outputs["one"])
         elif form == "torch":
             assert reasons(found, found.outputs["one"])
+
+
+class Positions(nn.Module):
+    """A constant of nine tokens is cut to as many as there are."""
+
+    def __init__(self, cut: Any) -> None:
+        super().__init__()
+        self.one, self.table, self.cut = nn.Linear(8, 8), nn.Parameter(torch.randn(2, 9, 8)), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.one(x) + self.cut(self.table, x.shape[1])
+        return y
+
+
+@pytest.mark.parametrize(
+    ("operator", "cut"),
+    [
+        ("slice", lambda table, count: table[:, :count]),
+        ("select", lambda table, count: table[:, count - 1 : count] + table[:, count - 1, None]),
+        ("getitem", lambda table, count: table.split([count, 9 - count], 1)[0]),
+    ],
+)
+def test_cuts_at_places_that_the_model_computes_are_not_read(operator: str, cut: Any) -> None:
+    x = (torch.zeros(2, 6, 8),)
+    dynamic = ({1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Positions(cut).eval(), x, dynamic_shapes=dynamic)
+    ops = FxGraph(program.module(check_guards=False)).ops()
+    cuts = [op for op in ops if operator in op.where]
+    assert cuts and {op.flow.kind for op in cuts} == {"opaque"}
 
 
 # What may be reordered may not always be left out

@@ -289,6 +289,33 @@ def test_loading_keeps_the_order_of_the_checkpoint() -> None:
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
+class Windows(nn.Sequential):
+    """As Swin: with a mask of its attention among the buffers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 8), nn.MultiheadAttention(8, 2))
+        self.register_buffer("attn_mask", torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("added", "method"),
+    [
+        ({}, "SR-STE or dense"),
+        ({"0.weight_mask": torch.ones(8, 8)}, "torch.nn.utils.prune"),
+        ({"1.in_proj_weight_mask": torch.ones(24, 8)}, "torch.nn.utils.prune"),
+        ({"0.__weight_mma_mask": torch.ones(8, 8)}, "ASP"),
+        ({"1.__in_proj_weight_mma_mask": torch.ones(24, 8)}, "ASP"),
+    ],
+)
+def test_only_masks_beside_weights_are_those_of_pruning(
+    added: dict[str, Tensor], method: str
+) -> None:
+    state = Windows().state_dict() | added
+    report = load_checkpoint(Windows(), state, strict=False)
+    assert report.method == method
+    assert set(added) <= set(report.loaded)
+
+
 class RealMask(nn.Conv2d):
     """MaxQ: the mask is the product of a local one and factors of filters and positions."""
 

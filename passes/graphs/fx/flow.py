@@ -163,6 +163,8 @@ def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> Flow:
 
 def _of_axes(node: fx.Node, known: tuple[int, ...]) -> Flow:
     """The flow of an operator that has axes among its arguments; `known` is its input's shape."""
+    if _is_computed(node):
+        return OPAQUE
     target, rank = node.target, len(known)
     if target in _IMAGE:
         return Flow("along", (2, 3)) if rank == 4 else OPAQUE
@@ -206,7 +208,7 @@ def _part(node: fx.Node, shape: ShapeOf) -> Flow:
     """One of the parts that an operator cuts its input into."""
     cut, index = cast(fx.Node, node.args[0]), cast(int, node.args[1])
     known = shape(cut.args[0]) if cut.target in _PARTS else None
-    if known is None:
+    if known is None or _is_computed(cut):
         return OPAQUE
     given = arguments_of(cut)
     axis = int(given["dim"]) % len(known)
@@ -216,6 +218,11 @@ def _part(node: fx.Node, shape: ShapeOf) -> Flow:
         return Flow("slice", (axis,), ((start, start + sizes[index]),))
     size = 1 if cut.target is aten.unbind.int else int(given["split_size"])
     return Flow("slice", (axis,), ((size * index, min(size * (index + 1), known[axis])),))
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether an axis, a place or a size is a number that the model computes."""
+    return any(isinstance(source.meta.get("val"), torch.SymInt) for source in node.all_input_nodes)
 
 
 def uniform_channels(node: fx.Node) -> Uniform:

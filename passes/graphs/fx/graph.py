@@ -30,8 +30,9 @@ from nmcompile.passes.graphs.fx.nodes import (
 from nmcompile.passes.graphs.fx.products import settle_products
 from nmcompile.passes.graphs.fx.quantised import dequantise, is_dequantisation, viewed
 from nmcompile.passes.graphs.fx.reading import FxReader
-from nmcompile.passes.graphs.interface import Array, Op, Value, Weighted, inputs_first, unique_name
+from nmcompile.passes.graphs.interface import Array, Op, Value, Weighted, unique_name
 from nmcompile.passes.graphs.quantised import QuantisedConstant
+from nmcompile.passes.graphs.transposed import inputs_first
 
 aten = torch.ops.aten
 
@@ -134,7 +135,7 @@ class FxGraph(FxReader):
         node: fx.Node = op.handle
         if node.target in SIZED:
             node.args = (node.args[0], list(shape))
-        if op.conv is not None and op.conv.groups > 1:
+        if op.groups > 1:
             node.args = tuple((arguments_of(node) | {"groups": shape[1]}).values())
             node.kwargs = {}
         node.meta["val"] = node.meta["val"].new_empty(shape)

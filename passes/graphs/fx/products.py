@@ -99,9 +99,9 @@ def _as_convolution(graph: Editor, node: fx.Node, weight: Array) -> bool:
         return False
     images = (math.prod(shape[:-2]), shape[-2], 1, shape[-1])
     taken = {str(n.meta[NAME]) for n in graph.module.graph.nodes if NAME in n.meta}
-    wanted = weight_owner(str(left.target)) or module_path(node) or node.name
+    name = str(left.target)
+    wanted = weight_owner(name) or module_path(node) or node.name
     with graph.module.graph.inserting_before(node):
-        name = str(left.target)
         kernel = graph.new_constant(name, weight[:, :, None, None], torch.float32)
         seen = _call(graph, aten.reshape.default, images, data, list(images))
         outputs = (images[0], len(weight), 1, images[3])

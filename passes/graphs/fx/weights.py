@@ -15,8 +15,9 @@ from nmcompile.passes.graphs.fx.nodes import (
     weight_node,
 )
 from nmcompile.passes.graphs.fx.planar import read_planar
-from nmcompile.passes.graphs.interface import Array, Weighted, outputs_first
+from nmcompile.passes.graphs.interface import Array, Weighted
 from nmcompile.passes.graphs.planar import layers_of
+from nmcompile.passes.graphs.transposed import outputs_first
 
 aten = torch.ops.aten
 

@@ -18,7 +18,6 @@ from nmcompile.passes.graphs.interface import (
     Op,
     Value,
     Weighted,
-    inputs_first,
     unique_name,
 )
 from nmcompile.passes.graphs.onnx.branches import inline_branch
@@ -34,6 +33,7 @@ from nmcompile.passes.graphs.onnx.products import add_behind, settle_products
 from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
 from nmcompile.passes.graphs.quantised import QuantisedConstant
+from nmcompile.passes.graphs.transposed import inputs_first
 
 
 class OnnxGraph(OnnxReader):
@@ -155,7 +155,7 @@ class OnnxGraph(OnnxReader):
         if place is not None and len(node.inputs) > place and node.inputs[place] is not None:
             sizes = self.new_constant(f"{node.outputs[0].name}_shape", np.array(shape, np.int64))
             node.replace_input_with(place, sizes)
-        if op.conv is not None and op.conv.groups > 1:
+        if op.groups > 1:
             node.attributes["group"] = ir.AttrInt64("group", shape[1])
         node.outputs[0].shape = ir.Shape(shape)
 

@@ -6,10 +6,11 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from nmcompile.passes.graphs.interface import Array, Weighted, outputs_first
+from nmcompile.passes.graphs.interface import Array, Weighted
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, layer_name, module_scope
 from nmcompile.passes.graphs.onnx.planar import read_planar
 from nmcompile.passes.graphs.planar import layers_of
+from nmcompile.passes.graphs.transposed import outputs_first
 
 ConstantOf = Callable[[ir.Value], Array | None]
 ShapeOf = Callable[[ir.Value], tuple[int, ...] | None]

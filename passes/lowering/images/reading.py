@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from nmcompile.passes.lowering.naming import content_of
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, shape_of
 
 
@@ -90,7 +90,7 @@ class Reader:
             return self.rows(value.tuple_value)
         if not isinstance(value, relax.Call):
             return self.rows(value)
-        used = [self.rows(operand) for operand in operands(self.view, var)]
+        used = [self.rows(operand) for operand in self.view.operands(var)]
         if not any(used):
             return None
         op = self.view.op(var)
@@ -151,8 +151,8 @@ class Reader:
         if array is not None:
             if array.ndim and array.size and (array == array[:1]).all():
                 array = array[:1]  # one row for each image, or one for all of them
-            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-            return f"{array.dtype}{array.shape}{digest}"
+            shape, dtype, digest = content_of(array)
+            return f"{dtype}{shape}{digest.hex()}"
         if isinstance(expr, relax.Tuple):
             return f"({' '.join(map(self._name, expr.fields))})"
         if isinstance(expr, relax.TupleGetItem):
@@ -160,11 +160,3 @@ class Reader:
         if isinstance(expr, relax.ShapeExpr):
             return "shape"  # that of the result
         return str(expr)
-
-
-def operands(view: FunctionView, var: Expr) -> list[Expr]:
-    """The tensors that an operator takes, those in tuples too."""
-    found = []
-    for argument in view.args(var):
-        found += list(argument.fields) if isinstance(argument, relax.Tuple) else [argument]
-    return [expr for expr in found if isinstance(expr.ty, relax.TensorType)]

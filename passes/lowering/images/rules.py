@@ -15,15 +15,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tvm import relax
-
-from nmcompile.passes.lowering.images.reading import Reader, Rows, Rule, Together, operands
+from nmcompile.passes.lowering.constants import RESHAPES
+from nmcompile.passes.lowering.images.reading import Reader, Rows, Rule, Together
+from nmcompile.passes.lowering.traced import axes_of, numbers
 from nmcompile.passes.lowering.view import Expr
 
 
 def _broadcast(reader: Reader, var: Expr) -> Rows:
     """Elementwise: operands are aligned at their last axes."""
-    return _aligned(reader, var, operands(reader.view, var))
+    return _aligned(reader, var, reader.view.operands(var))
 
 
 def _aligned(reader: Reader, var: Expr, values: Sequence[Expr]) -> Rows:
@@ -45,11 +45,8 @@ def _aligned(reader: Reader, var: Expr, values: Sequence[Expr]) -> Rows:
 
 def _first(reader: Reader, var: Expr) -> Rows:
     """The first operand, whose images are in front and stay there; the others are weights."""
-    x, *others = operands(reader.view, var)
-    rows = reader.rows(x)
-    reader.need(rows is not None and rows.axis == 0)
-    reader.need(not any(reader.rows(other) for other in others))
-    assert rows is not None
+    rows, _ = _only(reader, var)
+    reader.need(rows.axis == 0)
     return rows
 
 
@@ -63,7 +60,7 @@ def _planar(reader: Reader, var: Expr) -> Rows:
 
 def _only(reader: Reader, var: Expr) -> tuple[Rows, int]:
     """The first operand, the others being of all images; its images and its rank."""
-    x, *others = operands(reader.view, var)
+    x, *others = reader.view.operands(var)
     rows = reader.rows(x)
     reader.need(rows is not None and not any(reader.rows(other) for other in others))
     assert rows is not None
@@ -118,7 +115,7 @@ def _padded(reader: Reader, var: Expr) -> Rows:
 def _concatenated(reader: Reader, var: Expr) -> Rows:
     rank = len(reader.shape(var))
     axis: Any = reader.view.definitions[var].attrs.axis
-    rows = _aligned(reader, var, operands(reader.view, var))
+    rows = _aligned(reader, var, reader.view.operands(var))
     reader.need(axis is not None and int(axis) % rank != rows.axis)
     return rows
 
@@ -126,17 +123,9 @@ def _concatenated(reader: Reader, var: Expr) -> Rows:
 def _sliced(reader: Reader, var: Expr) -> Rows:
     """Other axes, all given as numbers."""
     rows, rank = _only(reader, var)
-    axes: Any = reader.view.args(var)[1]
-    reader.need(isinstance(axes, relax.Tuple))
-    reader.need(rows.axis not in {_integer(reader, axis) % rank for axis in axes.fields})
+    axes = numbers(reader.view.args(var)[1])
+    reader.need(axes is not None and rows.axis not in {axis % rank for axis in axes})
     return rows
-
-
-def _integer(reader: Reader, expr: Expr) -> int:
-    try:
-        return int(expr.value)
-    except (AttributeError, TypeError) as error:
-        raise Together(" takes images together") from error
 
 
 def _taken(reader: Reader, var: Expr) -> Rows:
@@ -155,10 +144,8 @@ def _taken(reader: Reader, var: Expr) -> Rows:
 
 
 def _transposed(reader: Reader, var: Expr) -> Rows:
-    rows, rank = _only(reader, var)
-    axes = reader.view.definitions[var].attrs.axes
-    order = list(reversed(range(rank))) if axes is None else [int(axis) % rank for axis in axes]
-    return Rows(order.index(rows.axis), rows.each)
+    rows, _ = _only(reader, var)
+    return Rows(axes_of(reader.view, var).index(rows.axis), rows.each)
 
 
 def _reshaped(reader: Reader, var: Expr) -> Rows:
@@ -235,9 +222,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_PLANAR, _planar),
     **dict.fromkeys(_ALONG, _along),
     **dict.fromkeys(_REDUCED, _reduced),
-    **dict.fromkeys(
-        ("expand_dims", "flatten", "nn.batch_flatten", "reshape", "squeeze"), _reshaped
-    ),
+    **dict.fromkeys((*RESHAPES, "nn.batch_flatten"), _reshaped),
     "broadcast_to": _broadcast_to,
     "concat": _concatenated,
     "matmul": _multiplied,

@@ -68,8 +68,7 @@ class IntegerMatcher(Matcher):
         for var, value in free:
             if var not in view.taken and not self._is_move(var):
                 take(self._quantise(var) or self._group(var, value))
-        place = {var: index for index, var in enumerate(view.definitions)}
-        found.sort(key=lambda group: place[group.out])
+        found.sort(key=lambda group: view.places[group.out])
         self.live = self._find_live(found)
         needed = [group for group in found if group.out in self.live]
         self._find_overwrites(needed)

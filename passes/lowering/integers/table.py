@@ -72,7 +72,6 @@ class Function:
 
     def _common_source(self) -> Quantised | None:
         """The one quantised value: of several, the latest are looked through."""
-        places = {var: place for place, var in enumerate(self._view.definitions)}
         while True:
             self.members.clear()
             found: dict[Expr, Quantised] = {}
@@ -80,7 +79,7 @@ class Function:
                 return None
             if len(found) < 2:
                 return next(iter(found.values()), None)
-            latest = max(found, key=lambda var: places.get(var, -1))
+            latest = max(found, key=lambda var: self._view.places.get(var, -1))
             if self._view.rounding(latest) is None or latest in self._view.taken:
                 return None
             self._through.add(latest)
