@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 
 from nmcompile.kernels.objects import Report
-from nmcompile.passes.lowering.batch import split_batch
+from nmcompile.passes.lowering.batch.split import split_batch
 from nmcompile.passes.lowering.fallback import lower_fallback
 from nmcompile.passes.lowering.gpu import (
     build_gpu_library,

@@ -215,7 +215,7 @@ def _build(
         find_problems,
         lower_kernels,
     )
-    from nmcompile.passes.lowering.match import Group
+    from nmcompile.passes.lowering.matching.match import Group
     from nmcompile.passes.lowering.prepare import PREPARE
     from nmcompile.passes.lowering.sharing import SharedChooser
     from nmcompile.passes.lowering.variants import Joined, join_variants

@@ -36,7 +36,7 @@ from nmcompile.targets import TARGETS, Target, find_target
 from nmcompile.wording import way
 
 if TYPE_CHECKING:
-    from nmcompile.passes.lowering.match import Group
+    from nmcompile.passes.lowering.matching.match import Group
 
 NMCOMPILE, ONNXRUNTIME = "nmcompile", "onnxruntime"
 """Who runs a segment."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import relax
 
-from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.batch.split import EARLY
 from nmcompile.passes.lowering.fallback import is_kernel
 from nmcompile.passes.lowering.view import Expr, is_call_of
 

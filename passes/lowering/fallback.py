@@ -15,12 +15,12 @@ from tvm import relax, s_tir, tirx
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.catalog import find_row
-from nmcompile.passes.lowering.elementary import as_arithmetic, has_arithmetic
-from nmcompile.passes.lowering.exact import keep_exact
-from nmcompile.passes.lowering.infinities import begin_at_infinity
+from nmcompile.passes.lowering.corrections.elementary import as_arithmetic, has_arithmetic
+from nmcompile.passes.lowering.corrections.exact import keep_exact
+from nmcompile.passes.lowering.corrections.infinities import begin_at_infinity
+from nmcompile.passes.lowering.corrections.positions import legalize_positions
+from nmcompile.passes.lowering.corrections.rounding import QUANTISE, quantise
 from nmcompile.passes.lowering.naming import name_by_content
-from nmcompile.passes.lowering.positions import legalize_positions
-from nmcompile.passes.lowering.rounding import QUANTISE, quantise
 
 # Operators to the end: the VM passes the same memory on.
 VIEWS = ["relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"]

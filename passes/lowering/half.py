@@ -32,7 +32,7 @@ from nmcompile.kernels.sparse_tensor_core.tiles import padded
 from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.kernels import Lowering
-from nmcompile.passes.lowering.match import Group
+from nmcompile.passes.lowering.matching.match import Group
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, scalar, shape_of
 from nmcompile.runtime.specs import numpy_dtype
 

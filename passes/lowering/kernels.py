@@ -21,8 +21,8 @@ from nmcompile.errors import TargetError, UnsupportedOperatorError
 from nmcompile.kernels.catalog import Choice, OpKind, choose
 from nmcompile.kernels.objects import MADE_BY
 from nmcompile.kernels.problem import Lowered, Prepare, Problem
-from nmcompile.passes.lowering.batch import EARLY, SPLIT_OPS
-from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.batch.split import EARLY, SPLIT_OPS
+from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.naming import Content, content_name, content_of
 from nmcompile.passes.lowering.prepare import PREPARE, Operand, add_prepare
 from nmcompile.passes.lowering.view import constant, is_call_of

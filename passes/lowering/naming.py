@@ -17,9 +17,8 @@ from tvm import tirx
 from tvm.relax.expr import _update_type
 
 from nmcompile.kernels.objects import MADE_BY, identity
-from nmcompile.passes.lowering.strided import Shape
 
-Content = tuple[Shape, str, bytes]
+Content = tuple[tuple[int, ...], str, bytes]
 DIGITS = 10  # of the digest behind a name
 LENGTH = 100  # characters before it: names become files', which systems limit to 255
 

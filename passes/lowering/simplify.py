@@ -1,6 +1,6 @@
 """Bring an imported Relax module into the few forms that the kernel matcher knows.
 
-1. gathers and constants without elements are made safe, see `safe.py`;
+1. gathers and constants without elements are made safe, see `corrections/safe.py`;
 2. batch norms that no pass folded become arithmetic;
 3. what depends on constants only is computed;
 4. bindings to tuples and aliases are looked through, dead ones dropped.
@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 from nmcompile.passes.lowering.constants import fold_views
-from nmcompile.passes.lowering.safe import make_safe
+from nmcompile.passes.lowering.corrections.safe import make_safe
 
 IRModule = Any
 

@@ -20,7 +20,7 @@ from tvm.relax.expr import _update_type
 
 from nmcompile.kernels.objects import MADE_BY
 from nmcompile.kernels.problem import Prepare
-from nmcompile.passes.lowering.batch import EARLY
+from nmcompile.passes.lowering.batch.split import EARLY
 from nmcompile.passes.lowering.calls import Entry
 from nmcompile.passes.lowering.kernels import ENTRY, LoweredModule
 from nmcompile.passes.lowering.naming import Content, content_name, content_of

@@ -16,7 +16,7 @@ import nmcompile
 from nmcompile import runtime
 from nmcompile.bench.profile import layer_rows
 from nmcompile.bench.results import Roofs
-from nmcompile.passes.lowering import batch_cost as lower_batch_cost
+from nmcompile.passes.lowering.batch import cost
 from nmcompile.runtime.format import read_artifact
 from tests.support.kernel_runner import relative_error
 from tests.support.seed_modules import export_onnx
@@ -27,11 +27,11 @@ pytestmark = pytest.mark.isa("avx512f")
 @pytest.fixture(autouse=True)
 def tiny_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small images leave the caches, on any machine, and let only that count."""
-    monkeypatch.setattr(lower_batch_cost, "cores", lambda: 1)
+    monkeypatch.setattr(cost, "cores", lambda: 1)
     for name in ("L2_BYTES", "L3_BYTES"):
-        monkeypatch.setattr(lower_batch_cost, name, 20_000)
-    monkeypatch.setattr(lower_batch_cost, "WEIGHTS", math.inf)
-    monkeypatch.setattr(lower_batch_cost, "CALL", 0.0)
+        monkeypatch.setattr(cost, name, 20_000)
+    monkeypatch.setattr(cost, "WEIGHTS", math.inf)
+    monkeypatch.setattr(cost, "CALL", 0.0)
 
 
 class Residual(nn.Module):

@@ -16,7 +16,7 @@ from nmcompile.frontends import open_model
 from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.fallback import lower_fallback
 from nmcompile.passes.lowering.kernels import lower_kernels
-from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.passes.pipeline import run_pipeline
 from tests.support.seed_modules import export_onnx

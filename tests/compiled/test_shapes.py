@@ -21,7 +21,7 @@ import nmcompile.precision
 from nmcompile import runtime
 from nmcompile.cli import app
 from nmcompile.errors import ArtifactError, InputError, PatternError, UnsupportedOperatorError
-from nmcompile.passes.lowering import batch_cost
+from nmcompile.passes.lowering.batch import cost
 from nmcompile.runtime.format import read_artifact
 from nmcompile.sparsity import parse_pattern, project
 from tests.support.examples import examples
@@ -266,10 +266,10 @@ def test_images_that_are_not_by_themselves_are_not_run_in_parts(
 def test_early_layers_of_each_batch_run_image_by_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_cost, "cores", lambda: 1)
+    monkeypatch.setattr(cost, "cores", lambda: 1)
     for name in ("L2_BYTES", "L3_BYTES"):
-        monkeypatch.setattr(batch_cost, name, 20_000)
-    monkeypatch.setattr(batch_cost, "CALL", 0.0)
+        monkeypatch.setattr(cost, name, 20_000)
+    monkeypatch.setattr(cost, "CALL", 0.0)
     model = Net().eval()
     session, _ = compiled(model, tmp_path, batches_of((1, 4, 8), (3, 24, 24)))
     calls = [len(form.calls) for form in session.manifest.forms]

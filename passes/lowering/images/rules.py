@@ -17,7 +17,7 @@ from typing import Any
 
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.images.reading import Reader, Rows, Rule, Together
-from nmcompile.passes.lowering.traced import axes_of, numbers
+from nmcompile.passes.lowering.matching.traced import axes_of, numbers
 from nmcompile.passes.lowering.view import Expr
 
 

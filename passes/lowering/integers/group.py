@@ -12,7 +12,7 @@ from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.spec import Activation
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.passes.lowering.integers.values import Quantisation
-from nmcompile.passes.lowering.match import Group
+from nmcompile.passes.lowering.matching.match import Group
 
 
 @dataclass(eq=False)

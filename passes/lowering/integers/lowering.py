@@ -25,7 +25,7 @@ from nmcompile.passes.lowering.integers.match import IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined
 from nmcompile.passes.lowering.integers.values import SIGN, Quantisation
 from nmcompile.passes.lowering.kernels import Lowering
-from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.view import Expr, shape_of
 
 Shape = tuple[int, ...]

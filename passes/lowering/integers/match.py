@@ -34,7 +34,7 @@ from nmcompile.passes.lowering.integers.moves import Joined, Moved, find_joined,
 from nmcompile.passes.lowering.integers.settle import LIMITS, settle
 from nmcompile.passes.lowering.integers.table import Function
 from nmcompile.passes.lowering.integers.values import Quantisation, QuantisedView
-from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, shape_of
 
 

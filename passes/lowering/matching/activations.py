@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from nmcompile.kernels.spec import Activation, ActivationKind
-from nmcompile.passes.lowering.gelu import FoundGelu, find_gelu
-from nmcompile.passes.lowering.traced import scaling_of
+from nmcompile.passes.lowering.matching.gelu import FoundGelu, find_gelu
+from nmcompile.passes.lowering.matching.traced import scaling_of
 from nmcompile.passes.lowering.view import Expr, FunctionView, scalar, shape_of
 
 GELUS: dict[str, ActivationKind] = {"nn.gelu": "gelu", "nn.gelu_tanh": "gelu_tanh"}

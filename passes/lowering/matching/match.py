@@ -37,9 +37,9 @@ from nmcompile.kernels.spec import (
     Pool2d,
     Softmax,
 )
-from nmcompile.passes.lowering.activations import ActivationMatcher
-from nmcompile.passes.lowering.attention import AttentionMatcher
-from nmcompile.passes.lowering.rowwise import RowwiseMatcher
+from nmcompile.passes.lowering.matching.activations import ActivationMatcher
+from nmcompile.passes.lowering.matching.attention import AttentionMatcher
+from nmcompile.passes.lowering.matching.rowwise import RowwiseMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
 
 FloatArray = npt.NDArray[np.float32]

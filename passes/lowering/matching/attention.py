@@ -22,9 +22,9 @@ import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import Attention, Mask, Strides
-from nmcompile.passes.lowering.found import Found
-from nmcompile.passes.lowering.strided import Shape, Strided
-from nmcompile.passes.lowering.traced import (
+from nmcompile.passes.lowering.matching.found import Found
+from nmcompile.passes.lowering.matching.strided import Shape, Strided
+from nmcompile.passes.lowering.matching.traced import (
     Reshape,
     Traced,
     axes_of,

@@ -9,8 +9,8 @@ import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import LayerNorm, Softmax
-from nmcompile.passes.lowering.found import Found
-from nmcompile.passes.lowering.norms import find_norms
+from nmcompile.passes.lowering.matching.found import Found
+from nmcompile.passes.lowering.matching.norms import find_norms
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, shape_of
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import LayerNorm
-from nmcompile.passes.lowering.found import Found
+from nmcompile.passes.lowering.matching.found import Found
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, scalar, shape_of
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tvm import relax
 
 from nmcompile.passes.lowering.constants import RESHAPES
-from nmcompile.passes.lowering.strided import Shape, Strided
+from nmcompile.passes.lowering.matching.strided import Shape, Strided
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, scalar, shape_of
 
 Step = Callable[[Strided], Strided | None]

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from nmcompile.passes.lowering.bounds import LIMITS, check_indices, limit_take
+from nmcompile.passes.lowering.corrections.bounds import LIMITS, check_indices, limit_take
 from nmcompile.passes.lowering.view import constant, shape_of
 
 Expr = Any

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from nmcompile.kernels.cores import cores
-from nmcompile.passes.lowering.batch_rules import Early
-from nmcompile.passes.lowering.match import Group, Matcher
+from nmcompile.passes.lowering.batch.rules import Early
+from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, shape_of
 
 # Measured on an AMD EPYC of family 25 with ResNet-50, layer by layer at batch 1 and 8: what a

@@ -20,8 +20,8 @@ from tvm import relax
 
 from nmcompile.kernels.avx512.join import NAME as JOIN
 from nmcompile.kernels.avx512.join import emit_join
-from nmcompile.passes.lowering.batch_cost import Split, choose_split
-from nmcompile.passes.lowering.batch_rules import Early
+from nmcompile.passes.lowering.batch.cost import Split, choose_split
+from nmcompile.passes.lowering.batch.rules import Early
 from nmcompile.passes.lowering.view import Expr, FunctionView, shape_of
 
 EARLY = "images"  # the function that computes one group of images

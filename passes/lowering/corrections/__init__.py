@@ -1,0 +1,1 @@
+"""Operators that TVM computes otherwise than the framework of a model, made right."""
