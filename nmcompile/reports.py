@@ -184,10 +184,13 @@ def target_notes(source: SourceModel, target: Target) -> tuple[str, ...]:
     )
 
 
-def real_notes(source: SourceModel, real: Sequence[tuple[Group, str]]) -> tuple[str, ...]:
-    """What to say about layers of a quantised model that are computed on real numbers."""
+def real_notes(source: SourceModel, real: Sequence[tuple[Group | None, str]]) -> tuple[str, ...]:
+    """What to say about what of a quantised model is computed on real numbers."""
     names = LayerNames(source.graph.computed() if real else ())
-    return tuple(f"{names.of(group)}: is computed in float32: {reason}" for group, reason in real)
+    return tuple(
+        why if group is None else f"{names.of(group)}: is computed in float32: {why}"
+        for group, why in real
+    )
 
 
 def report_layer(layer: Layer, target: str, wanted: Wanted | None = None) -> LayerReport:

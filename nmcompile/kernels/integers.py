@@ -10,6 +10,7 @@ this order:
 
     v = sum[o] * scale[o]
     v = clamp(rint(v), middle.low, middle.high) * middle.factor     if there is a middle rounding
+    v = v + late_bias[o]                                            if there is a late bias
     v = v + (residual - residual.zero) * residual.factor            if there is a residual
     v = activation(v) * factor                                      if there is a function
     y = clamp(rint(v) + zero, low, high) as u8, or v as float32
@@ -64,6 +65,7 @@ class IntegerEpilogue:
     """
 
     middle: bool = False
+    late_bias: bool = False
     residual: bool = False
     activation: Activation = field(default_factory=Activation)
     out: Literal["uint8", "float32"] = "uint8"
@@ -83,12 +85,14 @@ class Integers:
         (one step of the input counts as much, and the kernel divides by the number of pixels),
         sums, products, `quantise` (the size of a step of its output) and `dequantise` (of its
         input).
+    late_bias: float32 (out,), of convolutions and matrix products with outputs in lanes.
     """
 
     x_zero: int
     scale: npt.NDArray[np.float32]
     offset: npt.NDArray[np.int32] | None = None
     middle: Rounding | None = None
+    late_bias: npt.NDArray[np.float32] | None = None
     residual: Residual | None = None
     activation: Activation = field(default_factory=Activation)
     factor: float = 1.0
@@ -102,7 +106,8 @@ class Integers:
     def epilogue(self) -> IntegerEpilogue:
         """What the function depends on."""
         return IntegerEpilogue(
-            self.middle is not None, self.residual is not None, self.activation,
+            self.middle is not None, self.late_bias is not None, self.residual is not None,
+            self.activation,
             self.out, self.zero, self.low, self.high, self.in_place,
         )  # fmt: skip
 

@@ -53,7 +53,8 @@ class LoweredModule:
     operands: how each of those that the entry takes is made of `params`.
     calls: kernel calls in execution order.
     leftovers: names of the Relax operators that take TVM's own lowering.
-    real: layers of a quantised model that are computed on real numbers, and why.
+    real: layers of a quantised model that are computed on real numbers, and why; None with a
+        sentence for what is no layer.
     """
 
     module: Any
@@ -61,7 +62,7 @@ class LoweredModule:
     operands: list[Operand] = field(default_factory=list)
     calls: list[KernelCall] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
-    real: list[tuple[Group, str]] = field(default_factory=list)
+    real: list[tuple[Group | None, str]] = field(default_factory=list)
 
     @property
     def prepares(self) -> bool:
@@ -109,12 +110,13 @@ class Found:
 
     problems: what it will ask its chooser for, in that order.
     leftovers: names of the Relax operators that take TVM's own lowering.
-    real: layers of a quantised model that are computed on real numbers, and why.
+    real: layers of a quantised model that are computed on real numbers, and why; None with a
+        sentence for what is no layer.
     """
 
     problems: list[tuple[Group, Problem]]
     leftovers: list[str]
-    real: list[tuple[Group, str]]
+    real: list[tuple[Group | None, str]]
 
 
 def find_problems(
@@ -238,13 +240,14 @@ class Lowering:
         return [op for matcher in matchers for op in matcher.leftovers() if op not in SPLIT_OPS]
 
     @staticmethod
-    def _real(matchers: list[Matcher]) -> list[tuple[Group, str]]:
-        return [
+    def _real(matchers: list[Matcher]) -> list[tuple[Group | None, str]]:
+        layers: list[tuple[Group | None, str]] = [
             (group, reason)
             for matcher in matchers
             for group in matcher.groups
             if (reason := matcher.reason(group))
         ]
+        return layers + [(None, said) for matcher in matchers for said in matcher.remarks()]
 
     def _problem(self, group: Group) -> Problem:
         """What a kernel is to compute."""

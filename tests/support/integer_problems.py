@@ -77,13 +77,14 @@ def assert_sums(kernel: Kernel, problem: Problem, x: Any, config: Any = None) ->
 
 @st.composite
 def epilogues(draw: st.DrawFn) -> dict[str, Any]:
-    """What becomes of the sums."""
+    """What becomes of the sums; `late_bias` says whether there is one."""
     kind = draw(st.sampled_from(["none", "none", "hard_swish", "sigmoid"]))
     out = draw(st.sampled_from(["uint8", "uint8", "float32"]))
     residual = draw(st.booleans())
     zero = draw(st.sampled_from([0, 3, 128]))
     return {
         "middle": Rounding(-100, 90, 0.61) if draw(st.booleans()) else None,
+        "late_bias": draw(st.booleans()),
         "residual": Residual(draw(st.integers(0, 255)), 0.37) if residual else None,
         "activation": activation(kind),
         "factor": {"none": 1.0, "hard_swish": 17.3, "sigmoid": 190.0}[kind],
@@ -105,7 +106,9 @@ def assert_finished(
     spread = 1 + np.ptp(sums.reshape(-1, outputs), axis=0)
     span = 12.0 if epilogue["activation"].kind != "none" else 250.0
     assert problem.integers is not None
-    integers = replace(problem.integers, scale=(span / spread).astype(np.float32), **epilogue)
+    late = np.random.default_rng(seed + 1).uniform(-40, 40, outputs).astype(np.float32)
+    settings = epilogue | {"late_bias": late if epilogue["late_bias"] else None}
+    integers = replace(problem.integers, scale=(span / spread).astype(np.float32), **settings)
     problem = replace(problem, integers=integers)
     residual = None
     if integers.residual is not None:

@@ -79,6 +79,8 @@ def finished(integers: Integers, sums: npt.NDArray[np.int64], residual: Array | 
     if integers.middle is not None:
         middle = integers.middle
         v = np.clip(np.rint(v), middle.low, middle.high) * np.float32(middle.factor)
+    if integers.late_bias is not None:
+        v = v + integers.late_bias
     if integers.residual is not None:
         assert residual is not None
         shifted = residual.astype(np.float32) - integers.residual.zero

@@ -23,13 +23,16 @@ class Requantiser:
     def __init__(self, epilogue: IntegerEpilogue, steps: Buffer) -> None:
         self.epilogue, self._steps = epilogue, steps
 
-    def real(self, sums: Expr, scale: Expr, residual: Expr | None = None) -> Expr:
+    def real(
+        self, sums: Expr, scale: Expr, residual: Expr | None = None, late_bias: Expr | None = None
+    ) -> Expr:
         """float32x16 in steps of the output, before the last rounding; real numbers for float32.
 
         Args:
             sums: int32x16.
             scale: float32x16, of the same outputs.
             residual: int32x16, raw values of the residual; None if the epilogue has none.
+            late_bias: float32x16, of the same outputs; None likewise.
         """
         epilogue = self.epilogue
         value = T.bind(T.Cast("float32x16", sums) * scale)
@@ -38,6 +41,8 @@ class Requantiser:
             low, high = self._step("middle_low"), self._step("middle_high")
             limited = T.bind(extreme("min", extreme("max", value, low), high))
             value = T.bind(round_to_whole(limited) * self._step("middle_factor"))
+        if late_bias is not None:
+            value = T.bind(value + late_bias)
         if residual is not None:
             added = T.Cast("float32x16", residual) * self._step("residual_factor")
             value = T.bind(value + self._step("shift") + added)

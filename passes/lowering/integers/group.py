@@ -21,8 +21,9 @@ class IntegerGroup(Group):
 
     source: what its activation means; None where that is real numbers. weights: the integers of
     its weight. target: what its output means; None where that is real numbers. middle: what the
-    sum is rounded to before the residual, behind `middle_activation`. added: what the residual
-    means. table: 256 bytes. rows: whether its bytes lie as in the model, not as (N, H, W, C).
+    sum is rounded to before the residual, behind `middle_activation`. late_bias: real numbers added
+    there, of each output. added: what the residual means. table: 256 bytes. rows: whether its bytes
+    lie as in the model, not as (N, H, W, C).
     """
 
     source: Quantisation | None = None
@@ -30,6 +31,7 @@ class IntegerGroup(Group):
     target: Quantisation | None = None
     middle: Quantisation | None = None
     middle_activation: Activation = field(default_factory=Activation)
+    late_bias: npt.NDArray[np.float32] | None = None
     added: Quantisation | None = None
     table: npt.NDArray[np.uint8] | None = None
     integers: Integers | None = None

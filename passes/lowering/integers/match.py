@@ -6,7 +6,8 @@ its only user over
 
 1. a per-channel constant: the bias, which becomes an integer in units of the sums;
 2. `quantize` and `dequantize` in front of a sum: the middle rounding;
-3. a sum with another `dequantize`: the residual;
+3. a sum with another `dequantize`: the residual; or, behind a middle rounding, with a per-channel
+   constant: the late bias, as a quantiser leaves it that knows no product with a bias;
 4. an activation;
 5. `quantize`, which ends the group.
 
@@ -23,16 +24,18 @@ from typing import Any
 
 from tvm import relax
 
-from nmcompile.kernels.catalog import CATALOG
-from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Activation, Gate, GlobalAverage, Pool2d, Quantise, Sum, Table
+from nmcompile.kernels.spec import Activation, GlobalAverage, Pool2d, Sum
 from nmcompile.passes.lowering.constants import RESHAPES
+from nmcompile.passes.lowering.integers.elementwise import (
+    find_gate,
+    find_quantise,
+    find_table,
+)
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.moves import Joined, Moved, find_joined, find_moved
-from nmcompile.passes.lowering.integers.settle import LIMITS, settle, signed_weight
-from nmcompile.passes.lowering.integers.table import Function
+from nmcompile.passes.lowering.integers.settle import LIMITS, has_kernel, runs, signed_weight
 from nmcompile.passes.lowering.integers.values import Quantisation, QuantisedView
-from nmcompile.passes.lowering.matching.match import Group, Matcher
+from nmcompile.passes.lowering.matching.match import FloatArray, Group, Matcher, per_channel
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, shape_of
 
 
@@ -45,7 +48,6 @@ class IntegerMatcher(Matcher):
         super().__init__(function, QuantisedView(function))
         self.live: set[Expr] = set()
         self._stays_float: dict[Expr, str] = {}
-        self._read_as_rows: set[Expr] = set()  # by matrix products
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -63,11 +65,12 @@ class IntegerMatcher(Matcher):
         # From behind, so that the longest functions are found first.
         for var, _ in reversed(free):
             if var not in view.taken and not self._is_move(var):
-                take(self._table(var) or self._gate(var))
-        self._read_as_rows = {group.x for group in found if group.op == "linear"}
+                take(find_table(view, var) or find_gate(view, var))
+        read_as_rows = {group.x for group in found if group.op == "linear"}
         for var, value in free:
             if var not in view.taken and not self._is_move(var):
-                take(self._quantise(var) or self._group(var, value))
+                rows = var in read_as_rows
+                take(find_quantise(view, var, rows) or self._group(var, value))
         found.sort(key=lambda group: view.places[group.out])
         self.live = self._find_live(found)
         needed = [group for group in found if group.out in self.live]
@@ -92,6 +95,24 @@ class IntegerMatcher(Matcher):
             return ""
         reasons = (self._stays_float.get(member, "") for member in group.members)
         return next(filter(None, reasons), "")
+
+    def remarks(self) -> list[str]:
+        """Matrix products of two quantised values, as a quantised attention has them."""
+        taken = {var for group in self.groups for var in group.members}
+        count = sum(
+            self._view.op(var) == "matmul"
+            and all(self._view.quantised(side) is not None for side in self._view.args(var))
+            for var in self.live - taken
+        )
+        if not count:
+            return []
+        what = "1 product of two activations is" if count == 1 else (
+            f"{count} products of two activations are"
+        )  # fmt: skip
+        return [
+            f"{what} computed in float32 between roundings: integers are multiplied by constant "
+            "weights only; attention that is left in float32 when quantising has a kernel"
+        ]
 
     @cached_property
     def _quantised(self) -> bool:
@@ -175,7 +196,7 @@ class IntegerMatcher(Matcher):
         if isinstance(found.spec, Pool2d) and found.spec.kind == "max":
             return self._unchanged(group)
         self._follow(group)
-        if _runs(group):
+        if runs(group):
             return group
         self._stays_float[var] = (
             "its sums may leave int32: the scales of its input, weight and output do not fit"
@@ -204,60 +225,7 @@ class IntegerMatcher(Matcher):
             source=left.meaning, added=right.meaning, residual=right.var,
         )  # fmt: skip
         self._follow(group)
-        return group if group.target is not None and _runs(group) else None
-
-    def _table(self, var: Expr) -> IntegerGroup | None:
-        """Functions of one quantised value, rounded again."""
-        target, shape = self._view.rounding(var), shape_of(var)
-        if target is None or shape is None:
-            return None
-        function = Function(self._view, self._view.source(var))
-        source = function.source
-        if source is None:
-            return None
-        inner = set(function.members) | {var}
-        members = [m for m in function.members if set(self._view.users.get(m, ())) <= inner]
-        return IntegerGroup(
-            "table", Table(math.prod(shape)), source.var, var, members=[*members, var],
-            source=source.meaning, target=target, table=target.stored(function.results()),
-        )  # fmt: skip
-
-    def _gate(self, var: Expr) -> IntegerGroup | None:
-        """Products of a quantised value with another, or with one for each channel."""
-        target, shape = self._view.rounding(var), shape_of(var)
-        if target is None or shape is None or len(shape) != 4:
-            return None
-        product = self._view.source(var)
-        if self._view.op(product) != "multiply" or shape_of(product) != shape:
-            return None
-        sides = [self._view.quantised(side) for side in self._view.args(product)]
-        sides.sort(key=lambda side: side is None or shape_of(side.var) != shape)
-        x, gate = sides
-        if x is None or gate is None or shape_of(x.var) != shape:
-            return None
-        batch, channels, height, width = shape
-        if shape_of(gate.var) != (batch, channels, 1, 1):
-            return None
-        members = [var] if self._view.only_user(product) is None else [product, var]
-        group = IntegerGroup(
-            "gate", Gate(batch, height * width, channels), x.var, var, members=members,
-            source=x.meaning, added=gate.meaning, residual=gate.var, target=target,
-        )  # fmt: skip
-        return group if _runs(group) else None
-
-    def _quantise(self, var: Expr) -> IntegerGroup | None:
-        """Real numbers that are rounded to integers."""
-        target, shape = self._view.rounding(var), shape_of(var)
-        if target is None or not shape or not math.prod(shape):
-            return None
-        rows = len(shape) != 4 or var in self._read_as_rows
-        # One channel leaves the order as it is.
-        spec = Quantise(1, 1, math.prod(shape[:-1]), shape[-1]) if rows else Quantise(*shape)
-        x = self._view.source(var)
-        if str(x.ty.dtype) != "float32":
-            return None
-        group = IntegerGroup("quantise", spec, x, var, members=[var], target=target, rows=rows)
-        return group if _runs(group) else None
+        return group if group.target is not None and runs(group) else None
 
     def _unchanged(self, group: IntegerGroup) -> IntegerGroup | None:
         """A maximum of integers, which means what they mean."""
@@ -267,7 +235,7 @@ class IntegerMatcher(Matcher):
             return None
         group.target = target
         self._extend(group, [user])
-        return group if _has_kernel(group) else None
+        return group if has_kernel(group) else None
 
     # Step 2. What follows the operator.
 
@@ -316,13 +284,27 @@ class IntegerMatcher(Matcher):
         left, right = self._view.args(user)
         other = right if left.same_as(group.out) else left
         if constant(other) is not None:
-            early = group.middle is None and group.residual is None
-            if not early or not self._absorb_add(group, user):
+            if group.residual is not None or not self._absorb_constant(group, user, other):
                 return False
         elif not self._absorb_residual(group, user, other):
             return False
         self._extend(group, [user])
         return True
+
+    def _absorb_constant(self, group: IntegerGroup, user: Expr, other: Expr) -> bool:
+        if group.middle is None:
+            return self._absorb_add(group, user)
+        bias = self._late_bias(group, user, other)
+        if bias is not None:
+            group.late_bias = bias
+        return bias is not None
+
+    def _late_bias(self, group: IntegerGroup, user: Expr, other: Expr) -> FloatArray | None:
+        """A constant of each output of a product that has none yet behind its rounding."""
+        value = constant(other)
+        if value is None or group.op != "linear" or group.late_bias is not None:
+            return None
+        return per_channel(value, group) if shape_of(user) == shape_of(group.out) else None
 
     def _absorb_residual(self, group: IntegerGroup, user: Expr, other: Expr) -> bool:
         added = self._view.quantised(other)
@@ -334,9 +316,11 @@ class IntegerMatcher(Matcher):
         return True
 
     def _sum_behind(self, group: IntegerGroup, rounded: Expr) -> list[Expr] | None:
-        """[quantize, dequantize] where a sum with another quantised value follows them."""
+        """[quantize, dequantize] where a sum with another quantised value, or a bias, follows."""
         limited = group.activation.kind in LIMITS
-        if group.residual is not None or group.op not in ("conv2d", "linear") or not limited:
+        if group.residual is not None or group.middle is not None:
+            return None
+        if group.op not in ("conv2d", "linear") or not limited:
             return None
         again = self._view.only_user(rounded)
         if again is None or self._view.quantised(again) is None:
@@ -345,9 +329,12 @@ class IntegerMatcher(Matcher):
         if user is None or self._view.op(user) != "add" or shape_of(user) != shape_of(again):
             return None
         others = [side for side in self._view.args(user) if not side.same_as(again)]
-        if len(others) != 1 or shape_of(others[0]) != shape_of(user):
+        if len(others) != 1:
             return None
-        return None if self._view.quantised(others[0]) is None else [rounded, again]
+        whole = shape_of(others[0]) == shape_of(user)
+        added = whole and self._view.quantised(others[0]) is not None
+        biased = self._late_bias(group, user, others[0]) is not None
+        return [rounded, again] if added or biased else None
 
     # Step 3. Residuals whose memory the output may take.
 
@@ -360,15 +347,3 @@ class IntegerMatcher(Matcher):
             if real and user in self._view.outputs:
                 found.append(user)
         return found
-
-
-def _runs(group: IntegerGroup) -> bool:
-    """Whether a kernel computes a group that is found whole."""
-    return settle(group) and _has_kernel(group)
-
-
-def _has_kernel(group: IntegerGroup) -> bool:
-    """Weights of any kind have one."""
-    problem = Problem(group.spec, dtype="int8", integers=group.integers)
-    rows = [row for row in CATALOG if (row.op, row.dtype) == (group.op, "int8")]
-    return group.weight is not None or any(row.refuse(problem) is None for row in rows)

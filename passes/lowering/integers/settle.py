@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmcompile.kernels.catalog import CATALOG
 from nmcompile.kernels.integers import Integers, Residual, Rounding
+from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Activation
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.values import Quantisation
@@ -43,11 +45,13 @@ def settle(group: IntegerGroup) -> bool:
     middle = None if group.middle is None else _middle(group, group.middle, step)
     added = group.added
     residual = None if added is None else Residual(added.zero, added.scale / step)
+    late = None if group.late_bias is None else (group.late_bias / step).astype(np.float32)
     factor = 1.0 if target is None or limited else 1.0 / target.scale
     sums = _largest_sums(group, offset)
     if sums.max() > MAX_SUM or (sums * scale).max() >= MAX_STEPS:
         return False
-    if _largest(float((sums * scale).max()), middle, residual) * factor >= MAX_STEPS:
+    largest = _largest(float((sums * scale).max()), middle, late, residual)
+    if not largest * factor < MAX_STEPS:
         return False
     low, high = (0, 255) if target is None else _limits(target, group.activation, limited)
     group.integers = Integers(
@@ -55,6 +59,7 @@ def settle(group: IntegerGroup) -> bool:
         scale=scale.astype(np.float32),
         offset=offset if offset.size else None,
         middle=middle,
+        late_bias=late,
         residual=residual,
         activation=Activation() if limited else group.activation,
         factor=factor,
@@ -97,13 +102,17 @@ def _largest_sums(group: IntegerGroup, offset: Array) -> Array:
     return np.asarray(total + np.abs(offset.astype(np.int64)) if offset.size else total)
 
 
-def _largest(value: float, middle: Rounding | None, residual: Residual | None) -> float:
+def _largest(
+    value: float, middle: Rounding | None, late: Array | None, residual: Residual | None
+) -> float:
     """The largest magnitude of what is rounded last, where sums count up to `value`.
 
     Activations make numbers no larger than they are, or than one.
     """
     if middle is not None:
         value = max(-middle.low, middle.high) * middle.factor
+    if late is not None:
+        value += float(np.abs(late).max())
     if residual is not None:
         value += 255 * residual.factor
     return max(value, 1.0)
@@ -135,3 +144,15 @@ def signed_weight(group: IntegerGroup) -> npt.NDArray[np.int8] | None:
     if whole.max(initial=0) > 127 or whole.min(initial=0) < -128:
         return None
     return np.ascontiguousarray(whole if group.op == "conv2d" else whole.T, np.int8)
+
+
+def runs(group: IntegerGroup) -> bool:
+    """Whether a kernel computes a group that is found whole."""
+    return settle(group) and has_kernel(group)
+
+
+def has_kernel(group: IntegerGroup) -> bool:
+    """Weights of any kind have one."""
+    problem = Problem(group.spec, dtype="int8", integers=group.integers)
+    rows = [row for row in CATALOG if (row.op, row.dtype) == (group.op, "int8")]
+    return group.weight is not None or any(row.refuse(problem) is None for row in rows)

@@ -128,6 +128,10 @@ class Matcher:
         """Why a layer of a quantised model is computed on real numbers; "" for all others."""
         return ""
 
+    def remarks(self) -> list[str]:
+        """What else of a quantised model is computed on real numbers, a sentence each."""
+        return []
+
     # Step 1. Operators that start a group.
 
     def _root(self, var: Expr, value: Expr) -> Group | None:
@@ -314,7 +318,7 @@ class Matcher:
                 return False
             group.residual = other
             return True
-        bias = _per_channel(value, group)
+        bias = per_channel(value, group)
         if bias is None:
             return False
         group.bias = bias if group.bias is None else group.bias + bias
@@ -347,7 +351,7 @@ class Matcher:
         return self._view.users.get(value, [])
 
 
-def _per_channel(value: npt.NDArray[Any], group: Group) -> FloatArray | None:
+def per_channel(value: npt.NDArray[Any], group: Group) -> FloatArray | None:
     """A constant that is added to every pixel of a channel, as (out,); None for other shapes."""
     channels = group.spec.out_channels if isinstance(group.spec, Conv2d) else 0
     if isinstance(group.spec, Linear):

@@ -172,6 +172,8 @@ def _refuse_scale(problem: Problem, sums: Array | float) -> str | None:
         sums: the largest magnitude of each sum.
     """
     integers = _integers(problem)
+    if integers.late_bias is not None:
+        return "a bias is added behind a rounding: kernels with outputs in lanes do that"
     largest = float((sums * integers.scale.astype(np.float64)).max())
     if integers.residual is not None:
         largest += 255.0 * abs(integers.residual.factor)

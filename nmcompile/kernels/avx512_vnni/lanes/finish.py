@@ -89,11 +89,13 @@ class Finish:
     """Requantises tiles of one function.
 
     scale: float32 per output channel, padded to whole vectors.
+    late_bias: likewise, where there is one.
     channels: of one output pixel.
     """
 
     requantiser: Requantiser
     scale: Buffer
+    late_bias: Buffer | None
     residual: Buffer | None
     out: Buffer
     channels: int
@@ -104,8 +106,10 @@ class Finish:
         return self.requantiser.epilogue.activation.kind in LONG_ACTIVATIONS
 
     def columns(self, first: Expr, vectors: int) -> list[Expr]:
-        """The scales of vectors of outputs from `first` on."""
-        return [T.bind(load(self.scale, first + u * LANES)) for u in range(vectors)]
+        """The scales of vectors of outputs from `first` on, and their late biases."""
+        places = [first + u * LANES for u in range(vectors)]
+        held = [b for b in (self.scale, self.late_bias) if b is not None]
+        return [tuple(T.bind(load(buffer, at)) for buffer in held) for at in places]
 
     def pixels(
         self,
@@ -123,7 +127,8 @@ class Finish:
             if self.residual is not None:
                 where = at + (t * self.channels + u * LANES)
                 residual = T.bind(widen_bytes(self.residual, where, outputs - u * LANES))
-            return self.requantiser.real(sums(t, u), columns[u], residual)
+            scale, *late_bias = columns[u]
+            return self.requantiser.real(sums(t, u), scale, residual, *late_bias)
 
         if self.requantiser.epilogue.out == "float32":
             for t, u in places:

@@ -75,6 +75,10 @@ def integer_layer(problem: Problem) -> Layer:
     offset[: conv.out_channels] = whole_offset(weight, integers)
     scale[: conv.out_channels] = integers.scale
     positions = positions_of(weight, conv)
+    arrays: dict[str, Array] = {"offset": offset, "scale": scale, "steps": integers.steps}
+    if integers.late_bias is not None:
+        padding = (0, outputs - conv.out_channels)
+        arrays["late_bias"] = np.pad(integers.late_bias.astype(np.float32), padding)
     return Layer(
         *of_full_rows(conv),
         positions,
@@ -82,6 +86,6 @@ def integer_layer(problem: Problem) -> Layer:
         list_outputs_of(problem),
         Bytes(integers.epilogue, integers.x_zero if any(conv.padding) else 0),
         integers.residual is not None,
-        {"offset": offset, "scale": scale, "steps": integers.steps},
+        arrays,
         problem.bytes_shapes,
     )

@@ -56,7 +56,7 @@ class Numbers(Protocol):
 class Bytes:
     """u8 activations times s8 weights, as `nmcompile.kernels.integers` says.
 
-    Arguments: offset, scale, steps, [residual], out.
+    Arguments: offset, scale, steps, [late bias], [residual], out.
     """
 
     epilogue: IntegerEpilogue
@@ -76,8 +76,11 @@ class Bytes:
         offset = func.tensor("offset", (padded_outputs(outputs),), "int32")
         scale = func.tensor("scale", (padded_outputs(outputs),))
         steps = func.tensor("steps", (len(STEPS),))
+        late = self.epilogue.late_bias
+        late_bias = func.tensor("late_bias", (padded_outputs(outputs),)) if late else None
         residual, out = func.output(out_shape, self.epilogue, self.epilogue.out, "uint8")
-        return offset, Finish(Requantiser(self.epilogue, steps), scale, residual, out, outputs)
+        requantiser = Requantiser(self.epilogue, steps)
+        return offset, Finish(requantiser, scale, late_bias, residual, out, outputs)
 
     def instructions(self) -> contextlib.AbstractContextManager[object]:
         """See `Numbers`."""
