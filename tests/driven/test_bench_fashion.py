@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.fashion import __main__ as command
+from benchmarks.fashion import workers as processes
 from benchmarks.fashion.images import DIGESTS, FOLDER, SHIFT, Data, Split, read, shift_and_flip
 from benchmarks.fashion.jobs import SEARCH, Budget, Job, Outcome, Plan, Task
 from benchmarks.fashion.results import Results
@@ -125,7 +128,7 @@ def run(
     budget = Budget(images=256, searched=128, epoch=64, validation=64, rates=(0.05, 0.1))
     if data is None:
         monkeypatch.setattr(command, "SMALL", budget)
-    monkeypatch.setattr(command, "read", lambda folder: toy() if data is None else data)
+    monkeypatch.setattr(processes, "read", lambda folder: toy() if data is None else data)
     output = folder / "accuracy.jsonl"
     words = (*words, "--small", "--workers", "1", "--output", str(output))
     assert command.main([*words, "--starts", str(folder / "starts")]) == status
@@ -195,11 +198,11 @@ def test_workers_wait_for_what_a_run_needs_and_keep_what_others_finish(
             assert failed.wait(60)  # the two begin together
         return Outcome(task.job, task.rate, task.settings, 0.5, 1.0, "cpu", "code")
 
-    monkeypatch.setattr(command, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(command, "_run_in_worker", fake)
-    setup = command.Setup((), tmp_path, Budget(), tmp_path, 1)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(processes, "_run_in_worker", fake)
+    setup = processes.Setup((), tmp_path, Budget(), tmp_path, 1)
     with pytest.raises(InputError, match="no such setting") if fails else nullcontext():
-        for outcome in command._in_workers(plan, results, setup, 3):
+        for outcome in processes.run_in_workers(plan, results, setup, 3):
             results.add(outcome)
     missing = [job for job in plan.jobs if job not in results.done]
     expected = [Job(SRSTE.name, "setting", 0), Job(SRSTE.name, "final", 0)]
@@ -272,11 +275,10 @@ def test_a_small_share_of_the_benchmark_learns_the_real_images(
 
 
 @REAL
-@pytest.mark.long
-def test_workers_are_processes(tmp_path: Path) -> None:
+def test_the_command_runs_in_processes(tmp_path: Path) -> None:
     words = ["--small", "--seeds", "1", "--only", "dense", "--workers", "2"]
     words += ["--output", str(tmp_path / "accuracy.jsonl"), "--starts", str(tmp_path)]
-    assert command.main(words) == 0
+    subprocess.run([sys.executable, "-m", "benchmarks.fashion", *words], check=True, timeout=300)
     assert _last(tmp_path) > 0.3
 
 
