@@ -113,14 +113,14 @@ def train(
 ) -> nn.Module:
     """Train in place on a cosine schedule; returns the model in evaluation mode.
 
-    `method` has prepared the model. An epoch has `size` images, by default all. Batch norms, biases
-    and LBC's scores do not decay.
+    `method` has prepared the model. An epoch has `size` images, by default all. Batch norms and
+    biases do not decay.
     """
     generator = torch.Generator().manual_seed(seed)
     size = len(images) if size is None else size
     decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        decays[parameter.ndim > 1 and not name.endswith("scores")].append(parameter)
+    for parameter in model.parameters():
+        decays[parameter.ndim > 1].append(parameter)
     weight_decay = 5e-4 if optimizer == "sgd" else 0.05
     groups = [{"params": p, "weight_decay": weight_decay * decay} for decay, p in decays.items()]
     steps = epochs * (size // BATCH)

@@ -10,8 +10,8 @@ list of `benchmarks.recipes.Recipe`, from a module or a Python file: that is how
 same methods is compared. What `make(epochs, seed, **settings)` of a recipe returns needs four
 functions, which are called as ours are (`nmcompile.train.method`): `prepare(model)` returns the
 model to train, `on_epoch(epoch, epochs)` and `on_step()` come before every epoch and every forward
-pass, and `finalize(model)` returns the model to judge. Parameters with one dimension, and those
-whose name ends in "scores", do not decay.
+pass, and `finalize(model)` returns the model to judge. Parameters with one dimension do not decay.
+The authors' own code is such a module: `--also benchmarks.authors.recipes:recipes`.
 """
 
 from __future__ import annotations

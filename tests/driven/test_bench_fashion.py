@@ -13,17 +13,29 @@ from threading import Event
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.authors.recipes import Theirs
 from benchmarks.fashion import __main__ as command
 from benchmarks.fashion import workers as processes
-from benchmarks.fashion.images import DIGESTS, FOLDER, SHIFT, Data, Split, read, shift_and_flip
+from benchmarks.fashion.images import (
+    DIGESTS,
+    FOLDER,
+    SHIFT,
+    Data,
+    Split,
+    network,
+    read,
+    shift_and_flip,
+)
 from benchmarks.fashion.jobs import SEARCH, Budget, Job, Outcome, Plan, Task
 from benchmarks.fashion.results import Results
 from benchmarks.fashion.rows import find_recipes, own_recipes
 from benchmarks.recipes import DENSE, nm_recipes
 from benchmarks.training import digits
 from nmcompile.errors import InputError
+from nmcompile.train import ASP as OneShot
 
 ASP, SRSTE = (r for r in nm_recipes("1:4") if r.title in ("ASP, one-shot", "SR-STE"))
 
@@ -108,6 +120,38 @@ def test_every_row_has_a_name_of_its_own_and_only_picks_by_it(tmp_path: Path) ->
         find_recipes([f"{path}:recipes"] * 2, [])
     with pytest.raises(InputError, match=r"theirs\.py:rows: AttributeError"):
         find_recipes([f"{path}:rows"], [])
+
+
+def test_rows_of_the_authors_need_their_repositories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NMCOMPILE_CHECKOUTS", str(tmp_path))
+    (tmp_path / "zyxxmu_LBC").mkdir()
+    with pytest.raises(InputError, match=r"clones of .*missing: aojunzz_NM-sparsity, zyxxmu_SpRE"):
+        find_recipes(["benchmarks.authors.recipes:recipes"], [])
+
+
+def test_layers_of_the_authors_become_plain_ones() -> None:
+    def first_of_four(count: int) -> Tensor:
+        return (torch.arange(count) % 4 == 0).float()[None, :, None, None]
+
+    class Masked(torch.nn.Conv2d):
+        @property
+        def mask(self) -> Tensor:
+            return first_of_four(self.in_channels)
+
+    net, inputs = network().eval(), torch.randn(2, 1, 28, 28)
+    before = {name: conv for name, conv in net.named_modules() if isinstance(conv, torch.nn.Conv2d)}
+    theirs = Theirs(OneShot("1:4"), Masked)
+    net = theirs.prepare(net)
+    assert len(theirs.convs) == 14 and all(type(c) is Masked for c in theirs.convs.values())
+    net = theirs.finalize(net)
+    for name, conv in before.items():
+        now = net.get_submodule(name)
+        assert type(now) is torch.nn.Conv2d
+        if name in theirs.convs:
+            assert torch.equal(now.weight, conv.weight * first_of_four(conv.in_channels))
+    assert net(inputs).shape == (2, 10)
 
 
 def toy() -> Data:
