@@ -75,13 +75,25 @@ def digits_vit() -> nn.Module:
     return nn.Sequential(Patches(1, 16, 4, width), *layers, *head)
 
 
+def shift(
+    images: Tensor, generator: torch.Generator, by: int, background: float, mirror: bool = False
+) -> Tensor:
+    """Each image moved by up to `by` pixels each way, and half of them mirrored."""
+    count, _, size, _ = images.shape
+    padded = functional.pad(images, (by,) * 4, value=background)
+    down, right = torch.randint(0, 2 * by + 1, (2, count, 1), generator=generator)
+    places = torch.arange(size)
+    rows, columns = down + places, right + places
+    if mirror:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = right + torch.where(mirrored, size - 1 - places, places)
+    index = torch.arange(count)[:, None, None], slice(None), rows[:, :, None], columns[:, None, :]
+    return padded[index].movedim(3, 1)
+
+
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images moved by up to two pixels in each direction, all of a batch alike."""
-    rows, columns = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    background = float(images.min())
-    padded = functional.pad(images, (2, 2, 2, 2), value=background)
-    height, width = images.shape[2:]
-    return padded[:, :, 2 + rows : 2 + rows + height, 2 + columns : 2 + columns + width]
+    """Digits, each moved by up to two pixels each way."""
+    return shift(images, generator, 2, float(images.min()))
 
 
 def _epochs(count: int, size: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
