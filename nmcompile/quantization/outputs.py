@@ -1,8 +1,8 @@
-"""The outputs of a model stay real numbers: in 8 bits, the largest would be cut off and tie."""
+"""What is read as real numbers: outputs, whose largest would be cut off and tie, and some nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx
 
@@ -30,6 +30,26 @@ def final_nodes(proto: onnx.ModelProto) -> frozenset[str]:
         if node.op_type in FINAL and all(name in found for name in behind):
             found.add(node.name)
     return frozenset(found)
+
+
+def read_real(proto: onnx.ModelProto, nodes: Collection[str]) -> None:
+    """Have nodes read what others read rounded as it was before; what nothing reads goes away."""
+    graph = proto.graph
+    made = {name: node for node in graph.node for name in node.output}
+    real = {}
+    for back in graph.node:
+        there = made.get(back.input[0]) if back.op_type == "DequantizeLinear" else None
+        if there is not None and there.op_type == "QuantizeLinear":
+            real[back.output[0]] = there.input[0]
+    for node in graph.node:
+        if node.name in nodes:
+            node.input[:] = [real.get(name, name) for name in node.input]
+    outputs = {value.name for value in graph.output}
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = {name for node in graph.node for name in node.input} | outputs
+        for node in [node for node in graph.node if node.op_type == kind]:
+            if read.isdisjoint(node.output):
+                graph.node.remove(node)
 
 
 def leave_outputs(proto: onnx.ModelProto, final: Iterable[str]) -> None:

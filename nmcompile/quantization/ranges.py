@@ -16,8 +16,8 @@ from nmcompile.explain import machine_reason
 from nmcompile.progress import Progress
 from nmcompile.quantization.calibration import Calibration
 from nmcompile.quantization.folded import PRODUCTS, FoldedModel, outputs_first
-from nmcompile.quantization.outputs import final_nodes, leave_outputs
-from nmcompile.quantization.regions import float_regions
+from nmcompile.quantization.outputs import final_nodes, leave_outputs, read_real
+from nmcompile.quantization.regions import biases, curves, float_regions, transformer_regions
 from nmcompile.runtime.files import scratch_folder
 from nmcompile.wording import way
 
@@ -118,8 +118,9 @@ def write_integers(
     copied = onnx.ModelProto()
     copied.CopyFrom(model.proto)
     final = final_nodes(copied)
+    real = _real_numbers(copied, model, final)
     layers = {layer.name for layer in model.layers} - set(leave)
-    others = {*model.others, *leave, *final}
+    others = {*model.others, *leave, *final, *real}
     others |= float_regions(copied, set(OPERATORS) - set(PRODUCTS), layers)
     with _hushed():
         try:
@@ -141,6 +142,7 @@ def write_integers(
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
+            read_real(quantizer.model.model, real)
             leave_outputs(quantizer.model.model, final)
         except Exception as error:
             raise machine_reason(error) or ModelError(
@@ -150,6 +152,17 @@ def write_integers(
             ) from error
     written: onnx.ModelProto = quantizer.model.model
     return written
+
+
+def _real_numbers(
+    proto: onnx.ModelProto, model: FoldedModel, final: Collection[str]
+) -> frozenset[str]:
+    """Names of the nodes around layers that compute on real numbers whatever is quantised."""
+    layers = {layer.name for layer in model.layers}
+    added = biases(proto, layers)
+    whole = layers | added
+    products = [n.name for n in proto.graph.node if n.name in model.others and n.op_type != "Conv"]
+    return added | curves(proto, whole) | transformer_regions(proto, whole | {*final}, products)
 
 
 def _ranges_of_zeros(proto: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:

@@ -44,7 +44,8 @@ class QuantisedConstant:
     def real(self) -> Array:
         """What the values stand for, as ONNX, torch and TVM compute it; not to be written to."""
         counted = self.values.astype(np.int32) - self._spread(self.zero).astype(np.int32)
-        real: Array = counted.astype(np.float32) * self._spread(self.scale)
+        # A product of arrays without axes is no array.
+        real = np.asarray(counted.astype(np.float32) * self._spread(self.scale))
         real.flags.writeable = False
         return real
 

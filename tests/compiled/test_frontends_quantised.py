@@ -249,6 +249,20 @@ def test_spellings_of_weights(spelling: str, tmp_path: Path) -> None:
     assert_one_step(found, as_defined(model, {"x": x})[0], output_step(model))
 
 
+def test_a_number_may_be_quantised(tmp_path: Path) -> None:
+    nodes = [
+        node("DequantizeLinear", ["kq", "ks", "kz"], ["k"]),
+        node("Mul", ["x", "k"], ["m"]),
+        dequantise(0),
+        node("Conv", ["m", "w"], ["y"]),
+    ]
+    arrays = {"kq": np.int8(100), "ks": np.float32(0.01), "kz": np.int8(3), "wq": WEIGHT}
+    model = tiny(nodes, arrays | {"ws": STEPS, "wz": np.zeros(8, np.int8)})
+    (x,) = images(1, shape=(1, 8, 6, 6))
+    found = compiled(model, tmp_path).run({"x": x})["y"]
+    np.testing.assert_allclose(found, as_defined(model, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 @pytest.mark.parametrize("zero", [0, 7])
 def test_halves_and_what_is_no_number_are_quantised_as_onnxruntime_does(

@@ -22,7 +22,7 @@ class IntegerGroup(Group):
     source: what its activation means; None where that is real numbers. weights: the integers of
     its weight. target: what its output means; None where that is real numbers. middle: what the
     sum is rounded to before the residual, behind `middle_activation`. added: what the residual
-    means. table: 256 bytes.
+    means. table: 256 bytes. rows: whether its bytes lie as in the model, not as (N, H, W, C).
     """
 
     source: Quantisation | None = None
@@ -33,6 +33,7 @@ class IntegerGroup(Group):
     added: Quantisation | None = None
     table: npt.NDArray[np.uint8] | None = None
     integers: Integers | None = None
+    rows: bool = False
 
     @property
     def model_weight(self) -> npt.NDArray[Any] | None:

@@ -1,9 +1,10 @@
 """Lower for integer kernels, which read and write u8 in NHWC.
 
-A quantised value has up to two forms, each made when something first needs it and then kept:
+A quantised value has up to three forms, each made when something first needs it and then kept:
 
 - plain: as in the model, NCHW, u8 or s8. What has no integer kernel reads and writes it.
 - bytes: u8, four dimensions as (N, H, W, C), others as in the model; signed values plus 128.
+- rows, of four dimensions: u8 in the model's order, as matrix products read and write it.
 
 Real numbers are as in the model, float32 in NCHW; `dequantize` is computed where something needs
 its real numbers, and not where a kernel reads the integers.
@@ -19,7 +20,15 @@ from tvm import relax
 
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Sum, Table
+from nmcompile.kernels.spec import (
+    Dequantise,
+    Gate,
+    GlobalAverage,
+    Linear,
+    Quantise,
+    Sum,
+    Table,
+)
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.match import IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined
@@ -43,6 +52,7 @@ class IntegerLowering(Lowering):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._bytes: dict[Expr, Expr] = {}
+        self._rows: dict[Expr, Expr] = {}
         self._later: dict[Expr, Expr] = {}  # dequantize, until something needs the real numbers
         self._matcher: IntegerMatcher  # of the function that is being rewritten
 
@@ -68,11 +78,14 @@ class IntegerLowering(Lowering):
 
     def operand(self, group: Group, value: Expr) -> Expr:
         """The bytes, in the shape that the kernel reads."""
-        if not isinstance(group, IntegerGroup) or group.source is None:
+        if not isinstance(group, IntegerGroup):
             return self.substitute(value)
+        if group.source is None:
+            return self._shaped(self._held(self.substitute(value)), self._read(group, value))
         meaning = group.source if value.same_as(group.x) else group.added
         assert meaning is not None
-        return self._shaped(self.bytes_of(value, meaning), self._read(group, value))
+        form = self.rows_of if self._in_rows(group) else self.bytes_of
+        return self._shaped(form(value, meaning), self._read(group, value))
 
     def result_type(self, group: Group) -> Any:
         """The bytes of what the operator computes, or its real numbers in the same order."""
@@ -89,11 +102,12 @@ class IntegerLowering(Lowering):
             return
         shape = shape_of(group.out)
         assert shape is not None
-        made = self._shaped(self._emit(result), bytes_shape(shape))
+        rows = len(shape) == 4 and self._in_rows(group)
+        made = self._shaped(self._emit(result), shape if rows else bytes_shape(shape))
         if group.target is not None:
-            self._bytes[group.out] = made
+            (self._rows if rows else self._bytes)[group.out] = made
             return
-        if len(shape) == 4:
+        if len(shape) == 4 and not rows:
             made = self._emit(relax.op.permute_dims(made, TO_PLANES))
         self._values[group.out] = made
 
@@ -108,7 +122,12 @@ class IntegerLowering(Lowering):
             return (spec.batch, spec.pixels, spec.channels)
         if isinstance(spec, GlobalAverage):
             return spec.out_shape
-        return shape if isinstance(spec, Dequantise) else bytes_shape(shape)
+        if isinstance(spec, Linear):
+            return spec.shapes[1]
+        if isinstance(spec, Quantise | Dequantise):
+            planes = (spec.batch, spec.channels, spec.height, spec.width)
+            return planes if isinstance(spec, Dequantise) else bytes_shape(planes)
+        return bytes_shape(shape)
 
     @classmethod
     def _read(cls, group: IntegerGroup, value: Expr) -> Shape:
@@ -119,7 +138,16 @@ class IntegerLowering(Lowering):
             return (spec.batch, spec.channels)
         if isinstance(spec, Table | Sum | Gate):
             return cls._written(group)
+        if isinstance(spec, Linear):
+            return spec.shapes[not value.same_as(group.x)]
+        if isinstance(spec, Quantise):
+            return spec.batch, spec.channels, spec.height, spec.width
         return bytes_shape(shape)
+
+    def _in_rows(self, group: IntegerGroup) -> bool:
+        """Whether a kernel reads and writes rows; value by value in the order that is there."""
+        found = group.x in self._rows and group.x not in self._bytes
+        return group.rows or (found and isinstance(group.spec, Table | Sum))
 
     def _shaped(self, value: Expr, shape: Shape) -> Expr:
         """The same elements in another shape."""
@@ -165,7 +193,7 @@ class IntegerLowering(Lowering):
             return self._values[value]
         if value in self._later and self._matcher.is_real(value):
             self._values[value] = self._dequantised(self._later[value])
-        elif value in self._later or value in self._bytes:
+        elif value in self._later or value in self._bytes or value in self._rows:
             self._values[value] = self._plain(value)
         return self._values.get(value)
 
@@ -179,30 +207,59 @@ class IntegerLowering(Lowering):
         if joined is not None:
             held = self._join(joined)
         elif moved is not None and moved.keeps_order(shape):
-            held = self._emit(
-                relax.op.reshape(self.bytes_of(moved.var, meaning), bytes_shape(shape))
-            )
+            held = self._shaped(self.bytes_of(moved.var, meaning), bytes_shape(shape))
+        elif moved is not None and moved.permutes(TO_PLANES):
+            held = self.rows_of(moved.var, meaning)
         else:
-            held = self.substitute(value)
-            if meaning.signed:
-                held = self._shifted(held, SIGN, "uint8")
+            held = self._in_order(value, meaning)
             if len(shape) == 4:
-                held = self._emit(relax.op.permute_dims(held, TO_LINES))
+                held = self._permuted(held, shape, TO_LINES)
         self._bytes[value] = held
         return held
 
+    def rows_of(self, value: Expr, meaning: Quantisation) -> Expr:
+        """The rows of a quantised value: of other than four dimensions they are its bytes."""
+        shape = shape_of(value) or ()
+        if len(shape) != 4:
+            return self.bytes_of(value, meaning)
+        if value not in self._rows:
+            moved = self._matcher.moved(value) if value in self._later else None
+            if moved is not None and moved.permutes(TO_LINES):
+                self._rows[value] = self.bytes_of(moved.var, meaning)
+            elif moved is not None and moved.reshapes:
+                self._rows[value] = self._shaped(self.rows_of(moved.var, meaning), shape)
+            elif value in self._bytes or self._matcher.joined(value) is not None:
+                held = self.bytes_of(value, meaning)
+                self._rows[value] = self._permuted(held, bytes_shape(shape), TO_PLANES)
+            else:
+                self._rows[value] = self._in_order(value, meaning)
+        return self._rows[value]
+
+    def _in_order(self, value: Expr, meaning: Quantisation) -> Expr:
+        """The u8 in the model's order, where there are no bytes."""
+        if value in self._rows:
+            return self._rows[value]
+        held = self.substitute(value)
+        return self._shifted(held, SIGN, "uint8") if meaning.signed else held
+
+    def _permuted(self, value: Expr, shape: Shape, axes: Shape) -> Expr:
+        """Four dimensions with their axes in another order; a view where the elements stay."""
+        moving = [axis for axis in axes if shape[axis] != 1]
+        if moving == sorted(moving):
+            return self._shaped(value, tuple(shape[axis] for axis in axes))
+        return self._emit(relax.op.permute_dims(value, axes))
+
     def _plain(self, value: Expr) -> Expr:
-        """The plain form of what is bytes, or is to be."""
-        moved = None if value in self._bytes else self._matcher.moved(value)
+        """The plain form of what is bytes or rows, or is to be."""
+        made = value in self._bytes or value in self._rows
+        moved = None if made else self._matcher.moved(value)
         if moved is not None:
             call = moved.call
             arguments = [self.substitute(moved.var), *map(self.substitute, call.args[1:])]
             return self._emit(relax.Call(call.op, arguments, call.attrs, call.ty_args))
         meaning = self._matcher.meaning(value)
         assert meaning is not None
-        held = self.bytes_of(value, meaning)
-        if len(shape_of(value) or ()) == 4:
-            held = self._emit(relax.op.permute_dims(held, TO_PLANES))
+        held = self.rows_of(value, meaning)
         return self._shifted(held, -SIGN, "int8") if meaning.signed else held
 
     def _shifted(self, value: Expr, by: int, dtype: str) -> Expr:

@@ -21,8 +21,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tvm import relax
 
 from nmcompile.kernels.catalog import CATALOG
@@ -31,7 +29,7 @@ from nmcompile.kernels.spec import Activation, Gate, GlobalAverage, Pool2d, Quan
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.moves import Joined, Moved, find_joined, find_moved
-from nmcompile.passes.lowering.integers.settle import LIMITS, settle
+from nmcompile.passes.lowering.integers.settle import LIMITS, settle, signed_weight
 from nmcompile.passes.lowering.integers.table import Function
 from nmcompile.passes.lowering.integers.values import Quantisation, QuantisedView
 from nmcompile.passes.lowering.matching.match import Group, Matcher
@@ -47,6 +45,7 @@ class IntegerMatcher(Matcher):
         super().__init__(function, QuantisedView(function))
         self.live: set[Expr] = set()
         self._stays_float: dict[Expr, str] = {}
+        self._read_as_rows: set[Expr] = set()  # by matrix products
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -65,6 +64,7 @@ class IntegerMatcher(Matcher):
         for var, _ in reversed(free):
             if var not in view.taken and not self._is_move(var):
                 take(self._table(var) or self._gate(var))
+        self._read_as_rows = {group.x for group in found if group.op == "linear"}
         for var, value in free:
             if var not in view.taken and not self._is_move(var):
                 take(self._quantise(var) or self._group(var, value))
@@ -149,23 +149,23 @@ class IntegerMatcher(Matcher):
         found = self._root(var, value)
         if found is None:
             return None
-        x = self._view.quantised(found.x)
+        x = self._view.quantised(self._unshaped(found))
         if x is None:
             self._stays_float[var] = (
                 "its input is not rounded to one scale: put QuantizeLinear and DequantizeLinear of "
                 "one scale in front of it"
             )
             return None
-        if found.op == "linear" and len(shape_of(x.var) or ()) == 4:
-            self._stays_float[var] = "integer matrix products of four dimensions have no kernel yet"
-            return None
-        group = IntegerGroup(found.op, found.spec, x.var, var, members=[var], source=x.meaning)
+        rows = found.op == "linear"
+        group = IntegerGroup(
+            found.op, found.spec, x.var, var, members=[var], source=x.meaning, rows=rows
+        )
         if found.weight is not None:
             group.weights = self._view.integer_weight(value.args[1])
             if group.weights is None:
                 self._stays_float[var] = "its weight is not quantised: quantise it to int8"
                 return None
-            group.weight = _signed_weight(group)
+            group.weight = signed_weight(group)
             if group.weight is None:
                 self._stays_float[var] = (
                     "its weight less its zero point does not fit int8, or its scales do not follow "
@@ -181,6 +181,13 @@ class IntegerMatcher(Matcher):
             "its sums may leave int32: the scales of its input, weight and output do not fit"
         )
         return None
+
+    def _unshaped(self, found: Group) -> Expr:
+        """What a product reads, before reshapes, which leave the order of its elements."""
+        x = found.x
+        while found.op == "linear" and self._view.op(x) in RESHAPES:
+            x = self._view.source(x)
+        return x
 
     def _sum(self, var: Expr) -> IntegerGroup | None:
         """Sums of two quantised values."""
@@ -241,10 +248,15 @@ class IntegerMatcher(Matcher):
     def _quantise(self, var: Expr) -> IntegerGroup | None:
         """Real numbers that are rounded to integers."""
         target, shape = self._view.rounding(var), shape_of(var)
-        if target is None or shape is None or len(shape) != 4:
+        if target is None or not shape or not math.prod(shape):
             return None
+        rows = len(shape) != 4 or var in self._read_as_rows
+        # One channel leaves the order as it is.
+        spec = Quantise(1, 1, math.prod(shape[:-1]), shape[-1]) if rows else Quantise(*shape)
         x = self._view.source(var)
-        group = IntegerGroup("quantise", Quantise(*shape), x, var, members=[var], target=target)
+        if str(x.ty.dtype) != "float32":
+            return None
+        group = IntegerGroup("quantise", spec, x, var, members=[var], target=target, rows=rows)
         return group if _runs(group) else None
 
     def _unchanged(self, group: IntegerGroup) -> IntegerGroup | None:
@@ -294,6 +306,9 @@ class IntegerMatcher(Matcher):
             if shape != (group.spec.batch, group.spec.channels):
                 return False
             group.spec = replace(group.spec, out_shape=shape)
+            self._extend(group, [user])
+            return True
+        if group.op == "linear" and self._view.op(user) in RESHAPES:
             self._extend(group, [user])
             return True
         if self._view.op(user) != "add" or group.op not in ("conv2d", "linear"):
@@ -357,15 +372,3 @@ def _has_kernel(group: IntegerGroup) -> bool:
     problem = Problem(group.spec, dtype="int8", integers=group.integers)
     rows = [row for row in CATALOG if (row.op, row.dtype) == (group.op, "int8")]
     return group.weight is not None or any(row.refuse(problem) is None for row in rows)
-
-
-def _signed_weight(group: IntegerGroup) -> npt.NDArray[np.int8] | None:
-    """The weight as s8 with zero point 0, outputs first; None where it does not fit."""
-    weights = group.weights
-    assert weights is not None
-    whole, outputs = weights.whole, 0 if group.op == "conv2d" else 1
-    if weights.scale.size > 1 and weights.axis != outputs:
-        return None
-    if whole.max(initial=0) > 127 or whole.min(initial=0) < -128:
-        return None
-    return np.ascontiguousarray(whole if group.op == "conv2d" else whole.T, np.int8)

@@ -23,10 +23,25 @@ class Moved:
     call: Any
     shape: tuple[int, ...]
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether the elements lie as before in the model."""
+        return operator_name(self.call) in RESHAPES
+
     def keeps_order(self, shape: tuple[int, ...]) -> bool:
-        """Whether bytes lie as before in a result of this shape: of one pixel, they do."""
-        pixels = math.prod(shape[2:]) * math.prod(self.shape[2:])
-        return operator_name(self.call) in RESHAPES and pixels == 1
+        """Whether bytes lie as before in a result of this shape.
+
+        They do in other than four dimensions, and of one pixel.
+        """
+        planes = [math.prod(s[2:]) for s in (shape, self.shape) if len(s) == 4]
+        return self.reshapes and all(pixels == 1 for pixels in planes)
+
+    def permutes(self, axes: tuple[int, ...]) -> bool:
+        """Whether it puts axes in this order."""
+        if operator_name(self.call) != "permute_dims" or len(axes) != len(self.shape):
+            return False
+        given = self.call.attrs.axes
+        return given is not None and tuple(int(axis) % len(axes) for axis in given) == axes
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,3 +123,15 @@ def _limits(meaning: Quantisation, activation: Activation, limited: bool) -> tup
         low, high = activation.low, activation.high
     lowest, highest = meaning.stored([low, high]).tolist()
     return lowest, highest
+
+
+def signed_weight(group: IntegerGroup) -> npt.NDArray[np.int8] | None:
+    """The weight as s8 with zero point 0, outputs first; None where it does not fit."""
+    weights = group.weights
+    assert weights is not None
+    whole, outputs = weights.whole, 0 if group.op == "conv2d" else 1
+    if weights.scale.size > 1 and weights.axis != outputs:
+        return None
+    if whole.max(initial=0) > 127 or whole.min(initial=0) < -128:
+        return None
+    return np.ascontiguousarray(whole if group.op == "conv2d" else whole.T, np.int8)

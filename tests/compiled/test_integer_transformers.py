@@ -1,0 +1,124 @@
+"""Transformers on integers: products of any rank, and what stays in float32 between them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import nmcompile as nmc
+from nmcompile.sparsity import parse_pattern, project
+from tests.support.attention_models import VisionTransformer
+from tests.support.quantised import as_defined, images
+from tests.support.seed_modules import Array
+
+pytestmark = pytest.mark.isa("avx512_vnni")
+node = helper.make_node
+PATTERNS = {"dense": "dense", "half": "2:4", "quarter": "1:4", "blocks": "1x16"}
+STEP, WEIGHT_STEP = np.float32(2**-5), np.float32(2**-9)
+"""Powers of two: what a sum stands for is exact in float32."""
+
+
+def integer_weight(random: np.random.Generator, shape: tuple[int, int], pattern: str) -> Array:
+    """Int8 (in, out) with a pattern along the inputs of each output."""
+    drawn = random.integers(1, 128, shape[::-1]) * random.choice([-1, 1], shape[::-1])
+    density = 0.25 if pattern == "1x16" else None
+    kept = project(drawn.astype(np.float32), parse_pattern(pattern), density)
+    return np.ascontiguousarray(kept.T.astype(np.int8))
+
+
+def products(shape: tuple[int, ...], outputs: int, zero: Any, seed: int) -> onnx.ModelProto:
+    """One quantised input times a weight of each pattern; a bias behind all but the first."""
+    random = np.random.default_rng(seed)
+    arrays: dict[str, Any] = {"xs": STEP, "xz": zero, "ws": WEIGHT_STEP, "wz": np.int8(0)}
+    nodes = [
+        node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+        node("DequantizeLinear", ["q", "xs", "xz"], ["d"]),
+    ]
+    for name, pattern in PATTERNS.items():
+        arrays[f"{name}.weight"] = integer_weight(random, (shape[-1], outputs), pattern)
+        nodes.append(node("DequantizeLinear", [f"{name}.weight", "ws", "wz"], [f"{name}.w"]))
+        behind = name if name == "dense" else f"{name}.y"
+        nodes.append(node("MatMul", ["d", f"{name}.w"], [behind], name=name))
+        if name != "dense":
+            steps = random.integers(-9999, 9999, outputs)
+            arrays[f"{name}.b"] = (steps * STEP * WEIGHT_STEP).astype(np.float32)
+            nodes.append(node("Add", [f"{name}.b", behind], [name]))
+    return graph_of(nodes, arrays, shape, list(PATTERNS))
+
+
+def graph_of(
+    nodes: list[onnx.NodeProto], arrays: dict[str, Any], shape: tuple[int, ...], outputs: list[str]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "zero"),
+    [
+        ((1, 36), 48, np.uint8(0)), ((1, 17, 52), 33, np.int8(0)),
+        ((197, 1, 40), 32, np.uint8(131)), ((2, 3, 5, 44), 80, np.int8(-7)),
+    ],
+    ids=["1 row", "17 rows", "197 rows", "four dimensions"],
+)  # fmt: skip
+def test_sums_are_exact(shape: tuple[int, ...], outputs: int, zero: Any, tmp_path: Path) -> None:
+    model = products(shape, outputs, zero, seed=shape[-1])
+    result = nmc.compile(model, output=tmp_path / "m.nmc", target="avx512_vnni")
+    kernels = {layer.name: layer.kernel for layer in result.report.layers}
+    assert all("_i8_" in kernel for kernel in kernels.values()) and len(kernels) == len(PATTERNS)
+    assert not result.report.other_operators and not result.report.notes
+    (x,) = images(1, seed=3, shape=shape)
+    found = nmc.runtime.load(tmp_path / "m.nmc").run({"x": x})
+    counted = np.rint(x / STEP) + np.int32(zero)
+    info = np.iinfo(type(zero))
+    integers = np.clip(counted, info.min, info.max).astype(np.int64) - np.int64(zero)
+    stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for name, expected in zip(PATTERNS, as_defined(model, {"x": x}), strict=True):
+        sums = integers @ stored[f"{name}.weight"].astype(np.int64)
+        real = (sums * float(STEP * WEIGHT_STEP)).astype(np.float32)
+        real = real + stored[f"{name}.b"] if f"{name}.b" in stored else real
+        np.testing.assert_array_equal(found[name], real)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+IMAGE = (1, 3, 8, 8)
+
+
+def vision_transformer(pattern: str = "dense") -> VisionTransformer:
+    """Of one block, its matrices in a pattern."""
+    torch.manual_seed(0)
+    model = VisionTransformer("fused", depth=1).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            weight = project(module.weight.detach().numpy(), parse_pattern(pattern))
+            module.weight.data = torch.from_numpy(weight)
+    return model
+
+
+def test_a_quantised_transformer_has_its_products_on_integers(tmp_path: Path) -> None:
+    """And the rest in float32: attention and norms by their kernels, GELU behind a product."""
+    data = np.concatenate(images(8, shape=IMAGE))
+    made = nmc.quantize(vision_transformer("2:4"), data, example_inputs=(torch.zeros(IMAGE),))
+    layers = {layer.name: layer for layer in made.report.layers}
+    assert {layer.precision for layer in layers.values()} == {"int8"}
+    assert {layers[name].pattern for name in layers if name != "patches"} == {"2:4"}
+    path = tmp_path / "m.nmc"
+    result = nmc.compile(made.model, output=path, target="avx512_vnni")
+    kernels = {layer.name: layer.kernel for layer in result.report.layers}
+    assert all("_i8_" in kernels[name] for name in layers)
+    others = result.report.other_operators or {}
+    assert set(others) <= {"reshape", "permute_dims", "concat", "add", "take"}
+    session = nmc.runtime.load(path)
+    for x in images(3, seed=5, shape=IMAGE):
+        (found,), (expected,) = session.run(x).values(), as_defined(made.model, {"x": x})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
