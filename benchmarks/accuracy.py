@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.recipes import BY_AUTHORS
 from nmcompile.runtime.files import replace_file
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -155,23 +156,32 @@ def orderings(rows: Sequence[Score]) -> Iterator[str]:
             other = by_key.get((pattern, density, worse))
             if method != better or other is None:
                 continue
-            difference = row.mean - other.mean
-            error = math.hypot(row.standard_error, other.standard_error)
             between = f"{better} against {worse}, {pattern} with {density:.1%} kept"
-            seeds = min(len(row.accuracies), len(other.accuracies))
-            if seeds < 2:
-                yield f"{between}: too few seeds to say ({100 * difference:+.2f} points)"
-                continue
-            if difference > error:
-                verdict = "reproduced"
-            elif difference >= -error:
-                verdict = "level within one standard error"
-            else:
-                verdict = "not reproduced"
-            yield (
-                f"{between}: {verdict} "
-                f"({100 * difference:+.2f} points, standard error {100 * error:.2f})"
-            )
+            yield _verdict(between, row, other, "reproduced", "not reproduced")
+
+
+def beside_authors(rows: Sequence[Score]) -> Iterator[str]:
+    """Our rows against those that the authors' code trains."""
+    by_key = {(row.pattern, row.density, row.method): row for row in rows}
+    for (pattern, density, method), row in by_key.items():
+        other = by_key.get((pattern, density, f"{method}{BY_AUTHORS}"))
+        if other is not None:
+            between = f"{method}, {pattern} with {density:.1%} kept"
+            yield _verdict(between, row, other, "ours is better", "ours is worse")
+
+
+def _verdict(between: str, row: Score, other: Score, above: str, below: str) -> str:
+    """By how many standard errors one mean is above or below another."""
+    difference = row.mean - other.mean
+    error = math.hypot(row.standard_error, other.standard_error)
+    if min(len(row.accuracies), len(other.accuracies)) < 2:
+        return f"{between}: too few seeds to say ({100 * difference:+.2f} points)"
+    verdict = "level within one standard error"
+    if abs(difference) > error:
+        verdict = above if difference > 0 else below
+    return (
+        f"{between}: {verdict} ({100 * difference:+.2f} points, standard error {100 * error:.2f})"
+    )
 
 
 def write_result(result: Mapping[str, Any], rows: Sequence[Row], path: Path, about: str) -> None:

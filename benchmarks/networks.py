@@ -58,8 +58,8 @@ VIT = Network(
     ("2:4", "1:4"),
     (),
     ("dense", "ASP, one-shot", "SR-STE", "LBC"),
-    80,
+    200,
     RESULTS.with_name("accuracy_vit.json"),
-    {"optimizer": "adamw", "rate": 2e-3, "augment": shifted},
+    {"optimizer": "adamw", "rate": 1e-3, "augment": shifted},
 )
 NETWORKS = {network.name: network for network in (CNN, VIT)}

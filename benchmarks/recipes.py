@@ -14,6 +14,7 @@ from nmcompile.train import ASP, LBC, SRSTE, SUBP, Magnitude, Method, OneByN, Sp
 
 Settings = Mapping[str, Any]
 
+BY_AUTHORS = ", the authors' code"  # behind the title of a row of ours
 SEARCH_LIMIT = 600.0  # seconds for an order of channels: no run ends early, so that all repeat
 
 

@@ -75,13 +75,25 @@ def digits_vit() -> nn.Module:
     return nn.Sequential(Patches(1, 16, 4, width), *layers, *head)
 
 
+def shift(
+    images: Tensor, generator: torch.Generator, by: int, background: float, mirror: bool = False
+) -> Tensor:
+    """Each image moved by up to `by` pixels each way, and half of them mirrored."""
+    count, _, size, _ = images.shape
+    padded = functional.pad(images, (by,) * 4, value=background)
+    down, right = torch.randint(0, 2 * by + 1, (2, count, 1), generator=generator)
+    places = torch.arange(size)
+    rows, columns = down + places, right + places
+    if mirror:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = right + torch.where(mirrored, size - 1 - places, places)
+    index = torch.arange(count)[:, None, None], slice(None), rows[:, :, None], columns[:, None, :]
+    return padded[index].movedim(3, 1)
+
+
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images moved by up to two pixels in each direction, all of a batch alike."""
-    rows, columns = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    background = float(images.min())
-    padded = functional.pad(images, (2, 2, 2, 2), value=background)
-    height, width = images.shape[2:]
-    return padded[:, :, 2 + rows : 2 + rows + height, 2 + columns : 2 + columns + width]
+    """Digits, each moved by up to two pixels each way."""
+    return shift(images, generator, 2, float(images.min()))
 
 
 def _epochs(count: int, size: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
@@ -113,14 +125,14 @@ def train(
 ) -> nn.Module:
     """Train in place on a cosine schedule; returns the model in evaluation mode.
 
-    `method` has prepared the model. An epoch has `size` images, by default all. Batch norms, biases
-    and LBC's scores do not decay.
+    `method` has prepared the model. An epoch has `size` images, by default all. Batch norms and
+    biases do not decay.
     """
     generator = torch.Generator().manual_seed(seed)
     size = len(images) if size is None else size
     decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        decays[parameter.ndim > 1 and not name.endswith("scores")].append(parameter)
+    for parameter in model.parameters():
+        decays[parameter.ndim > 1].append(parameter)
     weight_decay = 5e-4 if optimizer == "sgd" else 0.05
     groups = [{"params": p, "weight_decay": weight_decay * decay} for decay, p in decays.items()]
     steps = epochs * (size // BATCH)

@@ -21,9 +21,11 @@ from nmcompile.targets import Target
 
 if TYPE_CHECKING:
     from nmcompile.backends import Backend
+    from nmcompile.kernels.problem import Problem
     from nmcompile.passes.lowering.calls import FinishedCall
-    from nmcompile.passes.lowering.kernels import LoweredModule
+    from nmcompile.passes.lowering.kernels import LoweredModule, PatternOf
     from nmcompile.passes.lowering.library import Maker
+    from nmcompile.passes.lowering.matching.match import Group
     from nmcompile.passes.lowering.variants import Joined
     from nmcompile.recorded import RecordedCode
     from nmcompile.tuning.setup import OpenTuning
@@ -118,6 +120,7 @@ def build_variants(
     dense: bool,
     maker: Maker,
     stage: Stages,
+    recorded: RecordedCode | None = None,
 ) -> Built:
     """Lower and compile a folded model for several shapes, to one library over the same weights.
 
@@ -128,11 +131,12 @@ def build_variants(
         dense: as for `build`.
         maker: as for `build`.
         stage: as for `build`.
+        recorded: as for `build`.
 
     Raises:
         NmcompileError: as `build`.
     """
-    return _build(sources, target, precision, dense, None, maker, stage, None)
+    return _build(sources, target, precision, dense, None, maker, stage, recorded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,13 +213,7 @@ def _build(
     from nmcompile.kernels.catalog import choose
     from nmcompile.passes.lowering.calls import Entry, finished_calls
     from nmcompile.passes.lowering.images.apart import batched_inputs
-    from nmcompile.passes.lowering.kernels import (
-        Chooser,
-        detect_group,
-        find_problems,
-        lower_kernels,
-    )
-    from nmcompile.passes.lowering.matching.match import Group
+    from nmcompile.passes.lowering.kernels import Chooser, find_problems, lower_kernels
     from nmcompile.passes.lowering.prepare import PREPARE
     from nmcompile.passes.lowering.sharing import SharedChooser
     from nmcompile.passes.lowering.variants import Joined, join_variants
@@ -224,44 +222,35 @@ def _build(
     stage("importing into TVM")
     backend = backend_of(target, precision)
     imported = [_Imported.of(source, backend) for source in sources]
-    source, module = sources[0], imported[0].module
+    source = sources[0]
 
-    def as_dense(group: Group) -> Detection:
-        return Detection(Dense(), (Dense(),), detect_group(group).density)
+    def pattern_of(each: _Imported) -> PatternOf:
+        return _pattern_of(each.source, dense, recorded)
 
-    def as_recorded(group: Group) -> Detection:
-        assert recorded is not None and group.weight is not None
-        return recorded.detect(layers_of.of(group), group.weight)
+    def problems_of(each: _Imported) -> Sequence[tuple[Group, Problem]]:
+        return find_problems(each.module, pattern_of(each), backend.lowering).problems
 
-    pattern_of = as_dense if dense else detect_group
     chooser: Chooser = choose
-    if recorded is not None:
-        layers_of = LayerNames(source.graph.computed())
-        pattern_of, chooser = as_recorded, recorded.choose
     if tuning is not None:
         chooser = tuning.database.choose
         if tuning.measures:
             named = LayerNames(source.graph.computed())
-            found = find_problems(module, pattern_of, backend.lowering).problems
-            unmeasured = [Layer(named.of(group), group.op, problem) for group, problem in found]
+            unmeasured = [
+                Layer(named.of(group), group.op, problem)
+                for group, problem in problems_of(imported[0])
+            ]
             tuning.fill(unmeasured, target.name, stage)
     stage(choosing := "choosing kernels")
     if len(sources) > 1:
-        chooser = SharedChooser(
-            target.name,
-            [
-                (group.op, problem)
-                for each in imported
-                for group, problem in find_problems(
-                    each.module, pattern_of, backend.lowering
-                ).problems
-            ],
-        )
+        every = [found for each in imported for found in problems_of(each)]
+        chooser = SharedChooser(target.name, [(group.op, problem) for group, problem in every])
+    if recorded is not None:
+        chooser = recorded.chooser(chooser)
     lowered = [
         lower_kernels(
             each.module,
             target.name,
-            pattern_of,
+            pattern_of(each),
             lambda done, total: stage(choosing, done, total),
             chooser,
             backend.lowering,
@@ -276,15 +265,15 @@ def _build(
     )
     final = backend.finish(joined.module)
     finished = []
-    for each, one, entry in zip(sources, lowered, joined.entries, strict=True):
-        names = LayerNames(each.graph.computed())
+    for model, one, entry in zip(sources, lowered, joined.entries, strict=True):
+        names = LayerNames(model.graph.computed())
         owners = [names.of(call.group) for call in one.calls]
-        inputs = [name for name, _, _ in each.inputs]
-        flow = finished_calls(final, inputs, each.outputs, entry)
+        inputs = [name for name, _, _ in model.inputs]
+        flow = finished_calls(final, inputs, model.outputs, entry)
         finished.append(_Finished(one, owners, flow))
     first = finished[0]
     if recorded is not None:
-        recorded.note_params(joined.params, first.owners)
+        recorded.note_params(joined.params, [each.owners for each in finished])
     library = b""
     if maker is not None:
         library = backend.build(final, maker, lambda done, total: stage(finishing, done, total))
@@ -299,7 +288,7 @@ def _build(
             tuned.append(TunedLayer(owner, entry_.kernel, entry_.default_ms, entry_.ms))
     batched, why = (
         batched_inputs(
-            [{name: shape for name, shape, _ in each.inputs} for each in sources],
+            [{name: shape for name, shape, _ in model.inputs} for model in sources],
             [each.simple for each in imported],
         )
         if len(sources) > 1
@@ -325,6 +314,22 @@ def _build(
         _variants(imported, finished, joined) if len(sources) > 1 else (),
         batched,
     )
+
+
+def _pattern_of(source: SourceModel, dense: bool, recorded: RecordedCode | None) -> PatternOf:
+    """The pattern of each weight of a model; layers with equal weights are asked for in order."""
+    from nmcompile.passes.lowering.kernels import detect_group
+
+    names = LayerNames(source.graph.computed()) if recorded is not None else None
+
+    def pattern_of(group: Group) -> Detection:
+        if recorded is not None and names is not None:
+            assert group.weight is not None
+            return recorded.detect(names.of(group), group.weight)
+        found = detect_group(group)
+        return Detection(Dense(), (Dense(),), found.density) if dense else found
+
+    return pattern_of
 
 
 def _variants(

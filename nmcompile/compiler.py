@@ -20,7 +20,7 @@ from nmcompile.folding import open_folded, without_zero_channels
 from nmcompile.frontends import SourceModel
 from nmcompile.model_files import check_model_file
 from nmcompile.passes.enforce_pattern import EnforcePattern, EnforceResult
-from nmcompile.precision import INT8, check_precision, open_in, paying_precision
+from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
@@ -134,7 +134,8 @@ def compile(
         precision: "int8" quantises the model first, for the targets avx512_vnni and later;
             "bf16" rounds weights and activations of layers to bfloat16, for avx512_bf16 (where
             that is faster than float32) and avx512_amx; None leaves the model as it is.
-        calibration: with int8, what the model sees in use, as for `nmcompile.quantize`.
+        calibration: with int8, what the model sees in use, as for `nmcompile.quantize`; for the
+            first of several shapes.
         quantization: with int8, what else may be decided.
         rest: who runs the operators that are not ours, on a CPU: "onnxruntime", which the artifact
             then needs, or "none", which refuses them.
@@ -153,7 +154,7 @@ def compile(
             or on devices that are not there, fail or differ; what was measured before is in the
             database.
         ShapeError: an input shape is open, contradictory, or there twice.
-        InputError: several shapes with tuning or int8; the tuning database is none, or missing
+        InputError: several shapes with tuning; the tuning database is none, or missing
             without `measure`; its `cpu` is not one of its models; `on` without `measure`, or for a
             GPU target; calibration data without int8, or none with it, or as for
             `nmcompile.quantize`; `rest` is unknown.
@@ -166,7 +167,7 @@ def compile(
     check_rest_option(rest)
     sets = sets_of(shapes)
     tunes = tuning is not None and (tuning.measure or tuning.database is not None)
-    check_sets(sets, chosen, tunes, precision == INT8)
+    check_sets(sets, chosen, tunes)
     check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
     if isinstance(model, str | os.PathLike):
@@ -191,17 +192,17 @@ def compile(
     stage = Stages(progress)
     projects = pruning.mode == "project"
     sources, notes = list[SourceModel](), [*kept]
-    for each in sets:
-        source, folded, lost = open_in(
-            precision,
-            model,
-            example_inputs,
-            shapes=each,
-            calibration=calibration,
-            quantization=quantization,
-            progress=stage,
-            smaller=asked == "auto" or projects,
-        )
+    models, lost = open_in(
+        precision,
+        model,
+        example_inputs,
+        sets=sets,
+        calibration=calibration,
+        quantization=quantization,
+        progress=stage,
+        smaller=asked == "auto" or projects,
+    )
+    for source, folded in models:
         notes += [f"{note.layer}: {note.text}" for note in folded.notes]
         if step is not None:
             stage(PERMUTING if pruning.permute else "checking the pattern")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from nmcompile.frontends import SourceModel
 from nmcompile.passes.graphs.interface import PassResult
 from nmcompile.progress import Progress
 from nmcompile.runtime import cpu
+from nmcompile.shape_sets import Shapes
 from nmcompile.sparsity import Pruning
 from nmcompile.targets import BF16, TARGETS, Target
 from nmcompile.wording import way
@@ -119,31 +120,33 @@ def open_in(
     model: Any,
     example_inputs: Any,
     *,
-    shapes: Mapping[str, Sequence[int]] | None,
+    sets: Sequence[Shapes | None],
     calibration: Any,
     quantization: Quantization | None,
     progress: Progress,
     smaller: bool = True,
-) -> tuple[SourceModel, PassResult, QuantizationReport | None]:
-    """Open a model, folded and in a precision; arguments as `nmcompile.compile` and `open_folded`.
+) -> tuple[list[tuple[SourceModel, PassResult]], QuantizationReport | None]:
+    """Open a model, folded and in a precision, for each of the sets of shapes.
+
+    Other arguments are as for `nmcompile.compile` and `open_folded`.
 
     Raises:
         NmcompileError: as `open_folded` and `nmcompile.quantize`.
     """
     if precision != INT8:
-        opened = open_folded(
-            model, example_inputs, shapes=shapes, progress=progress, smaller=smaller
-        )
-        return *opened, None
-    from nmcompile.quantization import quantize
+        return [
+            open_folded(model, example_inputs, shapes=shapes, progress=progress, smaller=smaller)
+            for shapes in sets
+        ], None
+    from nmcompile.quantization.quantize import quantize_sets
 
-    done = quantize(
+    protos, report = quantize_sets(
         model,
         calibration,
+        sets,
         quantization=quantization,
         example_inputs=example_inputs,
-        shapes=shapes,
         progress=progress,
     )
-    source, folded = open_folded(done.model, progress=progress)
-    return replace(source, title=done.report.title), folded, done.report
+    opened = [open_folded(proto, progress=progress) for proto in protos]
+    return [(replace(source, title=report.title), folded) for source, folded in opened], report

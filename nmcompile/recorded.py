@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.errors import ModelError, PatternError, ShapeError
-from nmcompile.kernels.catalog import Choice, OpKind, choose, find_row, rows_for
+from nmcompile.kernels.catalog import Choice, OpKind, find_row, rows_for
 from nmcompile.kernels.problem import Problem
 from nmcompile.passes.graphs.interface import Graph
+from nmcompile.passes.lowering.kernels import Chooser
 from nmcompile.passes.lowering.library import Program
 from nmcompile.passes.lowering.naming import content_name
 from nmcompile.runtime.format import Artifact
@@ -37,14 +38,14 @@ class RecordedCode:
         manifest = artifact.manifest
         self._path = artifact.path
         self._rows = {row["name"]: row for row in manifest.layers}
-        self._symbols = {call.symbol for call in manifest.calls}
+        self._symbols = {call.symbol for form in manifest.forms for call in form.calls}
         self._params = {spec.name: spec.shape for spec in manifest.params}
         self._whole = not manifest.steps
         self._libraries = [
             bytes(artifact.parts[step.section]) for step in manifest.plan if step.kind == LIBRARY
         ]
         self._packed: Mapping[str, npt.NDArray[Any]] = {}
-        self._owners: Sequence[str] = ()
+        self._owners: Sequence[Sequence[str]] = ()
         self._missing: list[str] = []
 
     @property
@@ -103,17 +104,17 @@ class RecordedCode:
             f"prune it alike, or {ANEW}"
         )
 
-    def choose(self, op: OpKind, target: str, problem: Problem) -> Choice:
-        """The kernel and tile sizes of the artifact; the model's favourite where it has neither.
+    def chooser(self, prefer: Chooser) -> Chooser:
+        """Decides on the kernels and tile sizes that the artifact has, if it can on favourites."""
 
-        Raises:
-            TargetError: no kernel of the target computes this problem.
-        """
-        favourite = choose(op, target, problem)
-        for choice in (favourite, *_others(op, target, problem)):
-            if self._has(choice, problem):
-                return choice
-        return favourite
+        def choose(op: OpKind, target: str, problem: Problem) -> Choice:
+            favourite = prefer(op, target, problem)
+            for choice in (favourite, *_others(op, target, problem)):
+                if self._has(choice, problem):
+                    return choice
+            return favourite
+
+        return choose
 
     def _has(self, choice: Choice, problem: Problem) -> bool:
         name = choice.kernel.name
@@ -126,10 +127,14 @@ class RecordedCode:
                 return True
         return False
 
-    def note_params(self, params: Mapping[str, npt.NDArray[Any]], owners: Sequence[str]) -> None:
-        """Be told the packed weights of the program that is made next, and the layer of each call.
+    def note_params(
+        self, params: Mapping[str, npt.NDArray[Any]], owners: Sequence[Sequence[str]]
+    ) -> None:
+        """Be told the packed weights of the program that is made next.
 
-        Their names begin with the number of the call that reads them.
+        Args:
+            params: by name, as `join_variants` gives them.
+            owners: the layer of each call, for each shape.
         """
         self._packed, self._owners = params, owners
 
@@ -159,14 +164,20 @@ class RecordedCode:
             wanted = self._params.get(name)
             if wanted == np.shape(array):
                 continue
-            call = name.partition(".")[0]
-            owner = self._owners[int(call)] if call.isdecimal() else name
             size = "none" if wanted is None else f"{wanted}"
             raise PatternError(
-                f"layer {owner}: expected packed weights ({name}) of shape {size} as in "
-                f"{self._path}, found {np.shape(array)}: other weights of it are zero, or equal "
+                f"layer {self._owner(name)}: expected packed weights ({name}) of shape {size} as "
+                f"in {self._path}, found {np.shape(array)}: other weights of it are zero, or equal "
                 f"to those of another layer: {ANEW}"
             )
+
+    def _owner(self, name: str) -> str:
+        """The layer of a packed weight."""
+        shape, slash, own = name.rpartition("/")
+        call = own.partition(".")[0]
+        if not call.isdecimal() or (slash and not shape.isdecimal()):
+            return name
+        return self._owners[int(shape or 0)][int(call)]
 
 
 def _others(op: OpKind, target: str, problem: Problem) -> Iterator[Choice]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nmcompile.errors import InputError, ShapeError, TargetError
-from nmcompile.targets import BF16, Target
-from nmcompile.wording import way
+from nmcompile.targets import Target
+from nmcompile.wording import spell_shapes, way
 
 Shapes = Mapping[str, Sequence[int]]
 """Of inputs, by name."""
@@ -28,19 +28,19 @@ def sets_of(shapes: Shapes | Sequence[Shapes] | None) -> list[Shapes | None]:
                 f'{{"x": (8, 3, 224, 224)}}, found {each!r:.80}'
             )
         if any(_same(each, other) for other in sets):
-            raise ShapeError(f"shapes[{index}]: {spell(each)} is there twice; name it once")
+            raise ShapeError(f"shapes[{index}]: {spell_shapes(each)} is there twice; name it once")
         sets.append(each)
     if not sets:
         raise ShapeError("shapes: expected at least one mapping from input names to shapes")
     return sets
 
 
-def check_sets(sets: Sequence[Shapes | None], target: Target, tunes: bool, int8: bool) -> None:
+def check_sets(sets: Sequence[Shapes | None], target: Target, tunes: bool) -> None:
     """Make sure that one artifact can have so many sets of shapes.
 
     Raises:
         TargetError: the target is a GPU.
-        InputError: kernels are to be chosen by measurements, or the model is to be quantised.
+        InputError: kernels are to be chosen by measurements.
     """
     if len(sets) < 2:
         return
@@ -55,17 +55,6 @@ def check_sets(sets: Sequence[Shapes | None], target: Target, tunes: bool, int8:
             f"{way('--tune and --tuning-db', 'tuning')}: measurements are of one shape, {alone}, "
             "or leave the measurements out"
         )
-    if int8:
-        raise InputError(
-            f"{way('--precision int8', 'precision=' + repr('int8'))} quantises for one shape, "
-            f"{alone}; a file that is quantised and leaves its batch open can have several, and so "
-            f"can {way('--precision ' + BF16, 'precision=' + repr(BF16))}"
-        )
-
-
-def spell(shapes: Shapes) -> str:
-    """For example ``x=1,3,224,224``."""
-    return " ".join(f"{name}={','.join(map(str, dims))}" for name, dims in shapes.items())
 
 
 def _same(one: Shapes, other: Shapes | None) -> bool:

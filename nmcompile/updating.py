@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nmcompile import runtime
 from nmcompile.assembly import assemble
-from nmcompile.building import build
+from nmcompile.building import Built, build, build_variants
 from nmcompile.compiler import CompileResult, digest_of
-from nmcompile.errors import ArtifactError, ShapeError, TargetError
+from nmcompile.errors import ArtifactError, InputError, ShapeError, TargetError
 from nmcompile.explain import explained
 from nmcompile.folding import open_folded
 from nmcompile.frontends import SourceModel
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable
 from nmcompile.runtime.format import Artifact, read_artifact
-from nmcompile.segments.whole import RESTS, in_parts
+from nmcompile.segments.divide import Divided
+from nmcompile.segments.whole import RESTS, all_whole, in_parts
 from nmcompile.targets import find_target
 from nmcompile.version import VERSION
+
+if TYPE_CHECKING:
+    from nmcompile.recorded import RecordedCode
 
 
 def update(
@@ -48,11 +52,12 @@ def update(
         progress: told about every stage.
 
     Raises:
-        ArtifactError: the artifact cannot be read, other versions wrote it, it is for several
-            shapes, or the output cannot be written.
+        ArtifactError: the artifact cannot be read, other versions wrote it, or the output
+            cannot be written.
         TargetError: the artifact is for a GPU.
         ModelError: the model cannot be read, or is another one.
         ShapeError: an input or a layer has another shape.
+        InputError: there are example inputs, and the artifact is for several shapes.
         PatternError: a layer's weight does not fit what the code expects of its zeros.
     """
     return _update(model, Path(artifact), output, example_inputs, progress)
@@ -74,11 +79,6 @@ def _update(
     old = read_artifact(path, copy=True)
     manifest = old.manifest
     _check_versions(old)
-    if manifest.variants:
-        raise ArtifactError(
-            f"{path} was compiled for {len(manifest.variants)} shapes; expected an artifact for "
-            "one: compile the model anew"
-        )
     chosen = find_target(manifest.target.kind)
     if chosen.arch:
         raise TargetError(
@@ -88,23 +88,24 @@ def _update(
     from nmcompile.recorded import RecordedCode
 
     code = RecordedCode(old)
-    shapes = {spec.name: spec.shape for spec in manifest.inputs}
-    source, _ = open_folded(
-        model,
-        example_inputs,
-        shapes=shapes if example_inputs is None else None,
-        progress=stage,
-        smaller=code.smaller,
-    )
-    _check_inputs(source, old)
-    code.check_layers(source.graph)
-    onnxruntime, nobody = RESTS
-    attempt = partial(
-        build, target=chosen, precision=code.precision, dense=False, tuning=None, maker=code,
-        stage=stage, recorded=code,
+    if manifest.variants and example_inputs is not None:
+        raise InputError(
+            f"{path} is for {len(manifest.variants)} shapes, found example inputs, which are of "
+            "one: leave them out, and its own shapes are taken"
+        )
+    sources = [_open(model, old, form, code, example_inputs, stage) for form in manifest.forms]
+    how: dict[str, Any] = dict(
+        target=chosen, precision=code.precision, dense=False, maker=code, stage=stage,
+        recorded=code,
     )  # fmt: skip
+    onnxruntime, nobody = RESTS
     rest = onnxruntime if manifest.steps else nobody
-    source, made, _ = in_parts(source, chosen, rest, attempt)
+    made: Built | Divided[Built]
+    if len(sources) > 1:
+        sources, made, _ = all_whole(sources, rest, partial(build_variants, **how))
+        source = sources[0]
+    else:
+        source, made, _ = in_parts(sources[0], chosen, rest, partial(build, tuning=None, **how))
     stage("writing the artifact")
     whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(target_path, whole.manifest, whole.library, whole.params)
@@ -125,13 +126,35 @@ def _check_versions(artifact: Artifact) -> None:
         )
 
 
-def _check_inputs(source: SourceModel, artifact: Artifact) -> None:
-    wanted = [(spec.name, spec.shape, spec.dtype) for spec in artifact.manifest.inputs]
+def _open(
+    model: Any,
+    artifact: Artifact,
+    form: runtime.Variant,
+    code: RecordedCode,
+    example_inputs: Any,
+    stage: Stages,
+) -> SourceModel:
+    """The new model, folded, for one of the shapes of an artifact.
+
+    Raises:
+        ShapeError: an input or a layer has another shape.
+        ModelError: the model cannot be read.
+    """
+    source, _ = open_folded(
+        model,
+        example_inputs,
+        shapes=form.shapes if example_inputs is None else None,
+        progress=stage,
+        smaller=code.smaller,
+    )
+    wanted = [(spec.name, spec.shape, spec.dtype) for spec in form.inputs]
     if list(source.inputs) != wanted:
         raise ShapeError(
             f"{source.title}: expected the inputs {_spell(wanted)} of {artifact.path}, found "
             f"{_spell(source.inputs)}: compile the model anew"
         )
+    code.check_layers(source.graph)
+    return source
 
 
 def _spell(inputs: Any) -> str:

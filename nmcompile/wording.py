@@ -1,9 +1,9 @@
-"""How messages call what a user can change: by option in a shell, by argument in Python."""
+"""How messages call what a user can change, by option or argument, and shapes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -38,3 +38,8 @@ def way(option: str, argument: str) -> str:
         own = next((word for word in (name, f"{name}s") if word in options), None)
         known += [own + piece[len(name) :]] if own is not None else []
     return " ".join(known) or f"`nmc compile {option}`"
+
+
+def spell_shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Shapes of inputs by name, as ``x=1,3,224,224``."""
+    return " ".join(f"{name}={','.join(map(str, dims))}" for name, dims in shapes.items())

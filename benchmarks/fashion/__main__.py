@@ -10,8 +10,8 @@ list of `benchmarks.recipes.Recipe`, from a module or a Python file: that is how
 same methods is compared. What `make(epochs, seed, **settings)` of a recipe returns needs four
 functions, which are called as ours are (`nmcompile.train.method`): `prepare(model)` returns the
 model to train, `on_epoch(epoch, epochs)` and `on_step()` come before every epoch and every forward
-pass, and `finalize(model)` returns the model to judge. Parameters with one dimension, and those
-whose name ends in "scores", do not decay.
+pass, and `finalize(model)` returns the model to judge. Parameters with one dimension do not decay.
+The authors' own code is such a module: `--also benchmarks.authors.recipes:recipes`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,17 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from benchmarks.fashion.images import FOLDER, read
-from benchmarks.fashion.jobs import Budget, Job, Outcome, Plan, Task
+from benchmarks.fashion.images import FOLDER
+from benchmarks.fashion.jobs import Budget, Outcome, Plan
 from benchmarks.fashion.page import write_page
 from benchmarks.fashion.results import Results
 from benchmarks.fashion.rows import find_recipes
 from benchmarks.fashion.runs import Bench
+from benchmarks.fashion.workers import Setup, run_in_workers
 from nmcompile.errors import NmcompileError
 
 OUTPUT = Path(__file__).parents[1] / "results" / "accuracy_fashion.jsonl"
@@ -42,74 +39,19 @@ STARTS = Path("out") / "fashion"
 SMALL = Budget(images=2 * 640, searched=640, epoch=320, validation=500, rates=(0.05, 0.1))
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a process needs to make runs."""
-
-    also: Sequence[str]
-    data: Path
-    budget: Budget
-    starts: Path
-    threads: int
-
-    def open(self) -> Bench:
-        """Read the images, and set the threads of this process.
-
-        Raises:
-            InputError: as `find_recipes` and `read`.
-        """
-        torch.set_num_threads(self.threads)
-        recipes = {recipe.name: recipe for recipe in find_recipes(self.also, ())}
-        return Bench(recipes, read(self.data), self.budget, self.starts)
-
-
-_bench: Bench | None = None  # of a worker
-
-
-def _open_in_worker(setup: Setup) -> None:
-    global _bench
-    _bench = setup.open()
-
-
-def _run_in_worker(task: Task) -> Outcome:
-    assert _bench is not None
-    return _bench.run(task)
-
-
 def _here(plan: Plan, results: Results, bench: Bench) -> Iterator[Outcome]:
     while (job := next(plan.ready(results.done), None)) is not None:
         yield bench.run(plan.task(job, results.done))
-
-
-def _in_workers(plan: Plan, results: Results, setup: Setup, workers: int) -> Iterator[Outcome]:
-    # Spawned: what a fork has of torch's threads does not run.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _open_in_worker, (setup,)) as pool:
-        running: dict[Future[Outcome], Job] = {}
-        failed: BaseException | None = None
-        while True:
-            for job in plan.ready(results.done):
-                if failed is None and len(running) < workers and job not in running.values():
-                    task = plan.task(job, results.done)
-                    running[pool.submit(_run_in_worker, task)] = job
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
-                if (error := future.exception()) is None:
-                    yield future.result()
-                failed = failed or error
-        if failed is not None:  # but what the other workers were at is kept
-            raise failed
 
 
 def work(plan: Plan, whole: Plan, results: Results, setup: Setup, workers: int) -> None:
     """Make the runs of `plan` that are missing, and the page of `whole` after each."""
     console = Console(stderr=True, highlight=False)
     bench = setup.open()  # refuses what is missing before workers do
-    made = (
-        _here(plan, results, bench) if workers == 1 else _in_workers(plan, results, setup, workers)
-    )
+    if workers == 1:
+        made = _here(plan, results, bench)
+    else:
+        made = run_in_workers(plan, results, setup, workers)
     for outcome in made:
         results.add(outcome)
         write_page(whole, results)

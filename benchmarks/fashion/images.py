@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.models import conv_bn, head, residual_stages
+from benchmarks.training import shift
 from nmcompile.errors import InputError
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -100,15 +100,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image moved by up to `SHIFT` pixels each way, half of them mirrored."""
-    count, _, size, _ = images.shape
-    padded = functional.pad(images, (SHIFT,) * 4, value=-MEAN / DEVIATION)
-    down, right = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    places = torch.arange(size)
-    rows = down + places
-    columns = right + torch.where(mirrored, size - 1 - places, places)
-    index = torch.arange(count)[:, None, None], slice(None), rows[:, :, None], columns[:, None, :]
-    return padded[index].movedim(3, 1)
+    return shift(images, generator, SHIFT, -MEAN / DEVIATION, mirror=True)
 
 
 def network() -> nn.Module:

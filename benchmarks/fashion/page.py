@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from benchmarks.accuracy import Score, orderings
+from benchmarks.accuracy import Score, beside_authors, orderings
 from benchmarks.fashion.jobs import Job, Outcome, Plan
 from benchmarks.fashion.results import Results
 from benchmarks.recipes import DENSE, Recipe, Settings
@@ -35,6 +35,7 @@ def write_page(plan: Plan, results: Results) -> None:
         "",
         *(f"- {line}" for line in page.orderings()),
         "",
+        *page.authors(),
         "## What the search chose",
         "",
         *page.search(),
@@ -116,6 +117,11 @@ class _Page:
     def orderings(self) -> list[str]:
         found = list(orderings(list(self.scores.values())))
         return found or ["nothing to say yet: no two rows that a paper compares are there"]
+
+    def authors(self) -> Iterator[str]:
+        """A section, where there are rows of theirs."""
+        if found := list(beside_authors(list(self.scores.values()))):
+            yield from ("## Beside the authors' code", "", *(f"- {line}" for line in found), "")
 
     def search(self) -> Iterator[str]:
         rates = self.plan.budget.rates

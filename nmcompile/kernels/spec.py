@@ -246,13 +246,12 @@ class Strides:
     """Where the elements of one operand of an attention lie in a tensor, in elements of it.
 
     operand: which of the tensors that the kernel reads.
-    offset: of the first element; batch, head, token, feature: from one to the next.
+    offset: of the first element; lead, token, feature: from one to the next, along each axis.
     """
 
     operand: int
     offset: int
-    batch: int
-    head: int
+    lead: tuple[int, ...]
     token: int
     feature: int
 
@@ -272,8 +271,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class Attention:
-    """softmax(scale q k^T, masked) v for each of batch x heads: float32, softmax over the keys.
+    """softmax(scale q k^T, masked) v for each pair of batch and head: float32, over the keys.
 
+    lead: extents of the axes in front of queries and keys: batch and heads, or groups of heads
+        that share keys.
     operands: shapes of the tensors that hold q (queries x size), k (keys x size), v (keys x
         value_size) and the masks.
     out: where the result (queries x value_size) goes in a tensor of `out_shape`.
@@ -281,8 +282,7 @@ class Attention:
     zero_hidden: whether the result is 0 where all scores of a query are -inf, and not NaN.
     """
 
-    batch: int
-    heads: int
+    lead: tuple[int, ...]
     queries: int
     keys: int
     size: int
@@ -298,10 +298,14 @@ class Attention:
     zero_hidden: bool = False
 
     @property
+    def heads(self) -> int:
+        """Of all of the batch."""
+        return math.prod(self.lead)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of both products of one call."""
-        pairs = self.batch * self.heads * self.queries * self.keys
-        return pairs * (self.size + self.value_size)
+        return self.heads * self.queries * self.keys * (self.size + self.value_size)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmcompile.errors import ModelError
 from nmcompile.explain import explained
 from nmcompile.frontends.onnx_export import serialized
 from nmcompile.passes.graphs.quantised import QuantisedConstant
@@ -22,6 +24,7 @@ from nmcompile.quantization.report import LayerLoss, QuantizationReport
 from nmcompile.quantization.settings import Quantization
 from nmcompile.runtime.files import check_writable, replace_file
 from nmcompile.sparsity import detect
+from nmcompile.wording import spell_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -80,11 +83,57 @@ def quantize(
         PatternError: a pattern did not stay.
         ArtifactError: the output cannot be written.
     """
-    settings = quantization or Quantization()
-    require_onnxruntime()
     if output is not None:
         check_writable(Path(output))
-    folded = fold_for_quantization(model, example_inputs, shapes=shapes, progress=progress)
+    (quantised,), report = quantize_sets(
+        model,
+        calibration,
+        [shapes],
+        quantization=quantization,
+        example_inputs=example_inputs,
+        progress=progress,
+    )
+    if output is None:
+        return QuantizeResult(quantised, report)
+    progress("writing the model")
+    replace_file(Path(output), [serialized(quantised, report.title)])
+    return QuantizeResult(quantised, report, Path(output))
+
+
+def quantize_sets(
+    model: Any,
+    calibration: Any,
+    sets: Sequence[Mapping[str, Sequence[int]] | None],
+    *,
+    quantization: Quantization | None = None,
+    example_inputs: Any = None,
+    progress: Progress = silent,
+) -> tuple[list[onnx.ModelProto], QuantizationReport]:
+    """As `quantize`, for several sets of input shapes: to the same integers, by the same ranges.
+
+    Args:
+        model: as for `quantize`.
+        calibration: as for `quantize`, for the first of the sets.
+        sets: shapes of the inputs.
+        quantization: as for `quantize`.
+        example_inputs: as for `quantize`.
+        progress: told about every stage.
+
+    Returns:
+        A model for each set, and what the first one lost.
+
+    Raises:
+        ModelError: the model has other operators for one of the sets than for the first.
+        NmcompileError: as `quantize`.
+    """
+    settings = quantization or Quantization()
+    require_onnxruntime()
+    folded, *others = (
+        fold_for_quantization(model, example_inputs, shapes=shapes, progress=progress)
+        for shapes in sets
+    )
+    for other in others:
+        _check_alike(folded, other)
     keep = named_layers(folded, settings.keep_float)
     progress("reading the calibration data")
     data = read_calibration(calibration, folded.inputs, settings.samples, settings.normalisation)
@@ -107,9 +156,11 @@ def quantize(
             ranked, settings.max_loss, lambda worst: loss_without(keep | worst), progress
         )
     progress("quantising")
-    quantised = write_integers(folded, ranges, leave=keep)
+    quantised, *rest = (write_integers(each, ranges, leave=keep) for each in (folded, *others))
     integers = read_integers(quantised)
     proofs = prove(folded, integers, keep)
+    for each, written in zip(others, rest, strict=True):
+        prove(each, read_integers(written), keep)
     progress("measuring what is lost")
     layers = _layers(folded, quantised, integers, proofs, measured, alone)
     found = first_output(quantised, measured, folded.title)
@@ -122,11 +173,31 @@ def quantize(
         loss=loss_of(found, expected, measured.labels),
         layers=layers,
     )
-    if output is None:
-        return QuantizeResult(quantised, report)
-    progress("writing the model")
-    replace_file(Path(output), [serialized(quantised, folded.title)])
-    return QuantizeResult(quantised, report, Path(output))
+    return [quantised, *rest], report
+
+
+def _check_alike(first: FoldedModel, other: FoldedModel) -> None:
+    """Make sure that what is known of the tensors of a model holds for another of its shapes.
+
+    Raises:
+        ModelError: they have other operators, or tensors of other names.
+    """
+    here, there = (
+        spell_shapes({name: dims for name, dims, _ in model.inputs}) for model in (first, other)
+    )
+    for node, found in zip_longest(first.proto.graph.node, other.proto.graph.node):
+        if _spell(node) != _spell(found):
+            raise ModelError(
+                f"{first.title} is another model for {there} than for {here}, whose ranges it "
+                f"would have: expected the same operators, found {_spell(found)} in place of "
+                f"{_spell(node)}; compile one artifact for each shape"
+            )
+
+
+def _spell(node: onnx.NodeProto | None) -> str:
+    if node is None:
+        return "nothing"
+    return f"{node.op_type} {node.name} of {', '.join(node.input)} to {', '.join(node.output)}"
 
 
 def _layers(

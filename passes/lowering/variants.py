@@ -34,7 +34,8 @@ class Joined:
     """What several lowered modules add up to.
 
     entries: of each of them.
-    params: the arrays of all.
+    params: the arrays of all, by the name that the first module which has one calls it; behind the
+        number of that module and a slash, where it is not the first of all.
     weights: for each, which of the params its entry takes behind its inputs, or, where `prepares`,
         which of what is prepared of them.
     """
@@ -94,8 +95,8 @@ class _Store:
         return tuple(places)
 
     def _stored(self, number: int, name: str, array: Array) -> str:
-        free = f"{number}/{name}" if name in self.params else name
-        name = self._contents.setdefault(content_of(array), free)
+        own = f"{number}/{name}" if number else name
+        name = self._contents.setdefault(content_of(array), own)
         self.params.setdefault(name, array)
         return name
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +14,7 @@ import nmcompile
 from nmcompile.errors import PatternError
 from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.sparsity import check, detect, parse_pattern
+from tests.support.peer import peer
 from tests.support.tiny_models import SHAPE, conv_onnx, conv_weight, example, tiny_net
 
 pytestmark = pytest.mark.isa("avx512f")
@@ -34,8 +34,7 @@ def torch_output(model: Any, x: Tensor) -> Array:
 
 
 def onnx_outputs(model: onnx.ModelProto | Path, x: Tensor) -> list[Array]:
-    content = model if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(content)
+    session = peer(model)
     return [np.asarray(y) for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
 
 

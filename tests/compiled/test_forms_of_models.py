@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 import nmcompile
 from nmcompile.errors import ModelError, NmcompileError, UnsupportedOperatorError, WeightError
 from tests.conformance.test_torch import agrees, compiled, image
+from tests.support.peer import by_peer
 
 Array = npt.NDArray[Any]
 SHAPE = (1, 4, 8, 8)
@@ -45,11 +45,7 @@ def model(
 
 
 def by_onnxruntime(proto: onnx.ModelProto, x: Array) -> Array:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    result: Array = session.run(None, {"x": x})[0]
-    return result
+    return by_peer(proto, {"x": x})[0]
 
 
 def by_us(proto: onnx.ModelProto, x: Array, folder: Path, **options: Any) -> Array:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from nmcompile import compile, runtime
 from nmcompile.errors import UnsupportedOperatorError
+from tests.support.peer import peer
 
 Array = npt.NDArray[Any]
 RNG = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def test_computed_indices(name: str, tmp_path: Path) -> None:
     arrays = [data, indices] if updates is None else [data, indices, updates]
     model = one_node(operator, attributes, arrays)
     run = runner(model, tmp_path / "m.nmc")
-    reference = onnxruntime.InferenceSession(model.SerializeToString())
+    reference = peer(model)
     (wanted,) = reference.run(None, dict(zip("xiu", arrays, strict=False)))
     np.testing.assert_allclose(run(*arrays), wanted, rtol=1e-6)
     moved = indices + np.array(shift)
@@ -115,7 +115,7 @@ def test_regions_of_an_image_that_is_not_there(tmp_path: Path) -> None:
     model = one_node("RoiAlign", sizes, [images, regions, np.array([0, 1])])
     compile(model, output=tmp_path / "m.nmc")
     session = runtime.load(tmp_path / "m.nmc", threads=1)
-    reference = onnxruntime.InferenceSession(model.SerializeToString())
+    reference = peer(model)
     given = {"x": images, "i": regions, "u": np.array([0, 1])}
     (wanted,) = reference.run(None, given)
     np.testing.assert_allclose(session.run(given)["y"], wanted, rtol=1e-5, atol=1e-6)

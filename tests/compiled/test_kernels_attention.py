@@ -1,6 +1,7 @@
 """The kernel of attention on random shapes and layouts, against float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,8 @@ ORDERS = {"fused": "btphf", "heads": "pbhtf", "turned": "pbhft", "tokens": "pbth
 def strides(view: npt.NDArray[np.float32], whole: npt.NDArray[np.float32]) -> Strides:
     """Where a view (batch, head, token, feature) lies in the first operand."""
     offset = (view.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // 4
-    return Strides(0, offset, *(step // 4 for step in view.strides))
+    *lead, token, feature = (step // 4 for step in view.strides)
+    return Strides(0, offset, tuple(lead), token, feature)
 
 
 def reference(
@@ -46,6 +48,7 @@ def reference(
 def test_attention_agrees_with_float64(data: st.DataObject) -> None:
     draw = data.draw
     batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    share = draw(st.sampled_from([n for n in (1, 2, 3) if heads % n == 0]))
     queries, keys = draw(st.sampled_from(TOKENS)), draw(st.sampled_from(TOKENS))
     size, value_size = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
     random = np.random.default_rng(draw(st.integers(0)))
@@ -58,6 +61,17 @@ def test_attention_agrees_with_float64(data: st.DataObject) -> None:
     q, k, v = (
         part[:, :, :count, :width] for part, (count, width) in zip(parts, shapes, strict=True)
     )
+    # Heads that share keys and values read those of the first of them.
+    lead = (batch, heads // share, share)
+
+    def parted(x: Floats, shared: bool = False) -> Floats:
+        apart = x.reshape(*lead, *x.shape[2:])
+        return np.broadcast_to(apart[:, :, :1], apart.shape) if shared else apart
+
+    places = (
+        strides(parted(q), whole), strides(parted(k, True), whole), strides(parted(v, True), whole)
+    )  # fmt: skip
+    k, v = (x[:, ::share].repeat(share, 1) for x in (k, v))
     operands, masks, given_masks = [whole], list[Mask](), list[tuple[Floats, bool]]()
     for _ in range(draw(st.integers(0, 2))):
         kept = [draw(st.booleans()) for _ in range(4)]
@@ -68,19 +82,23 @@ def test_attention_agrees_with_float64(data: st.DataObject) -> None:
             mask = np.where(mask < 0, np.float32(draw(st.sampled_from([-np.inf, -30.0]))), 0)
             mask = mask.astype(np.float32)
         spread = np.broadcast_to(mask, full)
-        where = Strides(len(operands), 0, *(step // 4 for step in spread.strides))
+        where = strides(parted(spread), mask)
+        masks.append(Mask(replace(where, operand=len(operands)), hides))
         operands.append(mask)
-        masks.append(Mask(where, hides))
         given_masks.append((spread, hides))
-    out = np.empty((batch, queries, heads, value_size), np.float32)
+    out_order = draw(st.sampled_from(["bthf", "bhft"]))
+    out_extents = {**extents, "t": queries, "f": value_size}
+    out = np.empty([out_extents[axis] for axis in out_order], np.float32)
+    result = out.transpose([out_order.index(axis) for axis in "bhtf"])
     scale, zero = draw(st.sampled_from([1.0, size**-0.5])), draw(st.booleans())
     spec = Attention(
-        batch, heads, queries, keys, size, value_size, scale,
-        tuple(operand.shape for operand in operands), strides(q, whole), strides(k, whole),
-        strides(v, whole), strides(out.transpose(0, 2, 1, 3), out), out.shape, tuple(masks), zero,
+        lead, queries, keys, size, value_size, scale,
+        tuple(operand.shape for operand in operands), *places, strides(parted(result), out),
+        out.shape, tuple(masks), zero,
     )  # fmt: skip
     found = run_operands("attention", spec, operands, out.shape)
-    expected = reference(q, k, v, scale, given_masks, zero).transpose(0, 2, 1, 3)
+    expected = reference(q, k, v, scale, given_masks, zero)
+    expected = expected.transpose(["bhtf".index(axis) for axis in out_order])
     assert (np.isnan(found) == np.isnan(expected)).all()
     assert relative_error(np.nan_to_num(found), np.nan_to_num(expected)) < 2e-5
 
@@ -89,10 +107,10 @@ def simple(q: Floats, k: Floats, v: Floats, mask: Floats, zero: bool) -> Floats:
     """Attention of one head: (tokens, features) each."""
     (queries, size), (keys, value_size) = q.shape, v.shape
     operands = (q, k, v, mask)
-    lie = [Strides(place, 0, 0, 0, operand.shape[1], 1) for place, operand in enumerate(operands)]
+    lie = [Strides(place, 0, (), operand.shape[1], 1) for place, operand in enumerate(operands)]
     spec = Attention(
-        1, 1, queries, keys, size, value_size, 1.0, tuple(operand.shape for operand in operands),
-        lie[0], lie[1], lie[2], Strides(0, 0, 0, 0, value_size, 1), (queries, value_size),
+        (), queries, keys, size, value_size, 1.0, tuple(operand.shape for operand in operands),
+        lie[0], lie[1], lie[2], Strides(0, 0, (), value_size, 1), (queries, value_size),
         (Mask(lie[3]),), zero,
     )  # fmt: skip
     return run_operands("attention", spec, operands, (queries, value_size))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import transformers
@@ -22,6 +21,7 @@ import nmcompile
 from benchmarks.models import build, scramble, sparsify
 from benchmarks.zoo.borrowed import OneOutput
 from nmcompile import runtime
+from tests.support.peer import by_peer
 from tests.support.seed_modules import assert_close, export_onnx, run_torch
 
 TOLERANCE = 1e-4
@@ -130,11 +130,8 @@ def image(shape: tuple[int, ...]) -> Tensor:
 
 
 def run_onnx(proto: onnx.ModelProto, x: Tensor) -> Any:
-    options = onnxruntime.SessionOptions()
     # Its group norm fusion is off by 2e-4 of float64's output range on BiT.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    return np.asarray(session.run(None, {"x": x.numpy()})[0])
+    return by_peer(proto, {"x": x.numpy()}, as_defined=True)[0]
 
 
 def assert_agrees(model: nn.Module, x: Tensor, source: str, output: Path, sparse: bool) -> None:

@@ -20,7 +20,7 @@ import nmcompile
 import nmcompile.precision
 from nmcompile import runtime
 from nmcompile.cli import app
-from nmcompile.errors import ArtifactError, InputError, PatternError, UnsupportedOperatorError
+from nmcompile.errors import InputError, PatternError, UnsupportedOperatorError
 from nmcompile.passes.lowering.batch import cost
 from nmcompile.runtime.format import read_artifact
 from nmcompile.sparsity import parse_pattern, project
@@ -319,13 +319,6 @@ def test_an_order_of_channels_that_time_has_ended_is_refused(tmp_path: Path) -> 
     model = tiny_net()
     with pytest.raises(PatternError, match="would not have the same weights for each"):
         compiled(model, tmp_path, batches_of((1, 2)), pattern="2:4", pruning=NO_TIME)
-
-
-def test_an_artifact_of_several_shapes_is_not_updated(tmp_path: Path) -> None:
-    model = Net().eval()
-    _, result = compiled(model, tmp_path, batches_of((1, 2)))
-    with pytest.raises(ArtifactError, match="was compiled for 2 shapes"):
-        nmcompile.update(result.path, model)
 
 
 def test_the_command_line_makes_shows_and_runs_several_shapes(tmp_path: Path) -> None:

@@ -12,11 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from typer.testing import CliRunner
 
 import nmcompile
+from nmcompile import runtime
 from nmcompile.cli.app import app
-from nmcompile.errors import ArtifactError, ModelError, NmcompileError, PatternError, ShapeError
+from nmcompile.errors import (
+    ArtifactError,
+    InputError,
+    ModelError,
+    NmcompileError,
+    PatternError,
+    ShapeError,
+)
 from nmcompile.kernels import objects
 from nmcompile.sparsity import parse_pattern, project
 from tests.support.examples import examples
@@ -103,6 +112,48 @@ def test_parts_of_onnxruntime_get_their_weights_too(
             tensor.CopyFrom(numpy_helper.from_array(values * np.float32(0.5), tensor.name))
     found, wanted = updated(reader(), new, tmp_path, monkeypatch)
     assert found == wanted
+
+
+def open_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.tensor_type.HasField("shape") and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = "n"
+    return proto
+
+
+SHAPES = [{"x": (1, 8, 16, 16)}, {"x": (3, 8, 16, 16)}]
+
+
+@pytest.mark.isa("avx512f")
+@pytest.mark.parametrize("pattern", [pytest.param("2:4", marks=pytest.mark.long), "1x16"])
+def test_weights_of_several_shapes_are_packed_for_all_of_them(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = open_batch(two_layers(pattern)), open_batch(two_layers(pattern, seed=7))
+    found, wanted = updated(old, new, tmp_path, monkeypatch, shapes=SHAPES)
+    assert found == wanted
+    session = runtime.load(tmp_path / "old.nmc", threads=1)
+    for batch in (1, 3, 4):
+        x = np.random.default_rng(batch).standard_normal((batch, 8, 16, 16), np.float32)
+        (made,) = session.run(x).values()
+        (expected,) = ReferenceEvaluator(new).run(None, {"x": x})
+        np.testing.assert_allclose(made, np.asarray(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_counts_of_several_shapes_that_do_not_fit_are_refused_by_layer(tmp_path: Path) -> None:
+    weights = weight(32, 8, 3, 3)
+    thin, thinner = (
+        open_batch(two_layers(w=project(weights, parse_pattern("unstructured"), density)))
+        for density in (0.3, 0.25)
+    )
+    path = tmp_path / "out.nmc"
+    nmcompile.compile(thin, output=path, shapes=SHAPES)
+    before = path.read_bytes()
+    with pytest.raises(NmcompileError, match=r"layer conv_a: expected packed weights"):
+        nmcompile.update(path, thinner)
+    with pytest.raises(InputError, match="found example inputs, which are of one"):
+        nmcompile.update(path, thin, example_inputs=(np.zeros((1, 8, 16, 16), np.float32),))
+    assert path.read_bytes() == before
 
 
 def test_a_torch_model_needs_no_example(tmp_path: Path) -> None:

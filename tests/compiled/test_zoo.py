@@ -23,6 +23,8 @@ TOLERANCE = 1e-4
 IN_PARTS = {"crnn", "faster_rcnn", "ssd"}
 # Without convolutions of images.
 NEVER_SPARSE = {"temporal", "video"}
+# How many attentions run in one kernel each.
+ATTENTIONS = {"yolo11n": 1}
 LONG = {
     "dbnet", "densenet121", "faster_rcnn", "ghostnet", "googlenet", "hrnet", "pose",
     "shufflenet_v2", "vgg16", "yolov8n", "yolov8n_seg",
@@ -55,13 +57,17 @@ def test_small_model_of_the_zoo_agrees(name: str, tmp_path: Path) -> None:
     x = torch.randn(entry.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = outputs_of(entry.build("1x8@0.5")(x))
-    found = list(runtime.load(output, threads=1).run({"x": x.numpy()}).values())
+    session = runtime.load(output, threads=1)
+    found = list(session.run({"x": x.numpy()}).values())
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         wanted = other.numpy()
         assert one.shape == wanted.shape and wanted.size
         # Of the largest: the scores of a few boxes may lie close together.
         assert np.abs(one - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+    if name in ATTENTIONS:
+        symbols = [call.symbol for call in session.profile({"x": x.numpy()}, repeats=1)]
+        assert sum(name.startswith("attention_") for name in symbols) == ATTENTIONS[name]
     # A constant output would agree with anything.
     assert np.ptp(expected[0].numpy()) > 1e-2
     assert any(layer.sparse for layer in result.report.layers) == (name not in NEVER_SPARSE)

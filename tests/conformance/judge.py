@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.backend.test.runner import Runner
 
 import nmcompile
 from nmcompile.errors import NmcompileError
 from tests.conformance.cases import Case
+from tests.support.peer import peer
 
 RIGHT, FIXED, SHARED, ALIKE, REFUSED, WRONG, FOREIGN = (
     "right", "right with constants", "right in onnxruntime", "as onnxruntime, which differs",
@@ -52,13 +52,7 @@ def judge(case: Case) -> Verdict:
 
 def by_onnxruntime(case: Case) -> Case:
     """The case with what onnxruntime makes of the whole model."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Without VNNI its faster sums of products of bytes saturate in 16 bits.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(
-        case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = peer(case.model)
     names = [value.name for value in session.get_inputs()]
     data = [
         (inputs, session.run(None, dict(zip(names, inputs, strict=True))))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy_digits, tutorial
-from benchmarks.accuracy import Row, integers, orderings
+from benchmarks.accuracy import Row, beside_authors, integers, orderings
 from benchmarks.accuracy_digits import recipes
 from benchmarks.networks import VIT
 from nmcompile.precision import INT8_TARGET
@@ -34,6 +34,19 @@ def test_orderings_say_what_the_means_show() -> None:
     assert "SR-STE against ASP, one-shot" in found[0] and ": reproduced (+5.00 points" in found[0]
     assert "LBC against SR-STE" in found[1] and ": not reproduced (-5.00 points" in found[1]
     assert "level within one standard error" in found[2]
+
+
+def test_ours_is_held_against_the_authors_code() -> None:
+    rows = [
+        row("LBC", 0.90, 0.91),
+        row("SR-STE, the authors' code", 0.95, 0.96),
+        row("SR-STE", 0.951, 0.961),
+        row("LBC, the authors' code", 0.95, 0.96),
+        row("SUBP", 0.9, 0.9),
+    ]
+    worse, level = beside_authors(rows)
+    assert worse.startswith("LBC, 1:16 with 6.2% kept: ours is worse (-5.00 points")
+    assert level.startswith("SR-STE, 1:16 with 6.2% kept: level within one standard error")
 
 
 def test_what_integers_lose_is_said_for_all_and_for_the_worst() -> None:

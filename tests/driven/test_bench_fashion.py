@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -11,16 +13,29 @@ from threading import Event
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.authors.recipes import Theirs
 from benchmarks.fashion import __main__ as command
-from benchmarks.fashion.images import DIGESTS, FOLDER, SHIFT, Data, Split, read, shift_and_flip
+from benchmarks.fashion import workers as processes
+from benchmarks.fashion.images import (
+    DIGESTS,
+    FOLDER,
+    SHIFT,
+    Data,
+    Split,
+    network,
+    read,
+    shift_and_flip,
+)
 from benchmarks.fashion.jobs import SEARCH, Budget, Job, Outcome, Plan, Task
 from benchmarks.fashion.results import Results
 from benchmarks.fashion.rows import find_recipes, own_recipes
 from benchmarks.recipes import DENSE, nm_recipes
 from benchmarks.training import digits
 from nmcompile.errors import InputError
+from nmcompile.train import ASP as OneShot
 
 ASP, SRSTE = (r for r in nm_recipes("1:4") if r.title in ("ASP, one-shot", "SR-STE"))
 
@@ -107,6 +122,38 @@ def test_every_row_has_a_name_of_its_own_and_only_picks_by_it(tmp_path: Path) ->
         find_recipes([f"{path}:rows"], [])
 
 
+def test_rows_of_the_authors_need_their_repositories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NMCOMPILE_CHECKOUTS", str(tmp_path))
+    (tmp_path / "zyxxmu_LBC").mkdir()
+    with pytest.raises(InputError, match=r"clones of .*missing: aojunzz_NM-sparsity, zyxxmu_SpRE"):
+        find_recipes(["benchmarks.authors.recipes:recipes"], [])
+
+
+def test_layers_of_the_authors_become_plain_ones() -> None:
+    def first_of_four(count: int) -> Tensor:
+        return (torch.arange(count) % 4 == 0).float()[None, :, None, None]
+
+    class Masked(torch.nn.Conv2d):
+        @property
+        def mask(self) -> Tensor:
+            return first_of_four(self.in_channels)
+
+    net, inputs = network().eval(), torch.randn(2, 1, 28, 28)
+    before = {name: conv for name, conv in net.named_modules() if isinstance(conv, torch.nn.Conv2d)}
+    theirs = Theirs(OneShot("1:4"), Masked)
+    net = theirs.prepare(net)
+    assert len(theirs.convs) == 14 and all(type(c) is Masked for c in theirs.convs.values())
+    net = theirs.finalize(net)
+    for name, conv in before.items():
+        now = net.get_submodule(name)
+        assert type(now) is torch.nn.Conv2d
+        if name in theirs.convs:
+            assert torch.equal(now.weight, conv.weight * first_of_four(conv.in_channels))
+    assert net(inputs).shape == (2, 10)
+
+
 def toy() -> Data:
     """scikit-learn's digits in the size of the real images."""
     images, labels = digits()
@@ -125,7 +172,7 @@ def run(
     budget = Budget(images=256, searched=128, epoch=64, validation=64, rates=(0.05, 0.1))
     if data is None:
         monkeypatch.setattr(command, "SMALL", budget)
-    monkeypatch.setattr(command, "read", lambda folder: toy() if data is None else data)
+    monkeypatch.setattr(processes, "read", lambda folder: toy() if data is None else data)
     output = folder / "accuracy.jsonl"
     words = (*words, "--small", "--workers", "1", "--output", str(output))
     assert command.main([*words, "--starts", str(folder / "starts")]) == status
@@ -195,11 +242,11 @@ def test_workers_wait_for_what_a_run_needs_and_keep_what_others_finish(
             assert failed.wait(60)  # the two begin together
         return Outcome(task.job, task.rate, task.settings, 0.5, 1.0, "cpu", "code")
 
-    monkeypatch.setattr(command, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(command, "_run_in_worker", fake)
-    setup = command.Setup((), tmp_path, Budget(), tmp_path, 1)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(processes, "_run_in_worker", fake)
+    setup = processes.Setup((), tmp_path, Budget(), tmp_path, 1)
     with pytest.raises(InputError, match="no such setting") if fails else nullcontext():
-        for outcome in command._in_workers(plan, results, setup, 3):
+        for outcome in processes.run_in_workers(plan, results, setup, 3):
             results.add(outcome)
     missing = [job for job in plan.jobs if job not in results.done]
     expected = [Job(SRSTE.name, "setting", 0), Job(SRSTE.name, "final", 0)]
@@ -272,11 +319,10 @@ def test_a_small_share_of_the_benchmark_learns_the_real_images(
 
 
 @REAL
-@pytest.mark.long
-def test_workers_are_processes(tmp_path: Path) -> None:
+def test_the_command_runs_in_processes(tmp_path: Path) -> None:
     words = ["--small", "--seeds", "1", "--only", "dense", "--workers", "2"]
     words += ["--output", str(tmp_path / "accuracy.jsonl"), "--starts", str(tmp_path)]
-    assert command.main(words) == 0
+    subprocess.run([sys.executable, "-m", "benchmarks.fashion", *words], check=True, timeout=300)
     assert _last(tmp_path) > 0.3
 
 

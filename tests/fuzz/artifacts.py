@@ -138,20 +138,32 @@ def _damage(text: bytes, rng: random.Random) -> bytes:
 CHANGES = (_replace, _nudge, _reshape, _retype, _reorder, _drop, _add)
 
 
-def inputs_of(manifest: Any) -> list[Any]:
-    """Arrays for the inputs, of the same numbers whatever their names."""
+def inputs_of(form: Any) -> list[Any]:
+    """Arrays for the inputs of a variant, of the same numbers whatever their names."""
     return [
         np.random.default_rng(index).standard_normal(spec.shape).astype(numpy_dtype(spec.dtype))
-        for index, spec in enumerate(manifest.inputs)
+        for index, spec in enumerate(form.inputs)
     ]
 
 
-def answer(path: Path) -> list[Any]:
+def questions(path: Path) -> list[list[Any]]:
+    """Arrays for every shape that an artifact says it takes, and for a batch in parts."""
+    with load(path, threads=1) as session:
+        manifest = session.manifest
+        asked = [inputs_of(form) for form in manifest.forms]
+        if manifest.batched:
+            batched = [spec.name in manifest.batched for spec in manifest.inputs]
+            pairs = zip(asked[0], asked[-1], batched, strict=True)
+            asked.append([np.concatenate([a, b]) if both else a for a, b, both in pairs])
+        return asked
+
+
+def answers(path: Path, asked: list[list[Any]]) -> list[Any]:
     """What an artifact computes."""
     with load(path, threads=1) as session:
-        values = inputs_of(session.manifest)
         names = [spec.name for spec in session.inputs]
-        return list(session.run(dict(zip(names, values, strict=True))).values())
+        runs = [session.run(dict(zip(names, values, strict=True))) for values in asked]
+        return [array for found in runs for array in found.values()]
 
 
 def check(base: Path, scratch: Path, seed: int) -> str:
@@ -161,10 +173,11 @@ def check(base: Path, scratch: Path, seed: int) -> str:
     if seed % 8 == 0 and (wrong := _shown(path)):
         return wrong
     try:
-        found = answer(path)
+        asked = questions(path)
+        found = answers(path, asked)
     except NmcompileError:
         return "refused"
-    expected = answer(base)
+    expected = answers(base, asked)
     same = len(found) == len(expected) and all(
         a.dtype == b.dtype and a.tobytes() == b.tobytes()
         for a, b in zip(found, expected, strict=True)

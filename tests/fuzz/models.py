@@ -208,7 +208,7 @@ def check(base: Path, scratch: Path, seed: int) -> str:
     try:
         nmcompile.compile(path, output=scratch / "m.nmc")
         with load(scratch / "m.nmc", threads=1) as session:
-            values = inputs_of(session.manifest)
+            values = inputs_of(session.manifest.forms[0])
             names = [spec.name for spec in session.inputs]
             session.run(dict(zip(names, values, strict=True)))
     except NmcompileError:

@@ -12,7 +12,7 @@ from tests.fuzz.run import check_all
 from tests.support.manifests import SHAPE, manifest
 from tests.support.mixed_models import reader
 from tests.support.runtime_models import preparing_library
-from tests.support.tiny_models import conv_onnx, conv_weight
+from tests.support.tiny_models import conv_onnx, conv_weight, example
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,29 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, sparse_onnx: Path) -> Path:
+    """An artifact of two batches."""
+    proto = onnx.load(sparse_onnx)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    (name,) = (value.name for value in proto.graph.input)
+    shapes = [{name: (batch, *example().shape[1:])} for batch in (1, 3)]
+    path = tmp_path_factory.mktemp("several") / "m.nmc"
+    nmcompile.compile(proto, output=path, shapes=shapes)
+    return path
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "base.onnx"
     onnx.save(conv_onnx(conv_weight(), batch_norm=True), path)
     return path
 
 
-def test_some_changed_artifacts(sparse_artifact: Path, preparing: Path, mixed: Path) -> None:
-    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc")):
+def test_some_changed_artifacts(
+    sparse_artifact: Path, preparing: Path, mixed: Path, several: Path
+) -> None:
+    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several):
         counts, wrong = check_all("artifacts", base, range(1, 400), seconds=8)
         assert wrong == []
         assert counts["refused"] and counts["same"]
@@ -58,9 +73,9 @@ def test_some_changed_models(model: Path, mixed: Path) -> None:
 
 @pytest.mark.long
 def test_ten_thousand_changed_artifacts(
-    sparse_artifact: Path, preparing: Path, mixed: Path
+    sparse_artifact: Path, preparing: Path, mixed: Path, several: Path
 ) -> None:
-    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc")):
+    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several):
         counts, wrong = check_all("artifacts", base, range(1000, 6000))
         assert wrong == []
         assert counts.total() == 5000

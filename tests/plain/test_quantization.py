@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given
@@ -27,6 +26,7 @@ from nmcompile.quantization.folded import FoldedModel, fold_for_quantization
 from nmcompile.quantization.proof import prove, read_integers
 from nmcompile.sparsity import Detection, detect
 from tests.support.examples import examples
+from tests.support.peer import peer
 from tests.support.seed_modules import Array, SpReBasicBlock, export_onnx, randomised
 from tests.support.tiny_models import SHAPE, conv_onnx, conv_weight, example, tiny_net
 
@@ -116,9 +116,7 @@ def plain() -> QuantizeResult:
 
 def run(proto: ModelProto, x: Array) -> Array:
     """In float arithmetic between QuantizeLinear and DequantizeLinear, exactly as they say."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    session = peer(proto, as_defined=True)
     found: Array = session.run(None, {session.get_inputs()[0].name: x})[0]
     return found
 

@@ -192,14 +192,13 @@ def test_sets_that_are_none_are_refused(shapes: Any, message: str) -> None:
     [
         ("sm_80", {}, TargetError, "target sm_80 takes one shape for an artifact, found 2 shapes"),
         ("avx512", {"tunes": True}, InputError, "measurements are of one shape, found 2 shapes"),
-        ("avx512_vnni", {"int8": True}, InputError, "quantises for one shape, found 2 shapes"),
     ],
 )
 def test_what_takes_one_shape_says_so(
     target: str, options: dict[str, bool], error: type[NmcompileError], message: str
 ) -> None:
     sets = sets_of([{"x": (1, 3)}, {"x": (8, 3)}])
-    given_ = {"tunes": False, "int8": False} | options
+    given_ = {"tunes": False} | options
     with pytest.raises(error, match=message):
         check_sets(sets, find_target(target), **given_)
     check_sets(sets[:1], find_target(target), **given_)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import nmcompile
+from tests.support.peer import peer
 
 Array = npt.NDArray[Any]
 Spec = tuple[str, int, Sequence[int | str] | None]
@@ -96,14 +96,7 @@ def reader() -> onnx.ModelProto:
 
 
 def by_onnxruntime(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Without VNNI its faster sums of products of bytes saturate in 16 bits.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, dict(feeds)))
+    return list(peer(proto).run(None, dict(feeds)))
 
 
 def check(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -22,6 +21,7 @@ import nmcompile as nmc
 from nmcompile.passes.lowering.view import operator_name
 from nmcompile.runtime import cpu
 from nmcompile.targets import TARGETS
+from tests.support.peer import by_peer
 from tests.support.seed_modules import Array, export_onnx
 
 SHAPE = (1, 3, 12, 12)
@@ -99,10 +99,7 @@ exact_peer = pytest.mark.isa("avx512_vnni", native=True)
 
 def as_defined(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
     """The outputs, each operator by itself as onnxruntime defines it."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return [np.asarray(value) for value in session.run(None, dict(feeds))]
+    return by_peer(model, feeds, as_defined=True)
 
 
 def compiled(model: Any, folder: Path, **options: Any) -> Any:

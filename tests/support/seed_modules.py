@@ -10,11 +10,12 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize, prune
+
+from tests.support.peer import by_peer
 
 M = TypeVar("M", bound=nn.Module)
 Array = npt.NDArray[Any]
@@ -307,8 +308,7 @@ def run_torch(model: nn.Module, x: Tensor) -> Array:
 
 
 def run_onnx(proto: onnx.ModelProto, x: Tensor) -> Array:
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
-    return np.asarray(session.run(None, {"x": x.numpy()})[0])
+    return by_peer(proto, {"x": x.numpy()})[0]
 
 
 def assert_close(found: Array, expected: Array, tolerance: float = 1e-5) -> None:

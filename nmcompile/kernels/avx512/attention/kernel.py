@@ -38,7 +38,7 @@ LOWEST = -3.4028234e38  # the lowest finite number
 def emit_attention(name: str, spec: Attention) -> Any:
     """The TIR function (x0, x1, ..., scratch, out): the tensors of `spec.operands`."""
     plan = Plan(spec)
-    heads = spec.batch * spec.heads
+    heads = spec.heads
     with PrimFuncBuilder(name) as func:
         given = [func.tensor(f"x{i}", shape) for i, shape in enumerate(spec.operands)]
         scratch = func.tensor("scratch", (heads * plan.packed,))
@@ -232,7 +232,17 @@ class _QueryBlock:
             if spec.zero_hidden:
                 inverse = T.bind(T.Select(total <= splat(0.0), splat(0.0), inverse))
             into = T.bind(self._into + (row + r) * spec.out.token)
+            beside = spec.out.feature == 1
             for v in range(plan.value_vectors):
                 active = min(LANES, spec.value_size - v * LANES)
-                sums = load(self._sums, (place * plan.value_vectors + v) * LANES)
-                store(self._out, into + v * LANES, sums * inverse, active)
+                at = T.bind((place * plan.value_vectors + v) * LANES)
+                result = T.bind(load(self._sums, at) * inverse)
+                if beside:
+                    store(self._out, into + v * LANES, result, active)
+                    continue
+                store(self._sums, at, result)
+                with T.serial(0, active) as index:
+                    feature = T.bind(v * LANES + index)
+                    T.buffer_store(
+                        self._out, self._sums[at + index], [into + feature * spec.out.feature]
+                    )

@@ -19,8 +19,13 @@ from nmcompile.kernels.spec import Attention, Strides
 
 def start_of(spec: Attention, where: Strides, head: Expr) -> Expr:
     """The first element of an operand, for a head counted over the whole batch."""
-    batch, inner = head // spec.heads, head % spec.heads
-    return T.bind(where.offset + batch * where.batch + inner * where.head)
+    start: Expr = T.int32(where.offset)
+    behind = spec.heads
+    for extent, stride in zip(spec.lead, where.lead, strict=True):
+        around, behind = behind, behind // extent
+        if stride:
+            start = start + head % around // behind * stride
+    return T.bind(start)
 
 
 def pack(plan: Plan, given: list[Buffer], packed: Buffer, head: Expr) -> None:

@@ -12,5 +12,5 @@ def lower_attention(name: str, problem: Problem, config: None) -> Lowered:
     """Both products and the softmax between them."""
     spec = problem.spec
     assert isinstance(spec, Attention)
-    size = spec.batch * spec.heads * Plan(spec).packed
+    size = spec.heads * Plan(spec).packed
     return Lowered(emit_attention, (name, spec), {}, scratch=(size,))
