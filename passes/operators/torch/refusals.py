@@ -8,7 +8,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from nmcompile.passes.graphs.fx.graph import FxGraph
-from nmcompile.passes.operators.torch.settle import REWRITES, doubt
+from nmcompile.passes.operators.torch.settle import doubt, rewrite
 from nmcompile.runtime.specs import DTYPES
 
 
@@ -29,8 +29,7 @@ def refusals(graph: FxGraph) -> dict[fx.Node, str]:
     while (node := _next_doubtful(copy, origins, found)) is not None:
         origin, before = origins[node], set(copy.module.graph.nodes)
         reason = doubt(copy, node)
-        rewrite = REWRITES.get(str(node.target))
-        left = rewrite(copy, node) if rewrite is not None else ""
+        left = rewrite(copy, node)
         if left is not None:
             also = f" ({left})" if left else ""
             found[origin] = f"{node.target} (node {origin.name}): {reason}{also}"
