@@ -76,7 +76,15 @@ def _unknown(node: fx.Node) -> str | None:
 
 
 def _values(node: fx.Node) -> Iterator[object]:
-    """What a node reads and makes, as export recorded it."""
-    for one in (*node.all_input_nodes, node):
+    """What a node reads and makes, as export recorded it.
+
+    Of several results those count that are taken: batch norms make empty ones, too.
+    """
+    picks = node.target is operator.getitem
+    for one in () if picks else node.all_input_nodes:
         if one.op != "get_attr":
             yield from pytree.tree_leaves(one.meta.get("val"))
+    if node.users and all(user.target is operator.getitem for user in node.users):
+        yield from (user.meta.get("val") for user in node.users)
+    else:
+        yield from pytree.tree_leaves(node.meta.get("val"))
