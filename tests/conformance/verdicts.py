@@ -11,6 +11,7 @@ from nmcompile.passes.operators.onnx.integers.forms import DOMAIN, FORMS
 from nmcompile.passes.operators.onnx.settle import REWRITES
 from nmcompile.passes.operators.onnx.table import ROWS
 from nmcompile.passes.operators.table import Operator
+from nmcompile.passes.operators.torch.formulas import LONGEST
 from nmcompile.passes.operators.torch.settle import REWRITES as TORCH_REWRITES
 from nmcompile.passes.operators.torch.table import ROWS as TORCH_ROWS
 from tests.conformance.cases import Case
@@ -98,6 +99,9 @@ def page(outcomes: Mapping[str, str], cases: list[Case]) -> str:
         "Rewritten in terms of the above, where they can be: "
         + ", ".join(sorted(TORCH_REWRITES))
         + ".",
+        "",
+        "Any other operator is put as what torch makes of it "
+        f"(`torch.export.default_decompositions`), where that is at most {LONGEST} of the above.",
         "",
     ]
     return "\n".join(lines)

@@ -71,6 +71,38 @@ def rewrite_clamp(graph: FxGraph, node: fx.Node) -> str | None:
     return None
 
 
+def rewrite_bounds(graph: FxGraph, node: fx.Node) -> str | None:
+    """Bounds that are tensors, as a maximum and a minimum.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    value, found = given["self"], [given.get("min"), given.get("max")]
+    if any(bound is not None and graph.dtype(bound) != graph.dtype(value) for bound in found):
+        return "its bounds have another dtype"
+    new = Replacement(graph, node)
+    for bound, target in zip(found, (aten.maximum.default, aten.minimum.default), strict=True):
+        value = value if bound is None else new.add(target, value, bound)
+    new.finish(value)
+    return None
+
+
+def rewrite_power(graph: FxGraph, node: fx.Node) -> str | None:
+    """A number to the power of a tensor, as a tensor to that power.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    if graph.dtype(given["exponent"]) != "float32":
+        return "its exponents are no float32"
+    new = Replacement(graph, node)
+    base = new.constant(float(given["self"]))
+    new.finish(new.add(aten.pow.Tensor_Tensor, base, given["exponent"]))
+    return None
+
+
 def rewrite_product(graph: FxGraph, node: fx.Node) -> str | None:
     """Products with truth values: of two an and, of others with the values as numbers.
 

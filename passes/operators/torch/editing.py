@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.graphs.interface import Array
@@ -38,5 +39,4 @@ class Replacement:
 
 
 def _value(node: fx.Node) -> Any:
-    found = node.meta["val"]
-    return found.to("meta") if isinstance(found, torch.Tensor) else found
+    return pytree.tree_map_only(torch.Tensor, lambda found: found.to("meta"), node.meta["val"])

@@ -1,5 +1,7 @@
 """Normalisation in forms that TVM's importer gets right."""
 
+import operator
+
 import numpy as np
 import torch
 from torch import fx
@@ -28,4 +30,27 @@ def rewrite_group_norm(graph: FxGraph, node: fx.Node) -> str | None:
     new.finish(
         new.add(node.target, given["input"], given["num_groups"], weight, bias, given["eps"])
     )
+    return None
+
+
+def rewrite_tracked_norm(graph: FxGraph, node: fx.Node) -> str | None:
+    """Instance norm by statistics that were tracked, which is a batch norm.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given = arguments_of(node)
+    mean, variance = given["running_mean"], given["running_var"]
+    shape = graph.shape(given["input"])
+    if given["use_input_stats"] or mean is None or variance is None or shape is None:
+        return "its statistics are those of its input"
+    new = Replacement(graph, node)
+    affine = [
+        new.constant(fill(shape[1], np.float32)) if given[name] is None else given[name]
+        for name, fill in (("weight", np.ones), ("bias", np.zeros))
+    ]
+    statistics = (mean, variance, given["momentum"], given["eps"])
+    target = aten._native_batch_norm_legit_no_training.default
+    normed = new.add(target, given["input"], *affine, *statistics)
+    new.finish(new.add(operator.getitem, normed, 0))
     return None

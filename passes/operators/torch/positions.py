@@ -1,4 +1,6 @@
-"""Positions counted from the end, which TVM's importer takes for others."""
+"""Positions and slices in forms that TVM's importer gets right."""
+
+import math
 
 import torch
 from torch import fx
@@ -26,7 +28,7 @@ def rewrite_select(graph: FxGraph, node: fx.Node) -> str | None:
 
 
 def rewrite_index(graph: FxGraph, node: fx.Node) -> str | None:
-    """Indices along one axis, counted from the front, as a flat list of them and a reshape.
+    """Indices along axes that follow each other, as a flat list of them and a reshape.
 
     Returns:
         None, or the reason why that cannot be done.
@@ -34,15 +36,63 @@ def rewrite_index(graph: FxGraph, node: fx.Node) -> str | None:
     data, indices = arguments_of(node)["self"], arguments_of(node)["indices"]
     given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     shape, result = graph.shape(data), graph.shape(node)
-    if len(given) != 1 or shape is None or result is None:
-        return "its indices are along several axes, or a shape is not fixed"
-    ((axis, index),) = given
-    if graph.dtype(index) not in ("int32", "int64"):
+    first, last = given[0][0], given[-1][0]
+    if len(given) != last - first + 1 or shape is None or result is None:
+        return "its indices are along axes with others between them, or a shape is not fixed"
+    if any(graph.dtype(index) not in ("int32", "int64") for _, index in given):
         return "its indices are no whole numbers"
     new = Replacement(graph, node)
-    behind = new.add(aten.add.Scalar, index, shape[axis])
-    front = new.add(aten.where.self, new.add(aten.lt.Scalar, index, 0), behind, index)
-    flat = new.add(aten.reshape.default, front, [-1])
-    taken = new.add(aten.index_select.default, data, axis, flat)
+    place: fx.Node | None = None
+    for axis, index in given:
+        behind = new.add(aten.add.Scalar, index, shape[axis])
+        front = new.add(aten.where.self, new.add(aten.lt.Scalar, index, 0), behind, index)
+        if place is not None:
+            front = new.add(aten.add.Tensor, new.add(aten.mul.Scalar, place, shape[axis]), front)
+        place = front
+    if len(given) > 1:
+        joined = [*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]]
+        data = new.add(aten.reshape.default, data, joined)
+    flat = new.add(aten.reshape.default, place, [-1])
+    taken = new.add(aten.index_select.default, data, first, flat)
     new.finish(new.add(aten.reshape.default, taken, list(result)))
+    return None
+
+
+def rewrite_copy(graph: FxGraph, node: fx.Node) -> str | None:
+    """What is copied over all of a tensor, in the shape and dtype of that.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given, new = arguments_of(node), Replacement(graph, node)
+    value, dtype = given["src"], node.meta["val"].dtype
+    if not isinstance(value, fx.Node) or graph.shape(node) is None:
+        return "it copies no tensor, or one of open shape"
+    if value.meta["val"].dtype != dtype:
+        value = new.add(aten._to_copy.default, value, dtype=dtype)
+    new.finish(new.add(aten.expand.default, value, list(node.meta["val"].shape)))
+    return None
+
+
+def rewrite_slice_scatter(graph: FxGraph, node: fx.Node) -> str | None:
+    """A tensor with another in place of a slice, as what is before it, that one, and the rest.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given, shape = arguments_of(node), graph.shape(node)
+    data, axis = given["self"], given.get("dim", 0)
+    if given.get("step", 1) != 1 or shape is None:
+        return "its slice has gaps, or its shape is not fixed"
+    if graph.dtype(data) != graph.dtype(given["src"]):
+        return "its operands have different dtypes"
+    extent = shape[axis]
+    start, end, _ = slice(given.get("start"), given.get("end")).indices(extent)
+    new = Replacement(graph, node)
+    parts = [given["src"]] if end > start else []
+    if start > 0:
+        parts.insert(0, new.add(aten.slice.Tensor, data, axis, 0, start))
+    if max(start, end) < extent:
+        parts.append(new.add(aten.slice.Tensor, data, axis, max(start, end), extent))
+    new.finish(new.add(aten.cat.default, parts, axis) if len(parts) > 1 else parts[0])
     return None

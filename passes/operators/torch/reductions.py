@@ -1,5 +1,6 @@
 """Reductions in forms that TVM's importer gets right."""
 
+import math
 import operator
 
 import torch
@@ -11,6 +12,12 @@ from nmcompile.passes.operators.torch.editing import Replacement
 
 aten = torch.ops.aten
 _CORRECTED = {aten.var.dim: aten.var.correction, aten.std.dim: aten.std.correction}
+_SPREAD = {
+    aten.var_mean.correction: aten.var.correction,
+    aten.std_mean.correction: aten.std.correction,
+}
+EXACT = 1 << 24
+"""Whole numbers up to this one are exact in float32."""
 
 
 def rewrite_unbiased(graph: FxGraph, node: fx.Node) -> str | None:
@@ -52,4 +59,61 @@ def rewrite_extreme(graph: FxGraph, node: fx.Node) -> str | None:
         else:
             target = aten.argmax.default if largest else aten.argmin.default
             new.finish(new.add(target, data, axis, kept))
+    return None
+
+
+def rewrite_spread(graph: FxGraph, node: fx.Node) -> str | None:
+    """Variance or deviation together with the mean, as two reductions.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    if any(user.target is not operator.getitem for user in node.users):
+        return "its results are not taken one by one"
+    given = arguments_of(node)
+    data, axes, kept = given["self"], given.get("dim"), given.get("keepdim", False)
+    axes = list(range(data.meta["val"].ndim)) if axes is None else axes
+    for user in list(node.users):
+        new = Replacement(graph, user)
+        if user.args[1] == 0:
+            named = {"correction": given.get("correction"), "keepdim": kept}
+            new.finish(new.add(_SPREAD[node.target], data, axes, **named))  # type: ignore[index]
+        else:
+            new.finish(new.add(aten.mean.dim, data, axes, kept))
+    return None
+
+
+def rewrite_any(graph: FxGraph, node: fx.Node) -> str | None:
+    """Whether anything is true, or not zero, as a maximum of numbers.
+
+    Returns:
+        None: that can always be done.
+    """
+    given, new = arguments_of(node), Replacement(graph, node)
+    value, axes = given["self"], given.get("dim")
+    if graph.dtype(value) != "bool":
+        value = new.add(aten.ne.Scalar, value, 0)
+    number = new.add(aten._to_copy.default, value, dtype=torch.float32)
+    axes = [] if axes is None else [axes] if isinstance(axes, int) else axes
+    largest = new.add(aten.amax.default, number, axes, given.get("keepdim", False))
+    new.finish(new.add(aten.gt.Scalar, largest, 0))
+    return None
+
+
+def rewrite_count(graph: FxGraph, node: fx.Node) -> str | None:
+    """How many are true, as a sum of numbers.
+
+    Returns:
+        None, or the reason why that cannot be done.
+    """
+    given, result = arguments_of(node), node.meta["val"]
+    value, shape = given["self"], graph.shape(given["self"])
+    if graph.dtype(value) != "bool" or shape is None:
+        return "its input holds no truth values"
+    if math.prod(shape) > EXACT:
+        return f"there are more than {EXACT} of them"
+    new = Replacement(graph, node)
+    given["self"] = new.add(aten._to_copy.default, value, dtype=torch.float32)
+    total = new.add(node.target, *(entry for name, entry in given.items() if name != "dtype"))
+    new.finish(new.add(aten._to_copy.default, total, dtype=result.dtype))
     return None

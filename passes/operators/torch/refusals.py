@@ -8,7 +8,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from nmcompile.passes.graphs.fx.graph import FxGraph
-from nmcompile.passes.operators.torch.settle import REWRITES, doubt
+from nmcompile.passes.operators.torch.settle import doubt, rewrite
 from nmcompile.runtime.specs import DTYPES
 
 
@@ -29,8 +29,7 @@ def refusals(graph: FxGraph) -> dict[fx.Node, str]:
     while (node := _next_doubtful(copy, origins, found)) is not None:
         origin, before = origins[node], set(copy.module.graph.nodes)
         reason = doubt(copy, node)
-        rewrite = REWRITES.get(str(node.target))
-        left = rewrite(copy, node) if rewrite is not None else ""
+        left = rewrite(copy, node)
         if left is not None:
             also = f" ({left})" if left else ""
             found[origin] = f"{node.target} (node {origin.name}): {reason}{also}"
@@ -77,7 +76,15 @@ def _unknown(node: fx.Node) -> str | None:
 
 
 def _values(node: fx.Node) -> Iterator[object]:
-    """What a node reads and makes, as export recorded it."""
-    for one in (*node.all_input_nodes, node):
+    """What a node reads and makes, as export recorded it.
+
+    Of several results those count that are taken: batch norms make empty ones, too.
+    """
+    picks = node.target is operator.getitem
+    for one in () if picks else node.all_input_nodes:
         if one.op != "get_attr":
             yield from pytree.tree_leaves(one.meta.get("val"))
+    if node.users and all(user.target is operator.getitem for user in node.users):
+        yield from (user.meta.get("val") for user in node.users)
+    else:
+        yield from pytree.tree_leaves(node.meta.get("val"))

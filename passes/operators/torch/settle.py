@@ -10,22 +10,36 @@ from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.operators.table import NOT_THERE
 from nmcompile.passes.operators.torch.arithmetic import (
+    rewrite_bounds,
     rewrite_clamp,
     rewrite_elu,
+    rewrite_power,
     rewrite_product,
     rewrite_scaled,
 )
 from nmcompile.passes.operators.torch.attention import rewrite_attention
-from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm
+from nmcompile.passes.operators.torch.formulas import rewrite_by_formula
+from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm, rewrite_tracked_norm
 from nmcompile.passes.operators.torch.planar import rewrite_planar
 from nmcompile.passes.operators.torch.pooling import (
     rewrite_adaptive_max,
     rewrite_average,
     rewrite_indexed_max,
 )
-from nmcompile.passes.operators.torch.positions import rewrite_index, rewrite_select
+from nmcompile.passes.operators.torch.positions import (
+    rewrite_copy,
+    rewrite_index,
+    rewrite_select,
+    rewrite_slice_scatter,
+)
 from nmcompile.passes.operators.torch.quantised import LIBRARY, rewrite_quantised
-from nmcompile.passes.operators.torch.reductions import rewrite_extreme, rewrite_unbiased
+from nmcompile.passes.operators.torch.reductions import (
+    rewrite_any,
+    rewrite_count,
+    rewrite_extreme,
+    rewrite_spread,
+    rewrite_unbiased,
+)
 from nmcompile.passes.operators.torch.resize import rewrite_upsample
 from nmcompile.passes.operators.torch.table import TABLE
 
@@ -34,15 +48,22 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.sub.Tensor": rewrite_scaled,
     "aten.adaptive_max_pool1d.default": rewrite_adaptive_max,
     "aten.adaptive_max_pool2d.default": rewrite_adaptive_max,
+    "aten.any.default": rewrite_any,
+    "aten.any.dim": rewrite_any,
+    "aten.any.dims": rewrite_any,
     "aten.avg_pool2d.default": rewrite_average,
+    "aten.clamp.Tensor": rewrite_bounds,
     "aten.clamp.default": rewrite_clamp,
+    "aten.clamp_max.Tensor": rewrite_bounds,
     "aten.clamp_max.default": rewrite_clamp,
+    "aten.clamp_min.Tensor": rewrite_bounds,
     "aten.clamp_min.default": rewrite_clamp,
     "aten.conv1d.default": rewrite_planar,
     "aten.conv1d.padding": rewrite_planar,
     "aten.conv_transpose1d.default": rewrite_planar,
     "aten.conv_transpose2d.input": rewrite_planar,
     "aten.convolution.default": rewrite_planar,
+    "aten.copy.default": rewrite_copy,
     "aten.elu.default": rewrite_elu,
     "aten.group_norm.default": rewrite_group_norm,
     "aten.index.Tensor": rewrite_index,
@@ -51,11 +72,18 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.min.dim": rewrite_extreme,
     "aten.mul.Scalar": rewrite_product,
     "aten.mul.Tensor": rewrite_product,
+    "aten.instance_norm.default": rewrite_tracked_norm,
+    "aten.pow.Scalar": rewrite_power,
     "aten.scaled_dot_product_attention.default": rewrite_attention,
     "aten.select.int": rewrite_select,
     "aten.selu.default": rewrite_elu,
+    "aten.slice_scatter.default": rewrite_slice_scatter,
     "aten.std.dim": rewrite_unbiased,
+    "aten.std_mean.correction": rewrite_spread,
+    "aten.sum.default": rewrite_count,
+    "aten.sum.dim_IntList": rewrite_count,
     "aten.var.dim": rewrite_unbiased,
+    "aten.var_mean.correction": rewrite_spread,
     "aten.upsample_bicubic2d.vec": rewrite_upsample,
     "aten.upsample_bilinear2d.vec": rewrite_upsample,
     "aten.upsample_linear1d.vec": rewrite_upsample,
@@ -94,9 +122,8 @@ def settle(graph: FxGraph) -> None:
     """
     while (found := _first_doubtful(graph)) is not None:
         node, doubtful = found
-        rewrite = REWRITES.get(str(node.target))
-        reason = rewrite(graph, node) if rewrite is not None else None
-        if rewrite is None or reason is not None:
+        reason = rewrite(graph, node)
+        if reason is not None:
             also = f" ({reason})" if reason else ""
             raise UnsupportedOperatorError(
                 f"the model cannot be compiled: {node.target} (node {node.name}): "
@@ -109,6 +136,16 @@ def settle(graph: FxGraph) -> None:
                 f"output {index} has the shape {shape}; expected dimensions of at least 1: leave "
                 "it out of the model"
             )
+
+
+def rewrite(graph: FxGraph, node: fx.Node) -> str | None:
+    """Express a node that is not believed in by others.
+
+    Returns:
+        None, or why that cannot be done, "" where there is nothing to say.
+    """
+    ours = REWRITES.get(str(node.target))
+    return ours(graph, node) if ours is not None else rewrite_by_formula(graph, node, settle)
 
 
 def doubt(graph: FxGraph, node: fx.Node) -> str | None:

@@ -111,7 +111,7 @@ ROWS: tuple[Operator, ...] = (
     *_rows("permute reshape transpose.int t", ANY),
     *_rows("squeeze squeeze.dim squeeze.dims unsqueeze", ANY),
     *_rows("flip roll", ANY),
-    *_rows("gather index_select", NUMBERS),
+    *_rows("gather index_select", NUMBERS | BOOL),
     *_rows("index.Tensor", ANY, must.one_index, must.from_front),
     *_rows("pad constant_pad_nd", FLOAT),
     *_rows("tril triu", FLOAT),
