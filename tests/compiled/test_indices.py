@@ -147,3 +147,24 @@ def test_torch_indices_beyond_int32_do_not_wrap(tmp_path: Path) -> None:
     for name, found in session.run(i.numpy() + FAR * np.array([1, -1, 2, 0])).items():
         outside = found[0, :3] if name == "gather" else found[:3]
         assert np.isnan(outside).all(), name
+
+
+class Pairs(nn.Module):
+    def forward(self, x: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return x[:, i, j]
+
+
+def test_indices_along_two_axes_that_are_outside_of_one(tmp_path: Path) -> None:
+    """They must not come to the next row."""
+    x, i, j = torch.randn(2, 5, 4), torch.tensor([0, -1, 2]), torch.tensor([3, 1, -4])
+    compile(Pairs(), output=tmp_path / "m.nmc", example_inputs=(x, i, j))
+    session = runtime.load(tmp_path / "m.nmc", threads=1)
+
+    def run(i: torch.Tensor, j: torch.Tensor) -> Array:
+        (found,) = session.run({"x": x, "i": i, "j": j}).values()
+        return np.asarray(found)
+
+    assert np.array_equal(run(i, j), Pairs()(x, i, j).numpy())
+    found = run(i, torch.tensor([4, 1, -5]))
+    assert np.isnan(found[:, [0, 2]]).all() and np.array_equal(found[:, 1], x[:, -1, 1].numpy())
+    assert np.isnan(run(torch.tensor([5, -6, 2]), j)[:, :2]).all()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -42,20 +43,35 @@ def rewrite_index(graph: FxGraph, node: fx.Node) -> str | None:
     if any(graph.dtype(index) not in ("int32", "int64") for _, index in given):
         return "its indices are no whole numbers"
     new = Replacement(graph, node)
-    place: fx.Node | None = None
+    fronts = []
     for axis, index in given:
         behind = new.add(aten.add.Scalar, index, shape[axis])
-        front = new.add(aten.where.self, new.add(aten.lt.Scalar, index, 0), behind, index)
-        if place is not None:
-            front = new.add(aten.add.Tensor, new.add(aten.mul.Scalar, place, shape[axis]), front)
-        place = front
+        fronts.append(new.add(aten.where.self, new.add(aten.lt.Scalar, index, 0), behind, index))
+    place, extents = fronts[0], shape[first : last + 1]
     if len(given) > 1:
-        joined = [*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]]
-        data = new.add(aten.reshape.default, data, joined)
+        place = _joined(new, fronts, extents)
+        whole = [*shape[:first], math.prod(extents), *shape[last + 1 :]]
+        data = new.add(aten.reshape.default, data, whole)
     flat = new.add(aten.reshape.default, place, [-1])
     taken = new.add(aten.index_select.default, data, first, flat)
     new.finish(new.add(aten.reshape.default, taken, list(result)))
     return None
+
+
+def _joined(new: Replacement, fronts: list[fx.Node], extents: tuple[int, ...]) -> fx.Node:
+    """Places along several axes as those along all of them; outside where one of them is."""
+    outside = new.constant(np.array(math.prod(extents)))
+    wide = [new.add(aten._to_copy.default, front, dtype=torch.int64) for front in fronts]
+    place = wide[0]
+    for front, extent in zip(wide[1:], extents[1:], strict=True):
+        place = new.add(aten.add.Tensor, new.add(aten.mul.Scalar, place, extent), front)
+    for front, extent in zip(wide, extents, strict=True):
+        for beyond in (
+            new.add(aten.lt.Scalar, front, 0),
+            new.add(aten.ge.Scalar, front, extent),
+        ):
+            place = new.add(aten.where.self, beyond, outside, place)
+    return place
 
 
 def rewrite_copy(graph: FxGraph, node: fx.Node) -> str | None:
