@@ -257,6 +257,7 @@ class OnnxGraph(OnnxReader):
         # Results are dropped after their last reader: the masks of a network would not fit.
         waiting = Counter(v for node in foldable for v in set(node.inputs) if v is not None)
         marked, failed = set(foldable), set[ir.Value]()
+        taken = self.value_names()
         for node in foldable:
             results = None
             if failed.isdisjoint(v for v in node.inputs if v is not None):
@@ -266,16 +267,16 @@ class OnnxGraph(OnnxReader):
                     waiting[value] -= 1
             if results is None:
                 failed.update(node.outputs)
-                self._keep_alive(node, constants)
+                self._keep_alive(node, constants, taken)
             else:
                 gone.append(node.name or node.op_type)
                 constants.update(zip(node.outputs, results, strict=True))
                 for value in node.outputs:
                     if value.is_graph_output():
-                        kept = self.new_constant(f"{value.name}", constants[value])
+                        kept = self.new_constant(f"{value.name}", constants[value], taken)
                         self.replace(value, kept)
                     elif any(user not in marked for user, _ in value.uses()):
-                        self._materialise(value, constants)
+                        self._materialise(value, constants, taken)
             for value in [*node.inputs, *node.outputs]:
                 if value is not None and not waiting[value]:
                     constants.pop(value, None)
@@ -339,18 +340,25 @@ class OnnxGraph(OnnxReader):
             feeds[str(value.name)] = array
         return evaluate(proto, feeds, self.model.graph.opset_imports[""])
 
-    def _keep_alive(self, node: ir.Node, constants: dict[ir.Value, Array]) -> None:
+    def _keep_alive(
+        self, node: ir.Node, constants: dict[ir.Value, Array], taken: set[str]
+    ) -> None:
         """The node stays in the graph, so what it reads must be there too."""
         for value in node.inputs:
             if value in constants and value.producer() is not None and constants[value].size:
-                self._materialise(value, constants)
+                self._materialise(value, constants, taken)
 
-    def _materialise(self, value: ir.Value, constants: dict[ir.Value, Array]) -> None:
-        value.replace_all_uses_with(self.new_constant(f"{value.name}", constants[value]))
+    def _materialise(
+        self, value: ir.Value, constants: dict[ir.Value, Array], taken: set[str]
+    ) -> None:
+        value.replace_all_uses_with(self.new_constant(f"{value.name}", constants[value], taken))
 
-    def new_constant(self, wanted: str, array: Array) -> ir.Value:
-        """A new initializer, under this name or one like it."""
-        name = unique_name(wanted, self.value_names())
+    def new_constant(self, wanted: str, array: Array, taken: set[str] | None = None) -> ir.Value:
+        """A new initializer, under this name or one like it.
+
+        `taken` is `value_names()` where that is known, and gets the name.
+        """
+        name = unique_name(wanted, self.value_names() if taken is None else taken)
         value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -373,9 +381,8 @@ class OnnxGraph(OnnxReader):
                     continue
                 wanted, tensor = f"{node.meta[NAME]}.{leaf}", value.const_value
                 if value.is_initializer() and tensor is not None and wanted not in taken:
-                    taken.add(wanted)
                     # Not renamed in place: other graphs and the user's model share the tensor.
-                    renamed = self.new_constant(wanted, tensor.numpy())
+                    renamed = self.new_constant(wanted, tensor.numpy(), taken)
                     value.replace_all_uses_with(renamed)
                     del self.model.graph.initializers[str(value.name)]
 
