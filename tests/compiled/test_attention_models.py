@@ -250,3 +250,30 @@ def test_onnx_spellings_run_in_one_kernel(batch: int, gather: bool, tmp_path: Pa
     assert symbols == ["attention_f32"]
     (wanted,) = by_peer(tmp_path / "m.onnx", {"x": x})
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
+
+
+def test_zeros_for_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    """As torch's ONNX exporter writes attention with a mask."""
+    shape, node = [2, 3, 20, 16], helper.make_node
+    nodes = [
+        node("MatMul", ["q", "k"], ["s"]), node("Add", ["s", "mask"], ["m"]),
+        node("Softmax", ["m"], ["p"], axis=-1), node("IsNaN", ["p"], ["n"]),
+        node("Where", ["n", "zero", "p"], ["w"]), node("MatMul", ["w", "v"], ["y"]),
+    ]  # fmt: skip
+    mask = np.where(np.random.default_rng(1).random((20, 20)) < 0.5, -np.inf, 0.0)
+    mask[3] = -np.inf  # sees nothing
+    arrays = {"mask": mask.astype(np.float32), "zero": np.float32(0)}
+    shapes = {"q": shape, "k": [2, 3, 16, 20], "v": shape, "y": shape}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+    held = [numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "g", ends[:3], ends[3:], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    nmc.compile(tmp_path / "m.onnx", output=tmp_path / "m.nmc")
+    random = np.random.default_rng(0)
+    given = {name: random.standard_normal(shapes[name]).astype(np.float32) for name in "qkv"}
+    symbols, (found,) = run(tmp_path / "m.nmc", tuple(map(torch.from_numpy, given.values())))
+    assert symbols == ["attention_f32"]
+    (wanted,) = by_peer(tmp_path / "m.onnx", given)
+    assert not wanted[:, :, 3].any()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)

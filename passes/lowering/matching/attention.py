@@ -7,11 +7,11 @@ softmax there may be
 2. sums with masks and biases that broadcast to the scores;
 3. a selection by truth values between the scores and a number below 0;
 
-and behind the softmax a selection of zeros for queries all of whose scores are -inf. Each of the
-scores, the weights and the result may have its rows and columns exchanged, as where images lie
-channels first: k q^T, softmax over the rows, v^T w^T. Reshapes, transpositions, slices and
-repetitions around q, k, v and the result are not computed: the kernel reads and writes where
-elements lie.
+and behind the softmax a selection of zeros for queries all of whose scores are -inf, which torch's
+ONNX exporter spells as weights that are NaN. Each of the scores, the weights and the result may
+have its rows and columns exchanged, as where images lie channels first: k q^T, softmax over the
+rows, v^T w^T. Reshapes, transpositions, slices and repetitions around q, k, v and the result are
+not computed: the kernel reads and writes where elements lie.
 """
 
 from __future__ import annotations

@@ -138,16 +138,20 @@ class ScoresReader:
             scores: what the softmax reads, with queries in rows.
             softmax: over the last axis.
         """
-        view = self._view
-        user = view.only_user(softmax)
-        if user is None or view.op(user) != "where":
+        view, users = self._view, self._view.users.get(softmax, [])
+        undefined = [user for user in users if view.op(user) == "isnan"]
+        selecting = [user for user in users if view.op(user) == "where"]
+        free = view.outputs.isdisjoint({softmax, *undefined}) and view.taken.isdisjoint(users)
+        if len(selecting) != 1 or len(users) != 1 + len(undefined) or not free:
             return None
-        condition, zero, weights = view.args(user)
+        condition, zero, weights = view.args(selecting[0])
         zeros = constant(zero)
         if not weights.same_as(softmax) or zeros is None or zeros.any():
             return None
+        if len(undefined) == 1 and condition.same_as(undefined[0]):
+            return [*undefined, *selecting]
         passed = self._nothing_seen(scores, condition)
-        return None if passed is None else [*passed, user]
+        return None if undefined or passed is None else [*passed, *selecting]
 
     def _nothing_seen(self, scores: Expr, condition: Expr) -> list[Expr] | None:
         """The variables of "all scores are -inf" by a maximum of truth values, or by counting."""
