@@ -110,7 +110,7 @@ def build(
         ModelError: the model computes in another precision than float32.
         DeviceError: measuring fails.
     """
-    return _build([source], target, precision, dense, tuning, maker, stage, recorded)
+    return build_variants([source], target, precision, dense, tuning, maker, stage, recorded)
 
 
 def build_variants(
@@ -118,7 +118,8 @@ def build_variants(
     target: Target,
     precision: str | None,
     dense: bool,
-    maker: Maker,
+    tuning: OpenTuning | None,
+    maker: Maker | None,
     stage: Stages,
     recorded: RecordedCode | None = None,
 ) -> Built:
@@ -129,6 +130,7 @@ def build_variants(
         target: as for `build`.
         precision: as for `build`.
         dense: as for `build`.
+        tuning: as for `build`; layers of all shapes are measured.
         maker: as for `build`.
         stage: as for `build`.
         recorded: as for `build`.
@@ -136,7 +138,112 @@ def build_variants(
     Raises:
         NmcompileError: as `build`.
     """
-    return _build(sources, target, precision, dense, None, maker, stage, recorded)
+    from nmcompile.backends import backend_of
+    from nmcompile.passes.lowering.calls import Entry, finished_calls
+    from nmcompile.passes.lowering.images.apart import batched_inputs
+    from nmcompile.passes.lowering.kernels import Chooser, find_problems, lower_kernels
+    from nmcompile.passes.lowering.prepare import PREPARE
+    from nmcompile.passes.lowering.sharing import Counted, Ranking, SharedChooser
+    from nmcompile.passes.lowering.variants import Joined, join_variants
+    from nmcompile.tuning.tuner import Layer
+
+    stage("importing into TVM")
+    backend = backend_of(target, precision)
+    imported = [_Imported.of(source, backend) for source in sources]
+    source = sources[0]
+
+    def pattern_of(each: _Imported) -> PatternOf:
+        return _pattern_of(each.source, dense, recorded)
+
+    def problems_of(each: _Imported) -> Sequence[tuple[Group, Problem]]:
+        return find_problems(each.module, pattern_of(each), backend.lowering).problems
+
+    ranking: Ranking = Counted() if tuning is None else tuning.database
+    if tuning is not None and tuning.measures:
+        unmeasured = []
+        for each in imported:
+            named = LayerNames(each.source.graph.computed())
+            unmeasured += [
+                Layer(named.of(group), group.op, problem) for group, problem in problems_of(each)
+            ]
+        tuning.fill(unmeasured, target.name, stage)
+    stage(choosing := "choosing kernels")
+    chooser: Chooser = ranking.choose
+    if len(sources) > 1:
+        every = [found for each in imported for found in problems_of(each)]
+        problems = [(group.op, problem) for group, problem in every]
+        chooser = SharedChooser(target.name, problems, ranking)
+    if recorded is not None:
+        chooser = recorded.chooser(chooser)
+    lowered = [
+        lower_kernels(
+            each.module,
+            target.name,
+            pattern_of(each),
+            lambda done, total: stage(choosing, done, total),
+            chooser,
+            backend.lowering,
+        )
+        for each in imported
+    ]
+    stage(finishing := "generating code" if maker else "lowering the rest")
+    joined = (
+        join_variants(lowered)
+        if len(lowered) > 1
+        else Joined(lowered[0].module, (Entry(),), lowered[0].params, ((),), lowered[0].prepares)
+    )
+    final = backend.finish(joined.module)
+    finished = []
+    for model, one, entry in zip(sources, lowered, joined.entries, strict=True):
+        names = LayerNames(model.graph.computed())
+        owners = [names.of(call.group) for call in one.calls]
+        inputs = [name for name, _, _ in model.inputs]
+        flow = finished_calls(final, inputs, model.outputs, entry)
+        finished.append(_Finished(one, owners, flow))
+    first = finished[0]
+    if recorded is not None:
+        recorded.note_params(joined.params, [each.owners for each in finished])
+    library = b""
+    if maker is not None:
+        library = backend.build(final, maker, lambda done, total: stage(finishing, done, total))
+    calls = list(zip(first.owners, first.lowered.calls, strict=True))
+    layers = report_choices(
+        source.graph, [(owner, call.problem, call.choice) for owner, call in calls]
+    )
+    tuned, others = _tuned(finished, tuning, target)
+    batched, why = (
+        batched_inputs(
+            [{name: shape for name, shape, _ in model.inputs} for model in sources],
+            [each.simple for each in imported],
+        )
+        if len(sources) > 1
+        else ((), "")
+    )
+    return Built(
+        library,
+        joined.params,
+        PREPARE if joined.prepares else "",
+        layers,
+        first.calls,
+        first.flow,
+        Counter(first.lowered.leftovers),
+        imported[0].outputs,
+        tuned,
+        (
+            *scattered_notes(layers),
+            *real_notes(source, first.lowered.real),
+            *backend.note(calls),
+            *(tuning.notes if tuning is not None else ()),
+            *(
+                [f"not the measured best, so that all shapes read one weight: {', '.join(others)}"]
+                if others and len(sources) > 1
+                else ()
+            ),
+            *([f"a batch is run as one of the shapes, and not in parts: {why}"] if why else ()),
+        ),
+        _variants(imported, finished, joined) if len(sources) > 1 else (),
+        batched,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,123 +306,6 @@ class _Finished:
         )
 
 
-def _build(
-    sources: Sequence[SourceModel],
-    target: Target,
-    precision: str | None,
-    dense: bool,
-    tuning: OpenTuning | None,
-    maker: Maker | None,
-    stage: Stages,
-    recorded: RecordedCode | None,
-) -> Built:
-    from nmcompile.backends import backend_of
-    from nmcompile.kernels.catalog import choose
-    from nmcompile.passes.lowering.calls import Entry, finished_calls
-    from nmcompile.passes.lowering.images.apart import batched_inputs
-    from nmcompile.passes.lowering.kernels import Chooser, find_problems, lower_kernels
-    from nmcompile.passes.lowering.prepare import PREPARE
-    from nmcompile.passes.lowering.sharing import SharedChooser
-    from nmcompile.passes.lowering.variants import Joined, join_variants
-    from nmcompile.tuning.tuner import Layer
-
-    stage("importing into TVM")
-    backend = backend_of(target, precision)
-    imported = [_Imported.of(source, backend) for source in sources]
-    source = sources[0]
-
-    def pattern_of(each: _Imported) -> PatternOf:
-        return _pattern_of(each.source, dense, recorded)
-
-    def problems_of(each: _Imported) -> Sequence[tuple[Group, Problem]]:
-        return find_problems(each.module, pattern_of(each), backend.lowering).problems
-
-    chooser: Chooser = choose
-    if tuning is not None:
-        chooser = tuning.database.choose
-        if tuning.measures:
-            named = LayerNames(source.graph.computed())
-            unmeasured = [
-                Layer(named.of(group), group.op, problem)
-                for group, problem in problems_of(imported[0])
-            ]
-            tuning.fill(unmeasured, target.name, stage)
-    stage(choosing := "choosing kernels")
-    if len(sources) > 1:
-        every = [found for each in imported for found in problems_of(each)]
-        chooser = SharedChooser(target.name, [(group.op, problem) for group, problem in every])
-    if recorded is not None:
-        chooser = recorded.chooser(chooser)
-    lowered = [
-        lower_kernels(
-            each.module,
-            target.name,
-            pattern_of(each),
-            lambda done, total: stage(choosing, done, total),
-            chooser,
-            backend.lowering,
-        )
-        for each in imported
-    ]
-    stage(finishing := "generating code" if maker else "lowering the rest")
-    joined = (
-        join_variants(lowered)
-        if len(lowered) > 1
-        else Joined(lowered[0].module, (Entry(),), lowered[0].params, ((),), lowered[0].prepares)
-    )
-    final = backend.finish(joined.module)
-    finished = []
-    for model, one, entry in zip(sources, lowered, joined.entries, strict=True):
-        names = LayerNames(model.graph.computed())
-        owners = [names.of(call.group) for call in one.calls]
-        inputs = [name for name, _, _ in model.inputs]
-        flow = finished_calls(final, inputs, model.outputs, entry)
-        finished.append(_Finished(one, owners, flow))
-    first = finished[0]
-    if recorded is not None:
-        recorded.note_params(joined.params, [each.owners for each in finished])
-    library = b""
-    if maker is not None:
-        library = backend.build(final, maker, lambda done, total: stage(finishing, done, total))
-    calls = list(zip(first.owners, first.lowered.calls, strict=True))
-    layers = report_choices(
-        source.graph, [(owner, call.problem, call.choice) for owner, call in calls]
-    )
-    tuned = []
-    for owner, call in calls:
-        entry_ = tuning.database.find(call.problem, target.name) if tuning is not None else None
-        if entry_ is not None:
-            tuned.append(TunedLayer(owner, entry_.kernel, entry_.default_ms, entry_.ms))
-    batched, why = (
-        batched_inputs(
-            [{name: shape for name, shape, _ in model.inputs} for model in sources],
-            [each.simple for each in imported],
-        )
-        if len(sources) > 1
-        else ((), "")
-    )
-    return Built(
-        library,
-        joined.params,
-        PREPARE if joined.prepares else "",
-        layers,
-        first.calls,
-        first.flow,
-        Counter(first.lowered.leftovers),
-        imported[0].outputs,
-        tuple(tuned),
-        (
-            *scattered_notes(layers),
-            *real_notes(source, first.lowered.real),
-            *backend.note(calls),
-            *(tuning.notes if tuning is not None else ()),
-            *([f"a batch is run as one of the shapes, and not in parts: {why}"] if why else ()),
-        ),
-        _variants(imported, finished, joined) if len(sources) > 1 else (),
-        batched,
-    )
-
-
 def _pattern_of(source: SourceModel, dense: bool, recorded: RecordedCode | None) -> PatternOf:
     """The pattern of each weight of a model; layers with equal weights are asked for in order."""
     from nmcompile.passes.lowering.kernels import detect_group
@@ -330,6 +320,23 @@ def _pattern_of(source: SourceModel, dense: bool, recorded: RecordedCode | None)
         return Detection(Dense(), (Dense(),), found.density) if dense else found
 
     return pattern_of
+
+
+def _tuned(
+    finished: Sequence[_Finished], tuning: OpenTuning | None, target: Target
+) -> tuple[tuple[TunedLayer, ...], list[str]]:
+    """What measuring gained in the first shape, and the layers that miss their best in any."""
+    found, others = [], dict[str, None]()
+    for index, each in enumerate(finished):
+        for owner, call in zip(each.owners, each.lowered.calls, strict=True):
+            entry = tuning.database.find(call.problem, target.name) if tuning is not None else None
+            if entry is None:
+                continue
+            if not entry.is_of(call.choice):
+                others[owner] = None
+            elif index == 0:
+                found.append(TunedLayer(owner, entry.kernel, entry.default_ms, entry.ms))
+    return tuple(found), list(others)
 
 
 def _variants(

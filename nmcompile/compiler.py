@@ -154,7 +154,7 @@ def compile(
             or on devices that are not there, fail or differ; what was measured before is in the
             database.
         ShapeError: an input shape is open, contradictory, or there twice.
-        InputError: several shapes with tuning; the tuning database is none, or missing
+        InputError: the tuning database is none, or missing
             without `measure`; its `cpu` is not one of its models; `on` without `measure`, or for a
             GPU target; calibration data without int8, or none with it, or as for
             `nmcompile.quantize`; `rest` is unknown.
@@ -166,8 +166,7 @@ def compile(
     check_toolchain(chosen)
     check_rest_option(rest)
     sets = sets_of(shapes)
-    tunes = tuning is not None and (tuning.measure or tuning.database is not None)
-    check_sets(sets, chosen, tunes)
+    check_sets(sets, chosen)
     check_precision(precision, chosen, calibration, quantization, pruning)
     check_writable(Path(output))
     if isinstance(model, str | os.PathLike):
@@ -214,7 +213,7 @@ def compile(
         sources.append(source)
     with assuming_cores(opened.cores if opened is not None else None):
         how: dict[str, Any] = dict(
-            target=chosen, precision=precision, dense=asked == "dense",
+            target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
             maker=Linker(Objects(Cache(cache))), stage=stage,
         )  # fmt: skip
         made: Built | Divided[Built]
@@ -222,7 +221,7 @@ def compile(
             sources, made, why = all_whole(sources, rest, partial(build_variants, **how))
             source = sources[0]
         else:
-            source, made, why = in_parts(source, chosen, rest, partial(build, tuning=opened, **how))
+            source, made, why = in_parts(source, chosen, rest, partial(build, **how))
     stage("writing the artifact")
     whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(output, whole.manifest, whole.library, whole.params)

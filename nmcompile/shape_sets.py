@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nmcompile.errors import InputError, ShapeError, TargetError
+from nmcompile.errors import ShapeError, TargetError
 from nmcompile.targets import Target
-from nmcompile.wording import spell_shapes, way
+from nmcompile.wording import spell_shapes
 
 Shapes = Mapping[str, Sequence[int]]
 """Of inputs, by name."""
@@ -35,12 +35,11 @@ def sets_of(shapes: Shapes | Sequence[Shapes] | None) -> list[Shapes | None]:
     return sets
 
 
-def check_sets(sets: Sequence[Shapes | None], target: Target, tunes: bool) -> None:
+def check_sets(sets: Sequence[Shapes | None], target: Target) -> None:
     """Make sure that one artifact can have so many sets of shapes.
 
     Raises:
         TargetError: the target is a GPU.
-        InputError: kernels are to be chosen by measurements.
     """
     if len(sets) < 2:
         return
@@ -49,11 +48,6 @@ def check_sets(sets: Sequence[Shapes | None], target: Target, tunes: bool) -> No
         raise TargetError(
             f"target {target.name} takes one shape for an artifact, {alone}, or choose a target of "
             "a CPU"
-        )
-    if tunes:
-        raise InputError(
-            f"{way('--tune and --tuning-db', 'tuning')}: measurements are of one shape, {alone}, "
-            "or leave the measurements out"
         )
 
 

@@ -95,7 +95,7 @@ def _update(
         )
     sources = [_open(model, old, form, code, example_inputs, stage) for form in manifest.forms]
     how: dict[str, Any] = dict(
-        target=chosen, precision=code.precision, dense=False, maker=code, stage=stage,
+        target=chosen, precision=code.precision, dense=False, tuning=None, maker=code, stage=stage,
         recorded=code,
     )  # fmt: skip
     onnxruntime, nobody = RESTS
@@ -105,7 +105,7 @@ def _update(
         sources, made, _ = all_whole(sources, rest, partial(build_variants, **how))
         source = sources[0]
     else:
-        source, made, _ = in_parts(sources[0], chosen, rest, partial(build, tuning=None, **how))
+        source, made, _ = in_parts(sources[0], chosen, rest, partial(build, **how))
     stage("writing the artifact")
     whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(target_path, whole.manifest, whole.library, whole.params)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from nmcompile.errors import ArtifactError, InputError
-from nmcompile.kernels.catalog import Choice, OpKind, choose, extends_another, rows_for
-from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.catalog import Choice, Kernel, OpKind, choose, extends_another, rows_for
+from nmcompile.kernels.problem import Candidate, Problem
 from nmcompile.runtime.cpu import model
 from nmcompile.runtime.files import replace_file
 
@@ -45,6 +45,10 @@ class Tuned:
     config: dict[str, Any]
     ms: float
     default_ms: float
+
+    def is_of(self, choice: Choice) -> bool:
+        """Whether this is the kernel that was measured fastest, with its tile sizes."""
+        return (choice.kernel.name, plain_config(choice.config)) == (self.kernel, self.config)
 
 
 class TuningDatabase:
@@ -136,6 +140,20 @@ class TuningDatabase:
                     return Choice(kernel, refusals, candidate.config)
         return choice
 
+    def cycles(
+        self, op: OpKind, target: str, problem: Problem, kernel: Kernel, candidate: Candidate
+    ) -> float:
+        """Those of tile sizes, as they compare within a problem.
+
+        Of the measured best there are as many fewer than of the model's choice as it took less
+        time; of others as many as are counted.
+        """
+        found = self.find(problem, target)
+        if found is None or not found.is_of(Choice(kernel, config=candidate.config)):
+            return candidate.cycles
+        counted = choose(op, target, problem).kernel.configs(problem)
+        return counted[0].cycles * found.ms / found.default_ms if counted else candidate.cycles
+
 
 def problem_key(problem: Problem, target: str = "") -> str:
     """A line that is equal for problems whose measurements can stand for each other.
@@ -156,7 +174,9 @@ def problem_key(problem: Problem, target: str = "") -> str:
 
 
 def plain_config(config: Any) -> Any:
-    """A config as it comes back from JSON."""
+    """A config as it comes back from JSON; None of None."""
+    if config is None:
+        return None
     return json.loads(json.dumps(asdict(config)))
 
 
