@@ -67,7 +67,7 @@ def graph_of(
 @pytest.mark.parametrize(
     ("shape", "outputs", "zero"),
     [
-        ((1, 36), 48, np.uint8(0)), ((1, 17, 52), 33, np.int8(0)),
+        ((1, 37), 48, np.uint8(0)), ((1, 17, 53), 33, np.int8(0)),
         ((197, 1, 40), 32, np.uint8(131)), ((2, 3, 5, 44), 80, np.int8(-7)),
     ],
     ids=["1 row", "17 rows", "197 rows", "four dimensions"],
