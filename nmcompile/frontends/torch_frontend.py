@@ -4,9 +4,11 @@ Whatever comes in (module, exported program, FX graph) is exported once, in infe
 functional aten graph without training-time structure; it leaves as an FX graph or a Relax module.
 """
 
+import builtins
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -241,7 +243,9 @@ def _examples(
             args, kwargs = model.example_inputs
             return tuple(args), dict(kwargs)
     if example_inputs is None and shapes:
-        return (), {name: torch.zeros(tuple(shape)) for name, shape in shapes.items()}
+        return (), {
+            _argument(model, name): torch.zeros(tuple(shape)) for name, shape in shapes.items()
+        }
     if example_inputs is None and isinstance(model, fx.GraphModule):
         specs = [n.meta.get("val") for n in model.graph.find_nodes(op="placeholder")]
         if all(isinstance(s, torch.Tensor) for s in specs) and specs:
@@ -257,6 +261,17 @@ def _examples(
     if isinstance(example_inputs, (tuple, list)):
         return tuple(_tensor(value) for value in example_inputs), {}
     return (_tensor(example_inputs),), {}
+
+
+def _argument(model: object, name: str) -> str:
+    """The argument of forward that an input of the graph is.
+
+    Graphs, and so artifacts, call it the same, but for names of Python's own (`input`), behind
+    which torch.export puts a number.
+    """
+    known = signature(model.forward).parameters if isinstance(model, torch.nn.Module) else ()
+    own = name.removesuffix("_1")
+    return own if name not in known and own in known and hasattr(builtins, own) else name
 
 
 def _tensor(value: Any) -> Any:

@@ -114,6 +114,13 @@ def test_shapes_by_argument_name_replace_example_inputs() -> None:
     assert source.inputs == (("x", (1, 3, 6, 6), "float32"),)
 
 
+def test_shapes_are_taken_by_the_names_that_artifacts_have_too() -> None:
+    first = open_model(nn.ReLU(), shapes={"input": (2, 3)})
+    ((name, shape, dtype),) = first.inputs
+    assert open_model(nn.ReLU(), shapes={name: shape}).inputs == first.inputs
+    assert name != "input" and dtype == "float32"
+
+
 def test_a_parameter_of_size_zero_is_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     model[1].weight = nn.Parameter(torch.zeros(0, 192))

@@ -1,9 +1,9 @@
 """Measurements where several shapes read one weight: of all shapes, and what is chosen by them."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,11 +13,12 @@ import nmcompile
 from nmcompile import runtime
 from nmcompile.kernels.catalog import Choice, OpKind, choose
 from nmcompile.kernels.problem import Problem
-from nmcompile.machine import trial
+from nmcompile.machine.trial import Measured
 from nmcompile.passes.lowering.sharing import Counted, Ranking, SharedChooser
 from nmcompile.runtime.format import read_artifact
-from nmcompile.tuning import tuner
+from nmcompile.tuning import setup
 from nmcompile.tuning.database import Tuned, TuningDatabase, plain_config
+from nmcompile.tuning.tuner import Contest
 from tests.compiled.test_tuning import CONV, make_problem, sparse_model
 from tests.support.kernel_runner import relative_error
 
@@ -58,25 +59,42 @@ def test_what_was_measured_fastest_decides_for_all_shapes(measured: tuple[int, .
     assert shared(database, problems) == packed(first, fastest)
 
 
+class LastIsFastest:
+    """A measurer that is made up; `measured` are the batches of what it was given."""
+
+    measured: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def measure(
+        self, contests: Iterable[Contest], target: str
+    ) -> Generator[tuple[Contest, Measured]]:
+        for contest in contests:
+            self.measured.append(contest.layer.problem.as_conv.batch)
+            count = len(contest.candidates)
+            yield contest, Measured([[1 / (1 + index) for index in range(count)]], [0.0] * count)
+
+
 def test_layers_of_all_shapes_are_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuner, "CANDIDATES", 2)
-    monkeypatch.setattr(tuner, "OTHERS", 0)
-    monkeypatch.setattr(trial, "BUDGET", 0.02)
-    model, path = sparse_model(), tmp_path / "tuning.json"
-    options: dict[str, Any] = {"output": tmp_path / "m.nmc", "shapes": SHAPES}
-    done = nmcompile.compile(model, tuning=nmcompile.Tuning(path, measure=True), **options)
-    assert sum(f"batch={n}" in path.read_text() for n in (1, 3)) == 2
-    monkeypatch.setattr(tuner, "measure", None)
-    again = nmcompile.compile(model, tuning=nmcompile.Tuning(path, measure=True), **options)
-    assert again.digest == done.digest
-    said = [layer.layer for layer in done.tuning]
-    said += [note for note in done.report.notes if "not the measured best" in note]
-    assert said
+    monkeypatch.setattr(setup, "LocalMeasurer", LastIsFastest)
+    model, tuning = sparse_model(), nmcompile.Tuning(tmp_path / "tuning.json", measure=True)
+    options: dict[str, Any] = {"output": tmp_path / "m.nmc", "shapes": SHAPES, "tuning": tuning}
+    done = nmcompile.compile(model, **options)
+    assert sorted(LastIsFastest.measured) == [1, 1, 3, 3]
+    said = " ".join(note for note in done.report.notes if "not the measured best" in note)
+    assert all(name in {layer.layer for layer in done.tuning} or name in said for name in "02")
+    assert nmcompile.compile(model, **options).digest == done.digest
+    assert len(LastIsFastest.measured) == 4
     params = read_artifact(done.path).manifest.params
     weights = sum(4 * weight.numel() for weight in model.parameters())
     assert sum(spec.nbytes for spec in params) < 1.5 * weights
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    nmcompile.update(done.path, model)
     with runtime.load(done.path, threads=1) as session:
         for batch in (1, 3, 4):
             x = torch.randn(batch, 8, 12, 12)
