@@ -100,7 +100,7 @@ def export_onnx(
     stream = io.BytesIO()
     try:
         # The exporter prints, and warns of its successor, which takes ten times as long.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with _unlogged(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,
@@ -152,6 +152,25 @@ def _export_program(
             "the file"
         ) from error
     return serialized(proto, "the exported model")
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep torch from writing a graph it cannot export to the process's output, where JSON may go.
+
+    Its switch for that is on whatever it is told: it asks a function for its truth, not its result.
+    """
+    from torch import _C
+
+    before = getattr(_C, "_jit_onnx_log", None)
+    if before is None:
+        yield
+        return
+    _C._jit_onnx_log = lambda *parts: None
+    try:
+        yield
+    finally:
+        _C._jit_onnx_log = before
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Torch front end: modules, exported programs and FX graphs, without touching the user's model."""
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from nmcompile.errors import ModelError, ShapeError, UnsupportedOperatorError, WeightError
 from nmcompile.frontends import open_model
+from nmcompile.frontends.onnx_export import export_onnx
 from nmcompile.passes.pipeline import check_graph, run_pipeline
 from tests.support.seed_modules import SeedNet, assert_close, randomised, run_torch
 from tests.support.seed_relax import relax_constants, run_relax
@@ -126,6 +128,17 @@ def test_a_parameter_of_size_zero_is_named() -> None:
     model[1].weight = nn.Parameter(torch.zeros(0, 192))
     with pytest.raises(WeightError, match=r"parameter 1\.weight has the shape \(0, 192\)"):
         open_model(model, example_inputs=(X,))
+
+
+def test_a_graph_that_cannot_be_traced_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    class Overlapping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.fold(x, (6, 6), 3)
+
+    with pytest.raises(ModelError, match="cannot be exported to ONNX"):
+        export_onnx(Overlapping(), [torch.ones(1, 18, 16)], ["x"], ["y"])
+    ctypes.CDLL(None).fflush(None)  # torch writes from native code
+    assert capfd.readouterr().out == ""
 
 
 def test_outputs_are_named_after_the_keys_that_forward_returns() -> None:

@@ -38,7 +38,14 @@ WRITTEN: dict[str, Function] = {
     "aten.clamp.Tensor": lambda s, y: (torch.clamp(s, y - 4, y - 2), torch.clamp(s, max=y)),
     "aten.clamp_min.Tensor": lambda s, y: torch.clamp_min(s, y),
     "aten.clamp_max.Tensor": lambda s, y: torch.clamp_max(s, y),
+    "aten.col2im.default": lambda i: F.fold(
+        F.unfold(i[:, :, :6], (3, 2), stride=(3, 2)) + 1, (6, 8), (3, 2), stride=(3, 2)
+    ),
     "aten.copy.default": _shifted,
+    "aten.im2col.default": lambda i: (
+        F.unfold(i[:, :, :6], (3, 2), stride=(3, 2)),
+        F.unfold(i, 3, padding=1, stride=2, dilation=2),
+    ),
     "aten.slice_scatter.default": _filled,
     "aten.index.Tensor": lambda x, j: (x[:, j, j - 1], x[j - 2, j], x[torch.tensor([1, 0]), :2]),
     "aten.instance_norm.default": lambda i: (

@@ -20,6 +20,7 @@ from nmcompile.passes.operators.torch.arithmetic import (
 from nmcompile.passes.operators.torch.attention import rewrite_attention
 from nmcompile.passes.operators.torch.formulas import rewrite_by_formula
 from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm, rewrite_tracked_norm
+from nmcompile.passes.operators.torch.patches import rewrite_patches
 from nmcompile.passes.operators.torch.planar import rewrite_planar
 from nmcompile.passes.operators.torch.pooling import (
     rewrite_adaptive_max,
@@ -63,6 +64,7 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.conv_transpose1d.default": rewrite_planar,
     "aten.conv_transpose2d.input": rewrite_planar,
     "aten.convolution.default": rewrite_planar,
+    "aten.col2im.default": rewrite_patches,
     "aten.copy.default": rewrite_copy,
     "aten.elu.default": rewrite_elu,
     "aten.group_norm.default": rewrite_group_norm,
@@ -72,6 +74,7 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.min.dim": rewrite_extreme,
     "aten.mul.Scalar": rewrite_product,
     "aten.mul.Tensor": rewrite_product,
+    "aten.im2col.default": rewrite_patches,
     "aten.instance_norm.default": rewrite_tracked_norm,
     "aten.pow.Scalar": rewrite_power,
     "aten.scaled_dot_product_attention.default": rewrite_attention,
@@ -145,7 +148,10 @@ def rewrite(graph: FxGraph, node: fx.Node) -> str | None:
         None, or why that cannot be done, "" where there is nothing to say.
     """
     ours = REWRITES.get(str(node.target))
-    return ours(graph, node) if ours is not None else rewrite_by_formula(graph, node, settle)
+    reason = ours(graph, node) if ours is not None else ""
+    if reason is None or rewrite_by_formula(graph, node, settle) is None:
+        return None
+    return reason
 
 
 def doubt(graph: FxGraph, node: fx.Node) -> str | None:
