@@ -53,10 +53,12 @@ def to_graph(
         model: module, exported program, or FX graph (symbolically traced ones are exported too).
         example_inputs: a tensor, a tuple of positional arguments, or a mapping of keyword
             arguments. May be left out for exported programs, or where `shapes` says enough.
-        shapes: float32 inputs to make up, by argument name, when there are no example inputs.
+        shapes: float32 inputs to make up, by argument name, when there are no example inputs; of
+            an exported program, those of its inputs that it leaves open.
 
     Raises:
-        ShapeError: there is nothing to take the input shapes from.
+        ShapeError: there is nothing to take the input shapes from, or a program was exported for
+            others.
         WeightError: a parameter holds no plain array of numbers.
         ModelError: export fails, or the model was exported in training mode.
     """
@@ -240,8 +242,7 @@ def _examples(
 ) -> Examples:
     if example_inputs is None and isinstance(model, ExportedProgram):
         if model.example_inputs is not None:
-            args, kwargs = model.example_inputs
-            return tuple(args), dict(kwargs)
+            return _of_program(model, shapes or {})
     if example_inputs is None and shapes:
         return (), {
             _argument(model, name): torch.zeros(tuple(shape)) for name, shape in shapes.items()
@@ -261,6 +262,33 @@ def _examples(
     if isinstance(example_inputs, (tuple, list)):
         return tuple(_tensor(value) for value in example_inputs), {}
     return (_tensor(example_inputs),), {}
+
+
+def _of_program(model: ExportedProgram, shapes: Mapping[str, Sequence[int]]) -> Examples:
+    """The example inputs of a program, in other shapes where it leaves these open."""
+    flat, spec = pytree.tree_flatten(model.example_inputs)
+    names = list(model.graph_signature.user_inputs)
+    for name in shapes:
+        if name not in names:
+            raise ShapeError(f"shapes: the program has no input {name!r}; its inputs are {names}")
+    values = {node.name: node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}
+    for place, name in enumerate(names):
+        example, wanted = flat[place], tuple(shapes.get(str(name), ()))
+        if name not in shapes or wanted == tuple(example.shape):
+            continue
+        traced = tuple(values[str(name)].shape)
+        fits = len(traced) == len(wanted) and all(
+            isinstance(dim, torch.SymInt) or dim == size
+            for dim, size in zip(traced, wanted, strict=True)
+        )
+        if not fits:
+            raise ShapeError(
+                f"shapes: the program was exported for {name}={tuple(map(str, traced))}, found "
+                f"{wanted}; export it for that shape, or with dynamic_shapes"
+            )
+        flat[place] = torch.zeros(wanted, dtype=example.dtype)
+    args, kwargs = pytree.tree_unflatten(flat, spec)
+    return tuple(args), dict(kwargs)
 
 
 def _argument(model: object, name: str) -> str:

@@ -116,6 +116,21 @@ def test_shapes_by_argument_name_replace_example_inputs() -> None:
     assert source.inputs == (("x", (1, 3, 6, 6), "float32"),)
 
 
+def test_a_program_takes_other_shapes_where_it_leaves_them_open() -> None:
+    batch = {"x": {0: torch.export.Dim("n", min=1, max=16)}}
+    example = (torch.zeros(2, 3, 6, 6),)
+    several = torch.export.export(Small().eval(), example, dynamic_shapes=batch)
+    assert open_model(several).inputs == (("x", (2, 3, 6, 6), "float32"),)
+    source = open_model(several, shapes={"x": (5, 3, 6, 6)})
+    assert source.inputs == (("x", (5, 3, 6, 6), "float32"),)
+    fixed = torch.export.export(Small().eval(), example)
+    assert open_model(fixed, shapes={"x": (2, 3, 6, 6)}).inputs == open_model(several).inputs
+    with pytest.raises(ShapeError, match=r"exported for x=.*'2', '3'.*dynamic_shapes"):
+        open_model(fixed, shapes={"x": (5, 3, 6, 6)})
+    with pytest.raises(ShapeError, match=r"no input 'y'; its inputs are \['x'\]"):
+        open_model(fixed, shapes={"y": (5, 3, 6, 6)})
+
+
 def test_shapes_are_taken_by_the_names_that_artifacts_have_too() -> None:
     first = open_model(nn.ReLU(), shapes={"input": (2, 3)})
     ((name, shape, dtype),) = first.inputs

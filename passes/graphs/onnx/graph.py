@@ -340,9 +340,7 @@ class OnnxGraph(OnnxReader):
             feeds[str(value.name)] = array
         return evaluate(proto, feeds, self.model.graph.opset_imports[""])
 
-    def _keep_alive(
-        self, node: ir.Node, constants: dict[ir.Value, Array], taken: set[str]
-    ) -> None:
+    def _keep_alive(self, node: ir.Node, constants: dict[ir.Value, Array], taken: set[str]) -> None:
         """The node stays in the graph, so what it reads must be there too."""
         for value in node.inputs:
             if value in constants and value.producer() is not None and constants[value].size:
