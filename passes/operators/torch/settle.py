@@ -16,6 +16,7 @@ from nmcompile.passes.operators.torch.arithmetic import (
     rewrite_scaled,
 )
 from nmcompile.passes.operators.torch.attention import rewrite_attention
+from nmcompile.passes.operators.torch.empty import drop_empty
 from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm
 from nmcompile.passes.operators.torch.planar import rewrite_planar
 from nmcompile.passes.operators.torch.pooling import (
@@ -35,6 +36,7 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.adaptive_max_pool1d.default": rewrite_adaptive_max,
     "aten.adaptive_max_pool2d.default": rewrite_adaptive_max,
     "aten.avg_pool2d.default": rewrite_average,
+    "aten.cat.default": drop_empty,
     "aten.clamp.default": rewrite_clamp,
     "aten.clamp_max.default": rewrite_clamp,
     "aten.clamp_min.default": rewrite_clamp,
