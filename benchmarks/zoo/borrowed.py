@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -125,3 +126,51 @@ def bert_base() -> nn.Module:
     import transformers
 
     return _Tokens(transformers.BertModel(transformers.BertConfig()))
+
+
+class _Translator(nn.Module):
+    """The encoder of a translation model over embeddings, and one step of its decoder.
+
+    The last embedding is that of the decoder's token. It stands behind `past` others, whose keys
+    and values are held, and attends to these and to all of the encoder's states:
+    (batch, tokens + 1, features) to the scores of the next token, (batch, 1, words), and to the
+    keys and values of the first layer of the decoder, with its own.
+    """
+
+    past: Tensor
+
+    def __init__(self, model: Any, past: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = model.model.encoder, model.model.decoder
+        self.words, config = model.lm_head, model.config
+        self.layers, heads = config.decoder_layers, config.decoder_attention_heads
+        held = (2, config.decoder_layers, 1, heads, past, config.d_model // heads)
+        self.register_buffer("past", torch.randn(held))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        states = self.encoder(inputs_embeds=x[:, :-1])[0]
+        own = DynamicCache()
+        for layer in range(self.layers):
+            own.update(self.past[0, layer], self.past[1, layer], layer)
+        cache = EncoderDecoderCache(own, DynamicCache())
+        given = {"encoder_hidden_states": states, "past_key_values": cache}
+        made = self.decoder(inputs_embeds=x[:, -1:], use_cache=True, **given)[0]
+        held = cache.self_attention_cache.layers[0]
+        return self.words(made), held.keys, held.values
+
+
+def marian(
+    width: int = 512, layers: int = 6, hidden: int = 2048, words: int = 58101, past: int = 16
+) -> nn.Module:
+    """Marian of OPUS-MT's size (Tiedemann and Thottingal, EAMT 2020): encoder and a step."""
+    import transformers
+
+    config = transformers.MarianConfig(
+        vocab_size=words, d_model=width, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=8, decoder_attention_heads=8, encoder_ffn_dim=hidden,
+        decoder_ffn_dim=hidden, activation_function="swish", pad_token_id=words - 1,
+        max_position_embeddings=512, decoder_start_token_id=words - 1,
+    )  # fmt: skip
+    return _Translator(transformers.MarianMTModel(config), past)

@@ -170,4 +170,8 @@ ZOO: dict[str, Entry] = {
     "vit_small": Entry("transformers", borrowed.vit_small, IMAGE),
     "segformer_b0": Entry("transformers", borrowed.segformer_b0, (1, 3, 512, 512)),
     "bert_small": Entry("transformers", borrowed.bert_small, (1, 128, 512)),
+    "marian": Entry(
+        "transformers", borrowed.marian, (1, 33, 512),
+        (partial(borrowed.marian, 32, 1, 48, 50, 5), (1, 8, 32)),
+    ),
 }  # fmt: skip

@@ -28,6 +28,7 @@ from nmcompile.frontends.onnx_rules import check_nodes
 from nmcompile.frontends.tensor_data import check_tensor_data
 from nmcompile.model_files import check_model_file
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
+from nmcompile.passes.operators.onnx.contributed.forms import adopt, rewrite_transformers
 from nmcompile.passes.operators.onnx.integers.forms import opset_for, rewrite_integers
 from nmcompile.passes.operators.onnx.settle import settle
 from nmcompile.wording import way
@@ -81,6 +82,7 @@ def load(
     check_tensor_data(proto, path, title)
     model = _in_memory(proto, Path() if path is None else path.parent, title)
     model = _at_least_oldest_opset(model, title)
+    adopt(model)
     _check_operators(model, title)
     try:
         for step in _NORMALISE:
@@ -90,6 +92,7 @@ def load(
     _fix_shapes(model, shapes or {}, title)
     _check(model, title)
     rewrite_integers(OnnxGraph(model))
+    rewrite_transformers(OnnxGraph(model))
     check_nodes(model, title)
     return model
 

@@ -18,7 +18,7 @@ def check_parameters(model: torch.nn.Module | ExportedProgram, title: str) -> No
 
     Raises:
         WeightError: a parameter or buffer is not initialised, has no contents, is stored sparse or
-            quantised, or has a dimension of size zero; names it.
+            quantised, or is a layer's weight with a dimension of size zero; names it.
     """
     for name, tensor in _tensors(model):
         problem = _problem(tensor)
@@ -28,13 +28,13 @@ def check_parameters(model: torch.nn.Module | ExportedProgram, title: str) -> No
 
 def _tensors(model: torch.nn.Module | ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(model, ExportedProgram):
-        yield from model.state_dict.items()
-        return
-    yield from model.named_parameters()
-    for name, buffer in model.named_buffers():
-        # Buffers may be empty: a padding of no elements, say.
-        if is_lazy(buffer) or buffer.numel():
-            yield name, buffer
+        found = list(model.state_dict.items())
+    else:
+        found = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in found:
+        # Others may be empty: a padding of no elements, or tokens of which a model has none.
+        if is_lazy(tensor) or tensor.numel() or name.rpartition(".")[2] == "weight":
+            yield name, tensor
 
 
 def _problem(tensor: torch.Tensor) -> str | None:

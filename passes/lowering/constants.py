@@ -27,7 +27,8 @@ def fold_views(module: Any) -> Any:
     3. both of what another of them made.
 
     `broadcast_to` the shape that a tensor has goes away, and so does that of a matrix in a product,
-    which repeats it by itself: torch exports a `Linear` of a transposed tensor so.
+    which repeats it by itself: torch exports a `Linear` of a transposed tensor so. So do `astype`
+    the dtype that a tensor has, and `where` by truth values that are all the same.
     """
     folded = module.clone()
     for name, function in module.functions_items():
@@ -44,6 +45,10 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
         name = operator_name(call)
         if name == "broadcast_to" and shape_of(call) == shape_of(call.args[0]) is not None:
             return call.args[0]
+        if name == "astype" and str(call.args[0].ty.dtype) == str(call.attrs.dtype):
+            return call.args[0]
+        if name == "where" and (chosen := _chosen(call)) is not None:
+            return chosen
         if name == "matmul" and (matrix := self._repeated(call.args[1])) is not None:
             once = relax.op.matmul(call.args[0], matrix, call.attrs.out_dtype)
             once = self.builder_.normalize(once)
@@ -76,3 +81,12 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
         axes = call.attrs.axes
         order = None if axes is None else [int(axis) for axis in axes]
         return np.ascontiguousarray(value.transpose(order))
+
+
+def _chosen(call: Any) -> Any:
+    """What a `where` selects everywhere, if that has its shape; None where it does select."""
+    held = constant(call.args[0])
+    if held is None or held.size == 0 or held.any() != held.all():
+        return None
+    chosen = call.args[1 if held.all() else 2]
+    return chosen if shape_of(chosen) == shape_of(call) is not None else None

@@ -99,6 +99,13 @@ def manual(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
 
+def cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """As transformers writes it: a cache that begins empty, softmax in float32."""
+    k, v = (torch.cat([torch.empty(0), x], -2) for x in (k, v))
+    weights = (q @ k.transpose(-2, -1) * 0.25).softmax(-1, dtype=torch.float32)
+    return weights.to(q.dtype) @ v
+
+
 SDPA = functional.scaled_dot_product_attention
 MODELS: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
     "block": (Block(), (torch.randn(1, 50, 48),)),
@@ -114,6 +121,11 @@ MODELS: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {
         tuple(torch.randn(6, 20, 16) for _ in range(3)),
     ),
     "divided": (Of(manual), heads()),
+    "cached": (Of(cached), heads()),
+    "grouped": (
+        Of(lambda q, k, v: SDPA(q, k, v, enable_gqa=True)),
+        (torch.randn(2, 6, 20, 16), *heads()[1:]),
+    ),
     "einsum": (
         Of(
             lambda q, k, v: torch.einsum(

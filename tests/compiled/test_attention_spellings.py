@@ -102,8 +102,20 @@ def test_random_spellings_are_found_and_right(data: st.DataObject) -> None:
     matcher = spelling.w.matcher(result)
     (group,) = matcher.groups
     assert group.op == "attention"
+    assert not {"broadcast_to", "multiply", "add", "where"}.intersection(matcher.leftovers())
     found = spelling.w.attention(group)
     np.testing.assert_allclose(found, spelling.w.values[group.out], rtol=1e-6, atol=1e-9)
+
+
+def test_rows_that_see_nothing_are_zeros_as_torchs_exports_write_it() -> None:
+    w = Written()
+    q, k, v = (w.given(np.random.default_rng(i).standard_normal((2, 3, 4, 5))) for i in range(3))
+    mask = w.given(np.where(np.eye(4) > 0, -np.inf, np.where(np.arange(4) == 2, -np.inf, 0)).T)
+    weights = w.softmax(w.sum(w.product(q, w.turned(k)), mask), -1)
+    result = w.product(w.zero_for_nan(weights), v)
+    (group,) = w.matcher(result).groups
+    assert np.isnan(w.values[weights]).any()
+    np.testing.assert_allclose(w.attention(group), w.values[result], rtol=1e-6)
 
 
 @pytest.mark.parametrize("what", ["scores", "weights", "mask"])

@@ -348,3 +348,23 @@ def test_an_index_outside_of_its_axis_gives_nan_and_reads_nothing(tmp_path: Path
     assert isinstance(found, np.ndarray)
     np.testing.assert_array_equal(found[0], table.weight[4].detach().numpy())
     assert np.isnan(found[1]).all()
+
+
+class Registers(nn.Module):
+    """A vision transformer's tokens, of which this one has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.zeros(1, 0, 8))
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(torch.cat([self.registers.expand(len(x), -1, -1), x], 1))
+        return y
+
+
+def test_a_parameter_without_elements(tmp_path: Path) -> None:
+    model, x = Registers().eval(), torch.randn(2, 3, 8)
+    nmcompile.compile(model, output=tmp_path / "m.nmc", example_inputs=x)
+    (found,) = nmcompile.runtime.load(tmp_path / "m.nmc", threads=1).run(x).values()
+    np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -22,9 +22,9 @@ TOLERANCE = 1e-4
 # Whose outputs have open sizes, or which have an LSTM.
 IN_PARTS = {"crnn", "faster_rcnn", "ssd"}
 # Without convolutions of images.
-NEVER_SPARSE = {"temporal", "video"}
+NEVER_SPARSE = {"marian", "temporal", "video"}
 # How many attentions run in one kernel each.
-ATTENTIONS = {"yolo11n": 1}
+ATTENTIONS = {"marian": 3, "yolo11n": 1}
 LONG = {
     "dbnet", "densenet121", "faster_rcnn", "ghostnet", "googlenet", "hrnet", "pose",
     "shufflenet_v2", "vgg16", "yolov8n", "yolov8n_seg",

@@ -80,6 +80,13 @@ class Written:
         value = np.where(self.values[condition], self.values[x], other)
         return self._made(relax.op.where(condition, x, relax.const(np.float32(other))), value)
 
+    def zero_for_nan(self, x: Var) -> Var:
+        """0 where x is no number."""
+        none = np.isnan(self.values[x])
+        condition = self._made(relax.op.isnan(x), none)
+        zero = relax.const(np.float32(0))
+        return self._made(relax.op.where(condition, zero, x), np.where(none, 0, self.values[x]))
+
     def softmax(self, x: Var, axis: int) -> Var:
         """Along one axis."""
         return self._made(relax.op.nn.softmax(x, axis), softmax(self.values[x], axis))
@@ -109,10 +116,10 @@ class Written:
             extents = (spec.queries, spec.keys)
             other = _view(operands[mask.where.operand], mask.where, spec.lead, extents)
             scores = np.where(other < 0, other, scores) if mask.hides else scores + other
-        out = np.full(spec.out_shape, np.nan)
-        _view(out, spec.out, spec.lead, (spec.queries, spec.value_size))[...] = (
-            softmax(scores, -1) @ v
-        )
+        weights, out = softmax(scores, -1), np.full(spec.out_shape, np.nan)
+        if spec.zero_hidden:
+            weights = np.where((scores == -np.inf).all(-1, keepdims=True), 0, weights)
+        _view(out, spec.out, spec.lead, (spec.queries, spec.value_size))[...] = weights @ v
         return out
 
     def _operand(self, operand: Any) -> Array:
@@ -128,8 +135,9 @@ class Written:
 
 def softmax(x: Array, axis: int) -> Array:
     """exp(x) over its sum along one axis."""
-    values = np.exp(x - x.max(axis, keepdims=True))
-    made: Array = values / values.sum(axis, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        values = np.exp(x - x.max(axis, keepdims=True))
+        made: Array = values / values.sum(axis, keepdims=True)
     return made
 
 

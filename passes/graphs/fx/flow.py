@@ -156,6 +156,8 @@ def channel_flow(node: fx.Node, kind: OpKind, shape: ShapeOf) -> Flow:
         given = arguments_of(node)
         plain = not given["dropout_p"] and not given["enable_gqa"]
         return Flow("attention") if plain else OPAQUE
+    if target is aten.cat.default and any(0 in (shape(x) or ()) for x in node.all_input_nodes):
+        return OPAQUE  # one of them may have no axes but its own
     source = next(iter(node.all_input_nodes), None)
     known = None if source is None else shape(source)
     return OPAQUE if known is None else _of_axes(node, known)

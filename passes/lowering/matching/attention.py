@@ -52,7 +52,7 @@ class AttentionMatcher:
         if scores is None:
             return None
         inner, weights = [*scores.passed, softmax], softmax
-        hidden = None if turned else reader.zeros(given, softmax)
+        hidden = None if turned else reader.zeros(scores, softmax)
         if hidden is not None:
             inner += hidden
             weights = hidden[-1]

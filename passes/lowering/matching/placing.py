@@ -184,10 +184,12 @@ class Placer:
     def _viewed(traced: Traced, shape: Shape, at: Shape, wanted: Shape) -> Strided | None:
         """A value of a shape, repeated to the shape `at`, in the wanted one."""
         if math.prod(shape) == math.prod(at):
-            return traced.as_view(Reshape(wanted))
-        held = traced.as_view()
-        held = None if held is None else held.broadcast(at)
-        return None if held is None else held.reshaped(wanted)
+            held = traced.as_view(Reshape(wanted))
+        else:
+            held = traced.as_view()
+            held = None if held is None else held.broadcast(at)
+            held = None if held is None else held.reshaped(wanted)
+        return held if held is not None and held.is_simple else None
 
     # Behind the second product.
 
@@ -219,7 +221,7 @@ class Placer:
         kept: tuple[list[Expr], Strided] | None = None
         for chain in chains:
             out = self._written(chain, own)
-            if out is None:
+            if out is None or not out.is_simple:
                 continue
             out = _turned(out) if turned else out
             if out.strides[-1] == 1:
@@ -248,5 +250,5 @@ class Placer:
 
 def _turned(view: Strided) -> Strided:
     """With rows and columns exchanged."""
-    rank = len(view.shape)
+    rank = len(view.axes)
     return view.permuted((*range(rank - 2), rank - 1, rank - 2))

@@ -112,7 +112,9 @@ class ScoresReader:
                 continue
             found = self.read(inner, turned)
             if found is not None:
-                found.masks.append(Masking(mask, shape, turned))
+                zeros = constant(mask)
+                if zeros is None or zeros.any():
+                    found.masks.append(Masking(mask, shape, turned))
                 return found
         return None
 
@@ -131,31 +133,38 @@ class ScoresReader:
             return found
         return None
 
-    def zeros(self, scores: Expr, softmax: Expr) -> list[Expr] | None:
+    def zeros(self, scores: Scores, softmax: Expr) -> list[Expr] | None:
         """The variables that select zeros where all scores are -inf, the result last.
 
+        Where the only mask is -inf everywhere, the scores are, too, and where weights are NaN, all
+        scores are -inf: but for scores that are NaN or infinite themselves. These count as seen,
+        so that NaN comes through, as in torch.
+
         Args:
-            scores: what the softmax reads, with queries in rows.
+            scores: how those were made that the softmax reads, with queries in rows.
             softmax: over the last axis.
         """
-        view, users = self._view, self._view.users.get(softmax, [])
-        undefined = [user for user in users if view.op(user) == "isnan"]
-        selecting = [user for user in users if view.op(user) == "where"]
-        free = view.outputs.isdisjoint({softmax, *undefined}) and view.taken.isdisjoint(users)
-        if len(selecting) != 1 or len(users) != 1 + len(undefined) or not free:
+        view = self._view
+        choices = [user for user in view.users.get(softmax, []) if view.op(user) == "where"]
+        if len(choices) != 1:
             return None
-        condition, zero, weights = view.args(selecting[0])
+        user = choices[0]
+        condition, zero, weights = view.args(user)
         zeros = constant(zero)
         if not weights.same_as(softmax) or zeros is None or zeros.any():
             return None
-        if len(undefined) == 1 and condition.same_as(undefined[0]):
-            return [*undefined, *selecting]
-        passed = self._nothing_seen(scores, condition)
-        return None if undefined or passed is None else [*passed, *selecting]
+        if view.op(condition) == "isnan" and view.args(condition)[0].same_as(softmax):
+            return [condition, user]
+        passed = self._nothing_seen(scores.passed[-1], condition, (_BY_MAXIMUM, _BY_COUNT))
+        if passed is None and len(scores.masks) == 1 and scores.masks[0].sides is None:
+            passed = self._nothing_seen(scores.masks[0].value, condition, (_OF_MASK,))
+        return None if passed is None else [*passed, user]
 
-    def _nothing_seen(self, scores: Expr, condition: Expr) -> list[Expr] | None:
-        """The variables of "all scores are -inf" by a maximum of truth values, or by counting."""
-        for names in (_BY_MAXIMUM, _BY_COUNT):
+    def _nothing_seen(
+        self, scores: Expr, condition: Expr, spellings: tuple[tuple[str, ...], ...]
+    ) -> list[Expr] | None:
+        """The variables of "all scores are -inf" in one of some spellings."""
+        for names in spellings:
             passed, value = list[Expr](), condition
             for name in names:
                 if self._view.op(value) != name or not self._is_such(value, name):
@@ -185,5 +194,7 @@ class ScoresReader:
         return True
 
 
+# From the selection back: a maximum of truth values, a count of them, a maximum of the mask.
 _BY_MAXIMUM = ("logical_not", "astype", "max", "astype", "logical_not", "equal")
 _BY_COUNT = ("equal", "sum", "where", "equal")
+_OF_MASK = ("equal", "max")

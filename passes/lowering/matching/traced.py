@@ -181,12 +181,13 @@ def _slice(view: FunctionView, var: Expr, shape: Shape) -> tuple[Expr, Step] | N
     if any(step < 1 for step in steps):
         return None
 
-    def sliced(held: Strided) -> Strided:
+    def sliced(held: Strided) -> Strided | None:
+        found: Strided | None = held
         for axis, begin, step in zip(axes, begins, steps, strict=True):
             place = axis % len(whole)
             first = min(max(begin + whole[place] if begin < 0 else begin, 0), whole[place])
-            held = held.sliced(place, first, shape[place], step)
-        return held
+            found = None if found is None else found.sliced(place, first, shape[place], step)
+        return found
 
     return source, sliced
 

@@ -257,3 +257,14 @@ no_zero = Limit("its allowzero to be 0", _no_zero)
 def _spell(array: Array) -> str:
     text = np.array2string(np.asarray(array), separator=", ")
     return text if len(text) <= PIECE else f"{text[:PIECE]}..."
+
+
+def _filled(graph: OnnxReader, node: ir.Node) -> str | None:
+    for value in (*node.inputs, *node.outputs):
+        shape = None if value is None else graph.shape(value)
+        if value is not None and shape is not None and 0 in shape:
+            return f"{value.name} of shape {shape}"
+    return None
+
+
+filled = Limit("tensors with elements", _filled)

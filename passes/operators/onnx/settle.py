@@ -9,6 +9,8 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 from nmcompile.errors import ShapeError, UnsupportedOperatorError
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.axes import list_axes
+from nmcompile.passes.operators.onnx.contributed.forms import TRANSFORMERS
+from nmcompile.passes.operators.onnx.empty import drop_empty
 from nmcompile.passes.operators.onnx.expand import expand
 from nmcompile.passes.operators.onnx.integers.forms import FORMS, key
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
@@ -28,16 +30,19 @@ def _rewrite_transposed(graph: OnnxGraph, node: ir.Node) -> str | None:
 
 REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "AveragePool": pad_pool,
+    "Concat": drop_empty,
     "Conv": rewrite_planar,
     "ConvTranspose": _rewrite_transposed,
     "MaxPool": pad_pool,
     "Resize": rewrite_resize,
     "Sign": rewrite_sign,
     "Softplus": rewrite_softplus,
+    "Split": drop_empty,
     "Squeeze": list_axes,
     "ThresholdedRelu": rewrite_threshold,
     "Unsqueeze": list_axes,
     **FORMS,
+    **TRANSFORMERS,
 }
 """What expresses an operator in others where it is not believed in as it is.
 

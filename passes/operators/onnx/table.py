@@ -101,7 +101,7 @@ ROWS: tuple[Operator, ...] = (
     *_rows("ReduceSum", 13, FLOAT | {"int32", "int64"}, *_AXES, must.known_shape),
     *_rows("ArgMax ArgMin", 13, FLOAT, oldest=11),
     # Elements moved.
-    *_rows("Concat", 13, MOVED),
+    *_rows("Concat", 13, MOVED, must.filled),
     *_rows("Expand", 13, MOVED, *must.constants((1, "shape")), must.known_shape),
     *_rows("Flatten", 28, MOVED),
     *_rows("Gather", 13, MOVED),
@@ -118,7 +118,7 @@ ROWS: tuple[Operator, ...] = (
         *must.constants((1, "starts"), (2, "ends"), (3, "axes"), (4, "steps")),
         must.known_shape, oldest=10,
     ),
-    *_rows("Split", 18, MOVED, *must.constants((1, "split")), must.known_shape),
+    *_rows("Split", 18, MOVED, *must.constants((1, "split")), must.known_shape, must.filled),
     *_rows("Squeeze Unsqueeze", 28, MOVED, *_AXES, must.list_of(1, "axes"), must.known_shape),
     *_rows("Tile", 13, MOVED, *must.constants((1, "repeats")), must.known_shape),
     *_rows("Transpose", 28, MOVED),

@@ -82,6 +82,17 @@ def _same_dtype(graph: FxReader, node: fx.Node) -> str | None:
 same_dtype = Limit("operands of one dtype", _same_dtype)
 
 
+def _filled(graph: FxReader, node: fx.Node) -> str | None:
+    for source in node.all_input_nodes:
+        shape = graph.shape(source)
+        if shape is not None and 0 in shape:
+            return f"{source.name} of shape {shape}"
+    return None
+
+
+filled = Limit("operands with elements", _filled)
+
+
 def _one_index(graph: FxReader, node: fx.Node) -> str | None:
     given = [index for index in arguments_of(node)["indices"] if index is not None]
     return None if len(given) == 1 else f"{len(given)} of them"

@@ -18,6 +18,7 @@ from nmcompile.passes.operators.torch.arithmetic import (
     rewrite_scaled,
 )
 from nmcompile.passes.operators.torch.attention import rewrite_attention
+from nmcompile.passes.operators.torch.empty import drop_empty
 from nmcompile.passes.operators.torch.formulas import rewrite_by_formula
 from nmcompile.passes.operators.torch.normalisation import rewrite_group_norm, rewrite_tracked_norm
 from nmcompile.passes.operators.torch.patches import rewrite_patches
@@ -54,6 +55,7 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.any.dims": rewrite_any,
     "aten.avg_pool2d.default": rewrite_average,
     "aten.clamp.Tensor": rewrite_bounds,
+    "aten.cat.default": drop_empty,
     "aten.clamp.default": rewrite_clamp,
     "aten.clamp_max.Tensor": rewrite_bounds,
     "aten.clamp_max.default": rewrite_clamp,

@@ -91,7 +91,7 @@ ROWS: tuple[Operator, ...] = (
     ),
     *_rows("group_norm", FLOAT, must.given("weight"), must.given("bias")),
     *_rows("layer_norm", FLOAT),
-    *_rows("softmax.int log_softmax.int", FLOAT, must.one_of("dtype", None)),
+    *_rows("softmax.int log_softmax.int", FLOAT, must.one_of("dtype", None, torch.float32)),
     *_rows("scaled_dot_product_attention", FLOAT, must.ranks(4), must.one_of("attn_mask", None),
            must.one_of("dropout_p", 0.0), must.one_of("enable_gqa", False)),
     *_rows("pixel_shuffle pixel_unshuffle channel_shuffle", FLOAT, must.ranks(4)),
@@ -104,7 +104,7 @@ ROWS: tuple[Operator, ...] = (
     # Elements moved.
     *_rows("alias clone detach", ANY),
     *_rows("_to_copy type_as", ANY),
-    *_rows("cat concat stack", ANY, must.same_dtype),
+    *_rows("cat concat stack", ANY, must.same_dtype, must.filled),
     *_rows("split.Tensor split_with_sizes unbind.int slice.Tensor", ANY),
     *_rows("select.int", ANY, must.at_least("index", 0)),
     *_rows("expand repeat tile", ANY),

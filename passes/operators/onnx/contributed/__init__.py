@@ -1,0 +1,1 @@
+"""onnxruntime's own operators of transformers, in terms of ONNX's."""
