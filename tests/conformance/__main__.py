@@ -10,6 +10,7 @@ from tests.conformance import verdicts
 from tests.conformance.cases import load_cases
 from tests.conformance.judge import FOREIGN, WRONG
 from tests.conformance.workers import judge_all
+from tests.support import twins
 
 
 def main() -> int:
@@ -17,6 +18,7 @@ def main() -> int:
     if "--page" in sys.argv[1:]:
         verdicts.write(verdicts.read(), cases)
         return 0
+    twins.use()  # forked processes have them, too
     begun = time.monotonic()
     for done, (case, verdict) in enumerate(judge_all(cases), 1):
         outcomes[case.name] = verdict.outcome
