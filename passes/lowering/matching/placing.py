@@ -130,11 +130,15 @@ class Placer:
     def _lead(self, pairs: int, shapes: list[Shape | None], operands: tuple[Expr, ...]) -> Shape:
         """The finest extents into which the shapes part the axes in front of rows and columns.
 
-        Operands that are views with coarser axes are views with these, too.
+        Operands that are views with coarser axes are views with these, too. Of shapes that part
+        them differently the first counts: those on the way to an operand, the last first, as the
+        axes of what is in memory may be others.
         """
-        for operand in operands:
-            for traced in trace(self._view, operand, scaled=True):
-                shapes = [*shapes, shape_of(traced.base)]
+        ways = [
+            [shape_of(traced.base) for traced in trace(self._view, operand, scaled=True)][::-1]
+            for operand in operands
+        ]
+        shapes = [*shapes, *itertools.chain.from_iterable(itertools.zip_longest(*ways))]
         cuts = sorted({1, pairs})
         for shape in shapes:
             front = (shape or ())[:-2]
