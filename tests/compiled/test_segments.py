@@ -164,7 +164,7 @@ def foreign() -> onnx.ModelProto:
     """An operator of onnxruntime's own, whose shape ONNX does not know; convolutions around it."""
     nodes = [
         *backbone(),
-        node("Gelu", ["a"], ["g"], domain="com.microsoft"),
+        node("Trilu", ["a"], ["g"], domain="com.microsoft"),
         conv("g", "y", "deep"),
     ]
     weights = {**BACKBONE, "deep": weight(400, 16, 3, 3)}

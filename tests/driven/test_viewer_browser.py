@@ -207,7 +207,7 @@ CELLS = """([name, rows, columns]) => {
 
 def settle(page: Page) -> None:
     """Wait for the map that is shown to be drawn."""
-    page.wait_for_function("document.querySelector('.map:not([hidden]) .place').textContent !== ''")
+    expect(page.locator(".map:not([hidden]) .place").first).not_to_have_text("")
 
 
 def drawn(

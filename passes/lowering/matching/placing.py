@@ -37,6 +37,12 @@ class Placing:
         """Extents of the axes before rows and columns."""
         return self.out.shape[:-2]
 
+    @property
+    def spared(self) -> int:
+        """How many operators only move elements, which nothing has to compute."""
+        operands = (self.q, self.k, self.v, *self.masks)
+        return sum(len(traced.passed) for traced, _ in operands) + len(self.chain)
+
     def merged(self) -> Placing:
         """With as few axes in front as all operands have strides for."""
         views = [view for _, view in (self.q, self.k, self.v, *self.masks)] + [self.out]
@@ -110,45 +116,52 @@ class Placer:
         if math.prod(second[:-2]) != pairs or math.prod(first[:-2]) != pairs:
             return None
         chains = list(self._results(product.var))
-        lead = self._lead(pairs, [*scores.shapes, second, *(shape_of(c[-1]) for c in chains)],
-                          (q, k, product.v))  # fmt: skip
-        views = (
-            self._operand(q, first[:-2], lead, (queries, size), turned, scaled=True),
-            self._operand(k, first[:-2], lead, (size, keys), turned, scaled=True),
-            self._operand(
-                product.v, second[:-2], lead, (keys, value_size), product.turned, scaled=False
-            ),
-        )
-        masks = [self._mask(mask, (*lead, queries, keys)) for mask in scores.masks]
-        written = self._result(chains, (*lead, queries, value_size), product.turned)
-        if None in views or None in masks or written is None:
-            return None
-        found, (chain, out) = [view for view in views if view is not None], written
-        read = [mask for mask in masks if mask is not None]
-        return Placing(found[0], found[1], found[2], read, chain, out).merged()
+        shapes = [*scores.shapes, second, *(shape_of(c[-1]) for c in chains)]
+        found = None
+        for lead in self._leads(pairs, shapes, (q, k, product.v)):
+            views = (
+                self._operand(q, first[:-2], lead, (queries, size), turned, scaled=True),
+                self._operand(k, first[:-2], lead, (size, keys), turned, scaled=True),
+                self._operand(
+                    product.v, second[:-2], lead, (keys, value_size), product.turned, scaled=False
+                ),
+            )
+            masks = [self._mask(mask, (*lead, queries, keys)) for mask in scores.masks]
+            written = self._result(chains, (*lead, queries, value_size), product.turned)
+            held, read = ([view for view in row if view is not None] for row in (views, masks))
+            if len(held) < len(views) or len(read) < len(masks) or written is None:
+                continue
+            placing = Placing(held[0], held[1], held[2], read, *written)
+            if found is None or placing.spared > found.spared:
+                found = placing
+        return None if found is None else found.merged()
 
-    def _lead(self, pairs: int, shapes: list[Shape | None], operands: tuple[Expr, ...]) -> Shape:
+    def _leads(
+        self, pairs: int, shapes: list[Shape | None], operands: tuple[Expr, ...]
+    ) -> Iterator[Shape]:
         """The finest extents into which the shapes part the axes in front of rows and columns.
 
-        Operands that are views with coarser axes are views with these, too. Of shapes that part
-        them differently the first counts: those on the way to an operand, the last first, as the
-        axes of what is in memory may be others.
+        Operands that are views with coarser axes are views with these, too. Some shapes part them
+        in ways that have no common one, as where the result or what is in memory has its axes in
+        another order: then there is one for each that may come first.
         """
-        ways = [
-            [shape_of(traced.base) for traced in trace(self._view, operand, scaled=True)][::-1]
-            for operand in operands
-        ]
-        shapes = [*shapes, *itertools.chain.from_iterable(itertools.zip_longest(*ways))]
-        cuts = sorted({1, pairs})
-        for shape in shapes:
-            front = (shape or ())[:-2]
-            if math.prod(front) != pairs:
-                continue
-            for axis in range(1, len(front)):
-                new = sorted({*cuts, math.prod(front[axis:])})
-                if all(outer % inner == 0 for inner, outer in itertools.pairwise(new)):
-                    cuts = new
-        return tuple(outer // inner for inner, outer in itertools.pairwise(cuts))[::-1]
+        for operand in operands:
+            traces = trace(self._view, operand, scaled=True)
+            shapes = [*shapes, *(shape_of(traced.base) for traced in traces)]
+        fronts = dict.fromkeys((s or ())[:-2] for s in shapes if math.prod((s or ())[:-2]) == pairs)
+        rows = [[math.prod(front[axis:]) for axis in range(1, len(front))] for front in fronts]
+        rows.sort(key=len, reverse=True)
+        found = dict[Shape, None]()
+        for chosen in rows or [[]]:
+            cuts = sorted({1, pairs})
+            for row in (chosen, *rows):
+                for cut in row:
+                    new = sorted({*cuts, cut})
+                    if all(outer % inner == 0 for inner, outer in itertools.pairwise(new)):
+                        cuts = new
+            lead = tuple(outer // inner for inner, outer in itertools.pairwise(cuts))[::-1]
+            found[lead] = None
+        return iter(found)
 
     def _operand(
         self, operand: Expr, front: Shape, lead: Shape, extents: Shape, turned: bool, *,
