@@ -174,6 +174,16 @@ TYPOS = {
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tvm", "sympy"}
 
 
+def measured(code: str, *words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """CPU seconds of Python with some code, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
 def typo(name: str) -> tuple[float, set[str]]:
     """CPU seconds of a process with a typo in its arguments, and what that imported."""
     code = (
@@ -182,14 +192,9 @@ def typo(name: str) -> tuple[float, set[str]]:
         "from nmcompile.cli import main\n"
         "main()"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", code, *TYPOS[name]], capture_output=True, text=True, check=False
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, done = measured(code, *TYPOS[name])
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].lower().startswith("error: "), done.stderr
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, {word.partition(".")[0] for word in done.stdout.split()}
 
 
@@ -200,9 +205,11 @@ def test_a_typo_is_found_before_anything_heavy_is_imported(name: str, here: Path
 
 @pytest.mark.alone
 def test_a_typo_takes_a_third_of_a_second(here: Path) -> None:
-    # CPU time, of the fastest of three: a busy machine makes it no longer, but it does the clock.
+    # CPU time, of the fastest of three: a busy machine makes the clock's longer, and this, too,
+    # where a neighbour has the other half of the core; as that of what no command can spare.
     for name in ("model", "target", "pattern", "folder"):
-        assert min(typo(name)[0] for _ in range(3)) < 0.6, name
+        spared = min(measured("import numpy, rich.console, typer.main")[0] for _ in range(3))
+        assert min(typo(name)[0] for _ in range(3)) < max(0.6, 3 * spared), name
 
 
 # Running without inputs
