@@ -111,7 +111,11 @@ def _binary(names: str) -> dict[str, tuple[Function, ...]]:
         base, overload = (name + ".default").split(".")[:2]
         f = getattr(getattr(aten, base), overload)
         if overload == "Scalar":
-            found[f"aten.{name}"] = (lambda z, f=f: f(z, 2), lambda z, f=f: f(z, 3))
+            # A truth value is held against 0 and 1: others are refused.
+            found[f"aten.{name}"] = (
+                lambda z, f=f: f(z, 1 if z.dtype == torch.bool else 2),
+                lambda z, f=f: f(z, 0 if z.dtype == torch.bool else 3),
+            )
         else:
             calls: tuple[Function, ...] = (lambda z, a, f=f: f(z, a), lambda z, f=f: f(z, z))
             # Whole numbers have no quotient by zero.
