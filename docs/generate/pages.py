@@ -17,6 +17,7 @@ ELSEWHERE = {
     "runtime/FORMAT.md": "reference/artifact.md",
     "nmcompile/bench/RESULTS.md": "reference/results.md",
     "benchmarks/results/accuracy.md": "accuracy.md",
+    "benchmarks/results/accuracy_vit.md": "accuracy-transformer.md",
 }
 """Files of the repository that are pages as they stand."""
 
