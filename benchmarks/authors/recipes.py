@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import math
 import os
 import types
 from collections.abc import Callable, Iterable
@@ -24,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.authors.cases import ONE_BY_N, SPRE, SUBP
-from benchmarks.authors.checkouts import assignment, functions, module
-from benchmarks.authors.theirs import SIX
+from benchmarks.authors.checkouts import functions, module
+from benchmarks.authors.theirs import SIX, LbcLoop, lbc_mask
 from benchmarks.fashion.rows import KEPT, NM_HIGH, NM_LOW
 from benchmarks.recipes import BY_AUTHORS, Recipe, block_recipes, nm_recipes
 from nmcompile.errors import InputError
@@ -112,35 +111,21 @@ class Lbc(Theirs):
     """zyxxmu/LBC, with the loop of its script."""
 
     def __init__(self, root: Path, pattern: NM, end: int) -> None:
-        self.args = types.SimpleNamespace(N=pattern.n, M=pattern.m, k=0, t_i=0, t_f=end)
-        made = module(root / "ResNet", "utils.conv_type", utils__options={"args": self.args})
-        script = root / "ResNet" / "imagenet.py"
-        self.card = assignment(script, "card")
-        self.scope = functions(script, ["remove_alpha"], {"torch": torch, "args": self.args})
-        self.candidates = math.comb(pattern.m, pattern.n)
-        super().__init__(ASP(pattern), made.NMConv)
+        self.loop = LbcLoop(root, pattern.n, pattern.m, 0, end)
+        super().__init__(ASP(pattern), self.loop.make)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """How many candidates are left; the last ones' scores train no more."""
-        if self.args.k < self.candidates - 1:
-            scope = {"math": math, "args": self.args, "epoch": epoch}
-            left = eval(self.card, scope, {"combinations_num": self.candidates})
-            self.args.k = self.candidates - left
-        if self.args.k == self.candidates - 1:
-            for conv in self.convs.values():
-                conv.alpha.requires_grad = False
-                conv.alpha.grad = None
+        """How many candidates are left."""
+        self.loop.begin(epoch, self.convs.values())
 
     def on_step(self, decay_scale: float = 1.0) -> None:
         """Remove candidates."""
-        layers = nn.ModuleList(self.convs.values())
-        self.scope["remove_alpha"](types.SimpleNamespace(module=layers))
+        self.loop.remove(nn.ModuleList(self.convs.values()))
 
     def weight(self, conv: Any) -> Tensor:
         """With the candidate that is left."""
         self.on_step()
-        kept = (conv.alpha != 0).to(conv.index_list) @ conv.index_list
-        masked: Tensor = kept.reshape(conv.mask_shape).permute(0, 3, 1, 2) * conv.weight
+        masked: Tensor = lbc_mask(conv) * conv.weight
         return masked
 
 

@@ -13,7 +13,7 @@ import io
 import math
 import types
 from collections import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -99,43 +99,74 @@ class SrSteFlat(Theirs):
         return {name: conv.get_sparse_weights()[1] for name, conv in self.convs.items()}
 
 
+class LbcLoop:
+    """The loop of zyxxmu/LBC's script.
+
+    make: its layer, for the pattern of the arguments.
+    """
+
+    def __init__(self, root: Path, n: int, m: int, start: int, end: int) -> None:
+        self.args = types.SimpleNamespace(N=n, M=m, k=0, t_i=start, t_f=end)
+        root = root / "ResNet"
+        self.make = module(root, "utils.conv_type", utils__options={"args": self.args}).NMConv
+        script = root / "imagenet.py"
+        self._card = assignment(script, "card")
+        scope = {"torch": torch, "args": self.args}
+        self._remove_alpha = functions(script, ["remove_alpha"], scope)["remove_alpha"]
+        self.candidates = math.comb(m, n)
+
+    @property
+    def settled(self) -> bool:
+        """Whether one candidate is left."""
+        return bool(self.args.k >= self.candidates - 1)
+
+    def begin(self, epoch: int, convs: Iterable[Any]) -> None:
+        """How many candidates are left; the last ones' scores train no more."""
+        if not self.settled:
+            scope = {"math": math, "args": self.args, "epoch": epoch}
+            self.args.k = self.candidates - eval(
+                self._card, scope, {"combinations_num": self.candidates}
+            )
+        if self.settled:
+            for conv in convs:
+                conv.alpha.requires_grad = False
+
+    def remove(self, model: nn.Module) -> None:
+        """Remove candidates."""
+        self._remove_alpha(types.SimpleNamespace(module=model))
+
+
+def lbc_mask(conv: Any) -> Tensor:
+    """What a layer of zyxxmu/LBC keeps, in the shape of its weight."""
+    kept = (conv.alpha != 0).to(conv.index_list) @ conv.index_list
+    mask: Tensor = kept.reshape(conv.mask_shape).permute(0, 3, 1, 2)
+    return mask
+
+
 class Lbc(Theirs):
     """zyxxmu/LBC, with the loop of its script."""
 
     def __init__(self, case: Case, root: Path) -> None:
-        self.args = types.SimpleNamespace(N=case.n, M=case.m, k=0, t_i=case.start, t_f=case.end)
-        root = root / "ResNet"
-        made = module(root, "utils.conv_type", utils__options={"args": self.args})
-        script = root / "imagenet.py"
-        self.card = assignment(script, "card")
-        self.scope = functions(script, ["remove_alpha"], {"torch": torch, "args": self.args})
-        self.candidates = math.comb(case.m, case.n)
+        self.loop = LbcLoop(root, case.n, case.m, case.start, case.end)
         self.scores: dict[str, Tensor] = {}
-        super().__init__(made.NMConv)
+        super().__init__(self.loop.make)
 
     def begin(self, epoch: int) -> None:
-        if self.args.k < self.candidates - 1:
-            scope = {"math": math, "args": self.args, "epoch": epoch}
-            left = eval(self.card, scope, {"combinations_num": self.candidates})
-            self.args.k = self.candidates - left
-        if self.args.k == self.candidates - 1:
-            for conv in self.convs.values():
-                conv.alpha.requires_grad = False
+        self.loop.begin(epoch, self.convs.values())
 
     def before_step(self) -> None:
-        self.scope["remove_alpha"](types.SimpleNamespace(module=self.model))
+        self.loop.remove(self.model)
 
     def masks(self) -> dict[str, Tensor]:
         found = {}
         for name, conv in self.convs.items():
-            kept = (conv.alpha != 0).to(conv.index_list) @ conv.index_list
-            found[name] = kept.reshape(conv.mask_shape).permute(0, 3, 1, 2)
+            found[name] = lbc_mask(conv)
             found[f"{name} left"] = conv.alpha != 0
         return found
 
     def weights(self) -> dict[str, Tensor]:
         found = super().weights()
-        if self.args.k < self.candidates - 1:  # afterwards a score decides nothing
+        if not self.loop.settled:  # afterwards a score decides nothing
             self.before_step()  # what momentum moved since is removed before it is used
             for name, conv in self.convs.items():
                 self.scores[f"{name} scores"] = conv.alpha.detach().clone()

@@ -91,8 +91,9 @@ def load(
         raise _invalid(title, error) from error
     _fix_shapes(model, shapes or {}, title)
     _check(model, title)
-    rewrite_integers(OnnxGraph(model))
-    rewrite_transformers(OnnxGraph(model))
+    graph = OnnxGraph(model)
+    rewrite_integers(graph)
+    rewrite_transformers(graph)
     check_nodes(model, title)
     return model
 

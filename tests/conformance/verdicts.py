@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from nmcompile.passes.operators.onnx.integers.forms import DOMAIN, FORMS
+from nmcompile.passes.operators.onnx.integers.forms import FORMS
+from nmcompile.passes.operators.onnx.rewriting import DOMAIN
 from nmcompile.passes.operators.onnx.settle import REWRITES
 from nmcompile.passes.operators.onnx.table import ROWS
 from nmcompile.passes.operators.table import Operator

@@ -1,5 +1,6 @@
 """New nodes in place of one that is not believed in."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,15 @@ class Replacement:
         self._graph, self._node = graph, node
         self._count = 0
 
+    @cached_property
+    def _taken(self) -> set[str]:
+        """Names of values, which those of the new ones join: all of the graph is looked at once."""
+        return self._graph.value_names()
+
     def constant(self, array: Array) -> ir.Value:
         """A new initializer."""
-        return self._graph.new_constant(f"{self._name}.constant", np.asarray(array))
+        name = f"{self._name}.constant"
+        return self._graph.new_constant(name, np.asarray(array), self._taken)
 
     def add(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """A node of one output, whose type is that of its first input."""
@@ -27,7 +34,7 @@ class Replacement:
             operator, list(inputs), attributes, name=f"{self._name}.{operator}_{self._count}"
         )
         value = node.outputs[0]
-        value.name = unique_name(f"{self._name}.{self._count}", self._graph.value_names())
+        value.name = unique_name(f"{self._name}.{self._count}", self._taken)
         first = inputs[0]
         value.type = None if first is None else first.type
         self._graph.model.graph.insert_before(self._node, node)

@@ -12,10 +12,11 @@ from nmcompile.passes.operators.onnx.axes import list_axes
 from nmcompile.passes.operators.onnx.contributed.forms import TRANSFORMERS
 from nmcompile.passes.operators.onnx.empty import drop_empty
 from nmcompile.passes.operators.onnx.expand import expand
-from nmcompile.passes.operators.onnx.integers.forms import FORMS, key
+from nmcompile.passes.operators.onnx.integers.forms import FORMS
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
 from nmcompile.passes.operators.onnx.planar import rewrite_planar
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
+from nmcompile.passes.operators.onnx.rewriting import key
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
 from nmcompile.passes.operators.onnx.steps import rewrite_sign, rewrite_threshold
 from nmcompile.passes.operators.onnx.table import TABLE

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -46,20 +47,19 @@ def rewrite_extreme(graph: FxGraph, node: fx.Node) -> str | None:
     Returns:
         None, or the reason why that cannot be done.
     """
-    if any(user.target is not operator.getitem for user in node.users):
-        return "its results are not taken one by one"
-    given = arguments_of(node)
-    largest = node.target is aten.max.dim
+    given, largest = arguments_of(node), node.target is aten.max.dim
     data, axis, kept = given["self"], given["dim"], given["keepdim"]
-    for user in list(node.users):
-        new = Replacement(graph, user)
-        if user.args[1] == 0:
-            target = aten.amax.default if largest else aten.amin.default
-            new.finish(new.add(target, data, [axis], kept))
-        else:
-            target = aten.argmax.default if largest else aten.argmin.default
-            new.finish(new.add(target, data, axis, kept))
-    return None
+    values, places = (
+        (aten.amax.default, aten.argmax.default)
+        if largest
+        else (aten.amin.default, aten.argmin.default)
+    )
+    return _one_by_one(
+        graph,
+        node,
+        lambda new: new.add(values, data, [axis], kept),
+        lambda new: new.add(places, data, axis, kept),
+    )
 
 
 def rewrite_spread(graph: FxGraph, node: fx.Node) -> str | None:
@@ -68,18 +68,27 @@ def rewrite_spread(graph: FxGraph, node: fx.Node) -> str | None:
     Returns:
         None, or the reason why that cannot be done.
     """
-    if any(user.target is not operator.getitem for user in node.users):
-        return "its results are not taken one by one"
-    given = arguments_of(node)
+    given, spread = arguments_of(node), _SPREAD[node.target]  # type: ignore[index]
     data, axes, kept = given["self"], given.get("dim"), given.get("keepdim", False)
     axes = list(range(data.meta["val"].ndim)) if axes is None else axes
+    named = {"correction": given.get("correction"), "keepdim": kept}
+    return _one_by_one(
+        graph,
+        node,
+        lambda new: new.add(spread, data, axes, **named),
+        lambda new: new.add(aten.mean.dim, data, axes, kept),
+    )
+
+
+def _one_by_one(
+    graph: FxGraph, node: fx.Node, *makers: Callable[[Replacement], fx.Node]
+) -> str | None:
+    """Each result of an operator of several, by what makes it."""
+    if any(user.target is not operator.getitem for user in node.users):
+        return "its results are not taken one by one"
     for user in list(node.users):
         new = Replacement(graph, user)
-        if user.args[1] == 0:
-            named = {"correction": given.get("correction"), "keepdim": kept}
-            new.finish(new.add(_SPREAD[node.target], data, axes, **named))  # type: ignore[index]
-        else:
-            new.finish(new.add(aten.mean.dim, data, axes, kept))
+        new.finish(makers[user.args[1]](new))  # type: ignore[index]
     return None
 
 

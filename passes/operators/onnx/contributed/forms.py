@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -23,24 +21,10 @@ from nmcompile.passes.operators.onnx.contributed.simple import (
     rewrite_skip_rms_norm,
 )
 from nmcompile.passes.operators.onnx.contributed.writing import Writing
-from nmcompile.passes.operators.onnx.integers.forms import DOMAIN, Form, key
-from nmcompile.passes.operators.onnx.integers.rewriting import Reason
-
-
-def _form(rewrite: Callable[[Writing], None]) -> Form:
-    def checked(graph: OnnxGraph, node: ir.Node) -> str | None:
-        try:
-            rewrite(Writing(graph, node))
-        except Reason as reason:
-            graph.sweep()
-            return str(reason)
-        return None
-
-    return checked
-
+from nmcompile.passes.operators.onnx.rewriting import DOMAIN, Form, form, key
 
 TRANSFORMERS: dict[str, Form] = {
-    f"{DOMAIN}.{name}": _form(rewrite)
+    f"{DOMAIN}.{name}": form(Writing, rewrite)
     for name, rewrite in {
         "Attention": rewrite_packed,
         "BiasGelu": rewrite_gelu,
@@ -76,8 +60,8 @@ def rewrite_transformers(graph: OnnxGraph) -> None:
     while True:
         changed = False
         for node in list(graph.model.graph):
-            form = TRANSFORMERS.get(key(node)) if node.graph is not None else None
-            changed |= form is not None and form(graph, node) is None
+            found = TRANSFORMERS.get(key(node)) if node.graph is not None else None
+            changed |= found is not None and found(graph, node) is None
         if not changed:
             return
         # ONNX knows no shapes behind what is not its own: they come out one operator at a time.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from nmcompile.passes.operators.onnx.contributed.writing import Writing
-from nmcompile.passes.operators.onnx.integers.rewriting import Reason
 from nmcompile.passes.operators.onnx.limits import attribute, operand
+from nmcompile.passes.operators.onnx.rewriting import Reason
 
 
 def rewrite_multi_head(new: Writing) -> None:

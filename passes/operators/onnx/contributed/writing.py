@@ -7,8 +7,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from nmcompile.passes.operators.onnx.integers.rewriting import Reason, Rewriting
 from nmcompile.passes.operators.onnx.limits import attribute, operand
+from nmcompile.passes.operators.onnx.rewriting import Reason, Rewriting
 
 AXES_ARE_INPUTS = 18
 """The operator set from which on reductions take their axes as an input."""

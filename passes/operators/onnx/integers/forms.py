@@ -6,8 +6,6 @@ wherever they are rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -22,8 +20,7 @@ from nmcompile.passes.operators.onnx.integers.rewriting import (
     LATER,
     LATER_OPSET,
     PER_SLICE,
-    Reason,
-    Rewriting,
+    IntegerRewriting,
 )
 from nmcompile.passes.operators.onnx.integers.simple import (
     POOLING,
@@ -37,28 +34,10 @@ from nmcompile.passes.operators.onnx.integers.sums import (
     rewrite_dynamic,
     rewrite_matmul_integer,
 )
-
-Form = Callable[[OnnxGraph, ir.Node], str | None]
-"""Rewrites a node; returns None, or the reason why that cannot be done."""
-
-DOMAIN = "com.microsoft"
-"""Of onnxruntime's own operators."""
-
-
-def _form(rewrite: Callable[[Rewriting], None]) -> Form:
-    def checked(graph: OnnxGraph, node: ir.Node) -> str | None:
-        try:
-            rewrite(Rewriting(graph, node))
-        except Reason as reason:
-            graph.sweep()
-            return str(reason)
-        return None
-
-    return checked
-
+from nmcompile.passes.operators.onnx.rewriting import DOMAIN, Form, form, key
 
 FORMS: dict[str, Form] = {
-    name: _form(rewrite)
+    name: form(IntegerRewriting, rewrite)
     for name, rewrite in {
         "ConvInteger": rewrite_conv_integer,
         "DynamicQuantizeLinear": rewrite_dynamic,
@@ -80,12 +59,8 @@ FORMS: dict[str, Form] = {
 """By operator, with its domain where that is not ONNX's own."""
 
 _MOVED = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-_OVER_INTEGERS = {name: _form(rewrite_moved) for name in _MOVED} | {"Clip": _form(rewrite_clip)}
-
-
-def key(node: ir.Node) -> str:
-    """What `FORMS` calls the operator of a node."""
-    return node.op_type if node.domain == "" else f"{node.domain}.{node.op_type}"
+_OVER_INTEGERS = dict.fromkeys(_MOVED, form(IntegerRewriting, rewrite_moved))
+_OVER_INTEGERS["Clip"] = form(IntegerRewriting, rewrite_clip)
 
 
 def opset_for(model: ir.Model) -> int:
@@ -107,11 +82,11 @@ def rewrite_integers(graph: OnnxGraph) -> None:
         data = node.inputs[0] if node.inputs else None
         if node.graph is None or data is None:
             continue
-        form = FORMS.get(key(node))
-        if form is None and graph.dtype(data) in ("int8", "uint8"):
-            form = _OVER_INTEGERS.get(key(node))
-        if form is not None:
-            changed |= form(graph, node) is None
+        found = FORMS.get(key(node))
+        if found is None and graph.dtype(data) in ("int8", "uint8"):
+            found = _OVER_INTEGERS.get(key(node))
+        if found is not None:
+            changed |= found(graph, node) is None
     for node in graph.model.graph:
         # Inference has to say it again of new nodes: it leaves it open where they are wrong.
         for value in () if node in before else node.outputs:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from nmcompile.passes.operators.onnx.integers.rewriting import Reason, Rewriting, Steps
+from nmcompile.passes.operators.onnx.integers.rewriting import IntegerRewriting, Steps
 from nmcompile.passes.operators.onnx.limits import attribute, operand
+from nmcompile.passes.operators.onnx.rewriting import Reason
 
 GEOMETRY = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 """Attributes of a convolution."""
 
 
-def rewrite_conv(new: Rewriting) -> None:
+def rewrite_conv(new: IntegerRewriting) -> None:
     """QLinearConv(x, its steps, w, its steps, y's steps, bias)."""
     x_steps = new.single_steps(1, 2, "input")
     w_steps, y_steps = new.steps(4, 5, "weight"), new.single_steps(6, 7, "output")
@@ -31,7 +32,7 @@ def rewrite_conv(new: Rewriting) -> None:
     new.finish(new.quantise(new.layer("Conv", *inputs, **kept), y_steps))
 
 
-def rewrite_matmul(new: Rewriting) -> None:
+def rewrite_matmul(new: IntegerRewriting) -> None:
     """QLinearMatMul(a, its steps, b, its steps, y's steps); per row of a, per column of b."""
     a, b = new.operand(0, "a"), new.operand(3, "b")
     a_steps, b_steps = new.steps(1, 2, "a"), new.steps(4, 5, "b")
@@ -44,7 +45,7 @@ def rewrite_matmul(new: Rewriting) -> None:
     new.finish(new.quantise(new.layer("MatMul", left, right), y_steps))
 
 
-def rewrite_gemm(new: Rewriting) -> None:
+def rewrite_gemm(new: IntegerRewriting) -> None:
     """QGemm(a, its steps, b, its steps, c, y's steps); without the last the output is real.
 
     The scale of c is alpha * a's * b's, its zero point 0.

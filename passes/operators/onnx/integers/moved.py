@@ -7,11 +7,12 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from nmcompile.passes.operators.onnx.integers.rewriting import Reason, Rewriting, Steps
+from nmcompile.passes.operators.onnx.integers.rewriting import IntegerRewriting, Steps
 from nmcompile.passes.operators.onnx.limits import operand
+from nmcompile.passes.operators.onnx.rewriting import Reason
 
 
-def rewrite_moved(new: Rewriting) -> None:
+def rewrite_moved(new: IntegerRewriting) -> None:
     """op(q) = quantise(op(dequantise(q))), exactly: what both do to one integer cancels out.
 
     The order of real numbers is that of the integers, so that maxima are the same.
@@ -26,7 +27,7 @@ def rewrite_moved(new: Rewriting) -> None:
     new.finish(new.quantise(new.add(new.node.op_type, real, *others, **attributes), steps))
 
 
-def rewrite_clip(new: Rewriting) -> None:
+def rewrite_clip(new: IntegerRewriting) -> None:
     """clip(quantise(x)) = quantise(clip(x)), with limits that are a whole number of steps."""
     value = new.operand(0, "input")
     steps = _origin(new, value)
@@ -48,7 +49,7 @@ def rewrite_clip(new: Rewriting) -> None:
     new.finish(new.quantise(new.add("Clip", maker.inputs[0], *ends), steps))
 
 
-def _origin(new: Rewriting, value: ir.Value) -> Steps:
+def _origin(new: IntegerRewriting, value: ir.Value) -> Steps:
     """The steps of the quantisation that makes a value."""
     maker = value.producer()
     if maker is None or maker.op_type != "QuantizeLinear" or maker.domain != "":

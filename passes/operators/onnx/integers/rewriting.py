@@ -9,19 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from nmcompile.passes.graphs.interface import Array
-from nmcompile.passes.graphs.onnx.graph import OnnxGraph
-from nmcompile.passes.operators.onnx.editing import Replacement
-from nmcompile.passes.operators.onnx.limits import attribute, operand
+from nmcompile.passes.operators.onnx.rewriting import Reason, Rewriting
 
 PER_SLICE = 13
 """The operator set from which on a DequantizeLinear has an axis."""
 LATER_OPSET = 21
 """That from which on quantisation takes the dtypes of `LATER`."""
 LATER = (ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4)
-
-
-class Reason(Exception):
-    """Why an operator cannot be rewritten; its text ends up in a refusal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,29 +36,8 @@ class Steps:
         return Steps(scale, zero)
 
 
-class Rewriting(Replacement):
+class IntegerRewriting(Rewriting):
     """New nodes over real numbers, with dequantisations before and a quantisation behind."""
-
-    def __init__(self, graph: OnnxGraph, node: ir.Node) -> None:
-        super().__init__(graph, node)
-        self.graph, self.node = graph, node
-
-    def operand(self, index: int, name: str) -> ir.Value:
-        """An input that has to be there."""
-        value = operand(self.node, index)
-        if value is None:
-            raise Reason(f"it has no input {name}")
-        return value
-
-    def known(self, index: int, name: str) -> Array | None:
-        """The contents of an input that has to be a constant, None where it is left out."""
-        value = operand(self.node, index)
-        if value is None:
-            return None
-        found = self.graph.constant(value)
-        if found is None:
-            raise Reason(f"its {name} {value.name} is computed when the model runs")
-        return found
 
     def steps(self, scale: int, zero: int, name: str, dtype: Any = None) -> Steps:
         """The scale and zero point at two places among the inputs.
@@ -92,42 +65,6 @@ class Rewriting(Replacement):
             raise Reason(f"its {name} has a scale for each of several slices")
         return Steps(found.scale.reshape(()), found.zero.reshape(()))
 
-    def expect_opset(self, least: int, why: str) -> None:
-        """Make sure that the model's operator set has words for the new form."""
-        found = self.graph.model.graph.opset_imports.get("", 0)
-        if found < least:
-            raise Reason(f"{why}, for which opset {least} is expected, found {found}")
-
-    def dtype(self, index: int, name: str) -> np.dtype[Any]:
-        """Of an input."""
-        found = self.graph.dtype(self.operand(index, name))
-        if found is None:
-            raise Reason(f"the dtype of its {name} is not known")
-        return np.dtype(found)
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """An attribute that has to be a number: nobody checks onnxruntime's own operators."""
-        found = attribute(self.node, name, default)
-        if not isinstance(found, int | float):
-            raise Reason(f"its {name} is {found!r:.60}, no number")
-        return found
-
-    def rank(self, value: ir.Value) -> int:
-        """The number of dimensions of a value, which has to be known."""
-        shape = value.shape
-        if shape is None:
-            raise Reason(f"the shape of {value.name} is not known")
-        return len(shape)
-
-    def layer(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """The operator over real numbers, under the name of the old one as it was in float32."""
-        value = self.add(operator, *inputs, **attributes)
-        maker = value.producer()
-        assert maker is not None
-        # onnxruntime's quantiser calls what it makes of /a/Conv so.
-        maker.name = (self.node.name or "").removesuffix("_quant") or maker.name
-        return value
-
     def dequantise(self, value: ir.Value, steps: Steps, axis: int = 0) -> ir.Value:
         """What integers stand for; per slice along the axis where the steps are."""
         given = {}
@@ -147,9 +84,3 @@ class Rewriting(Replacement):
         )
         whole.type = ir.TensorType(ir.DataType.from_numpy(steps.zero.dtype))
         return whole
-
-    def finish(self, value: ir.Value) -> None:
-        """Give the readers of the old node's first output the new value, with its type."""
-        old = self.node.outputs[0]
-        old.type = value.type if old.type is None else old.type
-        super().finish(value)

@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from nmcompile.passes.operators.onnx.integers.rewriting import LATER, LATER_OPSET, Reason, Rewriting
+from nmcompile.passes.operators.onnx.integers.rewriting import LATER, LATER_OPSET, IntegerRewriting
 from nmcompile.passes.operators.onnx.limits import attribute
+from nmcompile.passes.operators.onnx.rewriting import Reason
 
 POOLING = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
 """Attributes of an average pool."""
 
 
-def of_two(operator: str) -> Callable[[Rewriting], None]:
+def of_two(operator: str) -> Callable[[IntegerRewriting], None]:
     """QLinearAdd, QLinearMul(a, its steps, b, its steps, y's steps)."""
 
-    def rewrite(new: Rewriting) -> None:
+    def rewrite(new: IntegerRewriting) -> None:
         dtype = new.dtype(0, "A")
         steps = new.single_steps(6, 7, "output", dtype)
         sides = [
@@ -28,10 +29,10 @@ def of_two(operator: str) -> Callable[[Rewriting], None]:
     return rewrite
 
 
-def of_one(operator: str, *attributes: str) -> Callable[[Rewriting], None]:
+def of_one(operator: str, *attributes: str) -> Callable[[IntegerRewriting], None]:
     """Operators with inputs (x, its steps, y's steps), and attributes that mean the same."""
 
-    def rewrite(new: Rewriting) -> None:
+    def rewrite(new: IntegerRewriting) -> None:
         if attribute(new.node, "channels_last", 0):
             raise Reason("its channels_last is 1")
         dtype = new.dtype(0, "X")
@@ -44,7 +45,7 @@ def of_one(operator: str, *attributes: str) -> Callable[[Rewriting], None]:
     return rewrite
 
 
-def rewrite_concat(new: Rewriting) -> None:
+def rewrite_concat(new: IntegerRewriting) -> None:
     """QLinearConcat(y's steps, then each part and its steps)."""
     steps = new.single_steps(0, 1, "output")
     parts: list[ir.Value] = []
@@ -57,7 +58,7 @@ def rewrite_concat(new: Rewriting) -> None:
     new.finish(new.quantise(new.add("Concat", *parts, axis=axis), steps))
 
 
-def rewrite_standard(new: Rewriting) -> None:
+def rewrite_standard(new: IntegerRewriting) -> None:
     """Onnxruntime's own QuantizeLinear and DequantizeLinear: as ONNX's, of 4 and 16 bits too."""
     inputs = [value for value in new.node.inputs if value is not None]
     if any(value.dtype in LATER for value in inputs):

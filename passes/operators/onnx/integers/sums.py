@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from nmcompile.passes.operators.onnx.integers.linear import GEOMETRY
-from nmcompile.passes.operators.onnx.integers.rewriting import PER_SLICE, Reason, Rewriting
+from nmcompile.passes.operators.onnx.integers.rewriting import PER_SLICE, IntegerRewriting
 from nmcompile.passes.operators.onnx.limits import attribute, operand
+from nmcompile.passes.operators.onnx.rewriting import Reason
 
 EXACT = 1 << 24
 """Sums of integers up to here are exact in float32."""
@@ -18,21 +19,21 @@ RANGE = 255
 """The furthest that an integer of 8 bits can be from its zero point."""
 
 
-def rewrite_conv_integer(new: Rewriting) -> None:
+def rewrite_conv_integer(new: IntegerRewriting) -> None:
     """ConvInteger(x, w, x's zero point, w's zero point)."""
     kept = {name: attribute(new.node, name) for name in GEOMETRY if name in new.node.attributes}
     x = _counted(new, 0, 2, 0)
     _finish(new, new.layer("Conv", x, _counted(new, 1, 3, 0), **kept))
 
 
-def rewrite_matmul_integer(new: Rewriting) -> None:
+def rewrite_matmul_integer(new: IntegerRewriting) -> None:
     """MatMulInteger(a, b, a's zero point, b's zero point); per row of a, per column of b."""
     a = _counted(new, 0, 2, new.rank(new.operand(0, "A")) - 2)
     b = _counted(new, 1, 3, new.rank(new.operand(1, "B")) - 1)
     _finish(new, new.layer("MatMul", a, b))
 
 
-def rewrite_dynamic(new: Rewriting) -> None:
+def rewrite_dynamic(new: IntegerRewriting) -> None:
     """DynamicQuantizeLinear as ONNX defines it, and as onnxruntime does for a tensor of zeros."""
     x = new.operand(0, "x")
     zero, one, most = (new.constant(np.array(value, np.float32)) for value in (0, 1, RANGE))
@@ -55,7 +56,7 @@ def rewrite_dynamic(new: Rewriting) -> None:
     new.finish(whole)
 
 
-def _counted(new: Rewriting, at: int, zero: int, axis: int) -> ir.Value:
+def _counted(new: IntegerRewriting, at: int, zero: int, axis: int) -> ir.Value:
     """An input less its zero point, as real numbers; the zero point may be computed."""
     value, point = new.operand(at, "AB"[at]), operand(new.node, zero)
     shape = () if point is None else new.graph.shape(point)
@@ -71,7 +72,7 @@ def _counted(new: Rewriting, at: int, zero: int, axis: int) -> ir.Value:
     return real
 
 
-def _finish(new: Rewriting, real: ir.Value) -> None:
+def _finish(new: IntegerRewriting, real: ir.Value) -> None:
     """Give readers the sums: as real numbers where they want these, else as integers.
 
     Whoever makes float32 of the sums, as dynamically quantised models do, gets them as float32
@@ -97,7 +98,7 @@ def _finish(new: Rewriting, real: ir.Value) -> None:
     new.graph.sweep()
 
 
-def _largest(new: Rewriting) -> int:
+def _largest(new: IntegerRewriting) -> int:
     """What no sum can exceed, whatever the input; more than `EXACT` where that is not known."""
     source, value = new.operand(1, "B"), operand(new.node, 3)
     weight, shape = new.graph.constant(source), new.graph.shape(source)
