@@ -83,37 +83,6 @@ class Built:
 
 
 def build(
-    source: SourceModel,
-    target: Target,
-    precision: str | None,
-    dense: bool,
-    tuning: OpenTuning | None,
-    maker: Maker | None,
-    stage: Stages,
-    recorded: RecordedCode | None = None,
-) -> Built:
-    """Lower and compile a folded model.
-
-    Args:
-        source: the model.
-        target: what for.
-        precision: as in `nmcompile.compile`.
-        dense: whether zeros are ignored.
-        tuning: measurements to choose by, and to add to.
-        maker: of libraries for CPUs; None where no machine code is wanted, which takes most of the
-            time.
-        stage: told what is going on.
-        recorded: the code that is there, if all that is wanted is what it reads of the weights.
-
-    Raises:
-        UnsupportedOperatorError: an operator cannot be lowered.
-        ModelError: the model computes in another precision than float32.
-        DeviceError: measuring fails.
-    """
-    return build_variants([source], target, precision, dense, tuning, maker, stage, recorded)
-
-
-def build_variants(
     sources: Sequence[SourceModel],
     target: Target,
     precision: str | None,
@@ -123,20 +92,23 @@ def build_variants(
     stage: Stages,
     recorded: RecordedCode | None = None,
 ) -> Built:
-    """Lower and compile a folded model for several shapes, to one library over the same weights.
+    """Lower and compile a folded model for one shape or several, to one library over its weights.
 
     Args:
-        sources: the model for each shape; the first one is what `Built` tells of.
-        target: as for `build`.
-        precision: as for `build`.
-        dense: as for `build`.
-        tuning: as for `build`; layers of all shapes are measured.
-        maker: as for `build`.
-        stage: as for `build`.
-        recorded: as for `build`.
+        sources: the model for each of its shapes.
+        target: what for.
+        precision: as in `nmcompile.compile`.
+        dense: whether zeros are ignored.
+        tuning: measurements to choose by, and to add to; layers of all shapes are measured.
+        maker: of libraries for CPUs; None where no machine code is wanted, which takes most of the
+            time.
+        stage: told what is going on.
+        recorded: the code that is there, if all that is wanted is what it reads of the weights.
 
     Raises:
-        NmcompileError: as `build`.
+        UnsupportedOperatorError: an operator cannot be lowered.
+        ModelError: the model computes in another precision than float32.
+        DeviceError: measuring fails.
     """
     from nmcompile.backends import backend_of
     from nmcompile.passes.lowering.calls import Entry, finished_calls

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmcompile import runtime
 from nmcompile.assembly import assemble
-from nmcompile.building import Built, TunedLayer, build, build_variants
+from nmcompile.building import TunedLayer, build
 from nmcompile.cache import Cache
 from nmcompile.errors import PatternError
 from nmcompile.explain import explained
@@ -24,8 +24,7 @@ from nmcompile.precision import check_precision, open_in, paying_precision
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.reports import InspectionReport, target_notes
 from nmcompile.runtime.files import check_writable, sweep_scratch
-from nmcompile.segments.divide import Divided
-from nmcompile.segments.whole import all_whole, check_rest_option, in_parts
+from nmcompile.segments.whole import check_rest_option, taken
 from nmcompile.shape_sets import Shapes, check_sets, sets_of
 from nmcompile.sparsity import PROJECT, VERIFY, OneByN, Pattern, Pruning, Unstructured
 from nmcompile.tables import size, spell_table
@@ -154,10 +153,9 @@ def compile(
             or on devices that are not there, fail or differ; what was measured before is in the
             database.
         ShapeError: an input shape is open, contradictory, or there twice.
-        InputError: the tuning database is none, or missing
-            without `measure`; its `cpu` is not one of its models; `on` without `measure`, or for a
-            GPU target; calibration data without int8, or none with it, or as for
-            `nmcompile.quantize`; `rest` is unknown.
+        InputError: the tuning database is none, or missing without `measure`; its `cpu` is not one
+            of its models; `on` without `measure`, or for a GPU target; calibration data without
+            int8, or none with it, or as for `nmcompile.quantize`; `rest` is unknown.
         ArtifactError: the output or the database cannot be written.
     """
     # Before TVM starts its threads: the pool can shrink later, not grow.
@@ -212,16 +210,11 @@ def compile(
                 notes += [f"{note.layer}: {note.text}" for note in removed]
         sources.append(source)
     with assuming_cores(opened.cores if opened is not None else None):
-        how: dict[str, Any] = dict(
-            target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
+        attempt = partial(
+            build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
             maker=Linker(Objects(Cache(cache))), stage=stage,
         )  # fmt: skip
-        made: Built | Divided[Built]
-        if len(sources) > 1:
-            sources, made, why = all_whole(sources, rest, partial(build_variants, **how))
-            source = sources[0]
-        else:
-            source, made, why = in_parts(source, chosen, rest, partial(build, **how))
+        source, made, why = taken(sources, chosen, rest, attempt)
     stage("writing the artifact")
     whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(output, whole.manifest, whole.library, whole.params)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmcompile import runtime
 from nmcompile.assembly import assemble
-from nmcompile.building import Built, build, build_variants
+from nmcompile.building import build
 from nmcompile.compiler import CompileResult, digest_of
 from nmcompile.errors import ArtifactError, InputError, ShapeError, TargetError
 from nmcompile.explain import explained
@@ -18,8 +18,7 @@ from nmcompile.frontends import SourceModel
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.runtime.files import check_writable
 from nmcompile.runtime.format import Artifact, read_artifact
-from nmcompile.segments.divide import Divided
-from nmcompile.segments.whole import RESTS, all_whole, in_parts
+from nmcompile.segments.whole import RESTS, taken
 from nmcompile.targets import find_target
 from nmcompile.version import VERSION
 
@@ -94,18 +93,13 @@ def _update(
             "one: leave them out, and its own shapes are taken"
         )
     sources = [_open(model, old, form, code, example_inputs, stage) for form in manifest.forms]
-    how: dict[str, Any] = dict(
-        target=chosen, precision=code.precision, dense=False, tuning=None, maker=code, stage=stage,
-        recorded=code,
+    attempt = partial(
+        build, target=chosen, precision=code.precision, dense=False, tuning=None, maker=code,
+        stage=stage, recorded=code,
     )  # fmt: skip
     onnxruntime, nobody = RESTS
     rest = onnxruntime if manifest.steps else nobody
-    made: Built | Divided[Built]
-    if len(sources) > 1:
-        sources, made, _ = all_whole(sources, rest, partial(build_variants, **how))
-        source = sources[0]
-    else:
-        source, made, _ = in_parts(sources[0], chosen, rest, partial(build, **how))
+    source, made, _ = taken(sources, chosen, rest, attempt)
     stage("writing the artifact")
     whole = assemble(source, chosen, made, digest_of(model))
     digest = runtime.write_artifact(target_path, whole.manifest, whole.library, whole.params)

@@ -31,6 +31,32 @@ def check_rest_option(rest: str) -> None:
         )
 
 
+def taken(
+    sources: Sequence[SourceModel],
+    target: Target,
+    rest: str,
+    attempt: Callable[[Sequence[SourceModel]], T],
+) -> tuple[SourceModel, T | Divided[T], str]:
+    """Compile a model for one shape, whole or in parts, or for several, whole.
+
+    Args:
+        sources: the model for each of its shapes, folded.
+        target: as for `in_parts`.
+        rest: one of `RESTS`.
+        attempt: does it with a model that is all ours.
+
+    Returns:
+        As `in_parts`, the model being that of the first shape.
+
+    Raises:
+        UnsupportedOperatorError: the model is not all ours and has to be, or nothing of it pays.
+        NmcompileError: what `attempt` raises else.
+    """
+    if len(sources) == 1:
+        return in_parts(sources[0], target, rest, lambda source: attempt([source]))
+    return _all_whole(sources, rest, attempt)
+
+
 def in_parts(
     source: SourceModel, target: Target, rest: str, attempt: Callable[[SourceModel], T]
 ) -> tuple[SourceModel, T | Divided[T], str]:
@@ -68,23 +94,15 @@ def in_parts(
         return as_onnx, divide_by(as_onnx, attempt, error), why
 
 
-def all_whole(
+def _all_whole(
     sources: Sequence[SourceModel],
     rest: str,
     attempt: Callable[[Sequence[SourceModel]], T],
-) -> tuple[list[SourceModel], T, str]:
-    """Compile a model for several shapes, which onnxruntime has no part in.
-
-    Returns:
-        As `in_parts`, with a model for each shape.
-
-    Raises:
-        UnsupportedOperatorError: the model is not all ours.
-        NmcompileError: what `attempt` raises else.
-    """
+) -> tuple[SourceModel, T, str]:
+    """Compile a model for several shapes, which onnxruntime has no part in."""
     found, why = list(sources), ""
     try:
-        return found, attempt(found), why
+        return found[0], attempt(found), why
     except (UnsupportedOperatorError, WeightError) as error:
         if rest == "none" or isinstance(error, ImpossibleModelError):
             raise
@@ -93,7 +111,7 @@ def all_whole(
         why = _why(refusal)
         found = [_as_onnx(source, refusal) for source in found]
         try:
-            return found, attempt(found), why
+            return found[0], attempt(found), why
         except (UnsupportedOperatorError, WeightError) as error:
             refusal = error
     raise UnsupportedOperatorError(

@@ -17,7 +17,7 @@ from nmcompile.folding import open_folded
 from nmcompile.progress import Progress, Stages, silent
 from nmcompile.reports import target_notes
 from nmcompile.runtime import Manifest, configure_environment
-from nmcompile.segments.whole import check_rest_option, in_parts
+from nmcompile.segments.whole import check_rest_option, taken
 from nmcompile.targets import find_target
 
 
@@ -60,7 +60,7 @@ def outline(
     lower = partial(
         build, target=chosen, precision=None, dense=False, tuning=None, stage=stage, maker=None
     )
-    source, made, why = in_parts(source, chosen, rest, lower)
+    source, made, why = taken([source], chosen, rest, lower)
     whole = assemble(source, chosen, made, "")
     weights: dict[str, Any] = {other.name: other.weight for other in source.graph.weighted()}
     weights |= {layer.name: layer.weight for layer in source.graph.layers()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,20 +148,11 @@ class Placer:
         for operand in operands:
             traces = trace(self._view, operand, scaled=True)
             shapes = [*shapes, *(shape_of(traced.base) for traced in traces)]
-        fronts = dict.fromkeys((s or ())[:-2] for s in shapes if math.prod((s or ())[:-2]) == pairs)
-        rows = [[math.prod(front[axis:]) for axis in range(1, len(front))] for front in fronts]
+        fronts = (shape[:-2] for shape in shapes if shape is not None)
+        rows = [_cuts(front) for front in dict.fromkeys(fronts) if math.prod(front) == pairs]
         rows.sort(key=len, reverse=True)
-        found = dict[Shape, None]()
-        for chosen in rows or [[]]:
-            cuts = sorted({1, pairs})
-            for row in (chosen, *rows):
-                for cut in row:
-                    new = sorted({*cuts, cut})
-                    if all(outer % inner == 0 for inner, outer in itertools.pairwise(new)):
-                        cuts = new
-            lead = tuple(outer // inner for inner, outer in itertools.pairwise(cuts))[::-1]
-            found[lead] = None
-        return iter(found)
+        leads = (_common({1, pairs}, [chosen, *rows]) for chosen in rows or [[]])
+        return iter(dict.fromkeys(leads))
 
     def _operand(
         self, operand: Expr, front: Shape, lead: Shape, extents: Shape, turned: bool, *,
@@ -263,6 +254,21 @@ class Placer:
             held = None if held is None else held.permuted(tuple(np.argsort(axes).tolist()))
             waiting = False
         return None if held is None else held.reshaped(wanted)
+
+
+def _cuts(front: Shape) -> list[int]:
+    """How many pairs lie behind each place between two axes."""
+    return [math.prod(front[axis:]) for axis in range(1, len(front))]
+
+
+def _common(ends: set[int], rows: Sequence[Sequence[int]]) -> Shape:
+    """Extents of axes with cuts between them, as many as do not cut across each other."""
+    cuts = sorted(ends)
+    for cut in itertools.chain.from_iterable(rows):
+        more = sorted({*cuts, cut})
+        if all(outer % inner == 0 for inner, outer in itertools.pairwise(more)):
+            cuts = more
+    return tuple(outer // inner for inner, outer in itertools.pairwise(cuts))[::-1]
 
 
 def _turned(view: Strided) -> Strided:
