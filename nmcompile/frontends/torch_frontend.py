@@ -22,6 +22,7 @@ from nmcompile.frontends.torch_parameters import check_parameters
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.graphs.fx.nodes import CONV, VIEW
 from nmcompile.passes.operators.torch.settle import settle
+from nmcompile.wording import spell_shapes
 
 Examples = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -283,8 +284,8 @@ def _of_program(model: ExportedProgram, shapes: Mapping[str, Sequence[int]]) -> 
         )
         if not fits:
             raise ShapeError(
-                f"shapes: the program was exported for {name}={tuple(map(str, traced))}, found "
-                f"{wanted}; export it for that shape, or with dynamic_shapes"
+                f"shapes: the program was exported for {spell_shapes({name: traced})}, found "
+                f"{spell_shapes({name: wanted})}; export it for that shape, or with dynamic_shapes"
             )
         flat[place] = torch.zeros(wanted, dtype=example.dtype)
     args, kwargs = pytree.tree_unflatten(flat, spec)

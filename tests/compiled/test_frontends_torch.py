@@ -125,7 +125,7 @@ def test_a_program_takes_other_shapes_where_it_leaves_them_open() -> None:
     assert source.inputs == (("x", (5, 3, 6, 6), "float32"),)
     fixed = torch.export.export(Small().eval(), example)
     assert open_model(fixed, shapes={"x": (2, 3, 6, 6)}).inputs == open_model(several).inputs
-    with pytest.raises(ShapeError, match=r"exported for x=.*'2', '3'.*dynamic_shapes"):
+    with pytest.raises(ShapeError, match=r"for x=2,3,6,6, found x=5,3,6,6; .*dynamic_shapes"):
         open_model(fixed, shapes={"x": (5, 3, 6, 6)})
     with pytest.raises(ShapeError, match=r"no input 'y'; its inputs are \['x'\]"):
         open_model(fixed, shapes={"y": (5, 3, 6, 6)})

@@ -31,6 +31,7 @@ def bench(*words: object) -> Result:
     return CliRunner().invoke(app, ["bench", *map(str, words)])
 
 
+@pytest.mark.alone  # roofs are compared, which are of two moments
 def test_cases_are_measured_on_devices(
     tracker: Address, devices: list[DeviceServer], dense_onnx: Path, tmp_path: Path
 ) -> None:
@@ -51,7 +52,7 @@ def test_cases_are_measured_on_devices(
         assert len(case.samples_ms) == 5 and case.layers
         assert case.accuracy is not None and case.accuracy.max_error < 1e-4
         roofs = run.device_roofs[case.device]
-        assert 0 < roofs.load <= 3 * roofs.fma  # each of another moment of a busy machine
+        assert 0 < roofs.load <= 1.2 * roofs.fma
         rated = [layer for layer in case.layers if layer.nonzero_gflops is not None]
         assert rated and all(layer.roof_share for layer in rated if layer.roof is not None)
         assert any(layer.roof is not None for layer in rated)
