@@ -45,5 +45,6 @@ class LayerNames:
     @staticmethod
     def _key(weight: npt.NDArray[Any]) -> bytes:
         flat = np.ascontiguousarray(weight)
-        form = f"{flat.shape} {flat.dtype}"
-        return hashlib.blake2b(form.encode() + flat.tobytes()).digest()
+        found = hashlib.sha256(f"{flat.shape} {flat.dtype}".encode())
+        found.update(flat.reshape(-1).view(np.uint8).data)
+        return found.digest()

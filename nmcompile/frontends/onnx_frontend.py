@@ -199,9 +199,21 @@ def _read(path: Path) -> onnx.ModelProto:
         ) from error
 
 
+def _opened(proto: onnx.ModelProto) -> ir.Model:
+    """The model, its large weights in arrays: protobuf copies one each time it is looked at."""
+    model = ir.from_proto(proto)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.nbytes > LARGE:
+            array = tensor.numpy()
+            if array.dtype.isnative and array.dtype.kind in "biuf":
+                value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+    return model
+
+
 def _in_memory(proto: onnx.ModelProto, folder: Path, title: str) -> ir.Model:
     try:
-        model = ir.from_proto(proto)
+        model = _opened(proto)
     except Exception as error:
         raise ModelError(
             f"{title} is damaged: {_first_line(error)}; export or copy it again"
@@ -223,7 +235,7 @@ def _at_least_oldest_opset(model: ir.Model, title: str) -> ir.Model:
         return model
     try:
         proto = onnx.version_converter.convert_version(ir.to_proto(model), wanted)
-        return ir.from_proto(proto)
+        return _opened(proto)
     except Exception as error:
         if found >= OLDEST_OPSET:
             return model  # what needs the later one is refused by name
@@ -252,8 +264,11 @@ def _check_operators(model: ir.Model, title: str) -> None:
 
 def _check(model: ir.Model, title: str) -> None:
     try:
-        proto = ir.to_proto(model)
-        _make_light(proto.graph)
+        # Inputs instead of large weights: the checker would copy them, and their data is checked.
+        proto, weights = _apart(model.clone())
+        for name, array in weights.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
         for output in proto.graph.output:
             # Where inference fails too, a missing shape is no reason to refuse: runtimes take that.
             if not output.type.tensor_type.HasField("shape"):
@@ -261,18 +276,6 @@ def _check(model: ir.Model, title: str) -> None:
         onnx.checker.check_model(proto)
     except Exception as error:
         raise _invalid(title, error) from error
-
-
-def _make_light(graph: onnx.GraphProto) -> None:
-    """Make inputs of the weights: the checker would copy them, and their data has been checked."""
-    weights = [tensor for tensor in graph.initializer if len(tensor.raw_data) > LARGE]
-    for tensor in weights:
-        graph.input.append(
-            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        )
-    kept = [tensor for tensor in graph.initializer if len(tensor.raw_data) <= LARGE]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
 
 
 def _invalid(title: str, error: Exception) -> ModelError:

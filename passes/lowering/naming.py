@@ -33,7 +33,7 @@ def content_name(name: str, made_by: str) -> str:
 
 def content_of(array: npt.NDArray[Any]) -> Content:
     """Shape, type and digest of an array: equal where it holds the same."""
-    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
     return array.shape, str(array.dtype), digest
 
 

@@ -120,6 +120,9 @@ def test_a_quantised_transformer_has_its_products_on_integers(tmp_path: Path) ->
     others = result.report.other_operators or {}
     assert set(others) <= {"reshape", "permute_dims", "concat", "add", "take"}
     session = nmc.runtime.load(path)
+    (x,) = images(1, shape=IMAGE)
+    calls = {call.symbol.partition("_f32")[0] for call in session.profile(x, repeats=1)}
+    assert "attention" in calls and "activation" not in calls
     for x in images(3, seed=5, shape=IMAGE):
         (found,), (expected,) = session.run(x).values(), as_defined(made.model, {"x": x})
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -99,3 +99,12 @@ def test_activations_of_tensors_agree_with_torch(shape: list[int], kind: str, se
     expected = ACTIVATIONS[kind](torch.from_numpy(x).double()).numpy()
     found = run_operands("activation", Elementwise(x.shape), [x], x.shape, activation(kind))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_gelu_is_as_exact_as_it_says() -> None:
+    x = np.concatenate([np.linspace(-9, 9, 20001), [-1e30, 1e30, np.inf]]).astype(np.float32)
+    expected = ACTIVATIONS["gelu"](torch.from_numpy(x).double()).numpy()
+    found = run_operands("activation", Elementwise(x.shape), [x], x.shape, activation("gelu"))
+    off = np.abs(found - expected)[:-1] / np.maximum(1, np.abs(x[:-1]))
+    assert off.max() < 2.2e-7
+    assert np.isinf(found[-1])

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, load, store
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, store
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 
 NAME = "join_f32__avx512"
@@ -24,12 +24,17 @@ def emit_join(name: str, groups: int, shape: tuple[int, ...]) -> Any:
         for index, part in enumerate(map(func.flat, parts)):
             if pieces:
                 with T.parallel(0, pieces) as piece:
-                    with T.serial(0, PIECE // LANES) as v:
-                        at = T.bind(piece * PIECE + v * LANES)
-                        store(out, index * size + at, load(part, at))
-            for first in range(pieces * PIECE, pieces * PIECE + rest // LANES * LANES, LANES):
-                store(out, index * size + first, load(part, first))
+                    _copy(out, index * size, part, T.bind(piece * PIECE), PIECE // LANES)
+            if rest >= LANES:
+                _copy(out, index * size, part, T.int32(pieces * PIECE), rest // LANES)
             if rest % LANES:
                 first = size - rest % LANES
                 store(out, index * size + first, load(part, first, rest % LANES), rest % LANES)
     return func.result()
+
+
+def _copy(out: Buffer, start: int, part: Buffer, first: Expr, vectors: int) -> None:
+    """So many vectors of a part from `first` on to where it lies in the output."""
+    with T.serial(0, vectors) as v:
+        at = T.bind(first + v * LANES)
+        store(out, start + at, load(part, at))

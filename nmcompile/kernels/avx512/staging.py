@@ -13,6 +13,7 @@ whatever the stride, padding and dilation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -22,6 +23,7 @@ from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load, splat, stor
 from nmcompile.kernels.spec import Conv2d
 
 MAX_SHUFFLED = 8  # column strides up to which a row is gathered by shuffles of whole vectors
+WRITTEN_OUT = 32  # vectors of a row up to which there is no loop over them
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,25 @@ def copy_row(
         with T.serial(0, count) as i:
             T.buffer_store(target, source[start + i * stride], [at + i])
         return
-    for first in range(0, count, LANES):
-        active = min(LANES, count - first)
+
+    def copy(first: Expr, active: int) -> None:
         begin = start + first * stride
         store(target, at + first, _load_strided(source, begin, stride, active), active)
+
+    _by_vectors(count, copy)
+
+
+def _by_vectors(count: int, do: Callable[[Expr, int], None]) -> None:
+    """Emit `do(first, active)` for each vector of a row: in a loop if it is long."""
+    full, rest = divmod(count, LANES)
+    if full > WRITTEN_OUT:
+        with T.serial(0, full) as v:
+            do(T.bind(v * LANES), LANES)
+    else:
+        for v in range(full):
+            do(v * LANES, LANES)
+    if rest:
+        do(full * LANES, rest)
 
 
 def _load_strided(buffer: Buffer, start: Expr, stride: int, active: int) -> Expr:
@@ -105,10 +122,9 @@ def _load_strided(buffer: Buffer, start: Expr, stride: int, active: int) -> Expr
     return T.Shuffle(vectors, [lane * stride if lane < active else 0 for lane in range(LANES)])
 
 
-def zero_row(target: Buffer, at: Expr, count: int) -> None:
-    """Zero `count` consecutive floats."""
-    for first in range(0, count, LANES):
-        store(target, at + first, splat(0.0), min(LANES, count - first))
+def fill_row(target: Buffer, at: Expr, count: int, value: float) -> None:
+    """Set `count` consecutive floats."""
+    _by_vectors(count, lambda first, active: store(target, at + first, splat(value), active))
 
 
 def valid_columns(conv: Conv2d, kw: int) -> tuple[int, int]:
@@ -157,9 +173,9 @@ def stage_channel(
                 target = T.bind(plane + j * conv.out_width)
                 with T.If(tirx.all(row >= 0, row < conv.in_height)):
                     with T.Then():
-                        zero_row(staged, target, low)
+                        fill_row(staged, target, low, 0.0)
                         source = (channel * conv.in_height + row) * conv.in_width + column
                         copy_row(x, source, conv.stride[1], staged, target + low, high - low)
-                        zero_row(staged, target + high, conv.out_width - high)
+                        fill_row(staged, target + high, conv.out_width - high, 0.0)
                     with T.Else():
-                        zero_row(staged, target, conv.out_width)
+                        fill_row(staged, target, conv.out_width, 0.0)

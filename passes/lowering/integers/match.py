@@ -242,6 +242,8 @@ class IntegerMatcher(Matcher):
     def _follow(self, group: IntegerGroup) -> None:
         """Grow a group to the rounding that ends it, or as far as it goes."""
         while group.target is None:
+            if group.activation.kind == "none" and self._follow_activation(group):
+                continue
             user = self._view.only_user(group.out)
             if user is None:
                 return
@@ -262,13 +264,16 @@ class IntegerMatcher(Matcher):
             elif not self._follow_operator(group, user):
                 return
 
-    def _follow_operator(self, group: IntegerGroup, user: Expr) -> bool:
-        """Absorb a bias, a residual, an activation or a view; says whether it did."""
+    def _follow_activation(self, group: IntegerGroup) -> bool:
+        """Absorb an activation, which may be several users of one value; says whether it did."""
         found = self._activations.match(group.out)
         if found is not None:
             group.activation, members = found
             self._extend(group, members)
-            return True
+        return found is not None
+
+    def _follow_operator(self, group: IntegerGroup, user: Expr) -> bool:
+        """Absorb a bias, a residual or a view; says whether it did."""
         if isinstance(group.spec, GlobalAverage) and self._view.op(user) in RESHAPES:
             shape = shape_of(user)
             if shape != (group.spec.batch, group.spec.channels):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load_between, splat, store
-from nmcompile.kernels.avx512.staging import copy_row
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, load_between, splat
+from nmcompile.kernels.avx512.staging import copy_row, fill_row
 from nmcompile.kernels.spec import Conv2d, Pool2d
 
 MOST_ROWS = 8  # output rows whose sums are in registers together
@@ -260,9 +260,7 @@ class _Planes(Source):
             with T.serial(0, self._rows_in) as row:
                 source = T.bind(row - window.top)
                 at = T.bind((index * self._rows_in + row) * self._width)
-                for first in range(0, self._width, LANES):
-                    active = min(LANES, self._width - first)
-                    store(self._planes, at + first, splat(fill), active)
+                fill_row(self._planes, at, self._width, fill)
                 with T.If(tirx.all(source >= 0, source < window.in_height)):
                     with T.Then():
                         begin = start + source * window.in_width + (phase - window.left)
