@@ -78,9 +78,12 @@ emulator:
 	@command -v g++ >/dev/null || { \
 	  echo "error: the tests compile an emulator of GPUs: apt-get install g++"; exit 1; }
 
+# Commands are started hundreds of times: each would compile our modules, where this is set.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 # Two workers, but for the tests that want the machine to themselves.
 test: emulator setup browser images
-	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not long and not alone'
+	$(BIN)/pytest -q -n 2 --dist worksteal --durations=20 -m 'not long and not alone'
 	$(BIN)/pytest -q -m 'alone and not long'
 
 # Before a release: the long sweeps too, and every property on ten times as many examples.

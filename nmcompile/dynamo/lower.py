@@ -19,7 +19,7 @@ from nmcompile.errors import ModelError, UnsupportedOperatorError
 from nmcompile.passes.enforce_pattern import EnforcePattern
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.graphs.fx.nodes import CONV, LINEAR
-from nmcompile.passes.graphs.fx.planar import LINEAR_CONV, TRANSPOSED
+from nmcompile.passes.graphs.fx.planar import CONVOLUTIONS, TRANSPOSED
 from nmcompile.passes.operators.torch.quantised import LIBRARY
 from nmcompile.passes.operators.torch.refusals import refusals
 from nmcompile.passes.pipeline import run_pipeline
@@ -27,7 +27,7 @@ from nmcompile.runtime import Session
 from nmcompile.sparsity import VERIFY
 from nmcompile.targets import BF16
 
-PRODUCTS = CONV | LINEAR | LINEAR_CONV | TRANSPOSED | {torch.ops.aten.bmm.default}
+PRODUCTS = CONV | LINEAR | CONVOLUTIONS | TRANSPOSED | {torch.ops.aten.bmm.default}
 SHOWN = 3
 """Reasons in a message."""
 

@@ -60,8 +60,49 @@ class Planar:
     size: Pair
     result: tuple[int, ...]
 
+    def write(self, x: Tensor, into: "Writer[Tensor]") -> Tensor:
+        """See `Form`."""
+        rank = len(self.result)
+        data = x if rank == 4 else into.reshape(x, self.data)
+        parts = [into.conv(data, piece) for piece in self.pieces]
+        y = parts[0] if len(parts) == 1 else into.concat(parts, 1)
+        batch, channels, height, width = self.pieces[0].made
+        tall, wide = self.phases
+        if tall * wide > 1:
+            # Behind concat phases are outermost, in one convolution its groups are.
+            groups = self.pieces[0].conv.groups if len(parts) == 1 else 1
+            outputs = channels * len(parts) // (tall * wide)
+            split = (batch, groups, tall, wide, outputs // groups, height, width)
+            y = into.permute(into.reshape(y, split), (0, 1, 4, 5, 2, 6, 3))
+            height, width = height * tall, width * wide
+            y = into.reshape(y, (batch, outputs, height, width))
+        ends = zip(self.crop, self.size, (height, width), strict=True)
+        for axis, (start, size, whole) in enumerate(ends, 2):
+            if size != whole:
+                y = into.narrow(y, axis, start, size, 1)
+        return y if rank == 4 else into.reshape(y, self.result)
 
-def layers_of(form: Planar, name: str) -> tuple[Layer, ...]:
+
+class Form(Protocol):
+    """What an operator is in plain convolutions of two dimensions.
+
+    data: (N, I, H, W) of what the convolutions read.
+    pieces: these.
+    """
+
+    @property
+    def data(self) -> Shape:
+        """See the class."""
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """See the class."""
+
+    def write(self, x: Tensor, into: "Writer[Tensor]") -> Tensor:
+        """Make the operators that it stands for behind `x`; returns what they make."""
+
+
+def layers_of(form: Form, name: str) -> tuple[Layer, ...]:
     """The convolutions of a form as layers."""
     return tuple(
         Layer(
@@ -87,8 +128,11 @@ class Writer(Protocol[Tensor]):
     def conv(self, x: Tensor, piece: Piece) -> Tensor:
         """One convolution."""
 
-    def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        """One behind the other along channels."""
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum of two of one shape."""
+
+    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """One behind the other along an axis."""
 
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """The same elements in another shape."""
@@ -96,31 +140,11 @@ class Writer(Protocol[Tensor]):
     def permute(self, x: Tensor, order: Sequence[int]) -> Tensor:
         """Axis i of the result is axis order[i]."""
 
-    def narrow(self, x: Tensor, axis: int, start: int, length: int) -> Tensor:
-        """Some slices along an axis."""
+    def narrow(self, x: Tensor, axis: int, start: int, length: int, step: int) -> Tensor:
+        """Every so many slices of `length` along an axis."""
 
-
-def write(x: Tensor, form: Planar, into: Writer[Tensor]) -> Tensor:
-    """Make the operators that a form stands for, behind `x`; returns what they make."""
-    rank = len(form.result)
-    data = x if rank == 4 else into.reshape(x, form.data)
-    parts = [into.conv(data, piece) for piece in form.pieces]
-    y = parts[0] if len(parts) == 1 else into.concat(parts)
-    batch, channels, height, width = form.pieces[0].made
-    tall, wide = form.phases
-    if tall * wide > 1:
-        # Behind concat phases are outermost, in one convolution its groups are.
-        groups = form.pieces[0].conv.groups if len(parts) == 1 else 1
-        outputs = channels * len(parts) // (tall * wide)
-        split = (batch, groups, tall, wide, outputs // groups, height, width)
-        y = into.permute(into.reshape(y, split), (0, 1, 4, 5, 2, 6, 3))
-        height, width = height * tall, width * wide
-        y = into.reshape(y, (batch, outputs, height, width))
-    ends = zip(form.crop, form.size, (height, width), strict=True)
-    for axis, (start, size, whole) in enumerate(ends, 2):
-        if size != whole:
-            y = into.narrow(y, axis, start, size)
-    return y if rank == 4 else into.reshape(y, form.result)
+    def pad(self, x: Tensor, ends: Sequence[Pair]) -> Tensor:
+        """Zeros in front of each axis and behind it."""
 
 
 def operands(
@@ -142,13 +166,13 @@ def operands(
         shape: that of a value.
 
     Returns:
-        None where one of them is not known, and for convolutions along other numbers of axes.
+        None where one of them is not known, and for plain convolutions of two dimensions.
     """
     extents, kernel = shape(data), constant(weight)
     added = None if bias is None else constant(bias)
     if extents is None or kernel is None or (bias is not None and added is None):
         return None
-    if kernel.ndim not in ((3, 4) if turned else (3,)) or len(extents) != kernel.ndim:
+    if kernel.ndim not in ((3, 4) if turned else (3, 5)) or len(extents) != kernel.ndim:
         return None
     return extents, kernel, added
 
@@ -176,7 +200,7 @@ def convolution(
     Returns:
         None where it has no outputs, or is malformed.
     """
-    if not _fits(shape, weight, bias, groups, weight.shape[0], weight.shape[1] * groups):
+    if not fits(shape, weight, bias, groups, weight.shape[0], weight.shape[1] * groups):
         return None
     if min(stride, dilation, 1 + min(padding)) < 1:
         return None
@@ -216,7 +240,7 @@ def transposed(
     Returns:
         None where it has no outputs, a phase has no tap, or it is malformed.
     """
-    if not _fits(shape, weight, bias, groups, weight.shape[1] * groups, weight.shape[0]):
+    if not fits(shape, weight, bias, groups, weight.shape[1] * groups, weight.shape[0]):
         return None
     if min(*stride, *dilation, *(1 + size for size in extra)) < 1:
         return None
@@ -256,7 +280,7 @@ def transposed(
     )  # fmt: skip
 
 
-def _fits(
+def fits(
     shape: Sequence[int],
     weight: Array,
     bias: Array | None,

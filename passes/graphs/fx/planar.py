@@ -6,13 +6,19 @@ from typing import Any
 import torch
 from torch import fx
 
+from nmcompile.passes.graphs.frames import frames
 from nmcompile.passes.graphs.fx.nodes import arguments_of
 from nmcompile.passes.graphs.interface import Array
-from nmcompile.passes.graphs.planar import Planar, convolution, operands, transposed
+from nmcompile.passes.graphs.planar import Form, convolution, operands, transposed
 
 aten = torch.ops.aten
 
-LINEAR_CONV = {aten.conv1d.default, aten.conv1d.padding}
+CONVOLUTIONS = {
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input}
 
 
@@ -20,8 +26,8 @@ def read_planar(
     node: fx.Node,
     constant: Callable[[fx.Node], Array | None],
     shape: Callable[[fx.Node], tuple[int, ...] | None],
-) -> Planar | None:
-    """The form of a convolution along one axis, or of a transposed one along one or two.
+) -> Form | None:
+    """The form of a convolution along one axis or three, or of a transposed one along one or two.
 
     Args:
         node: of the graph.
@@ -31,7 +37,7 @@ def read_planar(
     Returns:
         None for other operators, and where the weight is no constant or the shape is not known.
     """
-    if node.target not in LINEAR_CONV | TRANSPOSED | {aten.convolution.default}:
+    if node.target not in CONVOLUTIONS | TRANSPOSED | {aten.convolution.default}:
         return None
     given = arguments_of(node)
     turned = node.target in TRANSPOSED or bool(given.get("transposed", False))
@@ -42,13 +48,17 @@ def read_planar(
     axes, groups = weight.ndim - 2, int(given["groups"])
     stride, dilation = _each(given["stride"], axes), _each(given["dilation"], axes)
     if isinstance(given["padding"], str):
-        span = dilation[0] * (weight.shape[2] - 1) if given["padding"] == "same" else 0
-        padding = [(span // 2, span - span // 2)]
+        same = given["padding"] == "same"
+        kernel = weight.shape[2:]
+        spans = [d * (k - 1) if same else 0 for d, k in zip(dilation, kernel, strict=True)]
+        padding = [(span // 2, span - span // 2) for span in spans]
     else:
         padding = [(size, size) for size in _each(given["padding"], axes)]
     if turned:
         extra = _each(given["output_padding"], axes)
         return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
+    if axes == 3:
+        return frames(data, weight, bias, stride, padding, dilation, groups)
     return convolution(data, weight, bias, stride[0], padding[0], dilation[0], groups)
 
 

@@ -4,18 +4,19 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from nmcompile.passes.graphs.frames import frames
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
 from nmcompile.passes.graphs.onnx.padding import conv_padding, transposed_padding
-from nmcompile.passes.graphs.planar import Planar, convolution, operands, transposed
+from nmcompile.passes.graphs.planar import Form, convolution, operands, transposed
 
 
 def read_planar(
     node: ir.Node,
     constant: Callable[[ir.Value], Array | None],
     shape: Callable[[ir.Value], tuple[int, ...] | None],
-) -> Planar | None:
-    """The form of a convolution along one axis, or of a transposed one along one or two.
+) -> Form | None:
+    """The form of a convolution along one axis or three, or of a transposed one along one or two.
 
     Args:
         node: of the graph.
@@ -51,4 +52,6 @@ def read_planar(
     found = conv_padding(node, kernel, image)
     if found is None:
         return None
+    if len(image) == 3:
+        return frames(data, weight, bias, stride, found, dilation, groups)
     return convolution(data, weight, bias, stride[0], found[0], dilation[0], groups)

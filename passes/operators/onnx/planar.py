@@ -1,4 +1,4 @@
-"""Convolutions along one axis and transposed ones, as the plain ones that kernels are for."""
+"""Convolutions along one axis or three, and transposed ones, as those that kernels are for."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.graphs.onnx.planar import read_planar
-from nmcompile.passes.graphs.planar import Piece, write
+from nmcompile.passes.graphs.planar import Pair, Piece
 from nmcompile.passes.operators.onnx.editing import Replacement
 
 
@@ -21,7 +21,7 @@ def rewrite_planar(graph: OnnxGraph, node: ir.Node) -> str | None:
     if form is None or node.inputs[0] is None:
         return ""
     new = Replacement(graph, node)
-    new.finish(write(node.inputs[0], form, _Writer(new)))
+    new.finish(form.write(node.inputs[0], _Writer(new)))
     return None
 
 
@@ -42,8 +42,11 @@ class _Writer:
             group=piece.conv.groups,
         )
 
-    def concat(self, parts: Sequence[ir.Value]) -> ir.Value:
-        return self._new.add("Concat", *parts, axis=1)
+    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._new.add("Add", a, b)
+
+    def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+        return self._new.add("Concat", *parts, axis=axis)
 
     def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
         return self._new.add("Reshape", x, self._numbers(*shape))
@@ -51,8 +54,11 @@ class _Writer:
     def permute(self, x: ir.Value, order: Sequence[int]) -> ir.Value:
         return self._new.add("Transpose", x, perm=order)
 
-    def narrow(self, x: ir.Value, axis: int, start: int, length: int) -> ir.Value:
-        ends = (start, start + length, axis)
+    def pad(self, x: ir.Value, ends: Sequence[Pair]) -> ir.Value:
+        return self._new.add("Pad", x, self._new.constant(np.array(ends, np.int64).T.reshape(-1)))
+
+    def narrow(self, x: ir.Value, axis: int, start: int, length: int, step: int) -> ir.Value:
+        ends = (start, start + length, axis, step)
         return self._new.add("Slice", x, *(self._numbers(number) for number in ends))
 
     def _numbers(self, *numbers: int) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Convolutions along one axis and transposed ones, as the plain ones that kernels are for."""
+"""Convolutions along one axis or three, and transposed ones, as those that kernels are for."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import fx
 from nmcompile.passes.graphs.fx.graph import FxGraph
 from nmcompile.passes.graphs.fx.nodes import arguments_of
 from nmcompile.passes.graphs.fx.planar import read_planar
-from nmcompile.passes.graphs.planar import Piece, write
+from nmcompile.passes.graphs.planar import Pair, Piece
 from nmcompile.passes.operators.torch.editing import Replacement
 
 aten = torch.ops.aten
@@ -25,7 +25,7 @@ def rewrite_planar(graph: FxGraph, node: fx.Node) -> str | None:
     if form is None:
         return ""
     new = Replacement(graph, node)
-    new.finish(write(arguments_of(node)["input"], form, _Writer(new)))
+    new.finish(form.write(arguments_of(node)["input"], _Writer(new)))
     return None
 
 
@@ -44,8 +44,11 @@ class _Writer:
         geometry = (list(piece.conv.stride), padding, list(piece.conv.dilation), piece.conv.groups)
         return self._new.add(aten.conv2d.default, x, weight, bias, *geometry)
 
-    def concat(self, parts: Sequence[fx.Node]) -> fx.Node:
-        return self._new.add(aten.cat.default, list(parts), 1)
+    def add(self, a: fx.Node, b: fx.Node) -> fx.Node:
+        return self._new.add(aten.add.Tensor, a, b)
+
+    def concat(self, parts: Sequence[fx.Node], axis: int) -> fx.Node:
+        return self._new.add(aten.cat.default, list(parts), axis)
 
     def reshape(self, x: fx.Node, shape: Sequence[int]) -> fx.Node:
         return self._new.add(aten.reshape.default, x, list(shape))
@@ -53,5 +56,9 @@ class _Writer:
     def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
         return self._new.add(aten.permute.default, x, list(order))
 
-    def narrow(self, x: fx.Node, axis: int, start: int, length: int) -> fx.Node:
-        return self._new.add(aten.slice.Tensor, x, axis, start, start + length)
+    def pad(self, x: fx.Node, ends: Sequence[Pair]) -> fx.Node:
+        innermost_first = [size for pair in reversed(ends) for size in pair]
+        return self._new.add(aten.constant_pad_nd.default, x, innermost_first)
+
+    def narrow(self, x: fx.Node, axis: int, start: int, length: int, step: int) -> fx.Node:
+        return self._new.add(aten.slice.Tensor, x, axis, start, start + length, step)

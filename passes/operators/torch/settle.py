@@ -63,6 +63,8 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.clamp_min.default": rewrite_clamp,
     "aten.conv1d.default": rewrite_planar,
     "aten.conv1d.padding": rewrite_planar,
+    "aten.conv3d.default": rewrite_planar,
+    "aten.conv3d.padding": rewrite_planar,
     "aten.conv_transpose1d.default": rewrite_planar,
     "aten.conv_transpose2d.input": rewrite_planar,
     "aten.convolution.default": rewrite_planar,

@@ -66,7 +66,7 @@ ROWS: tuple[Operator, ...] = (
     # Along channels and images.
     *_rows("conv1d conv1d.padding", FLOAT, must.ranks(3), must.not_planar),
     *_rows("conv2d conv2d.padding", FLOAT, must.ranks(4)),
-    *_rows("conv3d conv3d.padding", FLOAT, must.ranks(5)),
+    *_rows("conv3d conv3d.padding", FLOAT, must.ranks(5), must.not_planar),
     *_rows("convolution", FLOAT, must.ranks(3, 4, 5), must.not_planar),
     *_rows("conv_transpose1d", FLOAT, must.ranks(3), must.not_planar),
     *_rows("conv_transpose2d.input", FLOAT, must.ranks(4), must.not_planar),
