@@ -16,6 +16,7 @@ from nmcompile.kernels.avx512 import contest, elementwise
 from nmcompile.kernels.avx512.attention import rows as attention
 from nmcompile.kernels.avx512.lanes import rows as lanes
 from nmcompile.kernels.avx512.panel import rows as panel
+from nmcompile.kernels.avx512.products import rows as products
 from nmcompile.kernels.avx512.rowwise import rows as rowwise
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
@@ -38,7 +39,7 @@ from nmcompile.kernels.verdict import (
 
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
-    "conv2d", "linear", "pool2d", "global_average", "attention", "layer_norm", "softmax",
+    "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm", "softmax",
     "activation", "quantise", "dequantise", "table", "sum", "gate",
 ]  # fmt: skip
 
@@ -270,6 +271,10 @@ CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "attention_f32__avx512", "attention", "avx512", "float32", False,
         accept, accept, one_config, attention.lower_attention,
+    ),
+    Kernel(
+        "product_f32__avx512", "product", "avx512", "float32", False,
+        accept, accept, one_config, products.lower_product,
     ),
     Kernel(
         "layer_norm_f32__avx512", "layer_norm", "avx512", "float32", False,

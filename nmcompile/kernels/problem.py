@@ -21,6 +21,7 @@ from nmcompile.kernels.spec import (
     LayerNorm,
     Linear,
     Pool2d,
+    Product,
     Quantise,
     Softmax,
     Sum,
@@ -31,7 +32,7 @@ from nmcompile.sparsity import Detection
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | LayerNorm | Softmax | Elementwise
+    | Attention | Product | LayerNorm | Softmax | Elementwise
 )  # fmt: skip
 
 

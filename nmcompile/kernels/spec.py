@@ -243,7 +243,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Strides:
-    """Where the elements of one operand of an attention lie in a tensor, in elements of it.
+    """Where the elements of an operand of an attention or product lie in a tensor, in its elements.
 
     operand: which of the tensors that the kernel reads.
     offset: of the first element; lead, token, feature: from one to the next, along each axis.
@@ -306,6 +306,36 @@ class Attention:
     def macs(self) -> int:
         """Multiply-accumulates of both products of one call."""
         return self.heads * self.queries * self.keys * (self.size + self.value_size)
+
+
+@dataclass(frozen=True)
+class Product:
+    """a b of two activations for each pair of a batch: float32 (rows, depth) and (depth, columns).
+
+    lead: extents of the axes in front, of as many as both have strides for.
+    operands: shapes of the tensors that hold a and b.
+    a, b: where they lie there; of b, `token` is along the depth.
+    out_shape: of the result, without gaps.
+    """
+
+    lead: tuple[int, ...]
+    rows: int
+    columns: int
+    depth: int
+    operands: tuple[tuple[int, ...], ...]
+    a: Strides
+    b: Strides
+    out_shape: tuple[int, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Of all of the batch."""
+        return math.prod(self.lead)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one call."""
+        return self.pairs * self.rows * self.columns * self.depth
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class IntegerMatcher(Matcher):
             if var not in view.taken and not self._is_move(var):
                 rows = var in read_as_rows
                 take(find_quantise(view, var, rows) or self._group(var, value))
+        found += self._free_products()
         found.sort(key=lambda group: view.places[group.out])
         self.live = self._find_live(found)
         needed = [group for group in found if group.out in self.live]
@@ -98,7 +99,8 @@ class IntegerMatcher(Matcher):
 
     def remarks(self) -> list[str]:
         """Matrix products of two quantised values, as a quantised attention has them."""
-        taken = {var for group in self.groups for var in group.members}
+        real = {group.out for group in self.groups if group.op == "product"}
+        taken = {var for group in self.groups for var in group.members} - real
         count = sum(
             self._view.op(var) == "matmul"
             and all(self._view.quantised(side) is not None for side in self._view.args(var))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nmcompile.kernels.spec import Attention, LayerNorm, Softmax
+from nmcompile.kernels.spec import Attention, LayerNorm, Product, Softmax
 from nmcompile.passes.lowering.view import Expr
 
 
@@ -15,6 +15,6 @@ class Found:
     The result is the last of `members`.
     """
 
-    spec: Attention | LayerNorm | Softmax
+    spec: Attention | Product | LayerNorm | Softmax
     operands: tuple[Expr, ...]
     members: tuple[Expr, ...]

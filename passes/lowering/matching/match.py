@@ -35,10 +35,13 @@ from nmcompile.kernels.spec import (
     LayerNorm,
     Linear,
     Pool2d,
+    Product,
     Softmax,
 )
 from nmcompile.passes.lowering.matching.activations import ActivationMatcher
 from nmcompile.passes.lowering.matching.attention import AttentionMatcher
+from nmcompile.passes.lowering.matching.found import Found
+from nmcompile.passes.lowering.matching.products import ProductMatcher
 from nmcompile.passes.lowering.matching.rowwise import RowwiseMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
 
@@ -48,6 +51,7 @@ FloatArray = npt.NDArray[np.float32]
 _KINDS: dict[type[Spec], OpKind] = {
     Attention: "attention",
     LayerNorm: "layer_norm",
+    Product: "product",
     Softmax: "softmax",
 }
 MAX_WINDOW = 256  # taps; the pooling kernel writes all of them out
@@ -84,6 +88,14 @@ class Group:
         return Epilogue(self.bias is not None, self.residual is not None, self.activation)
 
 
+def _group_of(found: Found) -> Group:
+    x, *others = found.operands
+    return Group(
+        _KINDS[type(found.spec)], found.spec, x, found.members[-1], tuple(others),
+        members=list(found.members),
+    )  # fmt: skip
+
+
 class Matcher:
     """Definitions and uses of one function, and the groups found in it."""
 
@@ -94,6 +106,7 @@ class Matcher:
         self._transformers = transformers
         self._attention = AttentionMatcher(self._view)
         self._rowwise = RowwiseMatcher(self._view)
+        self._products = ProductMatcher(self._view)
         self._activations = ActivationMatcher(self._view)
 
     @cached_property
@@ -105,8 +118,20 @@ class Matcher:
             if group is not None:
                 self._view.taken.update(group.members)
                 found.append(group)
+        found += self._free_products()
+        found.sort(key=lambda group: self._view.places[group.out])
         self._find_overwrites(found)
         return found
+
+    def _free_products(self) -> list[Group]:
+        """Products of two activations that are left, as an attention may begin with one."""
+        made = []
+        for var in self._view.definitions if self._transformers else ():
+            found = None if var in self._view.taken else self._products.match(var)
+            if found is not None:
+                made.append(_group_of(found))
+                self._view.taken.update(found.members)
+        return made
 
     def leftovers(self) -> list[str]:
         """Names of the operators that no group takes, in order."""
@@ -162,11 +187,7 @@ class Matcher:
         found = self._rowwise.match(var) if found is None else found
         if found is None:
             return None
-        x, *others = found.operands
-        return Group(
-            _KINDS[type(found.spec)], found.spec, x, found.members[-1], tuple(others),
-            members=list(found.members),
-        )  # fmt: skip
+        return _group_of(found)
 
     def _conv(self, var: Expr, value: Expr) -> Group | None:
         x, attrs = value.args[0], value.attrs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmcompile.passes.lowering.matching.scores import Masking, Scores, ordered
-from nmcompile.passes.lowering.matching.strided import Shape, Strided
+from nmcompile.passes.lowering.matching.strided import Shape, Strided, merged_lead
 from nmcompile.passes.lowering.matching.traced import Reshape, Traced, axes_of, reshapes, trace
 from nmcompile.passes.lowering.view import Expr, FunctionView, shape_of
 
@@ -46,12 +46,7 @@ class Placing:
     def merged(self) -> Placing:
         """With as few axes in front as all operands have strides for."""
         views = [view for _, view in (self.q, self.k, self.v, *self.masks)] + [self.out]
-        lead = list[int](self.lead[:1])
-        for axis, extent in enumerate(self.lead[1:]):
-            if all(view.strides[axis] == extent * view.strides[axis + 1] for view in views):
-                lead[-1] *= extent
-            else:
-                lead.append(extent)
+        lead = merged_lead(self.lead, views)
 
         def merged(view: Strided) -> Strided:
             found = view.reshaped((*lead, *view.shape[-2:]))

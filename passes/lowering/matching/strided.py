@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 Shape = tuple[int, ...]
@@ -104,6 +105,17 @@ class Strided:
                     return None
             axes.append(_joined(taken[::-1]))
         return replace(self, axes=tuple(axes[::-1]))
+
+
+def merged_lead(lead: Shape, views: Sequence[Strided]) -> Shape:
+    """As few axes in front of matrices as all of their simple views have strides for."""
+    found = list[int](lead[:1])
+    for axis, extent in enumerate(lead[1:]):
+        if all(view.strides[axis] == extent * view.strides[axis + 1] for view in views):
+            found[-1] *= extent
+        else:
+            found.append(extent)
+    return tuple(found)
 
 
 def _joined(parts: list[tuple[int, int]]) -> Parts:

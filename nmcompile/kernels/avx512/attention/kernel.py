@@ -63,8 +63,8 @@ class _QueryBlock:
         self._head = head
         self._keys = T.bind(head * plan.packed)
         self._values = T.bind(head * plan.packed + plan.packed_keys)
-        self._q, self._into = start_of(spec, spec.q, head), start_of(spec, spec.out, head)
-        self._masks = [start_of(spec, mask.where, head) for mask in spec.masks]
+        self._q, self._into = start_of(spec.lead, spec.q, head), start_of(spec.lead, spec.out, head)
+        self._masks = [start_of(spec.lead, mask.where, head) for mask in spec.masks]
         self._first_tile = T.bind(block * plan.block_tiles)
         left = plan.row_tiles - self._first_tile
         self._tiles = T.bind(T.min(plan.block_tiles, left))

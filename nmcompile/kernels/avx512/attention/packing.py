@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from tvm.tirx.script import builder as T
 
 from nmcompile.kernels.avx512.attention.plan import Plan
@@ -14,17 +17,28 @@ from nmcompile.kernels.avx512.emit import (
     store,
     transpose,
 )
-from nmcompile.kernels.spec import Attention, Strides
+from nmcompile.kernels.spec import Strides
 
 
-def start_of(spec: Attention, where: Strides, head: Expr) -> Expr:
-    """The first element of an operand, for a head counted over the whole batch."""
+@dataclass(frozen=True)
+class Lines:
+    """`count` lines of `size` numbers; line and number: from one to the next, in elements."""
+
+    count: int
+    size: int
+    line: int
+    number: int
+    scale: float = 1.0
+
+
+def start_of(lead: tuple[int, ...], where: Strides, pair: Expr) -> Expr:
+    """The first element of an operand, for a pair counted over the whole batch."""
     start: Expr = T.int32(where.offset)
-    behind = spec.heads
-    for extent, stride in zip(spec.lead, where.lead, strict=True):
+    behind = math.prod(lead)
+    for extent, stride in zip(lead, where.lead, strict=True):
         around, behind = behind, behind // extent
         if stride:
-            start = start + head % around // behind * stride
+            start = start + pair % around // behind * stride
     return T.bind(start)
 
 
@@ -33,32 +47,33 @@ def pack(plan: Plan, given: list[Buffer], packed: Buffer, head: Expr) -> None:
     spec = plan.spec
     keys, values = given[spec.k.operand], given[spec.v.operand]
     at = T.bind(head * plan.packed)
-    _pack_keys(spec, keys, start_of(spec, spec.k, head), packed, at)
+    lines = Lines(spec.keys, spec.size, spec.k.token, spec.k.feature, spec.scale)
+    pack_lines(lines, keys, start_of(spec.lead, spec.k, head), packed, at)
     into = T.bind(at + plan.packed_keys)
-    _pack_values(plan, values, start_of(spec, spec.v, head), packed, into)
+    _pack_values(plan, values, start_of(spec.lead, spec.v, head), packed, into)
 
 
-def _pack_keys(spec: Attention, keys: Buffer, start: Expr, packed: Buffer, into: Expr) -> None:
-    """Vectors of 16 keys, times the scale: [vector][feature][16]."""
-    full, rest = divmod(spec.keys, LANES)
+def pack_lines(lines: Lines, source: Buffer, start: Expr, packed: Buffer, into: Expr) -> None:
+    """Vectors of 16 lines, times the scale: [vector][number][16], zeros behind the last line."""
+    full, rest = divmod(lines.count, LANES)
 
     def vector(v: Expr, count: int) -> None:
-        base = T.bind(start + v * (LANES * spec.k.token))
-        target = T.bind(into + v * (LANES * spec.size))
-        whole, ragged = divmod(spec.size, LANES)
-        if spec.k.feature != 1:
-            with T.serial(0, spec.size) as feature:
-                _pack_feature(spec, keys, base, packed, target, feature, count)
+        base = T.bind(start + v * (LANES * lines.line))
+        target = T.bind(into + v * (LANES * lines.size))
+        whole, ragged = divmod(lines.size, LANES)
+        if lines.number != 1:
+            with T.serial(0, lines.size) as number:
+                _pack_number(lines, source, base, packed, target, number, count)
             return
         if whole:
             with T.serial(0, whole) as group:
                 _pack_square(
-                    spec, keys, base + group * LANES, packed, target + group * (LANES * LANES),
+                    lines, source, base + group * LANES, packed, target + group * (LANES * LANES),
                     count, LANES,
                 )  # fmt: skip
         if ragged:
             at = whole * LANES
-            _pack_square(spec, keys, base + at, packed, target + at * LANES, count, ragged)
+            _pack_square(lines, source, base + at, packed, target + at * LANES, count, ragged)
 
     if full:
         with T.serial(0, full) as v:
@@ -68,32 +83,36 @@ def _pack_keys(spec: Attention, keys: Buffer, start: Expr, packed: Buffer, into:
 
 
 def _pack_square(
-    spec: Attention, keys: Buffer, base: Expr, packed: Buffer, target: Expr, count: int, active: int
+    lines: Lines, source: Buffer, base: Expr, packed: Buffer, target: Expr, count: int, active: int
 ) -> None:
-    """`count` keys of `active` consecutive features, transposed."""
+    """`count` lines of `active` consecutive numbers, transposed."""
     rows = [
-        T.bind(load(keys, base + key * spec.k.token, active)) if key < count else splat(0.0)
-        for key in range(LANES)
+        T.bind(load(source, base + line * lines.line, active)) if line < count else splat(0.0)
+        for line in range(LANES)
     ]
-    for feature, column in enumerate(transpose(rows)[:active]):
-        store(packed, target + feature * LANES, column * splat(spec.scale))
+    for number, column in enumerate(transpose(rows)[:active]):
+        store(packed, target + number * LANES, _scaled(column, lines.scale))
 
 
-def _pack_feature(
-    spec: Attention, keys: Buffer, base: Expr, packed: Buffer, target: Expr, feature: Expr,
+def _pack_number(
+    lines: Lines, source: Buffer, base: Expr, packed: Buffer, target: Expr, number: Expr,
     count: int,
 ) -> None:  # fmt: skip
-    """One feature of `count` keys."""
-    at = T.bind(base + feature * spec.k.feature)
-    into = T.bind(target + feature * LANES)
-    if spec.k.token == 1:
-        store(packed, into, load(keys, at, count) * splat(spec.scale))
+    """One number of `count` lines."""
+    at = T.bind(base + number * lines.number)
+    into = T.bind(target + number * LANES)
+    if lines.line == 1:
+        store(packed, into, _scaled(load(source, at, count), lines.scale))
         return
     if count < LANES:
         store(packed, into, splat(0.0))
-    with T.serial(0, count) as key:
-        value = keys[at + key * spec.k.token] * T.float32(spec.scale)
-        T.buffer_store(packed, value, [into + key])
+    with T.serial(0, count) as line:
+        value = source[at + line * lines.line] * T.float32(lines.scale)
+        T.buffer_store(packed, value, [into + line])
+
+
+def _scaled(value: Expr, scale: float) -> Expr:
+    return value if scale == 1.0 else value * splat(scale)
 
 
 def _pack_values(plan: Plan, values: Buffer, start: Expr, packed: Buffer, into: Expr) -> None:
