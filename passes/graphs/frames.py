@@ -1,8 +1,11 @@
-"""Convolutions along three axes, frame by frame.
+"""Convolutions along three axes, and transposed ones, frame by frame.
 
 A frame of the output is a convolution of two dimensions over as many frames of the input as the
 kernel is deep. Without groups these lie side by side as channels, and one convolution reads them;
 with groups each tap along the depth is a convolution of its own, and what they make is added up.
+
+A transposed convolution makes as many frames of each one as its kernel is deep. Where these do not
+overlap, they are channels of a transposed convolution of two dimensions, put one after the other.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, ConvAttrs
-from nmcompile.passes.graphs.planar import Pair, Piece, Shape, Tensor, Writer, fits
+from nmcompile.passes.graphs.planar import (
+    Pair,
+    Piece,
+    Planar,
+    Shape,
+    Tensor,
+    Writer,
+    fits,
+    transposed,
+)
 
 Volume = tuple[int, int, int, int, int]
 
@@ -123,3 +135,90 @@ def frames(
         tuple(pieces), tuple(tap * dilation[0] for tap in range(depth)), stride[0], padding[0],
         count, (batch, outputs, count, height, width),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class SpreadFrames:
+    """What a transposed convolution along three axes is in those of two.
+
+    given: (N, I, T, H, W) of its input.
+    flat: of the frames, (N * T, I, H, W), with the frames of each as channels.
+    depth: how many these are.
+    crop: frames that are left out in front.
+    result: the shape of the output.
+    """
+
+    given: Volume
+    flat: Planar
+    depth: int
+    crop: int
+    result: Volume
+
+    @property
+    def data(self) -> Shape:
+        """See `Form`."""
+        return self.flat.data
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """See `Form`."""
+        return self.flat.pieces
+
+    def write(self, x: Tensor, into: Writer[Tensor]) -> Tensor:
+        """See `Form`."""
+        batch, _, frames, _, _ = self.given
+        _, outputs, kept, height, width = self.result
+        y = into.reshape(into.permute(x, (0, 2, 1, 3, 4)), self.data)
+        y = self.flat.write(y, into)
+        y = into.reshape(y, (batch, frames, outputs, self.depth, height, width))
+        y = into.permute(y, (0, 2, 1, 3, 4, 5))
+        made = frames * self.depth
+        y = into.reshape(y, (batch, outputs, made, height, width))
+        return y if made == kept else into.narrow(y, 2, self.crop, kept, 1)
+
+
+def spread(
+    shape: Sequence[int],
+    weight: Array,
+    bias: Array | None,
+    stride: Sequence[int],
+    padding: Sequence[Pair],
+    dilation: Sequence[int],
+    extra: Sequence[int],
+    groups: int,
+) -> SpreadFrames | None:
+    """A transposed convolution along three axes.
+
+    Args:
+        shape: (N, I, T, H, W) of its input.
+        weight: (I, O / groups, d, h, w).
+        bias: (O,), or None.
+        stride: per axis, as all that follows.
+        padding: what is cut off in front and behind.
+        dilation: in elements of the output.
+        extra: elements that are added behind.
+        groups: of channels.
+
+    Returns:
+        None where frames of the output overlap or are missing, and as `transposed`.
+    """
+    if not fits(shape, weight, bias, groups, weight.shape[1] * groups, weight.shape[0]):
+        return None
+    batch, channels, depth, *image = shape
+    inputs, outputs, taps = weight.shape[:3]
+    cut = padding[0]
+    kept = depth * taps - sum(cut)
+    if stride[0] != taps or (dilation[0] != 1 and taps > 1) or extra[0] or min(*cut, kept - 1) < 0:
+        return None
+    flat = transposed(
+        (batch * depth, channels, *image),
+        weight.reshape(inputs, outputs * taps, *weight.shape[3:]),
+        None if bias is None else np.repeat(bias, taps),
+        stride[1:], padding[1:], dilation[1:], extra[1:], groups,
+    )  # fmt: skip
+    if flat is None:
+        return None
+    given = (batch, channels, depth, image[0], image[1])
+    height, width = flat.result[2:]
+    result = (batch, outputs * groups, kept, height, width)
+    return SpreadFrames(given, flat, taps, cut[0], result)

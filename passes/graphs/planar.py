@@ -172,7 +172,7 @@ def operands(
     added = None if bias is None else constant(bias)
     if extents is None or kernel is None or (bias is not None and added is None):
         return None
-    if kernel.ndim not in ((3, 4) if turned else (3, 5)) or len(extents) != kernel.ndim:
+    if kernel.ndim not in ((3, 4, 5) if turned else (3, 5)) or len(extents) != kernel.ndim:
         return None
     return extents, kernel, added
 

@@ -14,8 +14,8 @@ from nmcompile.passes.enforce_pattern import EnforceResult
 from nmcompile.sparsity import parse_pattern, project
 from tests.support.seed_modules import assert_close, export_onnx, run_onnx, run_torch
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
-TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TURNED)
 
 
 class UNet(nn.Module):
@@ -48,16 +48,30 @@ def signal_net() -> nn.Module:
     )  # fmt: skip
 
 
+def volume_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(3, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU(),
+        nn.Conv3d(16, 32, (3, 3, 3), 2, 1), nn.ReLU(),
+        nn.Conv3d(32, 32, (3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1)), nn.ReLU(),
+        nn.Conv3d(32, 32, 3, padding=1, groups=32), nn.ReLU(),
+        nn.ConvTranspose3d(32, 16, 2, 2), nn.ReLU(), nn.Conv3d(16, 4, 1),
+    )  # fmt: skip
+
+
 MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "images": (UNet, (1, 3, 24, 20)),
     "signals": (signal_net, (1, 8, 96)),
+    "volumes": (volume_net, (1, 3, 6, 12, 10)),
 }
 
 
+ENFORCED = {"images": {"up4", "up2"}, "signals": {"4", "6"}, "volumes": {"3", "5", "9"}}
+
+
 def pruned(model: nn.Module, pattern: str) -> nn.Module:
-    """Every convolution of at least 16 channels, along the channels that it computes with."""
+    """Every wide convolution, along the channels that it computes with."""
     for layer in model.modules():
-        if not isinstance(layer, CONVS) or min(layer.in_channels, layer.out_channels) < 16:
+        if not isinstance(layer, CONVS) or not is_wide(layer):
             continue
         weight = layer.weight.detach().numpy()
         turned = isinstance(layer, TURNED)
@@ -66,6 +80,11 @@ def pruned(model: nn.Module, pattern: str) -> nn.Module:
         kept = np.ascontiguousarray(kept.swapaxes(0, 1) if turned else kept)
         layer.weight.data = torch.from_numpy(kept)
     return model
+
+
+def is_wide(layer: Any) -> bool:
+    """Of at least 16 channels, and not in groups."""
+    return bool(min(layer.in_channels, layer.out_channels) >= 16 and layer.groups == 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -79,8 +98,7 @@ def test_patterns_are_enforced_on_them(name: str, through: str, tmp_path: Path) 
     sparse = nmcompile.enforce(given, "2:4", example_inputs=example, report=rows.append)
     seen = {row.name: row for row in nmcompile.inspect(sparse, example_inputs=example).layers}
     enforced = [row for row in rows[0].layers if row.skipped is None]
-    wanted = {"up4", "up2"} if name == "images" else {"4", "6"}
-    assert {row.layer for row in enforced} >= wanted
+    assert {row.layer for row in enforced} >= ENFORCED[name]
     for row in enforced:
         assert seen[row.layer].pattern == "2:4" and 0 < row.energy_dropped < 1, row
         assert seen[row.layer].sparse or seen[row.layer].shape[0] < 16, row
@@ -128,7 +146,6 @@ def test_models_run_on_kernels(name: str, pattern: str, through: str, tmp_path: 
     assert set(seen) == set(layers)
     for path_of, layer in layers.items():
         assert seen[path_of].kernel == rows[path_of].kernel
-        wide = min(layer.in_channels, layer.out_channels) >= 16
-        if wide and pattern != "dense":
+        if is_wide(layer) and pattern != "dense":
             assert rows[path_of].pattern == pattern, rows[path_of]
             assert rows[path_of].sparse, rows[path_of]

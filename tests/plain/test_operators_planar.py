@@ -15,7 +15,7 @@ from nmcompile.passes.operators.onnx.settle import settle as settle_onnx
 from nmcompile.passes.operators.torch.settle import settle as settle_torch
 from nmcompile.passes.pipeline import check_graph
 from tests.support.examples import examples
-from tests.support.seed_modules import assert_close, run_onnx, run_torch
+from tests.support.seed_modules import assert_close, export_onnx, run_onnx, run_torch
 
 Array = Any
 PLAIN = {"Conv", "Concat", "Reshape", "Transpose", "Slice"}
@@ -186,6 +186,51 @@ def test_convolutions_along_one_axis_keep_their_function(
         groups,
     )
     same_in_torch(nn.Sequential(layer), torch.randn(2, 4, 17))
+
+
+@st.composite
+def volumes(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
+    """A convolution along three axes and its input."""
+    three = st.tuples(small, small, small)
+    kernel, stride, dilation = draw(three), draw(three), draw(three)
+    padding = draw(st.tuples(*[st.integers(0, 2)] * 3))
+    groups = draw(st.integers(1, 2))
+    inputs, outputs = (groups * draw(small) for _ in range(2))
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    image = [span + draw(st.integers(0, 4)) for span in spans]
+    layer = nn.Conv3d(inputs, outputs, kernel, stride, padding, dilation, groups)
+    return layer, torch.randn(draw(st.integers(1, 2)), inputs, *image)
+
+
+@st.composite
+def spread_volumes(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
+    """A transposed one, whose frames do not overlap, and its input."""
+    depth, groups = draw(small), draw(st.integers(1, 2))
+    kernel, stride = draw(st.tuples(st.integers(2, 4), st.integers(2, 4))), draw(st.integers(1, 2))
+    padding = (draw(st.integers(0, depth - 1)), draw(st.integers(0, 1)), draw(st.integers(0, 1)))
+    inputs, outputs = (groups * draw(small) for _ in range(2))
+    layer = nn.ConvTranspose3d(
+        inputs, outputs, (depth, *kernel), (depth, stride, stride), padding, groups=groups
+    )
+    return layer, torch.randn(draw(st.integers(1, 2)), inputs, *draw(st.tuples(*[small] * 3)))
+
+
+@examples(30)
+@given(found=st.one_of(volumes(), spread_volumes()), seed=st.integers(0, 99))
+def test_convolutions_along_three_axes_keep_their_function(
+    found: tuple[nn.Module, torch.Tensor], seed: int
+) -> None:
+    layer, x = found
+    with torch.no_grad():
+        try:
+            assume(layer(x).numel() > 0)
+        except RuntimeError:  # which is what other layers without outputs raise
+            assume(False)
+    same_in_torch(nn.Sequential(layer), x)
+    proto = export_onnx(layer.eval(), x)
+    again, operators = settled(proto)
+    assert operators <= {*PLAIN, "Add", "Pad"}
+    assert_close(run(again, x.numpy()), run(proto, x.numpy()))
 
 
 def same_in_torch(model: nn.Module, x: torch.Tensor) -> None:

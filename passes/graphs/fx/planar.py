@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.passes.graphs.frames import frames
+from nmcompile.passes.graphs.frames import frames, spread
 from nmcompile.passes.graphs.fx.nodes import arguments_of
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.planar import Form, convolution, operands, transposed
@@ -19,7 +19,11 @@ CONVOLUTIONS = {
     aten.conv3d.default,
     aten.conv3d.padding,
 }
-TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input}
+TRANSPOSED = {
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+}
 
 
 def read_planar(
@@ -27,7 +31,7 @@ def read_planar(
     constant: Callable[[fx.Node], Array | None],
     shape: Callable[[fx.Node], tuple[int, ...] | None],
 ) -> Form | None:
-    """The form of a convolution along one axis or three, or of a transposed one along one or two.
+    """The form of a convolution along one axis or three, or of a transposed one along up to three.
 
     Args:
         node: of the graph.
@@ -56,6 +60,8 @@ def read_planar(
         padding = [(size, size) for size in _each(given["padding"], axes)]
     if turned:
         extra = _each(given["output_padding"], axes)
+        if axes == 3:
+            return spread(data, weight, bias, stride, padding, dilation, extra, groups)
         return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
     if axes == 3:
         return frames(data, weight, bias, stride, padding, dilation, groups)

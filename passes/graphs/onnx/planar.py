@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from nmcompile.passes.graphs.frames import frames
+from nmcompile.passes.graphs.frames import frames, spread
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
 from nmcompile.passes.graphs.onnx.padding import conv_padding, transposed_padding
@@ -16,7 +16,7 @@ def read_planar(
     constant: Callable[[ir.Value], Array | None],
     shape: Callable[[ir.Value], tuple[int, ...] | None],
 ) -> Form | None:
-    """The form of a convolution along one axis or three, or of a transposed one along one or two.
+    """The form of a convolution along one axis or three, or of a transposed one along up to three.
 
     Args:
         node: of the graph.
@@ -48,6 +48,8 @@ def read_planar(
     groups = int_attribute(node, "group", 1)
     if turned:
         padding, extra = transposed_padding(node, kernel, image)
+        if len(image) == 3:
+            return spread(data, weight, bias, stride, padding, dilation, extra, groups)
         return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
     found = conv_padding(node, kernel, image)
     if found is None:

@@ -67,6 +67,7 @@ REWRITES: dict[str, Callable[[FxGraph, fx.Node], str | None]] = {
     "aten.conv3d.padding": rewrite_planar,
     "aten.conv_transpose1d.default": rewrite_planar,
     "aten.conv_transpose2d.input": rewrite_planar,
+    "aten.conv_transpose3d.input": rewrite_planar,
     "aten.convolution.default": rewrite_planar,
     "aten.col2im.default": rewrite_patches,
     "aten.copy.default": rewrite_copy,

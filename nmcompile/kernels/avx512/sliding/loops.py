@@ -24,10 +24,11 @@ from nmcompile.kernels.spec import Conv2d, Pool2d
 
 MOST_ROWS = 8  # output rows whose sums are in registers together
 MOST_STEPS = 128  # vectors added or joined in one block, which are written out
+TALL_ROWS = 4  # output rows of a block whose lines are looped over; windows are taller
 MOST_TAPS = 25  # of a window that reads the input itself: its borders are written out too
 MOST_STRIDE = 4
 
-Step = Callable[[Expr, Expr, int, int], Expr]
+Step = Callable[[Expr, Expr, Expr, int], Expr]
 Join = Callable[[Sequence[Expr]], Expr]
 Finish = Callable[[Expr, Expr, Expr, int], None]
 
@@ -60,6 +61,11 @@ class Window:
         """Positions of the window."""
         return self.kernel[0] * self.kernel[1]
 
+    @property
+    def is_tall(self) -> bool:
+        """Whether most lines under a block of rows are read by all of these."""
+        return self.stride[0] == self.dilation[0] == 1 and self.kernel[0] > TALL_ROWS
+
 
 class Source(ABC):
     """Where the vectors under a window come from.
@@ -77,7 +83,10 @@ class Source(ABC):
         `finish(acc, row, column, active)` gets the first `active` lanes for the output pixels of
         `row` from `column` on.
         """
-        for first, count in self._blocks(self.window.taps):
+        if self._loops_lines:
+            self._slide_lines(start, step, finish)
+            return
+        for first, count in self._blocks(self._rows(self.window.taps)):
             for column, active in self._columns():
                 sums = [splat(start, self.lanes)] * count
                 for line, readers, done in self._lines(count):
@@ -87,6 +96,34 @@ class Source(ABC):
                     for row in done:
                         finish(sums[row], first + row, column, active)
 
+    def _slide_lines(self, start: float | Expr, step: Step, finish: Finish) -> None:
+        """The same with a loop over the lines that all rows of a block read."""
+        height, lanes = self.window.kernel[0], self.lanes
+        for first, count in self._blocks(self._most(TALL_ROWS)):
+            for column, active in self._columns():
+                sums = T.alloc_buffer((count * lanes,), scope="local")
+
+                def at(row: int) -> Expr:
+                    return T.ramp(row * lanes, 1, lanes)
+
+                def add(line: Expr, rows: range, first: Expr = first, column: Expr = column,
+                        sums: Buffer = sums) -> None:  # fmt: skip
+                    for kw, vector in self._line(first, line, column).items():
+                        for row in rows:
+                            value = step(sums[at(row)], vector, line - row, kw)
+                            T.buffer_store(sums, value, [at(row)])
+
+                for row in range(count):
+                    T.buffer_store(sums, splat(start, lanes), [at(row)])
+                for line in range(count - 1):
+                    add(line, range(line + 1))
+                with T.serial(0, height - count + 1) as index:
+                    add(T.bind(index + (count - 1)), range(count))
+                for line in range(height, height + count - 1):
+                    add(line, range(line - height + 1, count))
+                for row in range(count):
+                    finish(T.bind(sums[at(row)]), first + row, column, active)
+
     def join(self, empty: float, join: Join, finish: Finish) -> None:
         """For every output vector: join what joining each line under the window gives, then finish.
 
@@ -94,7 +131,7 @@ class Source(ABC):
         the image altogether gives `empty`. A line is joined once for all the windows that read it.
         """
         height, width = self.window.kernel
-        for first, count in self._blocks(height + width * self.window.stride[0]):
+        for first, count in self._blocks(self._rows(height + width * self.window.stride[0])):
             for column, active in self._columns():
                 lines: list[list[Expr]] = [[] for _ in range(count)]
                 for line, readers, done in self._lines(count):
@@ -107,6 +144,11 @@ class Source(ABC):
                         found = join(lines[row]) if lines[row] else splat(empty, self.lanes)
                         finish(T.bind(found), first + row, column, active)
 
+    @property
+    def _loops_lines(self) -> bool:
+        """Whether sums are made in a loop over lines, and not written out."""
+        return False
+
     @abstractmethod
     def _inside(self, first: int, count: int) -> bool:
         """Whether a block of output rows reads no line outside."""
@@ -116,12 +158,12 @@ class Source(ABC):
         """Whether no vector under the output pixels from `column` on is cut by a border."""
 
     @abstractmethod
-    def _line(self, first: Expr, line: int, column: Expr) -> dict[int, Expr]:
+    def _line(self, first: Expr, line: Expr, column: Expr) -> dict[int, Expr]:
         """Vectors by kernel column: `line` counts from the first of the block; {} if outside."""
 
-    def _blocks(self, steps: int) -> Iterator[tuple[Expr, int]]:
-        """Blocks of output rows of so many steps, first row and count; those inside as one loop."""
-        height, rows = self.window.out_height, self._rows(steps)
+    def _blocks(self, rows: int) -> Iterator[tuple[Expr, int]]:
+        """Blocks of so many output rows, first row and count; those inside as one loop."""
+        height = self.window.out_height
         blocks = [(first, min(rows, height - first)) for first in range(0, height, rows)]
 
         def alike(block: tuple[int, int]) -> bool:
@@ -151,9 +193,13 @@ class Source(ABC):
                 yield from ((column, min(lanes, width - column)) for column in run)
 
     def _rows(self, steps: int) -> int:
-        """Output rows of a block, such that few are left over."""
+        """Output rows of a block of so many steps each."""
+        return self._most(min(MOST_ROWS, max(1, MOST_STEPS // steps)))
+
+    def _most(self, rows: int) -> int:
+        """So many output rows, or a few less such that few are left over."""
         height = self.window.out_height
-        most = min(MOST_ROWS, max(1, MOST_STEPS // steps), height)
+        most = min(rows, height)
         return max((n for n in range(most // 2 + 1, most + 1) if height % n == 0), default=most)
 
     def _lines(self, count: int) -> Iterator[tuple[int, list[tuple[int, int]], list[int]]]:
@@ -209,7 +255,7 @@ class _Input(Source):
         last = max(columns) * self.window.dilation[1] - shift
         return (self.lanes - 1) * self.window.stride[1] + last + 1
 
-    def _line(self, first: Expr, line: int, column: Expr) -> dict[int, Expr]:
+    def _line(self, first: Expr, line: Expr, column: Expr) -> dict[int, Expr]:
         window, lanes, stride = self.window, self.lanes, self.window.stride[1]
         top = first * window.stride[0] + (line - window.top)
         if isinstance(first, int) and not 0 <= top < window.in_height:
@@ -252,6 +298,10 @@ class _Planes(Source):
         self._planes = T.alloc_buffer((size,), align=64)
         self._copy(x, start, fill)
 
+    @property
+    def _loops_lines(self) -> bool:
+        return self.window.is_tall
+
     def _copy(self, x: Buffer, start: Expr, fill: float) -> None:
         window, stride = self.window, self.window.stride[1]
         for index, phase in enumerate(self._phases):
@@ -273,7 +323,7 @@ class _Planes(Source):
     def _whole(self, column: int) -> bool:
         return True
 
-    def _line(self, first: Expr, line: int, column: Expr) -> dict[int, Expr]:
+    def _line(self, first: Expr, line: Expr, column: Expr) -> dict[int, Expr]:
         window, found = self.window, {}
         for kw in range(window.kernel[1]):
             shift = kw * window.dilation[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nmcompile.kernels.avx512.sliding.loops import Window
 from nmcompile.kernels.avx512.sliding.window import (
     average_scale,
     emit_depthwise,
@@ -20,10 +21,11 @@ MAX_DEPTHWISE_TAPS = 81
 def refuse_depthwise(problem: Problem) -> str | None:
     """Only convolutions with one input channel per group."""
     conv = problem.conv
-    if conv.is_depthwise and conv.taps <= MAX_DEPTHWISE_TAPS:
-        return None
     if conv.is_depthwise:
-        return f"{conv.taps} taps: the depthwise kernel writes out at most {MAX_DEPTHWISE_TAPS}"
+        written = conv.kernel[1] if Window.of(conv).is_tall else conv.taps
+        if written <= MAX_DEPTHWISE_TAPS:
+            return None
+        return f"{written} taps: the depthwise kernel writes out at most {MAX_DEPTHWISE_TAPS}"
     return f"{MADE_FOR}depthwise convolutions, not {problem.conv.group_in} input channels per group"
 
 

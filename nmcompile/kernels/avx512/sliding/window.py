@@ -42,7 +42,9 @@ def emit_depthwise(name: str, conv: Conv2d, epilogue: Epilogue) -> object:
                 channel = T.bind(nc % conv.in_channels * conv.group_out + m)
                 plane = T.bind((nc * conv.group_out + m) * conv.out_pixels)
 
-                def step(acc: Expr, value: Expr, kh: int, kw: int, channel: Expr = channel) -> Expr:
+                def step(
+                    acc: Expr, value: Expr, kh: Expr, kw: int, channel: Expr = channel
+                ) -> Expr:
                     tap = kh * conv.kernel[1] + kw
                     return acc + splat(weight[channel * conv.taps + tap], source.lanes) * value
 
