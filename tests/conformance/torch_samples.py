@@ -179,10 +179,10 @@ SAMPLES: dict[str, tuple[Function, ...]] = {
         lambda i: F.conv2d(i, full2, padding="valid", stride=2),
     ),
     "aten.conv3d.default": (
-        lambda v: F.conv3d(v, w3, bias6, (2, 1, 1), (1, 0, 1), (1, 2, 1), 2),
-        lambda v: F.conv3d(v, full3),
+        lambda v: F.conv3d(v, w3 * v.mean(), bias6, (2, 1, 1), (1, 0, 1), (1, 2, 1), 2),
+        lambda v: F.conv3d(v, full3 * v.mean()),
     ),
-    "aten.conv3d.padding": (lambda v: F.conv3d(v, full3, bias6, padding="same"),),
+    "aten.conv3d.padding": (lambda v: F.conv3d(v, full3 * v.mean(), bias6, padding="same"),),
     "aten.convolution.default": (
         lambda h: aten.convolution(h, w1, bias6, [2], [1], [2], False, [0], 2),
         lambda i: aten.convolution(i, w2, None, [2, 1], [1, 0], [1, 1], False, [0, 0], 2),
@@ -431,6 +431,11 @@ REWRITTEN: dict[str, Function] = {
     ),
     "aten.conv1d.default": lambda h: (F.conv1d(h, w1, bias6, 2, 1, 2, 2), F.conv1d(h, full1)),
     "aten.conv1d.padding": lambda h: F.conv1d(h, full1, bias6, padding="same"),
+    "aten.conv3d.default": lambda v: (
+        F.conv3d(v, w3, bias6, (2, 1, 1), (1, 0, 1), (1, 2, 1), 2),
+        F.conv3d(v, full3),
+    ),
+    "aten.conv3d.padding": lambda v: F.conv3d(v, full3, bias6, padding="same"),
     "aten.convolution.default": lambda h, i: (
         aten.convolution(h, w1, bias6, [2], [1], [2], False, [0], 2),
         aten.convolution(h, t1, None, [2], [1], [1], True, [1], 2),
