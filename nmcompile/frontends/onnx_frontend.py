@@ -176,10 +176,14 @@ def _apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, 
     weights = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.dtype.numpy().kind in "biuf" and tensor.nbytes > LARGE:
+        if tensor is not None and _is_large(tensor):
             weights[name] = tensor.numpy()
             del model.graph.initializers[name]
     return ir.to_proto(model), weights
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return tensor.nbytes > LARGE and tensor.dtype.numpy().kind in "biuf"
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -204,10 +208,8 @@ def _opened(proto: onnx.ModelProto) -> ir.Model:
     model = ir.from_proto(proto)
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.nbytes > LARGE:
-            array = tensor.numpy()
-            if array.dtype.isnative and array.dtype.kind in "biuf":
-                value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and _is_large(tensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
     return model
 
 

@@ -15,12 +15,14 @@ import numpy as np
 
 from nmcompile.passes.graphs.interface import Array, ConvAttrs
 from nmcompile.passes.graphs.planar import (
+    Form,
     Pair,
     Piece,
     Planar,
     Shape,
     Tensor,
     Writer,
+    convolution,
     fits,
     transposed,
 )
@@ -222,3 +224,26 @@ def spread(
     height, width = flat.result[2:]
     result = (batch, outputs * groups, kept, height, width)
     return SpreadFrames(given, flat, taps, cut[0], result)
+
+
+def plain_form(
+    shape: Sequence[int],
+    weight: Array,
+    bias: Array | None,
+    stride: Sequence[int],
+    padding: Sequence[Pair],
+    dilation: Sequence[int],
+    groups: int,
+    extra: Sequence[int] | None,
+) -> Form | None:
+    """What a convolution along any number of axes is in plain ones of two dimensions.
+
+    Arguments as `frames` and `spread` have them; `extra` is None but for transposed ones.
+    """
+    volumes = weight.ndim == 5
+    if extra is not None:
+        make = spread if volumes else transposed
+        return make(shape, weight, bias, stride, padding, dilation, extra, groups)
+    if volumes:
+        return frames(shape, weight, bias, stride, padding, dilation, groups)
+    return convolution(shape, weight, bias, stride[0], padding[0], dilation[0], groups)

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from nmcompile.passes.graphs.frames import frames, spread
+from nmcompile.passes.graphs.frames import plain_form
 from nmcompile.passes.graphs.fx.nodes import arguments_of
 from nmcompile.passes.graphs.interface import Array
-from nmcompile.passes.graphs.planar import Form, convolution, operands, transposed
+from nmcompile.passes.graphs.planar import Form, operands
 
 aten = torch.ops.aten
 
@@ -58,14 +58,8 @@ def read_planar(
         padding = [(span // 2, span - span // 2) for span in spans]
     else:
         padding = [(size, size) for size in _each(given["padding"], axes)]
-    if turned:
-        extra = _each(given["output_padding"], axes)
-        if axes == 3:
-            return spread(data, weight, bias, stride, padding, dilation, extra, groups)
-        return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
-    if axes == 3:
-        return frames(data, weight, bias, stride, padding, dilation, groups)
-    return convolution(data, weight, bias, stride[0], padding[0], dilation[0], groups)
+    extra = _each(given["output_padding"], axes) if turned else None
+    return plain_form(data, weight, bias, stride, padding, dilation, groups, extra)
 
 
 def _each(value: int | Sequence[Any], axes: int) -> list[int]:

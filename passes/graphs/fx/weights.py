@@ -14,24 +14,13 @@ from nmcompile.passes.graphs.fx.nodes import (
     layer_name,
     weight_node,
 )
-from nmcompile.passes.graphs.fx.planar import read_planar
+from nmcompile.passes.graphs.fx.planar import CONVOLUTIONS, TRANSPOSED, read_planar
 from nmcompile.passes.graphs.interface import Array, Weighted
 from nmcompile.passes.graphs.planar import layers_of
 from nmcompile.passes.graphs.transposed import outputs_first
 
 aten = torch.ops.aten
 
-_CONVS = {
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv3d.default,
-    aten.conv3d.padding,
-}
-_TRANSPOSED = {
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-}
 _RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 
 
@@ -45,7 +34,7 @@ def weighted_node(
         return Weighted(
             node.name, "recurrent", None, "the weights of recurrent layers are not read"
         )
-    if node.target not in CONV | LINEAR | _CONVS | _TRANSPOSED:
+    if node.target not in CONV | LINEAR | CONVOLUTIONS | TRANSPOSED:
         return None
     source = weight_node(node)
     weight = constant(source) if isinstance(source, fx.Node) else None
@@ -65,7 +54,7 @@ def weighted_node(
     else:
         arguments = arguments_of(node)
         groups = int(arguments["groups"])
-        transposed = node.target in _TRANSPOSED or bool(arguments.get("transposed", False))
+        transposed = node.target in TRANSPOSED or bool(arguments.get("transposed", False))
         kind = f"conv{'_transpose' if transposed else ''}{weight.ndim - 2}d"
         read = outputs_first(weight, groups) if transposed else weight
     out = shape(node)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from nmcompile.passes.graphs.frames import frames, spread
+from nmcompile.passes.graphs.frames import plain_form
 from nmcompile.passes.graphs.interface import Array
 from nmcompile.passes.graphs.onnx.nodes import int_attribute, ints_attribute
 from nmcompile.passes.graphs.onnx.padding import conv_padding, transposed_padding
-from nmcompile.passes.graphs.planar import Form, convolution, operands, transposed
+from nmcompile.passes.graphs.planar import Form, operands
 
 
 def read_planar(
@@ -48,12 +48,8 @@ def read_planar(
     groups = int_attribute(node, "group", 1)
     if turned:
         padding, extra = transposed_padding(node, kernel, image)
-        if len(image) == 3:
-            return spread(data, weight, bias, stride, padding, dilation, extra, groups)
-        return transposed(data, weight, bias, stride, padding, dilation, extra, groups)
+        return plain_form(data, weight, bias, stride, padding, dilation, groups, extra)
     found = conv_padding(node, kernel, image)
     if found is None:
         return None
-    if len(image) == 3:
-        return frames(data, weight, bias, stride, found, dilation, groups)
-    return convolution(data, weight, bias, stride[0], found[0], dilation[0], groups)
+    return plain_form(data, weight, bias, stride, found, dilation, groups, None)

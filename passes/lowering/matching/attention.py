@@ -22,7 +22,7 @@ import numpy as np
 from tvm import relax
 
 from nmcompile.kernels.spec import Attention, Mask, Strides
-from nmcompile.passes.lowering.matching.found import Found
+from nmcompile.passes.lowering.matching.found import Found, place_among
 from nmcompile.passes.lowering.matching.placing import Placer, Placing, Product, View
 from nmcompile.passes.lowering.matching.scores import Scores, ScoresReader, ordered, turns
 from nmcompile.passes.lowering.matching.strided import Shape
@@ -103,15 +103,13 @@ class AttentionMatcher:
                     if held is None
                     else relax.const(np.where(held, *ends))
                 )
-            known = [base.same_as(operand) for operand in operands]
-            if not any(known):
-                operands.append(base)
+            place = place_among(operands, base)
+            if place == len(shapes):
                 shapes.append(shape_of(traced.base) or ())
-                known.append(True)
             *lead, token, feature = view.strides
             if turned:
                 token, feature = feature, token
-            return Strides(known.index(True), view.offset, tuple(lead), token, feature)
+            return Strides(place, view.offset, tuple(lead), token, feature)
 
         q, k, v, chain, out = placing.q, placing.k, placing.v, placing.chain, placing.out
         (queries, size), keys = q[1].shape[-2:], k[1].shape[-1]

@@ -111,7 +111,7 @@ class Matcher:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """All groups, in the order of their first operator."""
+        """All groups, in the order in which their results are computed."""
         found = []
         for var, value in self._view.definitions.items():
             group = self._group(var, value)

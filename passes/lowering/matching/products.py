@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nmcompile.kernels.spec import Product, Strides
-from nmcompile.passes.lowering.matching.found import Found
+from nmcompile.passes.lowering.matching.found import Found, place_among
 from nmcompile.passes.lowering.matching.strided import Shape, Strided, merged_lead
 from nmcompile.passes.lowering.matching.traced import trace
 from nmcompile.passes.lowering.view import Expr, FunctionView, shape_of
@@ -45,13 +45,9 @@ class ProductMatcher:
             held = view.reshaped((*lead, *view.shape[-2:]))
             if held is None or not held.is_simple:
                 return None
-            known = [base.same_as(operand) for operand in operands]
-            if not any(known):
-                operands.append(base)
-                known.append(True)
             *before, token, feature = held.strides
-            place = Strides(known.index(True), held.offset, tuple(before), token, feature)
-            places.append(place)
+            place = place_among(operands, base)
+            places.append(Strides(place, held.offset, tuple(before), token, feature))
         held_by = tuple(shape_of(operand) or () for operand in operands)
         a, b = places
         spec = Product(lead, rows, columns, depth, held_by, a, b, shape)

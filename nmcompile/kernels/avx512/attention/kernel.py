@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.attention.packing import pack, start_of
+from nmcompile.kernels.avx512.attention.packing import pack
 from nmcompile.kernels.avx512.attention.plan import Plan, Tile, vectors
 from nmcompile.kernels.avx512.emit import (
     LANES,
@@ -27,6 +27,7 @@ from nmcompile.kernels.avx512.emit import (
     splat,
     store,
 )
+from nmcompile.kernels.avx512.lines import start_of
 from nmcompile.kernels.avx512.sums import Sums
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Attention

@@ -12,8 +12,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.attention.packing import Lines, pack_lines, start_of
 from nmcompile.kernels.avx512.emit import LANES, Expr, load, splat, store
+from nmcompile.kernels.avx512.lines import Lines, pack_lines, start_of
 from nmcompile.kernels.avx512.sums import Sums
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Product
@@ -53,9 +53,12 @@ def emit_product(name: str, spec: Product) -> Any:
         with T.parallel(0, spec.pairs * blocks) as item:
             pair, block = T.bind(item // blocks), T.bind(item % blocks)
             own = start_of(spec.lead, spec.a, pair)
+            # Of b: from one place of the depth, and from one vector of columns, to the next.
             if scratch is None:
+                source, along, across = b, spec.b.token, LANES
                 beginning = start_of(spec.lead, spec.b, pair)
             else:
+                source, along, across = scratch, LANES, LANES * spec.depth
                 beginning = T.bind(pair * packed_floats(spec))
             first_tile = T.bind(block * TILES)
             count = T.bind(T.min(TILES, tiles - first_tile))
@@ -77,17 +80,11 @@ def emit_product(name: str, spec: Product) -> Any:
                             sums.set(r, v, splat(0.0))
                     base = T.bind(own + row * spec.a.token)
                     with T.serial(0, spec.depth) as k:
-                        if scratch is None:
-                            at = T.bind(beginning + k * spec.b.token + first * LANES)
-                            vectors = [
-                                T.bind(load(b, at + v * LANES, active(v))) for v in range(width)
-                            ]
-                        else:
-                            at = T.bind(beginning + first * (LANES * spec.depth) + k * LANES)
-                            vectors = [
-                                T.bind(load(scratch, at + v * (LANES * spec.depth)))
-                                for v in range(width)
-                            ]
+                        at = T.bind(beginning + first * across + k * along)
+                        vectors = [
+                            T.bind(load(source, at + v * across, active(v) if direct else LANES))
+                            for v in range(width)
+                        ]
                         for r in range(rows):
                             scalar = a[base + r * spec.a.token + k * spec.a.feature]
                             factor = T.bind(splat(scalar))
