@@ -13,7 +13,7 @@ from nmcompile.passes.permutation.spaces import (
     find_channel_spaces,
 )
 from nmcompile.passes.removal.uniform import uniform_channels
-from nmcompile.sparsity import NM, Detection, OneByN, Pattern, detect
+from nmcompile.sparsity import NM, Detection, OneByN, detect
 
 BEARER = "the numbers of those that are gone are added with its own by a layer that pads its input"
 TORN = "the patterns of the layers that they are in skip more"
@@ -48,8 +48,8 @@ def plan_removal(graph: Graph) -> RemovalPlan:
        stays.
 
     One channel of each space stays. What goes leaves the fewest multiplications of the layers that
-    the space is in, where an N:M or 1xN pattern that is lost skips none: all that can go, only
-    whole groups and blocks, or nothing.
+    the space is in, where an N:M or 1xN pattern that is lost skips none, nor do blocks that are
+    torn apart: all that can go, only whole groups and blocks, or nothing.
     """
     planner = _Planner(graph)
     for space in sorted(planner.plan.spaces.spaces, reverse=True):  # readers before what they read
@@ -85,7 +85,7 @@ class _Planner:
         self.plan = RemovalPlan(find_channel_spaces(graph))
         self.layers = {op.name: op for op in graph.ops() if op.kind in ("conv", "linear")}
         self.uniform = uniform_channels(graph)
-        self.patterns: dict[str, Pattern] = {}
+        self.detections: dict[str, Detection] = {}
 
     def decide(self, space: int) -> None:
         """Choose what goes of one space, the later ones being decided."""
@@ -184,7 +184,7 @@ class _Planner:
         yield free
         lengths = {1}
         for name in self._touching(space):
-            pattern = self._pattern(name)
+            pattern = self._detected(name).pattern
             if isinstance(pattern, NM | OneByN):
                 lengths.add(pattern.m if isinstance(pattern, NM) else pattern.n)
         length = int(np.lcm.reduce(sorted(lengths)))
@@ -204,16 +204,19 @@ class _Planner:
         for name in self._touching(space):
             left = self.plan.spaces.moved(name, self._weight(name, folded), kept)
             shape = self.graph.shape(self.layers[name].output) or ()
-            found = detect(left)
-            same = found.pattern == self._pattern(name)
+            found, whole = detect(left), self._detected(name)
+            # Blocks whose filters no longer follow each other are lost, too: rounding hides them,
+            # and integer kernels have no use for them.
+            torn = found.order is not None and whole.order is None
+            same = found.pattern == whole.pattern and not torn
             total += np.prod(shape[:1] + shape[2:]) * left.size * (_share(found) if same else 1.0)
         return total
 
-    def _pattern(self, name: str) -> Pattern:
+    def _detected(self, name: str) -> Detection:
         """The pattern that a layer has while it is whole."""
-        if name not in self.patterns:
-            self.patterns[name] = detect(self._weight(name, {})).pattern
-        return self.patterns[name]
+        if name not in self.detections:
+            self.detections[name] = detect(self._weight(name, {}))
+        return self.detections[name]
 
     def _touching(self, space: int) -> list[str]:
         return [name for name in self.layers if self.plan.spaces.touches_layer(name, space)]

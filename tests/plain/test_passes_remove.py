@@ -272,6 +272,24 @@ def test_a_pattern_is_torn_only_for_fewer_multiplications(
         assert any("patterns of the layers" in note.text for note in result.notes)
 
 
+def test_blocks_stay_in_order_where_one_of_their_filters_could_go() -> None:
+    """That the others are found wherever they lie does not help: no integer kernel takes such."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(64, 128, 1), nn.ReLU(), nn.Conv2d(128, 256, 1)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(1, 64, 6, 6)
+    with torch.no_grad():
+        for index in (0, 2):
+            weight = layers[index].weight
+            assert isinstance(weight, Tensor)
+            weight[:] = torch.from_numpy(project(weight.numpy(), parse_pattern("1x16"), 0.5))
+        layers[2].weight[:, 80] = 0  # type: ignore[operator]
+    source = opened(model, "onnx", x)
+    removed(source, model, x)
+    for layer in source.graph.layers():
+        found = detect(layer.weight)
+        assert found.pattern == parse_pattern("1x16") and found.order is None
+
+
 def test_channels_of_one_number_are_what_torch_computes() -> None:
     model = chain(functional.gelu, 0, 0.7)
     source = opened(model, "torch")
