@@ -22,6 +22,7 @@ from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
 from nmcompile.kernels.avx512_amx.tiles import rows as tiles
 from nmcompile.kernels.avx512_bf16 import rows as bfloat16
+from nmcompile.kernels.avx512_vnni import rounded
 from nmcompile.kernels.avx512_vnni.channels import rows as channels
 from nmcompile.kernels.avx512_vnni.lanes.rows import INTEGERS, LanesRows
 from nmcompile.kernels.problem import Candidate, Lowered, Problem
@@ -194,6 +195,8 @@ def _channel_rows() -> Iterator[Kernel]:
         ("table_i8", "table", accept, channels.lower_table),
         ("sum_i8", "sum", channels.refuse_two, channels.lower_sum),
         ("gate_i8", "gate", channels.refuse_gate, channels.lower_gate),
+        ("layer_norm_f32_i8", "layer_norm", accept, rounded.lower_layer_norm),
+        ("attention_f32_i8", "attention", rounded.refuse_attention, rounded.lower_attention),
     )  # fmt: skip
     for name, op, refuse, lower in rows:
         yield Kernel(

@@ -11,7 +11,8 @@ this order:
     v = sum[o] * scale[o]
     v = clamp(rint(v), middle.low, middle.high) * middle.factor     if there is a middle rounding
     v = v + late_bias[o]                                            if there is a late bias
-    v = v + (residual - residual.zero) * residual.factor            if there is a residual
+    v = v + (residual - residual.zero) * residual.factor            if there is a residual, of u8
+    v = v + residual                                                or of float32, as y is then
     v = activation(v) * factor                                      if there is a function
     y = clamp(rint(v) + zero, low, high) as u8, or v as float32
 
@@ -48,10 +49,14 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Residual:
-    """A u8 tensor of the output's shape: (value - zero) * factor is added."""
+    """A u8 tensor of the output's shape: (value - zero) * factor is added.
+
+    real: it is a float32 tensor, which is added as it is; so is the output then.
+    """
 
     zero: int
     factor: float
+    real: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,14 @@ class IntegerEpilogue:
     activation: a function of real numbers; relu and clip are limits of the output instead.
     out: "uint8", or "float32" for real numbers.
     zero, low, high: of the output, where it is u8.
+    real_residual: the residual is of float32.
     in_place: y is written over the residual, which has no memory of its own afterwards.
     """
 
     middle: bool = False
     late_bias: bool = False
     residual: bool = False
+    real_residual: bool = False
     activation: Activation = field(default_factory=Activation)
     out: Literal["uint8", "float32"] = "uint8"
     zero: int = 0
@@ -105,9 +112,10 @@ class Integers:
     @property
     def epilogue(self) -> IntegerEpilogue:
         """What the function depends on."""
+        residual = self.residual
         return IntegerEpilogue(
-            self.middle is not None, self.late_bias is not None, self.residual is not None,
-            self.activation,
+            self.middle is not None, self.late_bias is not None, residual is not None,
+            residual is not None and residual.real, self.activation,
             self.out, self.zero, self.low, self.high, self.in_place,
         )  # fmt: skip
 

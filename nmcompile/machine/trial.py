@@ -52,13 +52,13 @@ class TimedKernel:
 class Trial:
     """Kernels of one library that compute the same.
 
-    x, out: shapes of input and output; residual: whether another of the output's shape is added.
-    x_dtype, out_dtype: their elements; a residual has those of x.
+    x, out: shapes of input and output. x_dtype, out_dtype: their elements.
+    residual: the dtype of another tensor of the output's shape that is added; "" for none.
     """
 
     x: tuple[int, ...]
     out: tuple[int, ...]
-    residual: bool
+    residual: str
     kernels: tuple[TimedKernel, ...]
     x_dtype: str = "float32"
     out_dtype: str = "float32"
@@ -124,7 +124,9 @@ def measure_trial(
     else:
         numbers = random.standard_normal(trial.x, dtype=np.float32)
         x = _aligned(numbers.astype(numpy_dtype(trial.x_dtype)))
-    residual = [_aligned(np.ones(trial.out, x.dtype))] if trial.residual else []
+    residual = []
+    if trial.residual:
+        residual = [_aligned(np.ones(trial.out, numpy_dtype(trial.residual)))]
     calls, outputs = [], []
     for function, operands in ready_kernels(module, trial.kernels, arrays):
         outputs.append(_aligned(np.zeros(trial.out, numpy_dtype(trial.out_dtype))))

@@ -36,12 +36,14 @@ class KernelLibrary:
         integers = problem.integers
         if integers is not None:
             x, out = problem.bytes_shapes
-            added = integers.residual is not None
+            residual = integers.residual
+            added = "" if residual is None else "float32" if residual.real else "uint8"
             return Trial(x, out, added, self.kernels, "uint8", integers.out)
+        added = problem.dtype if problem.epilogue.residual else ""
         if problem.dtype == "bfloat16":
-            shapes, added = brain_layer(problem).shapes, problem.epilogue.residual
+            shapes = brain_layer(problem).shapes
             return Trial(*shapes, added, self.kernels, "bfloat16", "bfloat16")
-        return Trial(*problem.shapes, problem.epilogue.residual, self.kernels)
+        return Trial(*problem.shapes, added, self.kernels)
 
     def write(self, library: Path, arrays: Path) -> None:
         """Write a shared library and an .npz file."""

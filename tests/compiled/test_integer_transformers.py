@@ -158,3 +158,119 @@ def test_a_transformer_that_is_rounded_everywhere_agrees_with_onnxruntime(
         (found,), (expected,) = session.run({"x": x}).values(), as_defined(model, {"x": x})
         assert np.abs(found - expected).max() <= 2.01 * step
         assert np.mean(found == expected) >= 0.6
+
+
+def rounded_block(
+    shape: tuple[int, int, int], heads: int, zero: Any, *, centred: bool
+) -> onnx.ModelProto:
+    """x + (norm of x, rounded, times w + b); then attention of that, rounded, times w, plus x."""
+    random = np.random.default_rng(shape[-1])
+    batch, tokens, features = shape
+    arrays: dict[str, Any] = {
+        "qs": np.float32(2**-5), "qz": zero, "ws": WEIGHT_STEP, "wz": np.int8(0),
+        "split": np.array([batch, tokens, heads, features // heads], np.int64),
+        "joined": np.array(shape, np.int64), "scale": np.float32((features // heads) ** -0.5),
+        "gain": random.uniform(0.5, 2, features).astype(np.float32),
+        "shift": random.standard_normal(features, np.float32), "two": np.float32(2),
+        "epsilon": np.float32(1e-5), "axes": np.array([-1], np.int64),
+    }  # fmt: skip
+    for name in ("first", "second"):
+        arrays[f"{name}.weight"] = integer_weight(random, (features, features), "2:4")
+        arrays[f"{name}.bias"] = random.standard_normal(features, np.float32)
+    nodes = [node("LayerNormalization", ["x", "gain", "shift"], ["normal"], axis=-1)]
+    if not centred:
+        nodes = [
+            node("Pow", ["x", "two"], ["square"]),
+            node("ReduceMean", ["square"], ["mean"], axes=[-1]),
+            node("Add", ["mean", "epsilon"], ["more"]),
+            node("Sqrt", ["more"], ["root"]),
+            node("Div", ["x", "root"], ["unit"]),
+            node("Mul", ["unit", "gain"], ["normal"]),
+        ]
+
+    def product(name: str, value: str, added: str) -> list[onnx.NodeProto]:
+        return [
+            node("QuantizeLinear", [value, "qs", "qz"], [f"{name}.q"]),
+            node("DequantizeLinear", [f"{name}.q", "qs", "qz"], [f"{name}.d"]),
+            node("DequantizeLinear", [f"{name}.weight", "ws", "wz"], [f"{name}.w"]),
+            node("MatMul", [f"{name}.d", f"{name}.w"], [f"{name}.m"], name=name),
+            node("Add", [f"{name}.m", f"{name}.bias"], [f"{name}.y"]),
+            node("Add", [added, f"{name}.y"], [name]),
+        ]
+
+    nodes += product("first", "normal", "x")
+    nodes.append(node("Reshape", ["first", "split"], ["heads"]))
+    for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes.append(node("Transpose", ["heads"], [name], perm=order))
+    nodes += [
+        node("MatMul", ["q", "k"], ["scores"]),
+        node("Mul", ["scores", "scale"], ["scaled"]),
+        node("Softmax", ["scaled"], ["weights"], axis=-1),
+        node("MatMul", ["weights", "v"], ["mixed"]),
+        node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["turned", "joined"], ["whole"]),
+        *product("second", "whole", "x"),
+    ]
+    return graph_of(nodes, arrays, shape, ["first.q", "first", "second.q", "second"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "zero", "centred"),
+    [
+        ((1, 7, 20), 1, np.uint8(128), True), ((2, 33, 96), 3, np.int8(0), False),
+        ((1, 70, 144), 4, np.int8(-9), True),
+    ],
+    ids=["7 tokens", "RMS norm", "70 tokens"],
+)  # fmt: skip
+def test_norms_and_attention_write_bytes_and_products_add_real_numbers(
+    shape: tuple[int, int, int], heads: int, zero: Any, centred: bool, tmp_path: Path
+) -> None:
+    model = rounded_block(shape, heads, zero, centred=centred)
+    for name in ("first.q", "second.q"):
+        output = next(value for value in model.graph.output if value.name == name)
+        kind = TensorProto.UINT8 if isinstance(zero, np.uint8) else TensorProto.INT8
+        output.type.tensor_type.elem_type = kind
+    result = nmc.compile(model, output=tmp_path / "m.nmc", target="avx512_vnni")
+    assert not {"add", "quantize"} & set(result.report.other_operators or {})
+    session = nmc.runtime.load(tmp_path / "m.nmc")
+    (x,) = images(1, seed=3, shape=shape)
+    symbols = [call.symbol.partition("__")[0] for call in session.profile({"x": x}, repeats=1)]
+    assert {"layer_norm_f32_i8", "attention_f32_i8"} <= set(symbols)
+    assert "quantise_f32_i8" not in symbols
+    found = session.run({"x": x})
+    wanted = dict(zip(found, as_defined(model, {"x": x}), strict=True))
+    stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for name in ("first", "second"):
+        bytes_, expected = (each[f"{name}.q"].astype(np.int64) for each in (found, wanted))
+        if name == "first":
+            assert np.abs(bytes_ - expected).max() <= 1
+            assert np.mean(bytes_ == expected) > 0.99
+        sums = (bytes_ - np.int64(zero)) @ stored[f"{name}.weight"].astype(np.int64)
+        unit = 2**-5 * WEIGHT_STEP
+        biased = sums + np.rint(stored[f"{name}.bias"] / unit)
+        np.testing.assert_array_equal(found[name], (biased * unit).astype(np.float32) + x)
+    # What the second part reads is ours, not onnxruntime's.
+    q = found["first"].reshape(*shape[:2], heads, -1).transpose(0, 2, 1, 3).astype(np.float64)
+    scores = q @ q.swapaxes(-1, -2) * (shape[-1] // heads) ** -0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = (weights / weights.sum(-1, keepdims=True)) @ q
+    whole = mixed.transpose(0, 2, 1, 3).reshape(shape)
+    info = np.iinfo(type(zero))
+    expected = np.clip(np.rint(whole / 2**-5) + np.int64(zero), info.min, info.max)
+    assert np.abs(found["second.q"] - expected).max() <= 1
+    assert np.mean(found["second.q"] == expected) > 0.99
+
+
+def test_what_a_norm_makes_of_nan_is_the_lowest_byte(tmp_path: Path) -> None:
+    shape = (1, 5, 20)
+    model = rounded_block(shape, 1, np.uint8(100), centred=True)
+    for output in model.graph.output:
+        if output.name.endswith(".q"):
+            output.type.tensor_type.elem_type = TensorProto.UINT8
+    nmc.compile(model, output=tmp_path / "m.nmc", target="avx512_vnni")
+    (x,) = images(1, shape=shape)
+    x[0, 2, 3] = np.nan
+    found = nmc.runtime.load(tmp_path / "m.nmc").run({"x": x})
+    expected = dict(zip(found, as_defined(model, {"x": x}), strict=True))
+    assert (found["first.q"][0, 2] == 0).all()
+    np.testing.assert_array_equal(np.isnan(found["second"]), np.isnan(expected["second"]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, masked_load, splat
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, extreme, masked_load, splat
 
 BYTES = 64  # of one 512-bit register
 QUAD = 4  # bytes that one lane of a product adds up
@@ -90,6 +90,18 @@ def round_to_int(value: Expr) -> Expr:
     zero = T.broadcast(T.int32(0), LANES)
     name = "llvm.x86.avx512.mask.cvtps2dq.512"
     return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), current_rounding)
+
+
+def round_to_steps(value: Expr, step: Expr, zero: int, low: int, high: int) -> Expr:
+    """Real numbers as int32x16 from `low` to `high`: rint(value / step) + zero.
+
+    Values beyond the limits become the limits, infinities too; NaN becomes `low`.
+    """
+    value = T.bind(value / step)
+    # The limits go second: the instructions give that operand where the other is NaN.
+    value = extreme("max", value, splat(float(low - zero)))
+    value = extreme("min", value, splat(float(high - zero)))
+    return T.bind(round_to_int(value) + splat(T.int32(zero)))
 
 
 def round_to_whole(value: Expr) -> Expr:

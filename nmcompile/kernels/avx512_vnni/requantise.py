@@ -31,7 +31,8 @@ class Requantiser:
         Args:
             sums: int32x16.
             scale: float32x16, of the same outputs.
-            residual: int32x16, raw values of the residual; None if the epilogue has none.
+            residual: int32x16, raw values of the residual, or float32x16, where it is real; None if
+                the epilogue has none.
             late_bias: float32x16, of the same outputs; None likewise.
         """
         epilogue = self.epilogue
@@ -43,7 +44,9 @@ class Requantiser:
             value = T.bind(round_to_whole(limited) * self._step("middle_factor"))
         if late_bias is not None:
             value = T.bind(value + late_bias)
-        if residual is not None:
+        if residual is not None and epilogue.real_residual:
+            value = T.bind(value + residual)
+        elif residual is not None:
             added = T.Cast("float32x16", residual) * self._step("residual_factor")
             value = T.bind(value + self._step("shift") + added)
         if epilogue.activation.kind != "none":

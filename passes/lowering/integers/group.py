@@ -22,8 +22,8 @@ class IntegerGroup(Group):
     source: what its activation means; None where that is real numbers. weights: the integers of
     its weight. target: what its output means; None where that is real numbers. middle: what the
     sum is rounded to before the residual, behind `middle_activation`. late_bias: real numbers added
-    there, of each output. added: what the residual means. table: 256 bytes. rows: whether its bytes
-    lie as in the model, not as (N, H, W, C).
+    there, of each output. added: what the residual means; None where that is real numbers.
+    table: 256 bytes. rows: whether its bytes lie as in the model, not as (N, H, W, C).
     """
 
     source: Quantisation | None = None
@@ -36,6 +36,11 @@ class IntegerGroup(Group):
     table: npt.NDArray[np.uint8] | None = None
     integers: Integers | None = None
     rows: bool = False
+
+    @property
+    def adds_real(self) -> bool:
+        """Whether there is a residual of real numbers."""
+        return self.residual is not None and self.added is None
 
     @property
     def model_weight(self) -> npt.NDArray[Any] | None:

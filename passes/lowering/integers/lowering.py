@@ -21,16 +21,18 @@ from tvm import relax
 from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import (
+    Attention,
     Dequantise,
     Gate,
     GlobalAverage,
+    LayerNorm,
     Linear,
     Quantise,
     Sum,
     Table,
 )
 from nmcompile.passes.lowering.integers.group import IntegerGroup
-from nmcompile.passes.lowering.integers.match import IntegerMatcher
+from nmcompile.passes.lowering.integers.match import ROUNDED, IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined
 from nmcompile.passes.lowering.integers.values import SIGN, Quantisation
 from nmcompile.passes.lowering.kernels import Lowering
@@ -80,10 +82,11 @@ class IntegerLowering(Lowering):
         """The bytes, in the shape that the kernel reads."""
         if not isinstance(group, IntegerGroup):
             return self.substitute(value)
-        if group.source is None:
-            return self._shaped(self._held(self.substitute(value)), self._read(group, value))
+        if group.op in ROUNDED:
+            return self.substitute(value)
         meaning = group.source if value.same_as(group.x) else group.added
-        assert meaning is not None
+        if meaning is None:
+            return self._shaped(self._held(self.substitute(value)), self._read(group, value))
         form = self.rows_of if self._in_rows(group) else self.bytes_of
         return self._shaped(form(value, meaning), self._read(group, value))
 
@@ -124,6 +127,10 @@ class IntegerLowering(Lowering):
             return spec.out_shape
         if isinstance(spec, Linear):
             return spec.shapes[1]
+        if isinstance(spec, Attention):
+            return spec.out_shape
+        if isinstance(spec, LayerNorm):
+            return spec.shape
         if isinstance(spec, Quantise | Dequantise):
             planes = (spec.batch, spec.channels, spec.height, spec.width)
             return planes if isinstance(spec, Dequantise) else bytes_shape(planes)

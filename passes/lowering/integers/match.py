@@ -6,12 +6,14 @@ its only user over
 
 1. a per-channel constant: the bias, which becomes an integer in units of the sums;
 2. `quantize` and `dequantize` in front of a sum: the middle rounding;
-3. a sum with another `dequantize`: the residual; or, behind a middle rounding, with a per-channel
-   constant: the late bias, as a quantiser leaves it that knows no product with a bias;
+3. a sum with another `dequantize`: the residual; or, of a matrix product that nothing rounds, with
+   real numbers; or, behind a middle rounding, with a per-channel constant: the late bias, as a
+   quantiser leaves it that knows no product with a bias;
 4. an activation;
 5. `quantize`, which ends the group.
 
-A group that no `quantize` ends gives real numbers. Everything between two quantised values that is
+A group that no `quantize` ends gives real numbers. Layer norms and attention of real numbers end
+with a `quantize` that alone reads them. Everything between two quantised values that is
 computed value by value is a table of 256; sums of two quantised values are a group of their own.
 """
 
@@ -37,6 +39,9 @@ from nmcompile.passes.lowering.integers.settle import LIMITS, has_kernel, runs, 
 from nmcompile.passes.lowering.integers.values import Quantisation, QuantisedView
 from nmcompile.passes.lowering.matching.match import FloatArray, Group, Matcher, per_channel
 from nmcompile.passes.lowering.view import Expr, constant, operator_name, shape_of
+
+ROUNDED = ("layer_norm", "attention")
+"""Operators on real numbers whose kernels round what they write."""
 
 
 class IntegerMatcher(Matcher):
@@ -70,7 +75,7 @@ class IntegerMatcher(Matcher):
         for var, value in free:
             if var not in view.taken and not self._is_move(var):
                 rows = var in read_as_rows
-                take(find_quantise(view, var, rows) or self._group(var, value))
+                take(find_quantise(view, var, rows) or self._real(var, value, read_as_rows))
         found += self._free_products()
         found.sort(key=lambda group: view.places[group.out])
         self.live = self._find_live(found)
@@ -170,7 +175,7 @@ class IntegerMatcher(Matcher):
     def _product(self, var: Expr, value: Expr) -> IntegerGroup | None:
         """Convolutions, matrix products and pooling."""
         found = self._root(var, value)
-        if found is None:
+        if found is None or found.op in ROUNDED:
             return None
         x = self._view.quantised(self._unshaped(found))
         if x is None:
@@ -204,6 +209,25 @@ class IntegerMatcher(Matcher):
             "its sums may leave int32: the scales of its input, weight and output do not fit"
         )
         return None
+
+    def _real(self, var: Expr, value: Expr, read_as_rows: set[Expr]) -> Group | None:
+        """Operators on real numbers, with the rounding behind a layer norm or an attention."""
+        found = self._group(var, value)
+        if found is None or found.op not in ROUNDED:
+            return found
+        members = list(found.members)
+        while (user := self._view.only_user(members[-1])) is not None:
+            members.append(user)
+            if self._view.op(user) not in RESHAPES:
+                break
+        target, shape = self._view.rounding(members[-1]), shape_of(members[-1]) or ()
+        if target is None or (len(shape) == 4 and members[-1] not in read_as_rows):
+            return found  # the kernel writes values in their order, and others read channels last
+        group = IntegerGroup(
+            found.op, found.spec, found.x, members[-1], found.others, members=members,
+            target=target, rows=True,
+        )  # fmt: skip
+        return group if runs(group) else found
 
     def _unshaped(self, found: Group) -> Expr:
         """What a product reads, before reshapes, which leave the order of its elements."""
@@ -251,7 +275,7 @@ class IntegerMatcher(Matcher):
                 return
             if self._view.op(user) == "quantize":
                 target = self._view.rounding(user)
-                if target is None:
+                if target is None or group.adds_real:
                     return
                 behind = self._sum_behind(group, user)
                 if behind is None:
@@ -315,11 +339,16 @@ class IntegerMatcher(Matcher):
 
     def _absorb_residual(self, group: IntegerGroup, user: Expr, other: Expr) -> bool:
         added = self._view.quantised(other)
-        if group.residual is not None or added is None or other.same_as(group.out):
+        if group.residual is not None or other.same_as(group.out):
             return False
         if shape_of(other) != shape_of(user) or shape_of(user) != shape_of(group.out):
             return False
-        group.residual, group.added = added.var, added.meaning
+        if added is not None:
+            group.residual, group.added = added.var, added.meaning
+            return True
+        if group.op != "linear" or group.middle is not None or str(other.ty.dtype) != "float32":
+            return False
+        group.residual = other
         return True
 
     def _sum_behind(self, group: IntegerGroup, rounded: Expr) -> list[Expr] | None:

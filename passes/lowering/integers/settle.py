@@ -45,6 +45,8 @@ def settle(group: IntegerGroup) -> bool:
     middle = None if group.middle is None else _middle(group, group.middle, step)
     added = group.added
     residual = None if added is None else Residual(added.zero, added.scale / step)
+    if group.adds_real:
+        residual = Residual(0, 1.0, real=True)
     late = None if group.late_bias is None else (group.late_bias / step).astype(np.float32)
     factor = 1.0 if target is None or limited else 1.0 / target.scale
     sums = _largest_sums(group, offset)

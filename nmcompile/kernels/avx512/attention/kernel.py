@@ -29,6 +29,7 @@ from nmcompile.kernels.avx512.emit import (
 )
 from nmcompile.kernels.avx512.lines import start_of
 from nmcompile.kernels.avx512.sums import Sums
+from nmcompile.kernels.avx512.writing import REALS, Store, Writing
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Attention
 
@@ -36,20 +37,25 @@ INFINITY = float("inf")
 LOWEST = -3.4028234e38  # the lowest finite number
 
 
-def emit_attention(name: str, spec: Attention) -> Any:
-    """The TIR function (x0, x1, ..., scratch, out): the tensors of `spec.operands`."""
+def emit_attention(name: str, spec: Attention, writing: Writing = REALS) -> Any:
+    """The TIR function (x0, x1, ..., scratch, out): the tensors of `spec.operands`.
+
+    What `writing` needs comes behind them. It writes vectors: the features of the result have to
+    lie beside each other for any other than `REALS`.
+    """
     plan = Plan(spec)
     heads = spec.heads
     with PrimFuncBuilder(name) as func:
         given = [func.tensor(f"x{i}", shape) for i, shape in enumerate(spec.operands)]
+        write = writing.declare(func)
         scratch = func.tensor("scratch", (heads * plan.packed,))
-        out = func.tensor("out", spec.out_shape)
+        out = func.tensor("out", spec.out_shape, writing.dtype)
         given, out = [func.flat(tensor) for tensor in given], func.flat(out)
         with T.parallel(0, heads) as head:
             pack(plan, given, scratch, head)
         with T.parallel(0, heads * plan.query_blocks) as item:
             head, block = T.bind(item // plan.query_blocks), T.bind(item % plan.query_blocks)
-            _QueryBlock(plan, given, scratch, out, head, block).emit()
+            _QueryBlock(plan, given, scratch, out, head, block, write).emit()
     return func.result()
 
 
@@ -57,11 +63,18 @@ class _QueryBlock:
     """Emits what one work item does: a block of the queries of one head."""
 
     def __init__(
-        self, plan: Plan, given: list[Buffer], packed: Buffer, out: Buffer, head: Expr, block: Expr
+        self,
+        plan: Plan,
+        given: list[Buffer],
+        packed: Buffer,
+        out: Buffer,
+        head: Expr,
+        block: Expr,
+        write: Store,
     ) -> None:
         spec, self._plan, self._spec = plan.spec, plan, plan.spec
         self._given, self._packed, self._out = given, packed, out
-        self._head = head
+        self._head, self._write = head, write
         self._keys = T.bind(head * plan.packed)
         self._values = T.bind(head * plan.packed + plan.packed_keys)
         self._q, self._into = start_of(spec.lead, spec.q, head), start_of(spec.lead, spec.out, head)
@@ -239,7 +252,7 @@ class _QueryBlock:
                 at = T.bind((place * plan.value_vectors + v) * LANES)
                 result = T.bind(load(self._sums, at) * inverse)
                 if beside:
-                    store(self._out, into + v * LANES, result, active)
+                    self._write(self._out, into + v * LANES, result, active)
                     continue
                 store(self._sums, at, result)
                 with T.serial(0, active) as index:

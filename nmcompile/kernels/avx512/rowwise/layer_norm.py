@@ -16,15 +16,15 @@ from nmcompile.kernels.avx512.emit import (
     load,
     over_lanes,
     splat,
-    store,
 )
 from nmcompile.kernels.avx512.rowwise.sweep import AT_ONCE, sweep
+from nmcompile.kernels.avx512.writing import REALS, Writing
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import LayerNorm
 
 
-def emit_layer_norm(name: str, spec: LayerNorm) -> Any:
-    """The TIR function (x, [scale], [shift], out).
+def emit_layer_norm(name: str, spec: LayerNorm, writing: Writing = REALS) -> Any:
+    """The TIR function (x, [scale], [shift], ..., out), with what `writing` needs.
 
     The variance is the mean of (x - mean)^2, in a second sweep over the row: that of x^2 less
     mean^2 would be lost where the mean is large.
@@ -34,7 +34,8 @@ def emit_layer_norm(name: str, spec: LayerNorm) -> Any:
         x = func.tensor("x", spec.shape)
         scale = func.tensor("scale", (length,)) if spec.scale else None
         shift = func.tensor("shift", (length,)) if spec.shift else None
-        out = func.tensor("out", spec.shape)
+        write = writing.declare(func)
+        out = func.tensor("out", spec.shape, writing.dtype)
         x, out = func.flat(x), func.flat(out)
         with T.parallel(0, rows) as row:
             start = T.bind(row * length)
@@ -61,7 +62,7 @@ def emit_layer_norm(name: str, spec: LayerNorm) -> Any:
                     value = value * load(scale, at, active)
                 if shift is not None:
                     value = value + load(shift, at, active)
-                store(out, start + at, value, active)
+                write(out, start + at, value, active)
 
             sweep(length, finish)
     return func.result()

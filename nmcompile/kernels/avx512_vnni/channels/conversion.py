@@ -12,7 +12,7 @@ from functools import reduce
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Expr, extreme, load, splat, store
+from nmcompile.kernels.avx512.emit import LANES, Expr, load, splat, store
 from nmcompile.kernels.avx512_vnni.channels.frame import tasks
 from nmcompile.kernels.avx512_vnni.emit import (
     BYTES,
@@ -24,7 +24,7 @@ from nmcompile.kernels.avx512_vnni.emit import (
     pack_words,
     pick_bytes,
     pick_bytes_of_two,
-    round_to_int,
+    round_to_steps,
     spread,
     store_bytes,
 )
@@ -48,11 +48,8 @@ def emit_quantise(name: str, spec: Quantise, zero: int, low: int, high: int) -> 
 
         def steps(channel: Expr, pixel: Expr, width: int) -> Expr:
             """Pixels of one plane as int32x16; `channel` counts over all images."""
-            value = T.bind(load(x, channel * pixels + pixel, width) / splat(scale[0]))
-            # The limits go second: the instructions give that operand where the other is NaN.
-            value = extreme("max", value, splat(float(low - zero)))
-            value = extreme("min", value, splat(float(high - zero)))
-            return T.bind(round_to_int(value) + splat(T.int32(zero)))
+            value = load(x, channel * pixels + pixel, width)
+            return round_to_steps(value, splat(scale[0]), zero, low, high)
 
         def square(image: Expr, channel: Expr, pixel: Expr, height: int, width: int) -> None:
             plane = T.bind(image * channels + channel)

@@ -122,22 +122,24 @@ class Finish:
         """See `Finisher`."""
         places = [(t, u) for t in range(pixels) for u in range(len(columns))]
 
-        def real(t: int, u: int) -> Expr:
+        def finished(t: int, u: int) -> Expr:
             residual = None
             if self.residual is not None:
                 where = at + (t * self.channels + u * LANES)
-                residual = T.bind(widen_bytes(self.residual, where, outputs - u * LANES))
+                real = self.requantiser.epilogue.real_residual
+                read = load if real else widen_bytes
+                residual = T.bind(read(self.residual, where, outputs - u * LANES))
             scale, *late_bias = columns[u]
             return self.requantiser.real(sums(t, u), scale, residual, *late_bias)
 
         if self.requantiser.epilogue.out == "float32":
             for t, u in places:
                 where = at + (t * self.channels + u * LANES)
-                store(self.out, where, real(t, u), outputs - u * LANES)
+                store(self.out, where, finished(t, u), outputs - u * LANES)
             return
         for i in range(0, len(places), FOUR):
             part = places[i : i + FOUR]
-            values = [real(t, u) for t, u in part]
+            values = [finished(t, u) for t, u in part]
             packed = self.requantiser.pack(values + values[-1:] * (FOUR - len(part)))
             for start, count in _runs(part):
                 t, u = part[start]

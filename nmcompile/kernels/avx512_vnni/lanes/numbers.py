@@ -78,7 +78,8 @@ class Bytes:
         steps = func.tensor("steps", (len(STEPS),))
         late = self.epilogue.late_bias
         late_bias = func.tensor("late_bias", (padded_outputs(outputs),)) if late else None
-        residual, out = func.output(out_shape, self.epilogue, self.epilogue.out, "uint8")
+        added = "float32" if self.epilogue.real_residual else "uint8"
+        residual, out = func.output(out_shape, self.epilogue, self.epilogue.out, added)
         requantiser = Requantiser(self.epilogue, steps)
         return offset, Finish(requantiser, scale, late_bias, residual, out, outputs)
 
