@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -81,8 +82,11 @@ def layer_model(problem: Problem) -> onnx.ModelProto:
 def time_peers(problem: Problem, threads: int) -> dict[str, float]:
     """Median milliseconds of the convolution in every engine that is installed.
 
+    A quantised one that OpenVINO runs in float by its own choice, as it does 1x1 with a stride, is
+    timed so, and a line on stderr says it.
+
     Raises:
-        RuntimeError: an engine runs a quantised one in float.
+        RuntimeError: onnxruntime runs a quantised one in float.
     """
     model = layer_model(problem)
     found = {}
@@ -167,17 +171,20 @@ def _openvino(
         path = Path(folder, "layer.onnx")
         onnx.save(model, path)
         compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    request, x, taken = compiled.create_infer_request(), _input(model), list[float]()
+    request, x = compiled.create_infer_request(), _input(model)
+    taken, kinds = list[float](), set[str]()
 
     def run() -> None:
         request.infer({0: x}, share_inputs=True, share_outputs=True)
         (node,) = (n for n in request.get_profiling_info() if n.node_type == "Convolution")
-        if integers and not node.exec_type.upper().endswith("I8"):
-            raise RuntimeError(f"OpenVINO runs a quantised convolution as {node.exec_type}")
+        kinds.add(node.exec_type)
         taken.append(node.real_time.total_seconds() * 1e3)
 
     def timed() -> float:
         _repeat(run)
+        if integers and not all(kind.upper().endswith("I8") for kind in kinds):
+            chosen = ", ".join(sorted(kinds))
+            print(f"OpenVINO runs a quantised convolution as {chosen}", file=sys.stderr)
         return statistics.median(taken[1:])
 
     yield timed
