@@ -7,9 +7,9 @@ borders too. Every step reads the same memory in another shape:
 1. along one axis: (N, C, L) is an image of one row, (N, C, 1, L);
 2. along three: the frames are (N, C D, H, W), then they are rows of (N, C, D, H W), or these first,
    if that leaves less to be read again;
-3. into so many windows along each axis: by a stride, where they are all alike, and as the mean of
-   everything, where there is one; TVM computes what is left. Rows come before columns, which are
-   far apart then;
+3. into so many windows along each axis: as the mean of everything, where there is one, else by a
+   stride; windows that differ are put one behind the other first. Rows come before columns, whose
+   elements are not side by side then;
 4. means of volumes, as that of an image of one row, and maxima of images and volumes, as in 3.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -70,11 +71,11 @@ class _Window:
         return self == _Window(self.extent, self.extent)
 
 
-Pool = Callable[[Expr, Sequence[_Window]], Expr]
-"""Pools an image (N, C, H, W) by a window along its rows and one along its columns."""
-
 Emit = Callable[[Expr], Expr]
 """Binds a value to a new variable."""
+
+Pool = Callable[[Expr, Sequence[_Window], Emit], Expr]
+"""Pools an image (N, C, H, W) by a window along its rows and one along its columns."""
 
 Rule = Callable[[Expr, Shape, Shape, Emit], Expr]
 """Takes a call, the shapes of what it reads and makes, and what makes new ones; returns another
@@ -101,7 +102,7 @@ def _by_stride(call: Expr, shape: Shape, result: Shape, emit: Emit) -> Expr:
     maximum = "max" in str(call.op.name)
     operator = relax.op.nn.max_pool2d if maximum else relax.op.nn.avg_pool2d
 
-    def pool(image: Expr, along: Sequence[_Window]) -> Expr:
+    def pool(image: Expr, along: Sequence[_Window], emit: Emit) -> Expr:
         (top, bottom), (left, right) = (window.padding for window in along)
         return operator(
             image,
@@ -129,13 +130,29 @@ def _adaptive(call: Expr, shape: Shape, result: Shape, emit: Emit) -> Expr:
     return _pooled(call, windows, _average, emit, [(0,), (1,), (2,)])
 
 
-def _average(image: Expr, along: Sequence[_Window]) -> Expr:
-    """The averages of so many windows along each axis."""
-    sizes = [divmod(window.extent, window.outputs) for window in along]
-    if any(rest for _, rest in sizes):
-        return relax.op.nn.adaptive_avg_pool2d(image, [window.outputs for window in along])
-    kernel = [size for size, _ in sizes]
-    return relax.op.nn.avg_pool2d(image, kernel, kernel)
+def _average(image: Expr, along: Sequence[_Window], emit: Emit) -> Expr:
+    """The averages of so many windows along the one axis that is not idle.
+
+    Output i of o is that of the elements from floor(i n / o) to ceil((i + 1) n / o).
+    """
+    axis, window = next((a, w) for a, w in enumerate(along) if not w.is_idle)
+    extent, wanted = window.extent, window.outputs
+    places = np.arange(wanted)
+    begin, end = places * extent // wanted, -(-(places + 1) * extent // wanted)
+    sizes = end - begin
+    most = int(sizes.max())
+    kernel = [most if a == axis else 1 for a in range(2)]
+    if extent % wanted == 0:
+        return relax.op.nn.avg_pool2d(image, kernel, kernel)
+    # One behind the other, the shorter ones with the zero that is put behind the last element.
+    read = begin[:, None] + np.arange(most)
+    read = np.where(read < end[:, None], read, extent).reshape(-1)
+    ends = [0, 0, 0, 0, 0, axis == 0, 0, axis == 1]
+    padded = emit(relax.op.nn.pad(image, [int(end) for end in ends]))
+    lined = emit(relax.op.take(padded, relax.const(read, "int64"), 2 + axis, "clip"))
+    sums = emit(relax.op.nn.avg_pool2d(lined, kernel, kernel))
+    factors = (most / sizes).astype(np.float32).reshape((-1, 1) if axis == 0 else (-1,))
+    return relax.op.multiply(sums, relax.const(factors))
 
 
 def _mean_of_volumes(call: Expr, shape: Shape, result: Shape, emit: Emit) -> Expr:
@@ -154,7 +171,7 @@ def _maximum(call: Expr, shape: Shape, result: Shape, emit: Emit) -> Expr:
     if len(shape) not in (4, 5) or not _is_of_all(call) or max(shape[2:]) > MAX_WINDOW:
         return call
 
-    def pool(image: Expr, along: Sequence[_Window]) -> Expr:
+    def pool(image: Expr, along: Sequence[_Window], emit: Emit) -> Expr:
         return relax.op.nn.max_pool2d(image, [window.kernel for window in along])
 
     windows = [_Window(extent, 1, extent) for extent in shape[2:]]
@@ -190,7 +207,7 @@ def _pooled(
         if axes == (0,):
             image = (batch, channels, depth, height * width)
             along = [now[0], _Window(image[3], image[3])]
-        x = emit(pool(_reshaped(x, image, emit), along))
+        x = emit(pool(_reshaped(x, image, emit), along, emit))
         extents = [window.outputs for window in now]
     return _reshaped(x, (batch, channels, *extents[3 - len(windows) :]), emit)
 
