@@ -23,6 +23,7 @@ from nmcompile.passes.lowering.integers.constants import has_quantised, simplify
 from nmcompile.passes.lowering.integers.lowering import IntegerLowering
 from nmcompile.passes.lowering.kernels import KernelCall, Lowering
 from nmcompile.passes.lowering.library import Maker, build_program
+from nmcompile.passes.lowering.pooling import pool_images
 from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.targets import BF16, Target
 
@@ -70,8 +71,8 @@ class CpuBackend:
         return simplify(module)
 
     def arrange(self, module: Module) -> Module:
-        """Run early layers image by image where that spares the caches."""
-        return split_batch(module)
+        """Pool images, and run early layers image by image where that spares the caches."""
+        return split_batch(pool_images(module))
 
     def finish(self, module: Module) -> Module:
         """See `lower_fallback`."""
@@ -98,8 +99,8 @@ class IntegerBackend(CpuBackend):
         return simplify_around(module, simplify)
 
     def arrange(self, module: Module) -> Module:
-        """Leave quantised models as they are; others are as for other CPUs."""
-        return module if has_quantised(module) else split_batch(module)
+        """The same, but that the batch of quantised models is left whole."""
+        return pool_images(module) if has_quantised(module) else super().arrange(module)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ A frame of the output is a convolution of two dimensions over as many frames of 
 kernel is deep. Without groups these lie side by side as channels, and one convolution reads them;
 with groups each tap along the depth is a convolution of its own, and what they make is added up.
 
-A transposed convolution makes as many frames of each one as its kernel is deep. Where these do not
-overlap, they are channels of a transposed convolution of two dimensions, put one after the other.
+The frames of one phase of a transposed convolution are the same, of transposed convolutions of two
+dimensions over the frames that taps of this phase read. Where all phases read the same frames, one
+of these makes all of their frames, side by side as channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from nmcompile.passes.graphs.interface import Array, ConvAttrs
 from nmcompile.passes.graphs.planar import (
     Form,
     Pair,
+    Phase,
     Piece,
     Planar,
     Shape,
@@ -24,10 +27,62 @@ from nmcompile.passes.graphs.planar import (
     Writer,
     convolution,
     fits,
+    phases_of,
     transposed,
 )
 
 Volume = tuple[int, int, int, int, int]
+Each = TypeVar("Each")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which frames of the input those of the output are made of.
+
+    starts: the first frame under each tap, counted behind the padding.
+    stride: frames from one output to the next.
+    padding: frames in front and behind.
+    count: frames of the output.
+    """
+
+    starts: tuple[int, ...]
+    stride: int
+    padding: Pair
+    count: int
+
+    def total(
+        self,
+        x: Tensor,
+        depth: int,
+        made_by: Sequence[Each],
+        make: Callable[[Tensor, Each], Tensor],
+        into: Writer[Tensor],
+    ) -> Tensor:
+        """The sum of what is made of the frames under each tap.
+
+        Args:
+            x: (N, T, I, H, W).
+            depth: its frames.
+            made_by: one for all taps, which reads their frames side by side as channels, or one
+                for each.
+            make: takes the frames (N, count, channels, H, W) and one of `made_by`.
+            into: makes operators.
+        """
+        if any(self.padding):
+            x = into.pad(x, ((0, 0), self.padding, (0, 0), (0, 0), (0, 0)))
+        span = (self.count - 1) * self.stride + 1
+        whole = span == depth + sum(self.padding)
+        read = [
+            x if whole and self.stride == 1 else into.narrow(x, 1, start, span, self.stride)
+            for start in self.starts
+        ]
+        if len(made_by) == 1 and len(read) > 1:
+            read = [into.concat(read, 2)]
+        made = [make(frames, each) for frames, each in zip(read, made_by, strict=True)]
+        total = made[0]
+        for other in made[1:]:
+            total = into.add(total, other)
+        return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,45 +92,26 @@ class Frames:
     given: (N, I, T, H, W) of its input.
     data: (N * count, channels, H, W) of what the convolutions read.
     pieces: one for all taps along the depth, or one for each.
-    starts: the first frame under each tap, counted behind the padding.
-    stride: frames from one output to the next.
-    padding: frames in front and behind.
-    count: frames of the output.
-    result: its shape.
+    reading: the frames of the input.
+    result: the shape of the output.
     """
 
     given: Volume
     data: Shape
     pieces: tuple[Piece, ...]
-    starts: tuple[int, ...]
-    stride: int
-    padding: Pair
-    count: int
+    reading: Reading
     result: Volume
 
     def write(self, x: Tensor, into: Writer[Tensor]) -> Tensor:
         """See `Form`."""
-        batch, _, depth, _, _ = self.given
+        batch, outputs, count, height, width = self.result
+
+        def make(frames: Tensor, piece: Piece) -> Tensor:
+            return into.conv(into.reshape(frames, self.data), piece)
+
         y = into.permute(x, (0, 2, 1, 3, 4))
-        if any(self.padding):
-            y = into.pad(y, ((0, 0), self.padding, (0, 0), (0, 0), (0, 0)))
-        span = (self.count - 1) * self.stride + 1
-        whole = span == depth + sum(self.padding)
-        frames = [
-            y if whole and self.stride == 1 else into.narrow(y, 1, start, span, self.stride)
-            for start in self.starts
-        ]
-        if len(self.pieces) == 1 and len(frames) > 1:
-            frames = [into.concat(frames, 2)]
-        made = [
-            into.conv(into.reshape(part, self.data), piece)
-            for part, piece in zip(frames, self.pieces, strict=True)
-        ]
-        total = made[0]
-        for other in made[1:]:
-            total = into.add(total, other)
-        _, outputs, height, width = self.pieces[0].made
-        split = into.reshape(total, (batch, self.count, outputs, height, width))
+        y = self.reading.total(y, self.given[2], self.pieces, make, into)
+        split = into.reshape(y, (batch, count, outputs, height, width))
         return into.permute(split, (0, 2, 1, 3, 4))
 
 
@@ -134,9 +170,23 @@ def frames(
     return Frames(
         (batch, channels, extents[0], extents[1], extents[2]),
         (batch * count, channels * side_by_side, extents[1], extents[2]),
-        tuple(pieces), tuple(tap * dilation[0] for tap in range(depth)), stride[0], padding[0],
-        count, (batch, outputs, count, height, width),
-    )  # fmt: skip
+        tuple(pieces),
+        Reading(tuple(tap * dilation[0] for tap in range(depth)), stride[0], padding[0], count),
+        (batch, outputs, count, height, width),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """The frames of one phase along the depth, or of all of them.
+
+    reading: the frames of the input.
+    flats: transposed convolutions of two dimensions: one for all taps, or one for each; phases are
+        innermost among the channels of what they make.
+    """
+
+    reading: Reading
+    flats: tuple[Planar, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,39 +194,46 @@ class SpreadFrames:
     """What a transposed convolution along three axes is in those of two.
 
     given: (N, I, T, H, W) of its input.
-    flat: of the frames, (N * T, I, H, W), with the frames of each as channels.
-    depth: how many these are.
+    parts: one for all phases along the depth, or one for each.
+    phases: how many these are.
     crop: frames that are left out in front.
     result: the shape of the output.
     """
 
     given: Volume
-    flat: Planar
-    depth: int
+    parts: tuple[Spread, ...]
+    phases: int
     crop: int
     result: Volume
 
     @property
     def data(self) -> Shape:
         """See `Form`."""
-        return self.flat.data
+        return self.parts[0].flats[0].data
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """See `Form`."""
-        return self.flat.pieces
+        return tuple(piece for part in self.parts for flat in part.flats for piece in flat.pieces)
 
     def write(self, x: Tensor, into: Writer[Tensor]) -> Tensor:
         """See `Form`."""
-        batch, _, frames, _, _ = self.given
-        _, outputs, kept, height, width = self.result
-        y = into.reshape(into.permute(x, (0, 2, 1, 3, 4)), self.data)
-        y = self.flat.write(y, into)
-        y = into.reshape(y, (batch, frames, outputs, self.depth, height, width))
-        y = into.permute(y, (0, 2, 1, 3, 4, 5))
-        made = frames * self.depth
-        y = into.reshape(y, (batch, outputs, made, height, width))
-        return y if made == kept else into.narrow(y, 2, self.crop, kept, 1)
+        batch, outputs, kept, height, width = self.result
+        count = self.parts[0].reading.count
+        split = (batch, count, outputs, self.phases // len(self.parts), height, width)
+
+        def make(frames: Tensor, flat: Planar) -> Tensor:
+            return flat.write(into.reshape(frames, flat.data), into)
+
+        y = into.permute(x, (0, 2, 1, 3, 4))
+        made = [
+            into.reshape(part.reading.total(y, self.given[2], part.flats, make, into), split)
+            for part in self.parts
+        ]
+        y = made[0] if len(made) == 1 else into.concat(made, 3)
+        whole = (batch, outputs, count * self.phases, height, width)
+        y = into.reshape(into.permute(y, (0, 2, 1, 3, 4, 5)), whole)
+        return y if whole[2] == kept else into.narrow(y, 2, self.crop, kept, 1)
 
 
 def spread(
@@ -202,28 +259,49 @@ def spread(
         groups: of channels.
 
     Returns:
-        None where frames of the output overlap or are missing, and as `transposed`.
+        None where it has no outputs, a phase has no tap, or it is malformed.
     """
     if not fits(shape, weight, bias, groups, weight.shape[1] * groups, weight.shape[0]):
         return None
+    if min(*stride, *dilation, *(1 + size for size in extra)) < 1:
+        return None
     batch, channels, depth, *image = shape
-    inputs, outputs, taps = weight.shape[:3]
-    cut = padding[0]
-    kept = depth * taps - sum(cut)
-    if stride[0] != taps or (dilation[0] != 1 and taps > 1) or extra[0] or min(*cut, kept - 1) < 0:
+    taps, inputs = weight.shape[2], weight.shape[0]
+    along = phases_of(depth, taps, stride[0], dilation[0], padding[0], extra[0])
+    if along is None:
         return None
-    flat = transposed(
-        (batch * depth, channels, *image),
-        weight.reshape(inputs, outputs * taps, *weight.shape[3:]),
-        None if bias is None else np.repeat(bias, taps),
-        stride[1:], padding[1:], dilation[1:], extra[1:], groups,
+
+    def flat_of(
+        chosen: Sequence[Phase], places: Sequence[int], bias: Array | None
+    ) -> Planar | None:
+        """What the taps at these places of the phases make of their frames side by side."""
+        read = [
+            np.stack([weight[:, :, phase.taps[place]] for phase in chosen], 2) for place in places
+        ]
+        stacked = np.concatenate(read).reshape(len(places) * inputs, -1, *weight.shape[3:])
+        return transposed(
+            (batch * along.count, len(places) * channels, *image), stacked, bias,
+            stride[1:], padding[1:], dilation[1:], extra[1:], groups,
+        )  # fmt: skip
+
+    parts = []
+    for chosen in [along.phases] if along.alike else [(phase,) for phase in along.phases]:
+        first, count = chosen[0], len(chosen[0].taps)
+        repeated = None if bias is None else np.repeat(bias, len(chosen))
+        side_by_side = [range(count)] if groups == 1 else [[place] for place in range(count)]
+        flats = [
+            flat_of(chosen, places, None if places[0] else repeated) for places in side_by_side
+        ]
+        known = tuple(flat for flat in flats if flat is not None)
+        if len(known) < len(flats):
+            return None
+        starts = tuple(place * first.step for place in range(count))
+        parts.append(Spread(Reading(starts, 1, first.padding, along.count), known))
+    height, width = parts[0].flats[0].result[2:]
+    return SpreadFrames(
+        (batch, channels, depth, image[0], image[1]), tuple(parts), len(along.phases), along.crop,
+        (batch, weight.shape[1] * groups, along.size, height, width),
     )  # fmt: skip
-    if flat is None:
-        return None
-    given = (batch, channels, depth, image[0], image[1])
-    height, width = flat.result[2:]
-    result = (batch, outputs * groups, kept, height, width)
-    return SpreadFrames(given, flat, taps, cut[0], result)
 
 
 def plain_form(

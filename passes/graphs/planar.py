@@ -40,6 +40,11 @@ class Piece:
     conv: ConvAttrs
     made: Shape
 
+    @property
+    def channels(self) -> int:
+        """What it reads."""
+        return int(self.weight.shape[1]) * self.conv.groups
+
 
 @dataclass(frozen=True, eq=False)
 class Planar:
@@ -86,7 +91,7 @@ class Planar:
 class Form(Protocol):
     """What an operator is in plain convolutions of two dimensions.
 
-    data: (N, I, H, W) of what the convolutions read.
+    data: (N, I, H, W) of what the first convolution reads; others may read other channels.
     pieces: these.
     """
 
@@ -114,7 +119,7 @@ def layers_of(form: Form, name: str) -> tuple[Layer, ...]:
             piece.conv.padding,
             piece.conv.dilation,
             piece.conv.groups,
-            form.data,
+            (form.data[0], piece.channels, *form.data[2:]),
             piece.made,
             math.prod(piece.made) * math.prod(piece.weight.shape[1:]),
         )
@@ -247,7 +252,8 @@ def transposed(
     batch, channels, *image = shape
     kernel = weight.shape[2:]
     found = [
-        _axis(*entry) for entry in zip(image, kernel, stride, dilation, padding, extra, strict=True)
+        phases_of(*entry)
+        for entry in zip(image, kernel, stride, dilation, padding, extra, strict=True)
     ]
     known = [axis for axis in found if axis is not None]
     if len(known) < len(found):
@@ -301,7 +307,7 @@ def fits(
 
 
 @dataclass(frozen=True)
-class _Phase:
+class Phase:
     """The outputs of one phase along one axis, as a plain convolution.
 
     taps: of the kernel, in the order in which the window has them.
@@ -315,13 +321,13 @@ class _Phase:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """One axis of a transposed convolution.
 
     count: outputs of each phase. crop, size: of all of them together, as in `Planar`.
     """
 
-    phases: tuple[_Phase, ...]
+    phases: tuple[Phase, ...]
     count: int
     crop: int
     size: int
@@ -332,14 +338,23 @@ class _Axis:
         return len({(len(each.taps), each.step, each.padding) for each in self.phases}) == 1
 
 
-_FLAT = _Axis((_Phase((0,), 1, (0, 0)),), 1, 0, 1)
+_FLAT = Axis((Phase((0,), 1, (0, 0)),), 1, 0, 1)
 """The axis that is not there."""
 
 
-def _axis(
+def phases_of(
     length: int, kernel: int, stride: int, dilation: int, padding: Pair, extra: int
-) -> _Axis | None:
-    """The phases of an axis; None where there are no outputs, or a phase has no tap."""
+) -> Axis | None:
+    """The phases of an axis; None where there are no outputs, or a phase has no tap.
+
+    Args:
+        length: of what is read.
+        kernel: taps.
+        stride: in elements, as all that follows.
+        dilation: of the output.
+        padding: what is cut off in front and behind.
+        extra: what is added behind.
+    """
     size = stride * (length - 1) + dilation * (kernel - 1) + 1 + extra - sum(padding)
     moves = [padding[0] - k * dilation for k in range(kernel)]
     if size < 1 or len({move % stride for move in moves}) < stride:
@@ -348,7 +363,7 @@ def _axis(
     return min(found, key=lambda axis: (not axis.alike, axis.count, axis.crop))
 
 
-def _cropped(length: int, stride: int, moves: Sequence[int], size: int, crop: int) -> _Axis:
+def _cropped(length: int, stride: int, moves: Sequence[int], size: int, crop: int) -> Axis:
     """The phases of an axis whose output is cropped in front, by so much or a little more."""
     reads: list[list[Pair]] = [[] for _ in range(stride)]
     for tap, move in enumerate(moves):
@@ -367,5 +382,5 @@ def _cropped(length: int, stride: int, moves: Sequence[int], size: int, crop: in
         begin = of_phase[0][0]
         step = of_phase[1][0] - begin if len(of_phase) > 1 else 1
         behind = count - 1 + most - (length - 1)
-        phases.append(_Phase(tuple(tap for _, tap in of_phase), step, (-begin, behind)))
-    return _Axis(tuple(phases), count, crop, size)
+        phases.append(Phase(tuple(tap for _, tap in of_phase), step, (-begin, behind)))
+    return Axis(tuple(phases), count, crop, size)

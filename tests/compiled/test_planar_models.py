@@ -54,7 +54,8 @@ def volume_net() -> nn.Module:
         nn.Conv3d(16, 32, (3, 3, 3), 2, 1), nn.ReLU(),
         nn.Conv3d(32, 32, (3, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1)), nn.ReLU(),
         nn.Conv3d(32, 32, 3, padding=1, groups=32), nn.ReLU(),
-        nn.ConvTranspose3d(32, 16, 2, 2), nn.ReLU(), nn.Conv3d(16, 4, 1),
+        nn.ConvTranspose3d(32, 16, 2, 2), nn.ReLU(), nn.MaxPool3d(3, 2, 1),
+        nn.ConvTranspose3d(16, 16, 3, 2, 1, 1), nn.ReLU(), nn.Conv3d(16, 4, 1),
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ MODELS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
-ENFORCED = {"images": {"up4", "up2"}, "signals": {"4", "6"}, "volumes": {"3", "5", "9"}}
+ENFORCED = {"images": {"up4", "up2"}, "signals": {"4", "6"}, "volumes": {"3", "5", "9", "12"}}
 
 
 def pruned(model: nn.Module, pattern: str) -> nn.Module:

@@ -32,6 +32,15 @@ def _filled(x: Tensor) -> Tensor:
 
 
 WRITTEN: dict[str, Function] = {
+    "aten.adaptive_max_pool1d.default": lambda h: F.adaptive_max_pool1d(h, 4),
+    "aten.adaptive_max_pool2d.default": lambda i: (
+        F.adaptive_max_pool2d(i, (4, 9)),
+        F.adaptive_max_pool2d(i[0], (7, 2)),
+    ),
+    "aten.adaptive_max_pool3d.default": lambda v: (
+        F.adaptive_max_pool3d(v, (2, 3, 7)),
+        F.adaptive_max_pool3d(v, 1),
+    ),
     "aten.any.default": lambda t, x: ((t & (x > 9)).any(), x.any()),
     "aten.any.dim": lambda t, x: (t.any(1), x.trunc().any(-1, keepdim=True)),
     "aten.any.dims": lambda t: t.any((0, 2)),
@@ -52,6 +61,9 @@ WRITTEN: dict[str, Function] = {
         F.instance_norm(i, MEAN, VARIANCE, MEAN + 1, VARIANCE, use_input_stats=False),
         F.instance_norm(i, MEAN, VARIANCE, use_input_stats=False, eps=0.1),
     ),
+    "aten.max_pool3d_with_indices.default": lambda v: F.max_pool3d(v, 3, 2, 1, return_indices=True)[
+        0
+    ],
     "aten.pow.Scalar": lambda x: (torch.pow(2.0, x), torch.pow(0.3, x)),
     "aten.std_mean.correction": lambda x: (*torch.std_mean(x), *torch.std_mean(x, 1)),
     "aten.var_mean.correction": lambda x: torch.var_mean(x, (0, 2), correction=0, keepdim=True),

@@ -423,6 +423,7 @@ def _range(dtype: torch.dtype) -> tuple[int, int, torch.dtype]:
 
 
 REWRITTEN: dict[str, Function] = {
+    "aten.avg_pool3d.default": lambda v: F.avg_pool3d(v, (2, 3, 1), 2, (1, 1, 0), False, True, 5),
     "quantized_decomposed.quantize_per_tensor.tensor": lambda x: pt2e.quantize_per_tensor.tensor(
         x, SCALE, ZERO, -99, 9, torch.int8
     ),

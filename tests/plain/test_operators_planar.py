@@ -204,13 +204,17 @@ def volumes(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
 
 @st.composite
 def spread_volumes(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
-    """A transposed one, whose frames do not overlap, and its input."""
-    depth, groups = draw(small), draw(st.integers(1, 2))
-    kernel, stride = draw(st.tuples(st.integers(2, 4), st.integers(2, 4))), draw(st.integers(1, 2))
-    padding = (draw(st.integers(0, depth - 1)), draw(st.integers(0, 1)), draw(st.integers(0, 1)))
+    """A transposed one, all phases of which have a tap, and its input."""
+    stride, groups = draw(st.tuples(small, small, small)), draw(st.integers(1, 2))
+    kernel = tuple(step + draw(st.integers(0, 2)) for step in stride)
+    padding = tuple(draw(st.integers(0, size - 1)) for size in kernel)
+    extra = tuple(draw(st.integers(0, step - 1)) for step in stride)
+    # Prime to the stride.
+    dilation = tuple(1 if step == 2 else draw(st.integers(1, 2)) for step in stride)
     inputs, outputs = (groups * draw(small) for _ in range(2))
-    layer = nn.ConvTranspose3d(
-        inputs, outputs, (depth, *kernel), (depth, stride, stride), padding, groups=groups
+    kind: Any = nn.ConvTranspose3d
+    layer = kind(
+        inputs, outputs, kernel, stride, padding, extra, groups, draw(st.booleans()), dilation
     )
     return layer, torch.randn(draw(st.integers(1, 2)), inputs, *draw(st.tuples(*[small] * 3)))
 
@@ -257,9 +261,12 @@ def test_infinities_reach_what_they_reach_in_the_model() -> None:
 
 
 def test_no_products_are_added() -> None:
-    for kernel, stride in ((2, 2), (4, 2), (3, 2), (5, 3), (3, 1)):
-        model = nn.Sequential(nn.ConvTranspose2d(4, 6, kernel, stride)).eval()
-        source = open_model(model, example_inputs=(torch.randn(1, 4, 8, 8),))
+    geometries = ((2, 2), (4, 2), (3, 2), (5, 3), (3, 1))
+    layers: list[Any] = [nn.ConvTranspose2d(4, 6, *geometry) for geometry in geometries]
+    layers += [nn.ConvTranspose3d(4, 6, (3, 2, 2), 2), nn.ConvTranspose3d(4, 6, 4, 2, groups=2)]
+    for layer in layers:
+        shape = (1, 4, *[8] * (layer.weight.ndim - 2))
+        source = open_model(nn.Sequential(layer).eval(), example_inputs=(torch.randn(shape),))
         (other,) = source.graph.weighted()
         weights = sum(piece.weight.size for piece in other.pieces)
         assert other.weight is not None and weights == other.weight.size
