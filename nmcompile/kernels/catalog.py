@@ -180,16 +180,19 @@ def _lanes_rows() -> Iterator[Kernel]:
 
 def _recurrent_rows() -> Iterator[Kernel]:
     """The rows of LSTM and GRU."""
-    rows: tuple[tuple[str, bool, Callable[[Problem], str | None], Any], ...] = (
-        ("one_by_n", True, recurrent.refuse_one_by_n, recurrent.lower_one_by_n),
-        ("nm", True, recurrent.refuse_nm, recurrent.lower_nm),
-        ("dense", False, accept, recurrent.lower_recurrent),
-    )
-    for method, sparse, refuse, lower in rows:
-        yield Kernel(
-            f"recurrent_f32_{method}__avx512", "recurrent", "avx512", "float32", sparse,
-            refuse, accept, one_config, lower,
-        )  # fmt: skip
+    yield Kernel(
+        "recurrent_f32_one_by_n__avx512", "recurrent", "avx512", "float32", True,
+        recurrent.refuse_one_by_n, recurrent.decline_one_by_n,
+        one_config, recurrent.lower_one_by_n,
+    )  # fmt: skip
+    yield Kernel(
+        "recurrent_f32_nm__avx512", "recurrent", "avx512", "float32", True,
+        recurrent.refuse_nm, recurrent.decline_nm, one_config, recurrent.lower_nm,
+    )  # fmt: skip
+    yield Kernel(
+        "recurrent_f32_dense__avx512", "recurrent", "avx512", "float32", False,
+        accept, accept, one_config, recurrent.lower_recurrent,
+    )  # fmt: skip
 
 
 def _channel_rows() -> Iterator[Kernel]:

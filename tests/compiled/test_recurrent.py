@@ -39,8 +39,8 @@ class Recurrent:
 
     def add(
         self, operator: str, sizes: tuple[int, int, int, int], direction: str = "forward", *,
-        pattern: str = "dense", bias: bool = True, state: str = "", cell: str = "",
-        reads: tuple[bool, ...] = (True, False, False), **attributes: Any,
+        pattern: str = "dense", density: float = 0.15, bias: bool = True, state: str = "",
+        cell: str = "", reads: tuple[bool, ...] = (True, False, False), **attributes: Any,
     ) -> str:  # fmt: skip
         """A node of (steps, batch, inputs, hidden); `state` and `cell` are "", fixed or given."""
         steps, batch, inputs, hidden = sizes
@@ -50,7 +50,7 @@ class Recurrent:
         for part, shape in shapes.items():
             parts = [self.floats(*shape, scale=0.6 / shape[1] ** 0.5) for _ in range(directions)]
             if pattern != "dense":
-                parts = [project(part, parse_pattern(pattern), 0.5) for part in parts]
+                parts = [project(part, parse_pattern(pattern), density) for part in parts]
             self.constants[f"{name}.{part}"] = np.stack(parts)
         names = [f"{name}.x", f"{name}.W", f"{name}.R", f"{name}.B" if bias else "", ""]
         self.feeds[f"{name}.x"] = self.floats(steps, batch, inputs, scale=2)
@@ -88,7 +88,7 @@ class Recurrent:
         )  # fmt: skip
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
-    def check(self, folder: Path, **options: Any) -> Any:
+    def check(self, folder: Path, tolerance: float = 2e-5, **options: Any) -> Any:
         """Held against onnxruntime; returns what the compilation says."""
         proto = self.proto()
         result = nmc.compile(proto, output=folder / "m.nmc", **options)
@@ -96,7 +96,9 @@ class Recurrent:
         with runtime.load(folder / "m.nmc", threads=1) as session:
             found = session.run(self.feeds)
         for name, wanted in zip(self.outputs, expected, strict=True):
-            np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(
+                found[name], wanted, rtol=5 * tolerance, atol=tolerance, err_msg=name
+            )
         return result
 
 
@@ -117,7 +119,7 @@ def added(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@examples(4)
+@examples(2)
 @given(nodes=st.lists(added(), min_size=3, max_size=3), seed=st.integers(0, 1 << 20))
 def test_all_forms_agree_with_onnxruntime(
     nodes: list[dict[str, Any]], seed: int, tmp_path_factory: pytest.TempPathFactory
@@ -143,19 +145,39 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("operator", list(GATES))
-def test_kernels_skip_the_zeros_of_patterns(operator: str, tmp_path: Path) -> None:
+def test_kernels_skip_the_zeros_of_patterns(tmp_path: Path) -> None:
     model = Recurrent()
     for place, pattern in enumerate(PATTERNS):
         model.add(
-            operator, (4, (1, 5, 9)[place % 3], 24, 96), DIRECTIONS[place % 3], pattern=pattern,
-            state="given" if place % 2 else "",
+            ("LSTM", "GRU")[place % 2], (4, (1, 5, 9)[place % 3], 24, 96),
+            DIRECTIONS[place // 2 % 3], pattern=pattern, state="given" if place % 2 else "",
         )  # fmt: skip
     rows = {row.name: row for row in model.check(tmp_path).report.layers}
     for place, (pattern, kernel) in enumerate(PATTERNS.items()):
         row = rows[f"node{place}.R"]
         assert (row.pattern, row.kernel, row.sparse) == (pattern, kernel, True)
         assert rows[f"node{place}.W"].pattern == pattern
+
+
+def test_small_blocks_that_gain_nothing_run_with_all_weights(tmp_path: Path) -> None:
+    model = Recurrent()
+    model.add("LSTM", (4, 1, 24, 96), pattern="1x4", density=0.5)
+    rows = {row.name: row for row in nmc.inspect(model.proto()).layers}
+    row = rows["node0.R"]
+    assert (row.pattern, row.kernel) == ("1x4", "recurrent_f32_dense__avx512")
+    assert "each that is left takes 2.3 times as long, and 50% are left" in row.reason
+
+
+class Output(nn.Module):
+    """The first output of a module."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(x)[0]
+        return y
 
 
 class Torch(nn.Module):
@@ -188,11 +210,33 @@ def test_modules_of_torch_agree_with_torch(tmp_path: Path) -> None:
                 np.testing.assert_allclose(made, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_layers_in_bfloat16_stand_beside_it(tmp_path: Path) -> None:
+@pytest.mark.isa("avx512_bf16", native=True)
+def test_layers_in_bfloat16_stand_beside_the_steps(tmp_path: Path) -> None:
     model = Recurrent()
     model.add("LSTM", (3, 2, 8, 16))
-    proto = model.proto()
-    nmc.compile(proto, output=tmp_path / "m.nmc", target="avx512_bf16", precision="bf16")
+    options = {"target": "avx512_bf16", "precision": "bf16"}
+    result = model.check(tmp_path, tolerance=0.03, **options)
+    kernels = [row.kernel for row in result.report.layers]
+    assert kernels == ["linear_bf16_dense__avx512_bf16", "recurrent_f32_dense__avx512"]
+
+
+def test_batches_run_in_parts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = nn.GRU(8, 16, batch_first=True).eval(), tmp_path / "m.nmc"
+    first = Output(model)
+    shapes = [{"x": (batch, 3, 8)} for batch in (1, 4)]
+    nmc.compile(first, output=path, shapes=shapes)
+    x = torch.randn(6, 3, 8)
+    with runtime.load(path, threads=1) as session, torch.no_grad():
+        (found,) = session.run({"x": x.numpy()}).values()
+        np.testing.assert_allclose(found, first(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_projected_under_their_names() -> None:
+    model = Recurrent()
+    model.add("LSTM", (4, 1, 32, 32), "bidirectional")
+    rows = nmc.inspect(nmc.enforce(model.proto(), "2:4")).layers
+    assert [(row.name, row.pattern) for row in rows] == [("node0.W", "2:4"), ("node0.R", "2:4")]
 
 
 REFUSED: dict[str, dict[str, Any]] = {

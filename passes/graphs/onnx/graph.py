@@ -128,10 +128,12 @@ class OnnxGraph(OnnxReader):
 
     def set_other_weight(self, other: Weighted, weight: Array) -> None:
         """Store a new initializer under the operator's name."""
-        held = other.handle if isinstance(other.handle, Matrix) else Matrix(other.handle, 1)
+        matrix = isinstance(other.handle, Matrix)
+        held: Matrix = other.handle if matrix else Matrix(other.handle, 1)
         turned = held.node.op_type == "ConvTranspose"
         array = inputs_first(weight, other.groups) if turned else weight
-        made = self.new_constant(f"{other.name}.weight", array.reshape(held.shape))
+        name = other.name if matrix else f"{other.name}.weight"
+        made = self.new_constant(name, array.reshape(held.shape))
         held.node.replace_input_with(held.place, made)
         self.sweep()
         self._settle_names([held.node])

@@ -42,7 +42,8 @@ from nmcompile.passes.lowering.matching.activations import ActivationMatcher
 from nmcompile.passes.lowering.matching.attention import AttentionMatcher
 from nmcompile.passes.lowering.matching.found import Found
 from nmcompile.passes.lowering.matching.products import ProductMatcher
-from nmcompile.passes.lowering.matching.recurrent import CALL, read_call
+from nmcompile.passes.lowering.matching.recurrent import NAME as RECURRENT
+from nmcompile.passes.lowering.matching.recurrent import read_call
 from nmcompile.passes.lowering.matching.rowwise import RowwiseMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
 
@@ -174,7 +175,7 @@ class Matcher:
             return self._pool(var, value, op)
         if op == "mean" and (found := self._mean(var, value)) is not None:
             return found
-        if op == CALL:
+        if op == RECURRENT:
             return self._recurrent(var, value)
         return self._transformer(var) if self._transformers else None
 
@@ -248,11 +249,8 @@ class Matcher:
         matrix = np.ascontiguousarray(weight.T)
         return Group("linear", spec, x, var, weight=matrix, members=[var])
 
-    def _recurrent(self, var: Expr, value: Expr) -> Group | None:
-        found = read_call(value)
-        if found is None:
-            return None
-        spec, (x, *first), weight, bias = found
+    def _recurrent(self, var: Expr, value: Expr) -> Group:
+        spec, (x, *first), weight, bias = read_call(value)
         return Group("recurrent", spec, x, var, tuple(first), weight, bias, members=[var])
 
     def _pool(self, var: Expr, value: Expr, op: str) -> Group | None:

@@ -16,9 +16,8 @@ from tvm import relax
 from nmcompile.kernels.recurrence import Recurrent
 from nmcompile.passes.lowering.view import Expr, constant, shape_of
 
-NAME = "nmcompile.recurrent"
-CALL = "call_dps_packed"
-"""What Relax calls the operator that calls such a function."""
+NAME = "recurrent"
+"""The first word of the function's name, and what `FunctionView.op` says."""
 
 
 def recurrent_call(inputs: Sequence[Expr], kind: str, direction: str, cells: bool) -> Any:
@@ -42,15 +41,9 @@ def recurrent_call(inputs: Sequence[Expr], kind: str, direction: str, cells: boo
 
 def read_call(
     call: Expr,
-) -> tuple[Recurrent, list[Expr], npt.NDArray[Any], npt.NDArray[np.float32] | None] | None:
-    """What it computes, the tensors that it reads, its weight and its bias; None for other calls.
-
-    Args:
-        call: of `CALL`.
-    """
+) -> tuple[Recurrent, list[Expr], npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+    """What it computes, the tensors that it reads, its weight and its bias."""
     words = str(call.args[0].global_symbol).split(":")
-    if words[0] != NAME:
-        return None
     x, matrix, *first = call.args[1].fields
     bias = constant(first.pop(0)) if "bias" in words else None
     weight = constant(matrix)

@@ -169,6 +169,7 @@ class _Layer:
     def finish(self, out: ir.Value, cells: ir.Value | None) -> None:
         """Give the readers of Y, Y_h and Y_c theirs."""
         new, (steps, batch, _) = self._new, self.extents
+        rows = (steps, batch, self._hidden)
         last: ir.Value | None = None
         if new.wants(1):
             ends = [0] if self._direction == "reverse" else [steps - 1, 0]
@@ -178,9 +179,11 @@ class _Layer:
             ]
             last = parts[0] if len(parts) == 1 else new.add("Concat", *parts, axis=0)
         for user, _ in list(new.node.outputs[0].uses()):
-            # Exporters exchange directions and batch, as they lie here.
+            # Exporters exchange directions and batch, as they lie here, or drop the one direction.
             if user.op_type == "Transpose" and attribute(user, "perm") == (0, 2, 1, 3):
                 new.graph.replace(user.outputs[0], out)
+            elif user.op_type == "Squeeze" and new.graph.shape(user.outputs[0]) == rows:
+                new.graph.replace(user.outputs[0], new.reshaped(out, *rows))
         shape = (steps, self._directions, batch, self._hidden)
         new.finish_all(self.turned(out, shape), last, cells)
 

@@ -97,7 +97,10 @@ class _Emitter:
         with T.serial(0, spec.steps) as step:
             time = self._time(step, direction)
             now = T.bind(step % 2 * rows)
-            with T.serial(0, self._blocks) as block:
+            with T.serial(0, self._blocks) as turn:
+                # To and fro: the weights that a step ends with are in a cache when the next begins.
+                back = self._blocks - 1 - turn
+                block = T.bind(T.if_then_else(step % 2 == 0, turn, back))
                 self._block(direction, row, rows, time, now, block, states, kept)
         if spec.cells:
             assert kept is not None
