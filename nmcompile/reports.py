@@ -11,6 +11,7 @@ from nmcompile.errors import ShapeError, TargetError
 from nmcompile.frontends import SourceModel
 from nmcompile.kernels.catalog import Choice, choose
 from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.recurrence import Recurrent, RecurrentKind
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.layer_names import LayerNames
 from nmcompile.passes.graphs.interface import Array, Graph, Layer, Weighted
@@ -353,8 +354,15 @@ def _problem(layer: Layer, detection: Detection, dtype: str) -> Problem:
             "the model's input shapes with "
             f"{way('--shape NAME=1,3,224,224', 'shapes={NAME: (1, 3, 224, 224)}')}"
         )
-    spec: Conv2d | Linear
-    if layer.op == "linear":
+    spec: Conv2d | Linear | Recurrent
+    if layer.op == "recurrent":
+        assert layer.output_shape is not None
+        steps, batch, directions, hidden = layer.output_shape
+        kind: RecurrentKind = "lstm" if len(layer.weight) == 4 * directions * hidden else "gru"
+        spec = Recurrent(
+            kind, steps, batch, hidden, "bidirectional" if directions > 1 else "forward"
+        )
+    elif layer.op == "linear":
         spec = Linear(layer.input_shape[:-1], layer.weight.shape[1], layer.weight.shape[0])
     else:
         batch, channels, height, width = layer.input_shape

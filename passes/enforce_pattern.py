@@ -282,6 +282,8 @@ def _facts(layer: Layer) -> LayerFacts:
 def _other_facts(other: Weighted) -> LayerFacts:
     if other.weight is None or not other.pieces:
         return LayerFacts(other.name, "other", 0)
+    if other.pieces[0].op != "conv2d":
+        return LayerFacts(other.name, "recurrent", other.weight.shape[1])
     return LayerFacts(other.name, "conv2d", other.weight.shape[1] * other.groups, other.groups)
 
 

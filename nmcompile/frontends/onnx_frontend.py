@@ -30,6 +30,7 @@ from nmcompile.model_files import check_model_file
 from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 from nmcompile.passes.operators.onnx.contributed.forms import adopt, rewrite_transformers
 from nmcompile.passes.operators.onnx.integers.forms import opset_for, rewrite_integers
+from nmcompile.passes.operators.onnx.recurrent import OURS, STEPS
 from nmcompile.passes.operators.onnx.settle import settle
 from nmcompile.wording import way
 
@@ -124,6 +125,8 @@ def to_relax(model: ir.Model) -> Any:
     from tvm import relax
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
+    from nmcompile.passes.lowering.matching.recurrent import recurrent_call
+
     proto, weights = _apart(_settled(model))
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]
@@ -132,6 +135,19 @@ def to_relax(model: ir.Model) -> Any:
         def _parse_graph_initializers(self, graph: onnx.GraphProto) -> None:
             super()._parse_graph_initializers(graph)
             self._nodes.update((name, relax.const(array)) for name, array in weights.items())
+
+        def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+            theirs = [node for node in graph.node if node.domain != OURS]
+            super()._check_for_unsupported_ops(onnx.GraphProto(node=theirs))
+
+        def _convert_operator(
+            self, op_name: str, inputs: Sequence[Any], attrs: dict[str, Any], opset: int
+        ) -> Any:
+            if op_name != STEPS:
+                return super()._convert_operator(op_name, inputs, attrs, opset)
+            kind, direction = (attrs[name].decode() for name in ("kind", "direction"))
+            call = recurrent_call(inputs, kind, direction, bool(attrs["cells"]))
+            return self.bb.emit(call)
 
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     shapes = {

@@ -17,6 +17,7 @@ from nmcompile.kernels.avx512.attention import rows as attention
 from nmcompile.kernels.avx512.lanes import rows as lanes
 from nmcompile.kernels.avx512.panel import rows as panel
 from nmcompile.kernels.avx512.products import rows as products
+from nmcompile.kernels.avx512.recurrent import rows as recurrent
 from nmcompile.kernels.avx512.rowwise import rows as rowwise
 from nmcompile.kernels.avx512.sliding import rows as sliding
 from nmcompile.kernels.avx512.winograd import rows as winograd
@@ -41,7 +42,7 @@ from nmcompile.kernels.verdict import (
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
     "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm", "softmax",
-    "activation", "quantise", "dequantise", "table", "sum", "gate",
+    "activation", "quantise", "dequantise", "table", "sum", "gate", "recurrent",
 ]  # fmt: skip
 
 
@@ -178,6 +179,23 @@ def _lanes_rows() -> Iterator[Kernel]:
         )  # fmt: skip
 
 
+def _recurrent_rows() -> Iterator[Kernel]:
+    """The rows of LSTM and GRU."""
+    yield Kernel(
+        "recurrent_f32_one_by_n__avx512", "recurrent", "avx512", "float32", True,
+        recurrent.refuse_one_by_n, recurrent.decline_one_by_n,
+        one_config, recurrent.lower_one_by_n,
+    )  # fmt: skip
+    yield Kernel(
+        "recurrent_f32_nm__avx512", "recurrent", "avx512", "float32", True,
+        recurrent.refuse_nm, recurrent.decline_nm, one_config, recurrent.lower_nm,
+    )  # fmt: skip
+    yield Kernel(
+        "recurrent_f32_dense__avx512", "recurrent", "avx512", "float32", False,
+        accept, accept, one_config, recurrent.lower_recurrent,
+    )  # fmt: skip
+
+
 def _channel_rows() -> Iterator[Kernel]:
     """Integer kernels without weights, or with one input channel for each output."""
     rows: tuple[tuple[str, OpKind, Callable[[Problem], str | None], Any], ...] = (
@@ -291,6 +309,7 @@ CATALOG: tuple[Kernel, ...] = (
         "activation_f32__avx512", "activation", "avx512", "float32", False,
         accept, accept, one_config, elementwise.lower_elementwise, None,
     ),
+    *_recurrent_rows(),
     *_bfloat16_rows(),
     *_tile_rows(),
     *_channel_rows(),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.recurrence import Recurrent
 from nmcompile.kernels.spec import (
     Attention,
     Conv2d,
@@ -32,7 +33,7 @@ from nmcompile.sparsity import Detection
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | Product | LayerNorm | Softmax | Elementwise
+    | Attention | Product | LayerNorm | Softmax | Elementwise | Recurrent
 )  # fmt: skip
 
 
@@ -40,9 +41,11 @@ Spec = (
 class Problem:
     """One operator to lower.
 
-    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear; float32,
-        or int8 where there are `integers`. A table's 256 values, uint8. Else None.
-    bias: (out,), present where `epilogue.bias` is set; None where there are `integers`.
+    weight: OIHW (out, in / groups, kh, kw) for convolutions, (out, in) for linear, (rows, hidden)
+        for recurrent; float32, or int8 where there are `integers`. A table's 256 values, uint8.
+        Else None.
+    bias: (out,), present where `epilogue.bias` is set; None where there are `integers`. Of a GRU
+        (directions * hidden,).
     detection: the pattern that the weight holds.
     integers: of int8 problems, whose activations are u8: what becomes of the sums. `epilogue` says
         nothing there.

@@ -12,7 +12,7 @@ import numpy as np
 
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.frontends import SourceModel
-from nmcompile.passes.graphs.onnx.nodes import NAME
+from nmcompile.passes.graphs.onnx.nodes import NAME, weight_names
 from nmcompile.segments.cut import Segment, Task, cut
 
 if TYPE_CHECKING:
@@ -92,14 +92,15 @@ def divide_by(
             refused |= dict.fromkeys(_guilty(part, graph, error), _sentence(error))
             continue
         names = _layer_names(graph)
-        elsewhere = {names[i]: why for part in parts for i, why in part.reasons.items()}
-        elsewhere.pop("", None)
+        elsewhere = {
+            name: why for part in parts for i, why in part.reasons.items() for name in names[i]
+        }
         return Divided(parts, tuple(done.get(part.nodes) for part in parts), elsewhere)
 
 
-def _layer_names(graph: OnnxGraph) -> list[str]:
-    """By position, the name of what has a weight; "" for other nodes."""
-    return [str(node.meta.get(NAME, "")) for node in graph.model.graph]
+def _layer_names(graph: OnnxGraph) -> list[tuple[str, ...]]:
+    """By position, the names of the weights of a node; () for other nodes."""
+    return [weight_names(node) for node in graph.model.graph]
 
 
 def _copy_constant_outputs(graph: OnnxGraph) -> None:
@@ -146,7 +147,7 @@ def _task(graph: OnnxGraph, network: Network, free: list[int], refused: Mapping[
     macs: Counter[str] = Counter()
     for layer in graph.computed():
         macs[layer.name] += layer.macs or 0
-    work = [macs[name] for name in _layer_names(graph)]
+    work = [sum(macs[name] for name in names) for names in _layer_names(graph)]
     sizes = {}
     for node in graph.model.graph:
         for value in node.outputs:
@@ -198,14 +199,14 @@ def _model(
     from nmcompile.passes.graphs.onnx.graph import OnnxGraph
 
     whole: Any = source.graph
-    names = {
-        str(node.outputs[0].name): node.meta[NAME]
-        for node in whole.model.graph
-        if NAME in node.meta
-    }
+
+    def made(node: ir.Node) -> tuple[str, ...]:
+        return tuple(str(value.name) for value in node.outputs)
+
+    names = {made(node): node.meta[NAME] for node in whole.model.graph if NAME in node.meta}
     model = ir.from_proto(proto)
     for node in model.graph:
-        name = names.get(str(node.outputs[0].name))
+        name = names.get(made(node))
         if name is not None:
             node.meta[NAME] = name
     graph = OnnxGraph(model)

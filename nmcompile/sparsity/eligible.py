@@ -16,7 +16,7 @@ class LayerFacts:
     """What decides about one layer; `inputs` counts its input channels, all groups together."""
 
     name: str
-    op: Literal["conv2d", "linear", "other"]
+    op: Literal["conv2d", "linear", "recurrent", "other"]
     inputs: int
     groups: int = 1
 

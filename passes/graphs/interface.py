@@ -122,13 +122,13 @@ class Op:
 class Layer:
     """A convolution or matrix product with constant weights, for inspection and lowering.
 
-    `weight` is OIHW for "conv2d" and (O, I) for "linear", and `integers` what it is stored as, if
-    as integers; `padding` is (top, left, bottom, right); shapes are None where the graph does not
-    know them; `macs` counts the multiply-accumulates of the dense layer.
+    `weight` is OIHW for "conv2d" and (O, I) for "linear" and "recurrent", and `integers` what it is
+    stored as, if as integers; `padding` is (top, left, bottom, right); shapes are None where the
+    graph does not know them; `macs` counts the multiply-accumulates of the dense layer.
     """
 
     name: str
-    op: Literal["conv2d", "linear"]
+    op: Literal["conv2d", "linear", "recurrent"]
     weight: Array
     bias: Array | None
     stride: tuple[int, int]

@@ -14,13 +14,14 @@ operands has that form already:
 2. concatenations, and paddings of rows and columns;
 3. reshapes between (N, C) and (N, C, 1, 1), which are free.
 
-Everything else is computed plain, whatever it is. So between convolutions with only 1 to 3 in
-between, activations never change their layout.
+Everything else is computed plain, whatever it is, and so are LSTM and GRU, by a kernel. So between
+convolutions with only 1 to 3 in between, activations never change their layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from tvm import relax
 
 from nmcompile.kernels.avx512_bf16 import layout
+from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.sparse_tensor_core.tiles import padded
 from nmcompile.kernels.spec import Linear
 from nmcompile.passes.lowering.constants import RESHAPES
@@ -52,6 +54,7 @@ _BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "maximum": relax.op.maximum,
     "minimum": relax.op.minimum,
 }
+_PLAIN = ("recurrent",)  # whose kernels read and write float32
 _AXES = {0: 0, 1: 3, 2: 1, 3: 2}  # of (N, C, H, W) in (N, H, W, C)
 
 
@@ -67,8 +70,14 @@ class HalfLowering(Lowering):
 
     # Kernels.
 
+    def _problem(self, group: Group) -> Problem:
+        problem = super()._problem(group)
+        return replace(problem, dtype="float32") if group.op in _PLAIN else problem
+
     def operand(self, group: Group, value: Expr) -> Expr:
         """The half form; rows of vectors where the kernel is a matrix product."""
+        if group.op in _PLAIN:
+            return super().operand(group, value)
         linear = group.spec
         if not isinstance(linear, Linear) or len(linear.lead) == 1:
             return self.half(value)
@@ -78,6 +87,8 @@ class HalfLowering(Lowering):
 
     def result_type(self, group: Group) -> Any:
         """The half form of what the operator computes."""
+        if group.op in _PLAIN:
+            return super().result_type(group)
         linear = group.spec
         shape = shape_of(group.out)
         if isinstance(linear, Linear):
@@ -86,6 +97,9 @@ class HalfLowering(Lowering):
 
     def keep(self, group: Group, result: Expr) -> None:
         """Keep the half form; more than two dimensions of vectors have none, and become plain."""
+        if group.op in _PLAIN:
+            super().keep(group, result)
+            return
         linear, half = group.spec, self._emit(result)
         if not isinstance(linear, Linear) or len(linear.lead) == 1:
             self._halves[group.out] = half

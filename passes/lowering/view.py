@@ -72,6 +72,7 @@ class FunctionView:
         """Name of the operator that defines a variable, without "relax."; "" for others.
 
         The ONNX importer spells Clip as calls of TIR functions; they count as maximum and minimum.
+        Steps of recurrent layers are calls of functions that are nowhere (`matching.recurrent`).
         """
         value = self.definitions.get(expr, expr)
         if not isinstance(value, relax.Call):
@@ -80,6 +81,8 @@ class FunctionView:
         if name == "relax.call_tir":
             callee = str(value.args[0].name_hint).split("_")[0].rstrip("0123456789")
             return callee if callee in ("maximum", "minimum") else ""
+        if name == "relax.call_dps_packed":
+            return str(value.args[0].global_symbol).partition(":")[0]
         return name.removeprefix("relax.")
 
     def args(self, var: Expr) -> list[Expr]:

@@ -19,8 +19,8 @@ from nmcompile import runtime
 
 TOLERANCE = 1e-4
 
-# Whose outputs have open sizes, or which have an LSTM.
-IN_PARTS = {"crnn", "faster_rcnn", "ssd"}
+# Whose outputs have open sizes.
+IN_PARTS = {"faster_rcnn", "ssd"}
 # Without convolutions of images.
 NEVER_SPARSE = {"marian", "temporal", "video"}
 # How many attentions run in one kernel each.

@@ -73,17 +73,20 @@ def counting() -> onnx.ModelProto:
 
 
 def reader() -> onnx.ModelProto:
-    """A recogniser: convolutions, an LSTM over the columns, a classifier of each."""
+    """A recogniser: convolutions, an LSTM that is not ours over the columns, a classifier."""
     nodes = [
         *backbone(),
         node("ReduceMean", ["a"], ["m"], axes=[2], keepdims=0),
         node("Transpose", ["m"], ["t"], perm=[2, 0, 1]),
-        node("LSTM", ["t", "lw", "lr", "lb"], ["y"], hidden_size=32, direction="bidirectional"),
+        node(
+            "LSTM", ["t", "lw", "lr", "lb"], ["y"], hidden_size=32, direction="bidirectional",
+            clip=50.0,
+        ),
         node("Transpose", ["y"], ["y1"], perm=[0, 2, 1, 3]),
         node("Reshape", ["y1", "flat"], ["y2"]),
         node("MatMul", ["y2", "fc.weight"], ["f"]),
         node("Softmax", ["f"], ["text"], axis=-1),
-    ]
+    ]  # fmt: skip
     weights = {
         **BACKBONE,
         "lw": weight(2, 128, 16),

@@ -26,12 +26,14 @@ from nmcompile.passes.graphs.onnx.nodes import (
     GRAPHS,
     NAME,
     NAMED,
+    RECURRENT,
     int_attribute,
     layer_name,
 )
 from nmcompile.passes.graphs.onnx.products import add_behind, settle_products
 from nmcompile.passes.graphs.onnx.quantised import is_kept, is_packed, is_view, viewed
 from nmcompile.passes.graphs.onnx.reading import OnnxReader
+from nmcompile.passes.graphs.onnx.recurrent import Matrix
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 from nmcompile.passes.graphs.transposed import inputs_first
 
@@ -126,12 +128,15 @@ class OnnxGraph(OnnxReader):
 
     def set_other_weight(self, other: Weighted, weight: Array) -> None:
         """Store a new initializer under the operator's name."""
-        node: ir.Node = other.handle
-        turned = node.op_type == "ConvTranspose"
+        matrix = isinstance(other.handle, Matrix)
+        held: Matrix = other.handle if matrix else Matrix(other.handle, 1)
+        turned = held.node.op_type == "ConvTranspose"
         array = inputs_first(weight, other.groups) if turned else weight
-        node.replace_input_with(1, self.new_constant(f"{other.name}.weight", array))
+        name = other.name if matrix else f"{other.name}.weight"
+        made = self.new_constant(name, array.reshape(held.shape))
+        held.node.replace_input_with(held.place, made)
         self.sweep()
-        self._settle_names([node])
+        self._settle_names([held.node])
 
     def reorder(self, constant: Value, axis: int, order: Array) -> None:
         """Give the initializer a reordered tensor; other graphs keep the old one."""
@@ -374,6 +379,8 @@ class OnnxGraph(OnnxReader):
         """Call the constants of these layers NAME.weight and NAME.bias where that is now free."""
         taken = self.value_names()
         for node in nodes:
+            if node.op_type in RECURRENT:
+                continue
             for value, leaf in zip(node.inputs[1:], ("weight", "bias"), strict=False):
                 if NAME not in node.meta or value is None or self.uses(value) > 1:
                     continue

@@ -13,8 +13,11 @@ NAME = "nmcompile_name"
 """The key of node metadata under which a layer keeps its name."""
 LAYERS = ("Conv", "Gemm", "MatMul")
 LAYER_NORM = ("LayerNormalization", "RMSNormalization")
-NAMED = (*LAYERS, "ConvTranspose")
+RECURRENT = ("LSTM", "GRU")
+NAMED = (*LAYERS, "ConvTranspose", *RECURRENT)
 """What is named by its weight."""
+MATRICES = ("W", "R")
+"""Behind the name of a recurrent layer, that of its weights: of the input, and of the state."""
 
 GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 """Types of attributes that hold subgraphs."""
@@ -49,7 +52,17 @@ def layer_name(node: ir.Node) -> str:
         producers = [value.producer() for value in layer if value is not None]
         following = [v for p in producers if p is not None for v in p.inputs if v not in seen]
         layer = list(dict.fromkeys(following))
-    return module_scope(node) or str(node.name or node.outputs[0].name)
+    return module_scope(node) or str(node.name or next(v.name for v in node.outputs if v.name))
+
+
+def weight_names(node: ir.Node) -> tuple[str, ...]:
+    """The names of a node's weights as layers: its own, or one for each matrix; () of others."""
+    name = node.meta.get(NAME)
+    if name is None:
+        return ()
+    if node.op_type in RECURRENT:
+        return tuple(f"{name}.{matrix}" for matrix in MATRICES)
+    return (str(name),)
 
 
 def module_scope(node: ir.Node) -> str:

@@ -31,6 +31,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
     LAYER_NORM,
     LAYERS,
     NAME,
+    RECURRENT,
     float_attribute,
     int_attribute,
     ints_attribute,
@@ -38,6 +39,7 @@ from nmcompile.passes.graphs.onnx.nodes import (
 )
 from nmcompile.passes.graphs.onnx.padding import conv_padding
 from nmcompile.passes.graphs.onnx.quantised import integers, is_kept
+from nmcompile.passes.graphs.onnx.recurrent import weighted_matrices
 from nmcompile.passes.graphs.onnx.weights import weighted_node
 from nmcompile.passes.graphs.quantised import QuantisedConstant
 
@@ -122,6 +124,9 @@ class OnnxReader(Graph):
             if id(node) in layers:
                 continue
             named = node.meta.get(NAME)
+            if named is not None and node.op_type in RECURRENT:
+                found += weighted_matrices(node, self.constant, self.shape)
+                continue
             other = weighted_node(node, named and str(named), self.constant, self.shape)
             if other is not None and named is None:
                 other = other.called(unique_name(other.name, taken))

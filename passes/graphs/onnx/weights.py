@@ -26,11 +26,8 @@ _INPUTS: dict[str, tuple[int, int | None]] = {
     "QLinearConv": (3, 5),
     "QLinearMatMul": (3, 5),
     "DeformConv": (1, None),
-    "LSTM": (1, None),
-    "GRU": (1, None),
     "RNN": (1, None),
 }
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def weighted_node(
@@ -57,8 +54,8 @@ def weighted_node(
         by = producer.op_type if producer is not None else "something unknown"
         reason = f"its weight is computed by {by}, which could not be evaluated"
         return Weighted(name, node.op_type, None, reason)
-    if node.op_type in _RECURRENT:
-        return Weighted(name, node.op_type, None, "the weights of recurrent layers are not read")
+    if node.op_type == "RNN":
+        return Weighted(name, node.op_type, None, "the weights of this kind of layer are not read")
     groups = int_attribute(node, "group", 1)
     read, reason = _read(node, weight, places[1], constant, groups)
     if read is None:

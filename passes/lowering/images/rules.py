@@ -17,6 +17,7 @@ from typing import Any
 
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.images.reading import Reader, Rows, Rule, Together
+from nmcompile.passes.lowering.matching.recurrent import NAME as RECURRENT
 from nmcompile.passes.lowering.matching.traced import axes_of, numbers
 from nmcompile.passes.lowering.view import Expr
 
@@ -195,6 +196,13 @@ def _multiplied(reader: Reader, var: Expr) -> Rows:
     return Rows(axis, rows.each)
 
 
+def _second(reader: Reader, var: Expr) -> Rows:
+    """Steps of an LSTM or GRU, in which the batch is the second axis."""
+    rows, _ = _only(reader, var)
+    reader.need(rows.axis == 1)
+    return rows
+
+
 _ELEMENTWISE = (
     "abs", "acos", "acosh", "add", "asin", "asinh", "astype", "atan", "atan2", "atanh",
     "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clip", "cos", "cosh",
@@ -224,6 +232,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_REDUCED, _reduced),
     **dict.fromkeys((*RESHAPES, "nn.batch_flatten"), _reshaped),
     "broadcast_to": _broadcast_to,
+    RECURRENT: _second,
     "concat": _concatenated,
     "matmul": _multiplied,
     "nn.group_norm": _grouped,

@@ -42,6 +42,8 @@ from nmcompile.passes.lowering.matching.activations import ActivationMatcher
 from nmcompile.passes.lowering.matching.attention import AttentionMatcher
 from nmcompile.passes.lowering.matching.found import Found
 from nmcompile.passes.lowering.matching.products import ProductMatcher
+from nmcompile.passes.lowering.matching.recurrent import NAME as RECURRENT
+from nmcompile.passes.lowering.matching.recurrent import read_call
 from nmcompile.passes.lowering.matching.rowwise import RowwiseMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
 
@@ -173,6 +175,8 @@ class Matcher:
             return self._pool(var, value, op)
         if op == "mean" and (found := self._mean(var, value)) is not None:
             return found
+        if op == RECURRENT:
+            return self._recurrent(var, value)
         return self._transformer(var) if self._transformers else None
 
     def _transformer(self, var: Expr) -> Group | None:
@@ -244,6 +248,10 @@ class Matcher:
         spec = Linear(shape[:-1], weight.shape[0], weight.shape[1])
         matrix = np.ascontiguousarray(weight.T)
         return Group("linear", spec, x, var, weight=matrix, members=[var])
+
+    def _recurrent(self, var: Expr, value: Expr) -> Group:
+        spec, (x, *first), weight, bias = read_call(value)
+        return Group("recurrent", spec, x, var, tuple(first), weight, bias, members=[var])
 
     def _pool(self, var: Expr, value: Expr, op: str) -> Group | None:
         x, attrs = value.args[0], value.attrs

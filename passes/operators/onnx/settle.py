@@ -15,6 +15,7 @@ from nmcompile.passes.operators.onnx.expand import expand
 from nmcompile.passes.operators.onnx.integers.forms import FORMS
 from nmcompile.passes.operators.onnx.padding import pad_pool, pad_transposed
 from nmcompile.passes.operators.onnx.planar import rewrite_planar
+from nmcompile.passes.operators.onnx.recurrent import OURS, RECURRENT
 from nmcompile.passes.operators.onnx.resize import rewrite_resize
 from nmcompile.passes.operators.onnx.rewriting import key
 from nmcompile.passes.operators.onnx.softplus import rewrite_softplus
@@ -43,6 +44,7 @@ REWRITES: dict[str, Callable[[OnnxGraph, ir.Node], str | None]] = {
     "ThresholdedRelu": rewrite_threshold,
     "Unsqueeze": list_axes,
     **FORMS,
+    **RECURRENT,
     **TRANSFORMERS,
 }
 """What expresses an operator in others where it is not believed in as it is.
@@ -77,6 +79,8 @@ def settle(graph: OnnxGraph) -> None:
 
 def doubt(graph: OnnxGraph, node: ir.Node) -> str | None:
     """Why a node is not believed in, as "expected ..., found ...", or None."""
+    if node.domain == OURS:
+        return None
     row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if row is None:
         return NOT_THERE

@@ -27,15 +27,19 @@ def pack_dense(weight: npt.NDArray[np.float32], config: LanesConfig) -> npt.NDAr
 
 def emit_dense(name: str, linear: Linear, epilogue: Epilogue, config: LanesConfig) -> Any:
     """The TIR function (x, values, [bias], [residual], out)."""
-    return _DenseEmitter(linear, epilogue, config).emit(name)
+    return DenseEmitter(linear, epilogue, config).emit(name)
 
 
-class _DenseEmitter(ProductEmitter):
+class DenseEmitter(ProductEmitter):
+    """Panels of all weights."""
+
     def declare(self, func: PrimFuncBuilder) -> None:
+        """See `ProductEmitter`."""
         size = self.panels * self.linear.in_features * self.config.width
         self._values = func.tensor("values", (size,))
 
     def multiply(self, sums: Sums, x: Buffer, panel: Expr, row: Expr) -> None:
+        """See `ProductEmitter`."""
         inputs, width = self.linear.in_features, self.config.width
         with T.serial(0, inputs) as i:
             base = T.bind((panel * inputs + i) * width)

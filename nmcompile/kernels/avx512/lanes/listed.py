@@ -53,10 +53,12 @@ def emit_listed(
     name: str, linear: Linear, epilogue: Epilogue, config: LanesConfig, outputs: int
 ) -> Any:
     """The TIR function (x, values, indices, starts, [bias], [residual], out)."""
-    return _ListedEmitter(linear, epilogue, config, outputs).emit(name)
+    return ListedEmitter(linear, epilogue, config, outputs).emit(name)
 
 
-class _ListedEmitter(ProductEmitter):
+class ListedEmitter(ProductEmitter):
+    """Lists of inputs, one for all vectors of a panel, or one or more for each."""
+
     def __init__(
         self, linear: Linear, epilogue: Epilogue, config: LanesConfig, outputs: int
     ) -> None:
@@ -64,11 +66,13 @@ class _ListedEmitter(ProductEmitter):
         self._outputs, self._parts = outputs, config.width // outputs
 
     def declare(self, func: PrimFuncBuilder) -> None:
+        """See `ProductEmitter`."""
         self._values = func.list_of("values", "float32")
         self._indices = func.list_of("indices", "uint16")
         self._starts = func.tensor("starts", (self.panels + 1,), "int32")
 
     def multiply(self, sums: Sums, x: Buffer, panel: Expr, row: Expr) -> None:
+        """See `ProductEmitter`."""
         inputs, width = self.linear.in_features, self.config.width
         begin = T.bind(self._starts[panel])
         with T.serial(0, self._starts[panel + 1] - begin) as step:
@@ -81,9 +85,14 @@ class _ListedEmitter(ProductEmitter):
             ]
             weights = [T.bind(load(self._values, value0 + v * LANES)) for v in range(sums.vectors)]
             for r in range(sums.rows):
-                given = self._spread([x[(row + r) * inputs + place] for place in places])
+                scalars = [x[(row + r) * inputs + place] for place in places]
+                each = -(-len(scalars) // sums.vectors)
+                given = [
+                    self._spread(scalars[part : part + each])
+                    for part in range(0, len(scalars), each)
+                ]
                 for v, weight in enumerate(weights):
-                    sums.add(r, v, given * weight)
+                    sums.add(r, v, given[v * len(given) // sums.vectors] * weight)
 
     def _spread(self, scalars: list[Expr]) -> Expr:
         """Each input in the lanes of its block."""

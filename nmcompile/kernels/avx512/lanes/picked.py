@@ -64,10 +64,12 @@ def emit_picked(
     name: str, linear: Linear, epilogue: Epilogue, config: LanesConfig, picking: Picking
 ) -> Any:
     """The TIR function (x, values, words, [bias], [residual], out)."""
-    return _PickedEmitter(linear, epilogue, config, picking).emit(name)
+    return PickedEmitter(linear, epilogue, config, picking).emit(name)
 
 
-class _PickedEmitter(ProductEmitter):
+class PickedEmitter(ProductEmitter):
+    """Slots of weights with their positions."""
+
     def __init__(
         self, linear: Linear, epilogue: Epilogue, config: LanesConfig, picking: Picking
     ) -> None:
@@ -77,11 +79,13 @@ class _PickedEmitter(ProductEmitter):
         self._slots = picking.slots * picking.units
 
     def declare(self, func: PrimFuncBuilder) -> None:
+        """See `ProductEmitter`."""
         words = self.panels * self._words_of_panel * self.config.width
         self._values = func.tensor("values", (words * self._slots,))
         self._words = func.tensor("words", (words,), "int32")
 
     def multiply(self, sums: Sums, x: Buffer, panel: Expr, row: Expr) -> None:
+        """See `ProductEmitter`."""
         inputs, span = self.linear.in_features, LANES * self._picking.units
         full, rest = divmod(inputs, span)
 
