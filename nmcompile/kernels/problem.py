@@ -23,6 +23,7 @@ from nmcompile.kernels.spec import (
     Pool2d,
     Product,
     Quantise,
+    Resample,
     Softmax,
     Sum,
     Table,
@@ -32,7 +33,7 @@ from nmcompile.sparsity import Detection
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | Product | LayerNorm | Softmax | Elementwise
+    | Attention | Product | LayerNorm | Softmax | Elementwise | Resample
 )  # fmt: skip
 
 
