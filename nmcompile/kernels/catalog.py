@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nmcompile.errors import TargetError
-from nmcompile.kernels.avx512 import contest, elementwise
+from nmcompile.kernels.avx512 import contest, elementwise, resample
 from nmcompile.kernels.avx512.attention import rows as attention
 from nmcompile.kernels.avx512.lanes import rows as lanes
 from nmcompile.kernels.avx512.panel import rows as panel
@@ -42,7 +42,7 @@ from nmcompile.kernels.verdict import (
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
     "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm", "softmax",
-    "activation", "quantise", "dequantise", "table", "sum", "gate", "recurrent",
+    "activation", "resample", "recurrent", "quantise", "dequantise", "table", "sum", "gate",
 ]  # fmt: skip
 
 
@@ -310,6 +310,10 @@ CATALOG: tuple[Kernel, ...] = (
         accept, accept, one_config, elementwise.lower_elementwise, None,
     ),
     *_recurrent_rows(),
+    Kernel(
+        "resample_f32__avx512", "resample", "avx512", "float32", False,
+        resample.refuse_resample, accept, one_config, resample.lower_resample, None,
+    ),
     *_bfloat16_rows(),
     *_tile_rows(),
     *_channel_rows(),

@@ -24,6 +24,7 @@ from nmcompile.kernels.spec import (
     Pool2d,
     Product,
     Quantise,
+    Resample,
     Softmax,
     Sum,
     Table,
@@ -33,7 +34,7 @@ from nmcompile.sparsity import Detection
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | Product | LayerNorm | Softmax | Elementwise | Recurrent
+    | Attention | Product | LayerNorm | Softmax | Elementwise | Recurrent | Resample
 )  # fmt: skip
 
 

@@ -371,3 +371,31 @@ class Softmax:
     length: int
     inner: int
     log: bool = False
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A linear map along an axis: y[i] is the sum of weights[k][i] * x[places[k][i]] over k.
+
+    weights: None for ones.
+    """
+
+    places: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...] | None, ...]
+
+
+@dataclass(frozen=True)
+class Resample:
+    """Images (..., height, width) of another size: a linear map along columns, then one along rows.
+
+    down: from a row of the result to rows of x; across: the same of columns.
+    """
+
+    shape: tuple[int, ...]
+    down: Taps
+    across: Taps
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return (*self.shape[:-2], len(self.down.places[0]), len(self.across.places[0]))

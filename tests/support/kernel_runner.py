@@ -143,9 +143,10 @@ def run_operands(
     problem = Problem(spec, Epilogue(activation=activation or Activation()))
     lowered = choose(op, "avx512", problem).kernel.lower(problem)
     library = compile_kernels([lowered], find_target("avx512"))
-    ((function, _),) = ready_kernels(library.module, library.kernels, library.arrays)
+    ((function, constants),) = ready_kernels(library.module, library.kernels, library.arrays)
     scratch = [lowered.scratch] if lowered.scratch else []
     own = [np.full(extents, np.nan, np.float32) for extents in (*scratch, shape)]
     guarded = [between_guards(array) for array in (*operands, *own)]
-    function(*map(tvm.runtime.from_dlpack, guarded))
+    given = list(map(tvm.runtime.from_dlpack, guarded))
+    function(*given[: len(operands)], *constants, *given[len(operands) :])
     return guarded[-1]

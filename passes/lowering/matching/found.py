@@ -1,10 +1,10 @@
-"""What the matchers of transformers find."""
+"""What the matchers of operators without weights of their own find."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nmcompile.kernels.spec import Attention, LayerNorm, Product, Softmax
+from nmcompile.kernels.spec import Attention, LayerNorm, Product, Resample, Softmax
 from nmcompile.passes.lowering.view import Expr
 
 
@@ -24,6 +24,6 @@ class Found:
     The result is the last of `members`.
     """
 
-    spec: Attention | Product | LayerNorm | Softmax
+    spec: Attention | Product | LayerNorm | Softmax | Resample
     operands: tuple[Expr, ...]
     members: tuple[Expr, ...]

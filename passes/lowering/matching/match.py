@@ -36,6 +36,7 @@ from nmcompile.kernels.spec import (
     Linear,
     Pool2d,
     Product,
+    Resample,
     Softmax,
 )
 from nmcompile.passes.lowering.matching.activations import ActivationMatcher
@@ -44,6 +45,7 @@ from nmcompile.passes.lowering.matching.found import Found
 from nmcompile.passes.lowering.matching.products import ProductMatcher
 from nmcompile.passes.lowering.matching.recurrent import NAME as RECURRENT
 from nmcompile.passes.lowering.matching.recurrent import read_call
+from nmcompile.passes.lowering.matching.resampling import ResamplingMatcher
 from nmcompile.passes.lowering.matching.rowwise import RowwiseMatcher
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, operator_name, shape_of
 
@@ -54,6 +56,7 @@ _KINDS: dict[type[Spec], OpKind] = {
     Attention: "attention",
     LayerNorm: "layer_norm",
     Product: "product",
+    Resample: "resample",
     Softmax: "softmax",
 }
 MAX_WINDOW = 256  # taps; the pooling kernel writes all of them out
@@ -108,6 +111,7 @@ class Matcher:
         self._transformers = transformers
         self._attention = AttentionMatcher(self._view)
         self._rowwise = RowwiseMatcher(self._view)
+        self._resampling = ResamplingMatcher(self._view)
         self._products = ProductMatcher(self._view)
         self._activations = ActivationMatcher(self._view)
 
@@ -180,7 +184,7 @@ class Matcher:
         return self._transformer(var) if self._transformers else None
 
     def _transformer(self, var: Expr) -> Group | None:
-        """Attention, a layer norm, a softmax, or a gelu that no product goes before."""
+        """Attention, a layer norm, a softmax, a resize, or a gelu that no product goes before."""
         gelu = self._activations.begun(var)
         if gelu is not None:
             return Group(
@@ -189,6 +193,7 @@ class Matcher:
             )  # fmt: skip
         found = self._attention.match(var) if self._view.op(var) == "nn.softmax" else None
         found = self._rowwise.match(var) if found is None else found
+        found = self._resampling.match(var) if found is None else found
         if found is None:
             return None
         return _group_of(found)
