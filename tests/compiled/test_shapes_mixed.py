@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,24 @@ def test_it_is_shown_updated_and_in_no_bundle(
         write_bundle(compiled.path, tmp_path / "bundle")
     with pytest.raises(UnsupportedOperatorError, match="NonZero"):
         nmcompile.compile(mixed(), output=tmp_path / "m.nmc", shapes=shapes(), rest="none")
+
+
+def test_weights_that_a_library_does_not_prepare_are_refused_at_load(
+    compiled: nmcompile.CompileResult, tmp_path: Path
+) -> None:
+    artifact = read_artifact(compiled.path)
+    first, second = artifact.manifest.variants
+    last = replace(second.steps[2], weights=(7,))
+    assert last.prepare and last.section == first.steps[2].section
+    changed = replace(second, steps=(*second.steps[:2], last))
+    manifest = replace(artifact.manifest, params=(), sections=(), variants=(first, changed))
+    weights = dict(
+        zip((spec.name for spec in artifact.manifest.params), artifact.params, strict=True)
+    )
+    parts = {name: bytes(content) for name, content in artifact.parts.items()}
+    runtime.write_artifact(tmp_path / "m.nmc", manifest, parts, weights)
+    with pytest.raises(ArtifactError, match="to take some of the 1 weights that its library"):
+        runtime.load(tmp_path / "m.nmc", threads=1)
 
 
 def test_a_part_that_holds_its_shape_is_there_for_each(tmp_path: Path) -> None:
