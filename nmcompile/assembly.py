@@ -34,6 +34,9 @@ Params = Mapping[str, npt.NDArray[np.generic]]
 SHOWN = 5
 """Operators of a part that profiles name."""
 
+MIXED = "onnxruntime runs some of the model, and whether images are computed apart is not known"
+"""Why the compiler proves nothing of the images of a batch."""
+
 
 @dataclass(frozen=True, eq=False)
 class Assembled:
@@ -50,12 +53,12 @@ class Assembled:
 
 
 def assemble(
-    source: SourceModel, target: Target, made: Built | Divided[Built], digest: str
+    sources: Sequence[SourceModel], target: Target, made: Built | Divided[Built], digest: str
 ) -> Assembled:
     """Put an artifact together.
 
     Args:
-        source: the model.
+        sources: the model, for each of its shapes.
         target: what it was compiled for.
         made: its library, or its parts.
         digest: the sha256 of its file in hex, or "".
@@ -64,28 +67,31 @@ def assemble(
         UnsupportedOperatorError: onnxruntime does not take a part, or an output is no tensor.
         ModelError: a part does not fit one file.
     """
-    parts = _whole(made) if isinstance(made, Built) else _in_parts(source, made)
+    source = sources[0]
+    parts = _whole(made) if isinstance(made, Built) else _in_parts(sources, made)
     parts.layers = with_model_shapes(parts.layers, source)
-    inputs = tuple(runtime.TensorSpec(*spec) for spec in source.inputs)
-    specs = {spec.name: spec for spec in inputs} | parts.specs
-    version = rest.version() if parts.steps else ""
+    version = rest.version() if isinstance(made, Divided) else ""
+    first, *others = parts.forms
     manifest = runtime.Manifest(
         producer=_producer(version),
         target=runtime.TargetInfo(target.name, target.machine, target.cpu_features),
-        inputs=inputs,
-        outputs=tuple(specs[name] for name in source.outputs),
+        inputs=first.inputs,
+        outputs=first.outputs,
         model=runtime.ModelInfo(Path(source.title).stem, digest),
-        layers=_with_flow([layer.to_dict() for layer in parts.layers], parts.calls, parts.flow),
-        calls=tuple(parts.calls),
+        layers=_with_flow([layer.to_dict() for layer in parts.layers], first.calls, parts.flow),
+        calls=first.calls,
         prepare=made.prepare if isinstance(made, Built) else "",
-        steps=tuple(parts.steps),
-        entry=made.entry if isinstance(made, Built) else "",
-        variants=made.variants if isinstance(made, Built) else (),
+        steps=() if others else first.steps,
+        entry=first.entry,
+        variants=tuple(parts.forms) if others else (),
         batched=made.batched if isinstance(made, Built) else (),
-        values=tuple(specs[name] for name in parts.between),
+        values=() if others else first.values,
     )
     notes = list(dict.fromkeys(parts.notes))
-    if parts.steps and not version:
+    together = made.together if isinstance(made, Built) else MIXED
+    if others and together:
+        notes.append(f"a batch is run as one of the shapes, and not in parts: {together}")
+    if isinstance(made, Divided) and not version:
         notes.append(
             "onnxruntime is not installed here: whether it takes its parts was not tried; pip "
             "install onnxruntime"
@@ -104,28 +110,22 @@ def assemble(
 class _Parts:
     """What the parts of a model add up to.
 
-    specs: of the tensors that they make. between: names of those that cross.
+    forms: the model for each shape; all else is of the first.
     flow: as `runtime/FORMAT.md` describes it, of the calls of libraries.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    forms: Sequence[runtime.Variant] = ()
     contents: dict[str, bytes] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
-    specs: dict[str, runtime.TensorSpec] = field(default_factory=dict)
-    between: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
-    calls: list[runtime.Call] = field(default_factory=list)
     flow: list[dict[str, Any]] = field(default_factory=list)
     leftovers: Counter[str] = field(default_factory=Counter)
     tuning: list[TunedLayer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, built: Built) -> None:
-        """What is the same for a whole model and a part."""
-        self.specs.update((spec.name, spec) for spec in built.outputs)
+    def add(self, built: Built, first: int = 0) -> None:
+        """What is the same for a whole model and a part, whose calls come behind the `first`."""
         self.layers += built.layers
-        first = len(self.calls)
-        self.calls += built.calls
         for place, call in enumerate(built.flow, first):
             reads = [first + read if isinstance(read, int) else read for read in call.reads]
             entry = {"call": place, "reads": reads, "shape": list(call.shape)}
@@ -135,39 +135,73 @@ class _Parts:
         self.notes += built.notes
 
 
+@dataclass(eq=False)
+class _Form:
+    """What the parts of a model are for one shape. specs: of the tensors that they make, too."""
+
+    source: SourceModel
+    steps: list[Step] = field(default_factory=list)
+    calls: list[runtime.Call] = field(default_factory=list)
+    specs: dict[str, runtime.TensorSpec] = field(default_factory=dict)
+
+    def variant(self, between: Sequence[str]) -> runtime.Variant:
+        """All of it, with the tensors that cross."""
+        inputs = tuple(runtime.TensorSpec(*spec) for spec in self.source.inputs)
+        specs = {spec.name: spec for spec in inputs} | self.specs
+        outputs = tuple(specs[name] for name in self.source.outputs)
+        return runtime.Variant(
+            entry="",
+            inputs=inputs,
+            outputs=outputs,
+            weights=(),
+            calls=tuple(self.calls),
+            steps=tuple(self.steps),
+            values=tuple(specs[name] for name in between),
+        )
+
+
 def _whole(built: Built) -> _Parts:
-    parts = _Parts(params=dict(built.params))
+    parts = _Parts(built.variants, params=dict(built.params))
     parts.add(built)
     return parts
 
 
-def _in_parts(source: SourceModel, divided: Divided[Built]) -> _Parts:
-    parts = _Parts()
-    ours = [part for part in divided.parts if part.source is not None]
+def _in_parts(sources: Sequence[SourceModel], divided: Divided[Built]) -> _Parts:
+    parts, forms, source = _Parts(), [_Form(source) for source in sources], sources[0]
+    ours = [part for part in divided.parts if part.ours]
     wanted = {*source.outputs, *(name for part in ours for name in part.inputs)}
+    about = [segment.to_dict() for segment in report_segments(divided)]
+    several = len(forms) > 1
     for index, (part, built) in enumerate(zip(divided.parts, divided.made, strict=True)):
+        ends = part.inputs, part.outputs
         if built is None:
-            section = f"{ONNX}.{index}"
-            parts.contents[section] = rest.check_rest(part, source.title)
-            parts.specs.update(rest.output_specs(part, wanted))
-            parts.calls.append(runtime.Call(RUNS, f"{RUNS}: {_spell(part)}"))
-            step = Step(ONNX, section, part.inputs, part.outputs)
-        else:
-            section = f"{LIBRARY}.{index}"
-            parts.contents[section] = built.library
-            # Parts name their weights alike.
-            parts.params |= {f"{section}/{name}": array for name, array in built.params.items()}
-            parts.add(built)
-            count = len(built.params)
-            step = Step(LIBRARY, section, part.inputs, part.outputs, "main", built.prepare, count)
-        parts.steps.append(step)
-    parts.steps = [
-        Step(**{**vars(step), "about": segment.to_dict()})
-        for step, segment in zip(parts.steps, report_segments(divided), strict=True)
-    ]
-    ends = {name for name, _, _ in source.inputs} | set(source.outputs)
-    crossing = [name for part in ours for name in (*part.inputs, *part.outputs)]
-    parts.between = [name for name in dict.fromkeys(crossing) if name not in ends]
+            sections = _sections(parts, index, rest.check_rest(part, source.title))
+            for number, (form, section) in enumerate(zip(forms, sections, strict=True)):
+                form.specs.update(rest.output_specs(part, number, wanted))
+                form.calls.append(runtime.Call(RUNS, f"{RUNS}: {_spell(part)}"))
+                none = () if several else None
+                form.steps.append(Step(ONNX, section, *ends, about=about[index], weights=none))
+            continue
+        section = f"{LIBRARY}.{index}"
+        parts.contents[section] = built.library
+        # Parts name their weights alike.
+        parts.params |= {f"{section}/{name}": array for name, array in built.params.items()}
+        parts.add(built, len(forms[0].calls))
+        for form, variant in zip(forms, built.variants, strict=True):
+            form.specs.update((spec.name, spec) for spec in variant.outputs)
+            form.calls += variant.calls
+            form.steps.append(
+                Step(
+                    *(LIBRARY, section, *ends, variant.entry, built.prepare),
+                    params=len(built.params),
+                    about=about[index],
+                    weights=variant.weights if several else None,
+                )
+            )
+    known_ends = {name for name, _, _ in source.inputs} | set(source.outputs)
+    crossing = dict.fromkeys(name for part in ours for name in (*part.inputs, *part.outputs))
+    between = [name for name in crossing if name not in known_ends]
+    parts.forms = [form.variant(between) for form in forms]
     known: list[Layer | Weighted] = [*source.graph.layers(), *source.graph.weighted()]
     parts.layers += [
         report_elsewhere(layer, divided.elsewhere[layer.name])
@@ -175,6 +209,15 @@ def _in_parts(source: SourceModel, divided: Divided[Built]) -> _Parts:
         if layer.name in divided.elsewhere
     ]
     return parts
+
+
+def _sections(parts: _Parts, index: int, contents: Sequence[bytes]) -> list[str]:
+    """The section of a part of onnxruntime's for each shape; what is the same is there once."""
+    known = dict[bytes, str]()
+    for number, content in enumerate(contents):
+        known.setdefault(content, f"{ONNX}.{index}" + (f".{number}" if known else ""))
+    parts.contents |= {section: content for content, section in known.items()}
+    return [known[content] for content in contents]
 
 
 def _with_flow(

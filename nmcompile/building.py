@@ -53,33 +53,26 @@ class Built:
     params: the weights, in the order in which its entry function takes them.
     prepare: its function for weights, or "".
     layers: as they were lowered.
-    calls: kernel calls in execution order.
-    flow: for each call what it reads, writes and makes.
+    flow: for each call of the first shape what it reads, writes and makes.
     leftovers: operators that take TVM's own lowering, with their number.
-    outputs: what the entry function returns.
     tuning: what measuring gained.
     notes: for the user, one sentence each.
-    variants: of a model for several shapes, all of them; the others fields tell of the first.
+    variants: the model for each shape; the other fields tell of the first.
     batched: as in `runtime.Manifest`.
+    together: why a batch that is none of these shapes is not run in parts of it, or "".
     """
 
     library: bytes
     params: Mapping[str, npt.NDArray[np.generic]]
     prepare: str
     layers: tuple[LayerReport, ...]
-    calls: tuple[runtime.Call, ...]
     flow: tuple[FinishedCall, ...]
     leftovers: Mapping[str, int]
-    outputs: tuple[runtime.TensorSpec, ...]
     tuning: tuple[TunedLayer, ...]
     notes: tuple[str, ...]
-    variants: tuple[runtime.Variant, ...] = ()
-    batched: tuple[str, ...] = ()
-
-    @property
-    def entry(self) -> str:
-        """Its entry function, for the first shape."""
-        return self.variants[0].entry if self.variants else "main"
+    variants: tuple[runtime.Variant, ...]
+    batched: tuple[str, ...]
+    together: str
 
 
 def build(
@@ -196,10 +189,8 @@ def build(
         joined.params,
         PREPARE if joined.prepares else "",
         layers,
-        first.calls,
         first.flow,
         Counter(first.lowered.leftovers),
-        imported[0].outputs,
         tuned,
         (
             *scattered_notes(layers),
@@ -211,10 +202,10 @@ def build(
                 if others and len(sources) > 1
                 else ()
             ),
-            *([f"a batch is run as one of the shapes, and not in parts: {why}"] if why else ()),
         ),
-        _variants(imported, finished, joined) if len(sources) > 1 else (),
+        _variants(imported, finished, joined),
         batched,
+        why,
     )
 
 

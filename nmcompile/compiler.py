@@ -124,7 +124,7 @@ def compile(
         example_inputs: for torch models: the inputs whose shapes are compiled for.
         shapes: input shapes by name, where an ONNX model leaves them open, or for float32 inputs of
             a torch model without `example_inputs`. A list of such mappings makes an artifact for
-            several shapes over the same weights, for a CPU and a model that is all ours.
+            several shapes over the same weights, for a CPU.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", "1x16@0.5", ... is verified
             first; "dense" ignores all zeros, those of whole filters too.
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;
@@ -214,12 +214,12 @@ def compile(
             build, target=chosen, precision=precision, dense=asked == "dense", tuning=opened,
             maker=Linker(Objects(Cache(cache))), stage=stage,
         )  # fmt: skip
-        source, made, why = taken(sources, chosen, rest, attempt)
+        sources, made, why = taken(sources, chosen, rest, attempt)
     stage("writing the artifact")
-    whole = assemble(source, chosen, made, digest_of(model))
+    whole = assemble(sources, chosen, made, digest_of(model))
     digest = runtime.write_artifact(output, whole.manifest, whole.library, whole.params)
     stage("")
-    notes += [*filter(None, [why]), *whole.report.notes, *target_notes(source, chosen)]
+    notes += [*filter(None, [why]), *whole.report.notes, *target_notes(sources[0], chosen)]
     report = replace(whole.report, notes=tuple(dict.fromkeys(notes)))
     seconds = stage.seconds
     return CompileResult(Path(output), digest, chosen.name, report, seconds, whole.tuning, lost)

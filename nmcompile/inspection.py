@@ -29,7 +29,7 @@ from nmcompile.reports import (
     with_model_shapes,
 )
 from nmcompile.segments.divide import Divided
-from nmcompile.segments.whole import check_rest_option, in_parts
+from nmcompile.segments.whole import check_rest_option, taken
 from nmcompile.sparsity import CheckResult, Pattern, parse_wanted
 from nmcompile.targets import Target, find_target
 
@@ -77,7 +77,7 @@ def inspect(
         source, removed = without_zero_channels(source)
         found_notes += removed
     progress("importing into TVM")
-    source, made, why = in_parts(source, chosen, rest, partial(_look, target=chosen))
+    (source,), made, why = taken([source], chosen, rest, partial(_look, target=chosen))
     looks = [made] if isinstance(made, _Look) else [look for look in made.made if look is not None]
     elsewhere = made.elsewhere if isinstance(made, Divided) else {}
     layers = tuple(
@@ -118,7 +118,8 @@ class _Look:
     found: Found
 
 
-def _look(source: SourceModel, target: Target) -> _Look:
+def _look(sources: Sequence[SourceModel], target: Target) -> _Look:
+    (source,) = sources
     return _Look(source, _find_problems(source, target))
 
 

@@ -40,9 +40,11 @@ class RecordedCode:
         self._rows = {row["name"]: row for row in manifest.layers}
         self._symbols = {call.symbol for form in manifest.forms for call in form.calls}
         self._params = {spec.name: spec.shape for spec in manifest.params}
-        self._whole = not manifest.steps
+        self._whole = not manifest.needs_onnxruntime
         self._libraries = [
-            bytes(artifact.parts[step.section]) for step in manifest.plan if step.kind == LIBRARY
+            bytes(artifact.parts[section])
+            for section, step in manifest.by_section.items()
+            if step.kind == LIBRARY
         ]
         self._packed: Mapping[str, npt.NDArray[Any]] = {}
         self._owners: Sequence[Sequence[str]] = ()

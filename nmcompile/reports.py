@@ -328,7 +328,7 @@ def report_segments(divided: Divided[Any]) -> tuple[SegmentReport, ...]:
     """The parts of a model."""
     return tuple(
         SegmentReport(
-            NMCOMPILE if part.source is not None else ONNXRUNTIME,
+            NMCOMPILE if part.ours else ONNXRUNTIME,
             len(part.nodes),
             part.operators,
             tuple(dict.fromkeys(part.reasons.values())),

@@ -98,10 +98,10 @@ def _update(
         stage=stage, recorded=code,
     )  # fmt: skip
     onnxruntime, nobody = RESTS
-    rest = onnxruntime if manifest.steps else nobody
-    source, made, _ = taken(sources, chosen, rest, attempt)
+    rest = onnxruntime if manifest.needs_onnxruntime else nobody
+    sources, made, _ = taken(sources, chosen, rest, attempt)
     stage("writing the artifact")
-    whole = assemble(source, chosen, made, digest_of(model))
+    whole = assemble(sources, chosen, made, digest_of(model))
     digest = runtime.write_artifact(target_path, whole.manifest, whole.library, whole.params)
     stage("")
     return CompileResult(target_path, digest, chosen.name, whole.report, stage.seconds)

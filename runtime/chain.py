@@ -10,13 +10,13 @@ import numpy as np
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.compiled import Call, Compiled
-from nmcompile.runtime.manifest import Manifest
 from nmcompile.runtime.native import NativeRuntime
 from nmcompile.runtime.profile import HostClock, Times, record_runs
 from nmcompile.runtime.rest import Rest, to_value
 from nmcompile.runtime.specs import TensorSpec
 from nmcompile.runtime.steps import Step
 from nmcompile.runtime.tensors import from_numpy, to_numpy
+from nmcompile.runtime.variants import Variant
 
 RUNS = "onnxruntime"
 """The symbol of calls that are parts of onnxruntime's."""
@@ -24,7 +24,7 @@ RUNS = "onnxruntime"
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The steps of a manifest, loaded, in order.
+    """The steps of a model for one shape, loaded, in order.
 
     Values are TVM's tensors where ours make them and onnxruntime's where that does; both are kept
     for as long as a later step reads them.
@@ -32,7 +32,7 @@ class Chain:
 
     native: NativeRuntime
     path: Path
-    manifest: Manifest
+    form: Variant
     parts: Sequence[Compiled | Rest]
 
     def run(self, call: Call, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -76,8 +76,8 @@ class Chain:
     def _follow(
         self, arguments: Sequence[Any], run: Callable[[Compiled | Rest, Sequence[Any]], list[Any]]
     ) -> dict[str, Any]:
-        steps, outputs = self.manifest.plan, self.manifest.outputs
-        names = [spec.name for spec in self.manifest.inputs]
+        steps, outputs = self.form.steps, self.form.outputs
+        names = [spec.name for spec in self.form.inputs]
         values = dict(zip(names, arguments, strict=True))
         last = _last_readers(steps)
         for index, (step, part) in enumerate(zip(steps, self.parts, strict=True)):

@@ -16,13 +16,13 @@ import numpy as np
 
 from nmcompile.errors import ArtifactError, DeviceError
 from nmcompile.runtime.files import replace_file
-from nmcompile.runtime.manifest import WITH_VARIANTS, Manifest, Section, decode, encode
+from nmcompile.runtime.manifest import WITH_BOTH, Manifest, Section, decode, encode
 from nmcompile.runtime.specs import DTYPES, ParamSpec, numpy_dtype
 from nmcompile.runtime.steps import LIBRARY, WEIGHTS
 
 # The non-ASCII first byte and the line ends give away transfers that treat the file as text.
 MAGIC = b"\x89NMC\r\n\x1a\n"
-FORMAT_VERSION = WITH_VARIANTS  # the newest; versions from 1 on are read
+FORMAT_VERSION = WITH_BOTH  # the newest; versions from 1 on are read
 ALIGNMENT = 64  # bytes: a cache line and one AVX-512 register, which DLPack consumers ask for
 HEADER_SIZE = 128
 CHUNK = 16 << 20  # bytes per digest, so that several threads can share one section
@@ -51,8 +51,7 @@ class Artifact:
         manifest: what the file says about itself.
         digest: sha256 of the manifest (hex). The manifest holds the digests of all other bytes,
             so this pins the whole file.
-        parts: what each step of `manifest.plan` runs, by its section: a shared object, or an ONNX
-            file.
+        parts: what steps run, by section: a shared object, or an ONNX file.
         params: the weights in the order of `manifest.params`: 64-byte-aligned views of a private
             mapping of the file, writeable as far as numpy can tell, never written back.
     """
@@ -80,7 +79,7 @@ def write_artifact(
     Args:
         path: the file to write; its directory must exist.
         manifest: with `params` and `sections` empty, they are filled in here.
-        library: the shared object; of a manifest with steps, what each of them runs, by section.
+        library: the shared object; of a manifest with steps, what they run, by section.
         params: the weights by name, in the order in which the entry function takes them; of
             several libraries, one after the other.
 
@@ -100,10 +99,10 @@ def write_artifact(
     table, weights_length = _layout(arrays)
     parts = library if isinstance(library, Mapping) else {LIBRARY: library}
     sections, end = [], 0
-    for step in manifest.plan:
-        content = parts[step.section]
+    for name in manifest.by_section:
+        content = parts[name]
         digests = _digests([memoryview(content)])
-        sections.append(Section(step.section, _aligned(end), len(content), digests))
+        sections.append(Section(name, _aligned(end), len(content), digests))
         end = _aligned(end) + len(content)
     weights_offset = _aligned(end)
     weights = Section(WEIGHTS, weights_offset, weights_length, _digests(_blob(arrays)))
@@ -161,7 +160,8 @@ def read_artifact(path: str | os.PathLike[str], copy: bool = False) -> Artifact:
     data_start = _aligned(end)
     gaps = [(_HEADER.size, HEADER_SIZE), (end, data_start)]
     position = 0
-    wanted = [*(step.section for step in manifest.plan), WEIGHTS]
+    steps = manifest.by_section
+    wanted = [*steps, WEIGHTS]
     if [section.name for section in manifest.sections] != wanted:
         raise ArtifactError(
             f"manifest of {path}: expected the sections {', '.join(wanted)}, found "
@@ -191,8 +191,8 @@ def read_artifact(path: str | os.PathLike[str], copy: bool = False) -> Artifact:
     )
     parts = {
         # A library is unpacked later: what was checked is what is used.
-        step.section: memoryview(bytes(content)) if step.kind == LIBRARY else content
-        for step, content in zip(manifest.plan, contents, strict=True)
+        name: memoryview(bytes(content)) if step.kind == LIBRARY else content
+        for (name, step), content in zip(steps.items(), contents, strict=True)
     }
     _check_digests(path, manifest, (*parts.values(), weights))
     arrays = tuple(

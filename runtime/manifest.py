@@ -6,20 +6,23 @@ Every object is read with its exact set of keys and exact types, so a manifest e
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.specs import DTYPES, WIDE, Call, ParamSpec, TensorSpec
-from nmcompile.runtime.steps import LIBRARY, Step, check_steps, read_step
+from nmcompile.runtime.steps import LIBRARY, Step, check_sections, check_steps, read_step
 from nmcompile.runtime.strict_json import StrictObject, check_text, check_unique, parse
 from nmcompile.runtime.variants import Variant, check_variants
 
-WITHOUT, WITH_STEPS, WITH_VARIANTS = 2, 3, 4
-"""Format versions: of one library, of steps, and of one library for several shapes."""
+WITHOUT, WITH_STEPS, WITH_VARIANTS, WITH_BOTH = 2, 3, 4, 5
+"""Format versions: of one library, of steps, and of each of them for several shapes."""
 
+STEPWISE = (WITH_STEPS, WITH_BOTH)
 
-OF_A_VARIANT = ("entry", "inputs", "outputs", "calls", "workspace_bytes")
+OF_A_VARIANT = ("entry", "inputs", "outputs", "calls", "workspace_bytes", "steps", "values")
 """Keys that stand in each variant, where there are several."""
 
 
@@ -79,9 +82,11 @@ class Manifest:
     inputs nor outputs of the model.
 
     A model for several shapes of its inputs has `variants`, the first of which `inputs`, `outputs`,
-    `entry`, `calls`, `workspace_bytes` and the flow in `layers` tell of. `batched` are names of
-    inputs with a row for each image of a batch, where images are computed by themselves, so that
-    variants may run parts of a batch: the outputs have a row for each image, too.
+    `entry`, `calls`, `workspace_bytes` and the flow in `layers` tell of. Where onnxruntime runs
+    parts of it, each of the variants has `steps` and `values`, and the manifest none. `batched`
+    are names of inputs with a row for each image of a batch, where images are computed by
+    themselves, so that variants may run parts of a batch: the outputs have a row for each image,
+    too.
     """
 
     producer: Producer
@@ -105,8 +110,13 @@ class Manifest:
     def version(self) -> int:
         """The format version that it is written in."""
         if self.variants:
-            return WITH_VARIANTS
+            return WITH_BOTH if any(form.steps for form in self.variants) else WITH_VARIANTS
         return WITH_STEPS if self.steps else WITHOUT
+
+    @property
+    def needs_onnxruntime(self) -> bool:
+        """Whether that runs parts."""
+        return self.version in STEPWISE
 
     @property
     def forms(self) -> tuple[Variant, ...]:
@@ -119,47 +129,62 @@ class Manifest:
                 tuple(range(len(self.params))),
                 self.calls,
                 self.workspace_bytes,
+                self.steps,
+                self.values,
             ),
         )
 
     @property
-    def plan(self) -> tuple[Step, ...]:
-        """The steps; of a model that is one library, that one."""
-        return self.steps or (
-            Step(
-                kind=LIBRARY,
-                section=LIBRARY,
-                inputs=tuple(spec.name for spec in self.inputs),
-                outputs=tuple(spec.name for spec in self.outputs),
-                entry=self.entry,
-                prepare=self.prepare,
-                params=len(self.params),
-            ),
-        )
+    def plans(self) -> tuple[tuple[Step, ...], ...]:
+        """The steps of each form; of one that is a library, that."""
+        return tuple(form.steps or (self._whole(form),) for form in self.forms)
 
-    def specs(self, names: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-        """What is known of these inputs, outputs and values."""
-        known = {spec.name: spec for spec in (*self.inputs, *self.outputs, *self.values)}
-        return tuple(known[name] for name in names)
+    @property
+    def plan(self) -> tuple[Step, ...]:
+        """The steps of the first form."""
+        return self.plans[0]
+
+    @property
+    def by_section(self) -> Mapping[str, Step]:
+        """By section but the weights, in the order of the file: the first step that names it."""
+        found = dict[str, Step]()
+        for plan in self.plans:
+            for step in plan:
+                found.setdefault(step.section, step)
+        return found
+
+    def _whole(self, form: Variant) -> Step:
+        return Step(
+            kind=LIBRARY,
+            section=LIBRARY,
+            inputs=tuple(spec.name for spec in form.inputs),
+            outputs=tuple(spec.name for spec in form.outputs),
+            entry=form.entry,
+            prepare=self.prepare,
+            params=len(self.params),
+            weights=form.weights if self.variants else None,
+        )
 
 
 def to_fields(manifest: Manifest) -> dict[str, Any]:
     """The manifest as it stands in a file, but for the format version, with tuples for lists."""
     fields = asdict(manifest)
-    told = [spec for form in (fields, *fields["variants"]) for spec in form["inputs"]]
-    told += [spec for form in (fields, *fields["variants"]) for spec in form["outputs"]]
-    for spec in (*told, *fields["values"]):
-        if spec.pop("any_shape"):
-            spec["shape"] = None
-    if manifest.steps:
-        del fields["entry"], fields["prepare"]
-    else:
-        del fields["steps"], fields["values"], fields["producer"]["onnxruntime"]
-    if manifest.variants:
-        for key in OF_A_VARIANT:
-            del fields[key]
-    else:
-        del fields["variants"], fields["batched"]
+    for form in (fields, *fields["variants"]):
+        for spec in (*form["inputs"], *form["outputs"], *form["values"]):
+            if spec.pop("any_shape"):
+                spec["shape"] = None
+    stepwise = manifest.version in STEPWISE
+    useless = {"entry", "prepare"} if stepwise else {"steps", "values"}
+    useless |= {*OF_A_VARIANT} if manifest.variants else {"variants", "batched"}
+    for key in useless:
+        del fields[key]
+    if not stepwise:
+        del fields["producer"]["onnxruntime"]
+    for form in fields.get("variants", ()):
+        for key in ("entry", "weights") if stepwise else ("steps", "values"):
+            del form[key]
+    for step in fields.get("steps", ()):
+        del step["weights"]
     return fields
 
 
@@ -199,12 +224,13 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
     found = top.integer("format_version")
     if found != version:
         raise ArtifactError(f"{where}: expected format_version {version}, found {found}")
-    stepwise = version == WITH_STEPS
+    stepwise = version in STEPWISE
     several = version >= WITH_VARIANTS
-    variants = top.objects("variants", _variant) if several else ()
+    read = partial(_form, stepwise=stepwise, several=several)
+    variants = top.objects("variants", read) if several else ()
     if several and not variants:
         raise ArtifactError(f"{where}: expected variants, found none")
-    form = variants[0] if variants else _form(top, stepwise)
+    form = variants[0] if variants else read(top)
     manifest = Manifest(
         producer=_producer(top.object("producer"), stepwise),
         target=_target(top.object("target")),
@@ -218,8 +244,8 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
         model=_model(top.object("model")),
         workspace_bytes=form.workspace_bytes,
         sections=top.objects("sections", _section),
-        steps=top.objects("steps", read_step) if stepwise else (),
-        values=top.objects("values", _tensor) if stepwise else (),
+        steps=() if several else form.steps,
+        values=() if several else form.values,
         variants=variants,
         batched=top.strings("batched") if several else (),
     )
@@ -229,34 +255,27 @@ def decode(data: bytes, where: str, version: int) -> Manifest:
     check_unique(where, "outputs", [spec.name for spec in manifest.outputs])
     check_unique(where, "params", [spec.name for spec in manifest.params])
     if stepwise:
-        check_steps(where, manifest)
+        for index, each in enumerate(manifest.forms):
+            check_steps(f"{where}: variants[{index}]" if several else where, each)
+        check_sections(where, manifest.plans, len(manifest.params))
     if several:
         check_unique(where, "batched", list(manifest.batched))
-        weights = None if manifest.prepare else len(manifest.params)
+        weights = None if stepwise or manifest.prepare else len(manifest.params)
         check_variants(where, variants, manifest.batched, weights)
     return manifest
 
 
-def _form(top: StrictObject, stepwise: bool) -> Variant:
-    """What a manifest of one shape has where others have variants; it takes all the params."""
+def _form(item: StrictObject, stepwise: bool, several: bool) -> Variant:
+    """A variant, or what a manifest of one shape has in its stead, which takes all the params."""
     return Variant(
-        entry="" if stepwise else top.string("entry"),
-        inputs=top.objects("inputs", _wide_input if stepwise else _tensor),
-        outputs=top.objects("outputs", _wide_output if stepwise else _tensor),
-        weights=(),
-        calls=top.objects("calls", _call),
-        workspace_bytes=top.integer("workspace_bytes"),
-    )
-
-
-def _variant(item: StrictObject) -> Variant:
-    return Variant(
-        entry=item.string("entry"),
-        inputs=item.objects("inputs", _tensor),
-        outputs=item.objects("outputs", _tensor),
-        weights=item.integers("weights"),
+        entry="" if stepwise else item.string("entry"),
+        inputs=item.objects("inputs", _wide_input if stepwise else _tensor),
+        outputs=item.objects("outputs", _wide_output if stepwise else _tensor),
+        weights=item.integers("weights") if several and not stepwise else (),
         calls=item.objects("calls", _call),
         workspace_bytes=item.integer("workspace_bytes"),
+        steps=item.objects("steps", partial(read_step, several=several)) if stepwise else (),
+        values=item.objects("values", _tensor) if stepwise else (),
     )
 
 

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -18,11 +17,12 @@ from nmcompile.errors import ArtifactError, DeviceError, InputError, NmcompileEr
 from nmcompile.runtime import cpu, gpu
 from nmcompile.runtime.arguments import Arguments
 from nmcompile.runtime.chain import Chain
-from nmcompile.runtime.compiled import Compiled, load_compiled, load_variants
+from nmcompile.runtime.compiled import Compiled
 from nmcompile.runtime.crew import crew_of, run_here
 from nmcompile.runtime.cuda import Cuda, open_cuda
 from nmcompile.runtime.format import Artifact, read_artifact
 from nmcompile.runtime.library import failure
+from nmcompile.runtime.loading import load_forms
 from nmcompile.runtime.manifest import Manifest
 from nmcompile.runtime.native import (
     available_threads,
@@ -41,9 +41,7 @@ from nmcompile.runtime.profile import (
     name_layers,
     record_runs,
 )
-from nmcompile.runtime.rest import Rest
 from nmcompile.runtime.specs import Call, TensorSpec
-from nmcompile.runtime.steps import LIBRARY
 from nmcompile.runtime.variants import Part, spell_forms
 
 KINDS = ("avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", *gpu.KINDS)
@@ -110,11 +108,10 @@ class Session:
             )
         cpu.require(manifest.target.cpu_features, str(artifact.path))
         self._cuda: Cuda | None = None
-        if manifest.target.kind in gpu.KINDS and (manifest.steps or manifest.variants):
+        if manifest.target.kind in gpu.KINDS and (manifest.needs_onnxruntime or manifest.variants):
             raise ArtifactError(
                 f"{artifact.path}: expected a model for a GPU to be one library, found "
-                f"{len(manifest.steps)} steps and {len(manifest.variants)} variants; compile it "
-                "again"
+                f"{len(manifest.plan)} steps for {len(manifest.forms)} shapes; compile it again"
             )
         if manifest.target.kind in gpu.KINDS:
             weights = sum(spec.nbytes for spec in manifest.params)
@@ -148,7 +145,9 @@ class Session:
         # What a session lets go of when it is closed; a run that has begun holds on to it.
         self._loaded: Sequence[Compiled | Chain] | None = None
         try:
-            self._loaded = self._load(artifact)
+            self._loaded = load_forms(
+                self._native, self._placement, artifact, self._call, threads, self._cuda is not None
+            )
         finally:
             if self._loaded is None and self._leave is not None:
                 self._leave()
@@ -271,27 +270,6 @@ class Session:
                 "loaded; load the artifact in a process that was started by the method 'spawn'"
             )
         return loaded
-
-    def _load(self, artifact: Artifact) -> Sequence[Compiled | Chain]:
-        if self.manifest.variants:
-            return load_variants(self._native, self._placement, artifact, self._call)
-        parts: list[Compiled | Rest] = []
-        weights, on_gpu = iter(artifact.params), self._cuda is not None
-        for step in self.manifest.plan:
-            if step.kind == LIBRARY:
-                own = list(islice(weights, step.params))
-                parts.append(
-                    load_compiled(
-                        self._native, self._placement, artifact, step, own, self._call, on_gpu
-                    )
-                )
-            else:
-                made_with = self.manifest.producer.onnxruntime
-                content = artifact.parts[step.section]
-                parts.append(Rest(self.path, step, content, self.threads, made_with))
-        if isinstance(parts[0], Compiled) and not self.manifest.steps:
-            return [parts[0]]
-        return [Chain(self._native, self.path, self.manifest, parts)]
 
     def _run(self, inputs: Any) -> dict[str, Any]:
         loaded, values = self._open(), self._arguments.in_order(inputs)

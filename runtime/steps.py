@@ -4,7 +4,7 @@ Everything is checked here before any of it is used: a step reads inputs of the 
 earlier steps have made, and each name is made once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ class Step:
     entry, prepare: of a library, as in a manifest without steps; else "".
     params: of a library, how many weights it takes; else 0.
     about: a free-form JSON object, for reports.
+    weights: in a model for several shapes, which of these `params`, or of what `prepare` makes of
+        them, the entry function takes behind the inputs, in this order; None for all.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Step:
     prepare: str = ""
     params: int = 0
     about: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[int, ...] | None = None
 
 
 class Spec(Protocol):
@@ -60,7 +63,7 @@ class Spec(Protocol):
 
 
 class Stepwise(Protocol):
-    """What the checks ask of a manifest."""
+    """What the checks ask of a model for one shape."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -78,13 +81,9 @@ class Stepwise(Protocol):
     def values(self) -> tuple[Spec, ...]:
         """Between libraries and onnxruntime."""
 
-    @property
-    def params(self) -> tuple[Any, ...]:
-        """The weights of all libraries."""
 
-
-def read_step(item: StrictObject) -> Step:
-    """A step of a manifest.
+def read_step(item: StrictObject, several: bool) -> Step:
+    """A step of a manifest, which may be one of a model for several shapes.
 
     Raises:
         ArtifactError: a key is missing or of another type.
@@ -98,31 +97,32 @@ def read_step(item: StrictObject) -> Step:
         prepare=item.string("prepare"),
         params=item.integer("params"),
         about=item.take("about", dict, "an object"),
+        weights=item.integers("weights") if several else None,
     )
 
 
-def check_steps(where: str, manifest: Stepwise) -> None:
-    """Hold the steps of a manifest against each other and against the rest of it.
+def check_steps(where: str, form: Stepwise) -> None:
+    """Hold the steps of a model for one shape against each other and against the rest of it.
 
     Raises:
         ArtifactError: names the first step that is wrong, what was expected and what was found.
     """
-    steps = manifest.steps
+    steps = form.steps
     if not any(step.kind == ONNX for step in steps):
         raise ArtifactError(
             f"{where}: expected steps, at least one of them of kind {ONNX!r}, found {len(steps)}"
         )
     check_unique(where, "the sections of steps", [step.section for step in steps] + [WEIGHTS])
-    check_unique(where, "values", [spec.name for spec in manifest.values])
-    inputs = {spec.name for spec in manifest.inputs}
-    outputs = {spec.name for spec in manifest.outputs}
-    between = {spec.name for spec in manifest.values}
+    check_unique(where, "values", [spec.name for spec in form.values])
+    inputs = {spec.name for spec in form.inputs}
+    outputs = {spec.name for spec in form.outputs}
+    between = {spec.name for spec in form.values}
     for kind, names in (("inputs", inputs), ("outputs", outputs)):
         for name in sorted(between & names):
             raise ArtifactError(f"{where}: values holds {name!r}, which is one of the {kind}")
     made, ours = _follow(where, steps, inputs)
     for name in sorted(inputs & outputs):
-        specs = [spec for spec in (*manifest.inputs, *manifest.outputs) if spec.name == name]
+        specs = [spec for spec in (*form.inputs, *form.outputs) if spec.name == name]
         if specs[0] != specs[1]:
             raise ArtifactError(
                 f"{where}: expected the output {name!r} to be as the input, {specs[0]}, found "
@@ -130,12 +130,46 @@ def check_steps(where: str, manifest: Stepwise) -> None:
             )
     for name in sorted(outputs - made - inputs):
         raise ArtifactError(f"{where}: expected a step that makes the output {name!r}, found none")
-    _check_values(where, manifest, ours, between - ours, inputs | outputs)
-    taken = sum(step.params for step in steps)
-    if taken != len(manifest.params):
+    _check_values(where, form, ours, between - ours, inputs | outputs)
+
+
+def check_sections(where: str, plans: Sequence[Sequence[Step]], params: int) -> None:
+    """Hold steps of several shapes that share a section against each other, and all to the params.
+
+    Args:
+        where: what to call the manifest in messages.
+        plans: the steps for each shape.
+        params: how many there are.
+
+    Raises:
+        ArtifactError: as `check_steps`.
+    """
+    known = dict[str, Step]()
+    for number, steps in enumerate(plans):
+        for index, step in enumerate(steps):
+            title = f"{where}: variants[{number}]: steps[{index}]"
+            first = known.setdefault(step.section, step)
+            fixed = ("inputs", "outputs") if step.kind == ONNX else ("prepare", "params")
+            for key in ("kind", *fixed):
+                wanted, found = getattr(first, key), getattr(step, key)
+                if wanted != found:
+                    raise ArtifactError(
+                        f"{title}: {key}: expected {wanted!r} as in the variant before that has "
+                        f"the section {step.section!r}, too, found {found!r}"
+                    )
+            if step.weights and step.kind == ONNX:
+                raise ArtifactError(
+                    f"{title}: weights: expected none for onnxruntime, found {len(step.weights)}"
+                )
+            if step.weights and not step.prepare and max(step.weights) >= step.params:
+                raise ArtifactError(
+                    f"{title}: weights: expected positions below {step.params}, found "
+                    f"{max(step.weights)}"
+                )
+    taken = sum(step.params for step in known.values())
+    if taken != params:
         raise ArtifactError(
-            f"{where}: expected params to be the {taken} that the steps take, found "
-            f"{len(manifest.params)}"
+            f"{where}: expected params to be the {taken} that the steps take, found {params}"
         )
 
 
@@ -173,11 +207,11 @@ def _follow(where: str, steps: tuple[Step, ...], inputs: set[str]) -> tuple[set[
 
 
 def _check_values(
-    where: str, manifest: Stepwise, ours: set[str], useless: set[str], elsewhere: set[str]
+    where: str, form: Stepwise, ours: set[str], useless: set[str], elsewhere: set[str]
 ) -> None:
     """What libraries read and make is described, in one place, with a fixed shape."""
     specs: Mapping[str, Spec] = {
-        spec.name: spec for spec in (*manifest.inputs, *manifest.outputs, *manifest.values)
+        spec.name: spec for spec in (*form.inputs, *form.outputs, *form.values)
     }
     for name in sorted(useless):
         raise ArtifactError(f"{where}: values holds {name!r}, which no library reads or makes")

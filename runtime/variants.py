@@ -7,6 +7,7 @@ from typing import Any
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.specs import Call, TensorSpec
+from nmcompile.runtime.steps import Step
 
 Shapes = Sequence[tuple[int, ...]]
 """Of the inputs, in the order of the manifest."""
@@ -16,11 +17,12 @@ Shapes = Sequence[tuple[int, ...]]
 class Variant:
     """The model for one shape of each of its inputs.
 
-    entry: the function of the library that computes it.
-    inputs, outputs: what that takes and returns.
-    weights: which of the weights it takes behind the inputs, in this order: positions in the
+    entry: the function of the library that computes it; "" where there are steps.
+    inputs, outputs: what the model takes and returns.
+    weights: which of the weights `entry` takes behind the inputs, in this order: positions in the
         manifest's `params`, or in what `prepare` makes of them.
     calls: its kernel calls, in execution order.
+    steps, values: as those of `Manifest`, where onnxruntime runs parts.
     """
 
     entry: str
@@ -29,11 +31,18 @@ class Variant:
     weights: tuple[int, ...]
     calls: tuple[Call, ...] = ()
     workspace_bytes: int = 0
+    steps: tuple[Step, ...] = ()
+    values: tuple[TensorSpec, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the inputs, by name."""
         return {spec.name: spec.shape for spec in self.inputs}
+
+    def specs(self, names: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+        """What is known of these inputs, outputs and values."""
+        known = {spec.name: spec for spec in (*self.inputs, *self.outputs, *self.values)}
+        return tuple(known[name] for name in names)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def check_variants(
         where: what to call the manifest in messages.
         variants: at least one.
         batched: names of inputs that hold one row for each image of a batch.
-        weights: how many there are; None where `prepare` says.
+        weights: how many there are; None where `prepare` says, or the steps do.
 
     Raises:
         ArtifactError: names the first variant that is wrong, what was expected and what was found.

@@ -124,7 +124,7 @@ def _read(artifacts: Sequence[str | os.PathLike[str]]) -> list[Artifact]:
         names[path.name] = path
     found = [read_artifact(path) for path in names.values()]
     for model in found:
-        if model.manifest.steps:
+        if model.manifest.needs_onnxruntime:
             raise ArtifactError(
                 f"{model.path}: onnxruntime runs parts of it, and a bundle holds TVM's runtime "
                 "only: `nmc compile --rest none` (rest='none') shows which operators these are; or "

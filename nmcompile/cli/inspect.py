@@ -141,10 +141,10 @@ def show_artifact(path: Path, as_json: bool) -> None:
     made_with = manifest.producer.onnxruntime
     lengths = {section.name: section.length for section in manifest.sections}
     kinds = Counter[str]()
-    for step in manifest.plan:
-        kinds[step.kind] += lengths[step.section]
+    for section, step in manifest.by_section.items():
+        kinds[step.kind] += lengths[section]
     parts = f"library {size(kinds[LIBRARY])}"
-    if manifest.steps:
+    if manifest.needs_onnxruntime:
         parts += f"; for onnxruntime {size(kinds[ONNX])}"
     # A call of a layer names the layer; one of TVM's own lowering has only its symbol.
     others = Counter(
@@ -168,8 +168,8 @@ def show_artifact(path: Path, as_json: bool) -> None:
         return
     if manifest.layers:
         typer.echo(spell_layers(manifest.layers) + "\n")
-    if manifest.steps:
-        typer.echo(spell_segments([step.about for step in manifest.steps]) + "\n")
+    if manifest.needs_onnxruntime:
+        typer.echo(spell_segments([step.about for step in manifest.plan]) + "\n")
     layers = [known_facts(layer) for layer in manifest.layers]
     dense = sum(4 * math.prod(layer.get("shape", ())) for layer in layers)
     print_facts(

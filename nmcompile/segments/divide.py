@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.frontends import SourceModel
 from nmcompile.passes.graphs.onnx.nodes import NAME, weight_names
 from nmcompile.segments.cut import Segment, Task, cut
+from nmcompile.wording import spell_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -29,14 +31,14 @@ CARRIED = "computed where the operators around it are: to bring it here and back
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Consecutive work of one side.
+    """Consecutive work of one side, in all shapes of the model.
 
     nodes: positions in the graph that was divided.
     inputs, outputs: names of the tensors that it reads and makes.
     operators: how often each is in it.
     reasons: by node, why it is not computed here; of the rest only.
-    source: the part as a model to compile; None for the rest.
-    proto: the part as an ONNX model.
+    sources: the part as a model to compile, for each shape; none for the rest.
+    protos: the part as an ONNX model, for each shape.
     """
 
     nodes: tuple[int, ...]
@@ -44,8 +46,13 @@ class Part:
     outputs: tuple[str, ...]
     operators: Mapping[str, int]
     reasons: Mapping[int, str]
-    source: SourceModel | None
-    proto: onnx.ModelProto
+    sources: tuple[SourceModel, ...]
+    protos: tuple[onnx.ModelProto, ...]
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is computed here."""
+        return bool(self.sources)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,33 +68,39 @@ class Divided(Generic[T]):
 
 
 def divide_by(
-    source: SourceModel, attempt: Callable[[SourceModel], T], refusal: Exception
+    sources: Sequence[SourceModel],
+    attempt: Callable[[Sequence[SourceModel]], T],
+    refusal: Exception,
 ) -> Divided[T]:
-    """Divide a model so that every part of ours can be compiled.
+    """Divide a model so that every part of ours can be compiled, in the same way for all shapes.
 
     Args:
-        source: an ONNX model, folded.
+        sources: an ONNX model, folded, for each of its shapes; sizes of the first decide.
         attempt: compiles a part; what it refuses goes to the rest.
         refusal: of the whole model.
 
     Raises:
-        UnsupportedOperatorError: nothing pays for us.
+        UnsupportedOperatorError: nothing pays for us, or the shapes have other operators.
         NmcompileError: what `attempt` raises else.
     """
     from nmcompile.passes.operators.onnx.refusals import refusals
     from nmcompile.segments.types import complete_types
 
-    graph: Any = source.graph
-    complete_types(graph)
-    _copy_constant_outputs(graph)
-    refused = refusals(graph)
-    done: dict[tuple[int, ...], T] = {}
+    graphs: list[Any] = [source.graph for source in sources]
+    for each in graphs:
+        complete_types(each)
+        _copy_constant_outputs(each)
+    _networks(sources, {}, refusal)  # which have to be alike before positions in them can be
+    refused = dict[int, str]()
+    for each in graphs:
+        refused = refusals(each) | refused
+    graph, done = graphs[0], dict[tuple[int, ...], T]()
     while True:
-        parts = _divide(source, refused, refusal)
+        parts = _divide(sources, refused, refusal)
         try:
             for part in parts:
-                if part.source is not None and part.nodes not in done:
-                    done[part.nodes] = attempt(part.source)
+                if part.ours and part.nodes not in done:
+                    done[part.nodes] = attempt(part.sources)
         except UnsupportedOperatorError as error:
             refused |= dict.fromkeys(_guilty(part, graph, error), _sentence(error))
             continue
@@ -122,14 +135,65 @@ def _copy_constant_outputs(graph: OnnxGraph) -> None:
         graph.model.graph.append(node)
 
 
-def _divide(
-    source: SourceModel, refused: Mapping[int, str], refusal: Exception
-) -> tuple[Part, ...]:
-    from nmcompile.segments.models import Extractor
+def _networks(
+    sources: Sequence[SourceModel], refused: Mapping[int, str], refusal: Exception
+) -> list[Network]:
+    """The numbered nodes for each shape, which are the same but for what is known of their sizes.
+
+    Raises:
+        UnsupportedOperatorError: they are not.
+    """
     from nmcompile.segments.network import read_network
 
-    graph: Any = source.graph
-    network = read_network(graph, set(refused))
+    graphs: list[Any] = [source.graph for source in sources]
+    found = [read_network(graph, set(refused)) for graph in graphs]
+    lists = [_nodes(graph, network) for graph, network in zip(graphs, found, strict=True)]
+    for source, nodes in zip(sources, lists, strict=True):
+        if nodes == lists[0]:
+            continue
+        both = zip_longest(lists[0], nodes, fillvalue=None)
+        (first, other) = next(pair for pair in both if pair[0] != pair[1])
+        raise UnsupportedOperatorError(
+            f"{source.title}: onnxruntime would run parts ({_sentence(refusal)}), which takes the "
+            f"same operators for all shapes, found {_spell(first)} for {_shapes(sources[0])} and "
+            f"{_spell(other)} for {_shapes(source)}: compile one artifact for each shape"
+        ) from refusal
+    return found
+
+
+_Node = tuple[str, tuple[str, ...], tuple[str, ...], bool]
+"""What it is, the tensors that it makes and reads, and whether these are constants."""
+
+
+def _nodes(graph: OnnxGraph, network: Network) -> list[_Node]:
+    return [
+        (str(node.op_type), writes, reads, index in network.fixed)
+        for index, (node, writes, reads) in enumerate(
+            zip(graph.model.graph, network.writes, network.reads, strict=True)
+        )
+    ]
+
+
+def _spell(node: _Node | None) -> str:
+    """For example ``Add y of a, b``."""
+    if node is None:
+        return "none"
+    name, writes, reads, fixed = node
+    return f"{name} {', '.join(writes)} of {'constants' if fixed else ', '.join(reads)}"
+
+
+def _shapes(source: SourceModel) -> str:
+    return spell_shapes({name: shape for name, shape, _ in source.inputs})
+
+
+def _divide(
+    sources: Sequence[SourceModel], refused: Mapping[int, str], refusal: Exception
+) -> tuple[Part, ...]:
+    from nmcompile.segments.models import Extractor
+
+    networks = _networks(sources, refused, refusal)
+    graph: Any = sources[0].graph
+    network = networks[0]
     free = [index for index in range(len(network.reads)) if index not in network.fixed]
     segments = [
         Segment(segment.ours, tuple(free[index] for index in segment.nodes))
@@ -137,9 +201,11 @@ def _divide(
     ]
     if not any(segment.ours for segment in segments):
         raise UnsupportedOperatorError(f"{_sentence(refusal)}; {WHOLLY}") from refusal
-    proto = source.native()
-    extractor = Extractor(proto, network)
-    return tuple(_part(source, extractor, proto, segment, refused) for segment in segments)
+    extractors = [
+        Extractor(source.native(), network)
+        for source, network in zip(sources, networks, strict=True)
+    ]
+    return tuple(_part(sources, extractors, segment, refused) for segment in segments)
 
 
 def _task(graph: OnnxGraph, network: Network, free: list[int], refused: Mapping[int, str]) -> Task:
@@ -171,20 +237,24 @@ def _itemsize(dtype: str) -> int:
 
 
 def _part(
-    source: SourceModel,
-    extractor: Extractor,
-    proto: onnx.ModelProto,
+    sources: Sequence[SourceModel],
+    extractors: Sequence[Extractor],
     segment: Segment,
     refused: Mapping[int, str],
 ) -> Part:
-    inputs, outputs = extractor.ends(segment.nodes)
-    content = extractor.extract(segment.nodes, proto.graph.name)
-    operators = Counter(proto.graph.node[index].op_type for index in segment.nodes)
-    ours = _model(source, content, inputs, outputs) if segment.ours else None
-    reasons = {index: refused.get(index, CARRIED) for index in segment.nodes}
-    return Part(
-        segment.nodes, inputs, outputs, operators, {} if segment.ours else reasons, ours, content
+    inputs, outputs = extractors[0].ends(segment.nodes)
+    protos = tuple(extractor.extract(segment.nodes) for extractor in extractors)
+    graph: Any = sources[0].graph
+    nodes = list(graph.model.graph)
+    operators = Counter(str(nodes[index].op_type) for index in segment.nodes)
+    if not segment.ours:
+        reasons = {index: refused.get(index, CARRIED) for index in segment.nodes}
+        return Part(segment.nodes, inputs, outputs, operators, reasons, (), protos)
+    ours = tuple(
+        _model(source, proto, inputs, outputs)
+        for source, proto in zip(sources, protos, strict=True)
     )
+    return Part(segment.nodes, inputs, outputs, operators, {}, ours, protos)
 
 
 def _model(

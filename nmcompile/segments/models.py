@@ -40,7 +40,7 @@ class Extractor:
                 wanted.update(names)
         return self._sorted(read), self._sorted(made & wanted)
 
-    def extract(self, nodes: Sequence[int], name: str) -> onnx.ModelProto:
+    def extract(self, nodes: Sequence[int]) -> onnx.ModelProto:
         """These nodes, in their order, between the tensors of `ends`.
 
         Raises:
@@ -51,7 +51,7 @@ class Extractor:
         taken, constants = self._with_constants(nodes)
         result = onnx.ModelProto()
         result.CopyFrom(_frame(self._proto))
-        result.graph.name = name
+        result.graph.name = graph.name
         result.graph.node.extend(graph.node[index] for index in taken)
         result.graph.initializer.extend(
             self._stored[constant] for constant in constants if constant in self._stored

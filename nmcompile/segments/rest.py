@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nmcompile.errors import DeviceError, UnsupportedOperatorError
@@ -25,23 +26,28 @@ def version() -> str:
         return ""
 
 
-def check_rest(part: Part, title: str) -> bytes:
-    """The ONNX file of a part, which ONNX's checker and onnxruntime, if it is here, have accepted.
+def check_rest(part: Part, title: str) -> tuple[bytes, ...]:
+    """The ONNX files of a part, which ONNX's checker and onnxruntime, if it is here, have accepted.
 
     Args:
         part: one of the rest.
         title: of the model, for messages.
 
+    Returns:
+        One for each shape of the model; all the same where the part is the same but for sizes.
+
     Raises:
         UnsupportedOperatorError: onnxruntime does not take it; says why it was given it.
         ModelError: it does not fit one file.
     """
-    content = serialized(part.proto, title)
+    protos = _for_all(part.protos)
+    contents = tuple(serialized(proto, title) for proto in protos)
     try:
-        _check(part.proto)
-        if version():
-            with quiet():
-                open_session(import_onnxruntime(title), content, 1)
+        for content, proto in dict(zip(contents, protos, strict=True)).items():
+            _check(proto)
+            if version():
+                with quiet():
+                    open_session(import_onnxruntime(title), content, 1)
     except Exception as error:  # both have classes for every kind of failure
         reason = next(iter(part.reasons.values()))
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -49,7 +55,46 @@ def check_rest(part: Part, title: str) -> bytes:
             f"the model cannot be compiled: {reason}; and onnxruntime cannot run that part either "
             f"({lines[0]}): replace the operator, or export the model without it"
         ) from error
-    return content
+    return contents
+
+
+def _for_all(protos: Sequence[onnx.ModelProto]) -> Sequence[onnx.ModelProto]:
+    """Parts that differ in the sizes of tensors alone, without these; others as they are.
+
+    So weights in them are there once. onnxruntime finds the sizes when it runs.
+    """
+    if len(protos) == 1:
+        return protos
+    opened = [_without_sizes(proto, protos) for proto in protos]
+    return opened if all(proto == opened[0] for proto in opened) else protos
+
+
+def _without_sizes(proto: onnx.ModelProto, all_: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """A part whose inputs and outputs have the sizes that they have in all shapes.
+
+    Without what exporters note of nodes, too, which differs from one export to the next.
+    """
+    import onnx
+
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    result.graph.ClearField("value_info")
+    for node in result.graph.node:
+        node.ClearField("metadata_props")
+    for kind in ("input", "output"):
+        for place, value in enumerate(getattr(result.graph, kind)):
+            types = [getattr(other.graph, kind)[place].type for other in all_]
+            kinds = [each.tensor_type for each in types]
+            if any(each.WhichOneof("value") != "tensor_type" for each in types):
+                continue
+            shape = value.type.tensor_type.shape
+            if any(len(each.shape.dim) != len(shape.dim) for each in kinds):
+                value.type.tensor_type.ClearField("shape")
+                continue
+            for axis, dim in enumerate(shape.dim):
+                if any(each.shape.dim[axis] != dim for each in kinds):
+                    dim.Clear()
+    return result
 
 
 def _check(proto: onnx.ModelProto) -> None:
@@ -64,18 +109,19 @@ def _check(proto: onnx.ModelProto) -> None:
     onnx.checker.check_model(checked)
 
 
-def output_specs(part: Part, wanted: set[str]) -> dict[str, TensorSpec]:
+def output_specs(part: Part, number: int, wanted: set[str]) -> dict[str, TensorSpec]:
     """Name, shape and dtype of what a part of the rest makes, as far as inference knows them.
 
     Args:
         part: one of the rest.
+        number: of the shape of the model.
         wanted: outputs of the model, and what parts of ours read: others go from onnxruntime to
             onnxruntime, whatever they are.
 
     Raises:
         UnsupportedOperatorError: an output is no tensor of numbers.
     """
-    return {name: _spec(part.proto, name) for name in part.outputs if name in wanted}
+    return {name: _spec(part.protos[number], name) for name in part.outputs if name in wanted}
 
 
 def _spec(proto: onnx.ModelProto, name: str) -> TensorSpec:

@@ -36,55 +36,34 @@ def taken(
     target: Target,
     rest: str,
     attempt: Callable[[Sequence[SourceModel]], T],
-) -> tuple[SourceModel, T | Divided[T], str]:
-    """Compile a model for one shape, whole or in parts, or for several, whole.
+) -> tuple[list[SourceModel], T | Divided[T], str]:
+    """Compile, or look at, a model for one shape or several, whole or in parts.
 
     Args:
         sources: the model for each of its shapes, folded.
-        target: as for `in_parts`.
-        rest: one of `RESTS`.
-        attempt: does it with a model that is all ours.
-
-    Returns:
-        As `in_parts`, the model being that of the first shape.
-
-    Raises:
-        UnsupportedOperatorError: the model is not all ours and has to be, or nothing of it pays.
-        NmcompileError: what `attempt` raises else.
-    """
-    if len(sources) == 1:
-        return in_parts(sources[0], target, rest, lambda source: attempt([source]))
-    return _all_whole(sources, rest, attempt)
-
-
-def in_parts(
-    source: SourceModel, target: Target, rest: str, attempt: Callable[[SourceModel], T]
-) -> tuple[SourceModel, T | Divided[T], str]:
-    """Compile, or look at, a model, whole or in parts.
-
-    Args:
-        source: the model, folded.
         target: what for; those on GPUs take whole models only.
         rest: one of `RESTS`.
         attempt: does it with a model that is all ours.
 
     Returns:
-        The model that was taken, which is the ONNX form of a torch model where that is needed; what
-        was made of it; and why it is another one, or "".
+        The model that was taken, for each shape, which is the ONNX form of a torch model where
+        that is needed; what was made of it; and why it is another one, or "".
 
     Raises:
-        UnsupportedOperatorError: the model is not all ours and has to be, or nothing of it pays.
+        UnsupportedOperatorError: the model is not all ours and has to be, nothing of it pays, or
+            it has other operators for one of its shapes.
         NmcompileError: what `attempt` raises else.
     """
+    given = list(sources)
     try:
-        return source, attempt(source), ""
+        return given, attempt(given), ""
     except (UnsupportedOperatorError, WeightError) as error:
         if rest == "none" or target.arch or isinstance(error, ImpossibleModelError):
             raise
         refusal: Exception = error
-    if source.kind == "onnx":
-        return source, divide_by(source, attempt, refusal), ""
-    as_onnx = _as_onnx(source, refusal)
+    if given[0].kind == "onnx":
+        return given, divide_by(given, attempt, refusal), ""
+    as_onnx = [_as_onnx(source, refusal) for source in given]
     why = _why(refusal)
     try:
         return as_onnx, attempt(as_onnx), why
@@ -92,33 +71,6 @@ def in_parts(
         if isinstance(error, ImpossibleModelError):
             raise
         return as_onnx, divide_by(as_onnx, attempt, error), why
-
-
-def _all_whole(
-    sources: Sequence[SourceModel],
-    rest: str,
-    attempt: Callable[[Sequence[SourceModel]], T],
-) -> tuple[SourceModel, T, str]:
-    """Compile a model for several shapes, which onnxruntime has no part in."""
-    found, why = list(sources), ""
-    try:
-        return found[0], attempt(found), why
-    except (UnsupportedOperatorError, WeightError) as error:
-        if rest == "none" or isinstance(error, ImpossibleModelError):
-            raise
-        refusal: Exception = error
-    if found[0].kind == "torch":
-        why = _why(refusal)
-        found = [_as_onnx(source, refusal) for source in found]
-        try:
-            return found[0], attempt(found), why
-        except (UnsupportedOperatorError, WeightError) as error:
-            refusal = error
-    raise UnsupportedOperatorError(
-        f"{found[0].title} is to be compiled for {len(found)} shapes, which takes a model that is "
-        f"all ours, and would need onnxruntime for a part: {refusal}; or compile one artifact for "
-        "each shape"
-    ) from refusal
 
 
 def _why(refusal: Exception) -> str:

@@ -60,8 +60,8 @@ def outline(
     lower = partial(
         build, target=chosen, precision=None, dense=False, tuning=None, stage=stage, maker=None
     )
-    source, made, why = taken([source], chosen, rest, lower)
-    whole = assemble(source, chosen, made, "")
+    sources, made, why = taken([source], chosen, rest, lower)
+    whole, source = assemble(sources, chosen, made, ""), sources[0]
     weights: dict[str, Any] = {other.name: other.weight for other in source.graph.weighted()}
     weights |= {layer.name: layer.weight for layer in source.graph.layers()}
     notes = [f"{note.layer}: {note.text}" for note in folded.notes]

@@ -109,13 +109,18 @@ def find_channel_spaces(graph: Graph, movable: Collection[str] | None = None) ->
 
 
 class _Finder:
-    """values: the layouts of tensors; what is no key has not been seen."""
+    """Follows channels from operator to operator.
+
+    values: the layouts of tensors; what is no key has not been seen.
+    handed: by constant that is read as a tensor, the channels along its last axis.
+    """
 
     def __init__(self, graph: Graph, movable: Collection[str] | None) -> None:
         self.graph = graph
         self.algebra = Algebra()
         self.unions = self.algebra.unions
         self.values: dict[Value, Layout] = {}
+        self.handed: dict[Value, Segments] = {}
         self.inputs: dict[str, Segments] = {}
         self.outputs: dict[str, Segments] = {}
         self.touched = Touches(graph, self.algebra, movable)
@@ -325,6 +330,7 @@ class _Finder:
         for value in op.inputs:
             if value in self.values:
                 self.algebra.fix(self.values[value], reason)
+            self.unions.fix(self.handed.get(value, ()), reason)
         for value in (op.output, *op.others):
             shape = self.graph.shape(value)
             if shape is not None:
@@ -366,7 +372,7 @@ class _Finder:
             found = plain(shape, CONSTANT)
             if not shape or shape[-1] == 1:
                 return found
-            segments = (self.unions.new(shape[-1]),)
+            self.handed[value] = segments = (self.unions.new(shape[-1]),)
             self.touched.axis(value, len(shape) - 1, segments)
             return self.algebra.with_group(found, len(shape) - 1, segments)
         return self.values[value]

@@ -20,13 +20,12 @@ import nmcompile
 import nmcompile.precision
 from nmcompile import runtime
 from nmcompile.cli import app
-from nmcompile.errors import InputError, PatternError, UnsupportedOperatorError
+from nmcompile.errors import InputError, PatternError
 from nmcompile.passes.lowering.batch import cost
 from nmcompile.runtime.format import read_artifact
 from nmcompile.sparsity import parse_pattern, project
 from tests.support.examples import examples
 from tests.support.kernel_runner import relative_error
-from tests.support.mixed_models import counting
 from tests.support.quantised import as_defined, exact_peer, output_step, quantised
 from tests.support.random_networks import Random
 from tests.support.seed_modules import export_onnx, randomised
@@ -304,15 +303,6 @@ def test_onnx_and_torch_inputs_and_their_copies_are_taken_apart(tmp_path: Path) 
         session.run(np.zeros((3, 3, 16, 16)))
     with pytest.raises(InputError, match="expected a numpy array or a tensor"):
         session.run([1.0])
-
-
-def test_a_model_that_needs_onnxruntime_is_told_to_take_one_shape(tmp_path: Path) -> None:
-    proto = counting()
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.ClearField("shape")
-    shapes = [{"x": (batch, 8, 16, 16)} for batch in (1, 2)]
-    with pytest.raises(UnsupportedOperatorError, match="compile one artifact for each shape"):
-        nmcompile.compile(proto, output=tmp_path / "m.nmc", shapes=shapes)
 
 
 def test_an_order_of_channels_that_time_has_ended_is_refused(tmp_path: Path) -> None:

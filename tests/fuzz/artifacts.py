@@ -74,11 +74,14 @@ def _nudge(top: Any, rng: random.Random) -> None:
 
 
 def _tensor(top: Any, rng: random.Random) -> Any:
+    variants = top.get("variants")
+    forms = [form for form in variants if isinstance(form, dict)] if type(variants) is list else []
     tensors = [
         tensor
-        for table in ("inputs", "outputs", "params")
-        if isinstance(top.get(table), list)
-        for tensor in top[table]
+        for form in (top, *forms)
+        for table in ("inputs", "outputs", "params", "values")
+        if isinstance(form.get(table), list)
+        for tensor in form[table]
         if isinstance(tensor, dict) and isinstance(tensor.get("shape"), list)
     ]
     return rng.choice(tensors) if tensors else None

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 import nmcompile
 from nmcompile.runtime import write_artifact
 from tests.fuzz.run import check_all
 from tests.support.manifests import SHAPE, manifest
-from tests.support.mixed_models import reader
+from tests.support.mixed_models import BACKBONE, backbone, node, reader, weight
+from tests.support.mixed_models import model as mixed_model
 from tests.support.runtime_models import preparing_library
 from tests.support.tiny_models import conv_onnx, conv_weight, example
 
@@ -49,6 +51,24 @@ def several(tmp_path_factory: pytest.TempPathFactory, sparse_onnx: Path) -> Path
 
 
 @pytest.fixture(scope="module")
+def several_mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of two batches, of which onnxruntime runs a part."""
+    nodes = [
+        *backbone(),
+        node("CumSum", ["a", "axis"], ["s"]),
+        node("NonZero", ["a"], ["places"]),
+        node("Conv", ["s", "v"], ["y"], name="second"),
+    ]
+    weights = {**BACKBONE, "axis": np.array(3), "v": weight(64, 16, 3, 3)}
+    outputs = [("y", TensorProto.FLOAT, None), ("places", TensorProto.INT64, None)]
+    proto = mixed_model(nodes, weights, outputs, [("x", TensorProto.FLOAT, ("n", 8, 16, 16))])
+    path = tmp_path_factory.mktemp("several_mixed") / "m.nmc"
+    shapes = [{"x": (batch, 8, 16, 16)} for batch in (1, 2)]
+    nmcompile.compile(proto, output=path, shapes=shapes)
+    return path
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "base.onnx"
     onnx.save(conv_onnx(conv_weight(), batch_norm=True), path)
@@ -56,9 +76,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_some_changed_artifacts(
-    sparse_artifact: Path, preparing: Path, mixed: Path, several: Path
+    sparse_artifact: Path, preparing: Path, mixed: Path, several: Path, several_mixed: Path
 ) -> None:
-    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several):
+    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several, several_mixed):
         counts, wrong = check_all("artifacts", base, range(1, 400), seconds=8)
         assert wrong == []
         assert counts["refused"] and counts["same"]
@@ -73,9 +93,9 @@ def test_some_changed_models(model: Path, mixed: Path) -> None:
 
 @pytest.mark.long
 def test_ten_thousand_changed_artifacts(
-    sparse_artifact: Path, preparing: Path, mixed: Path, several: Path
+    sparse_artifact: Path, preparing: Path, mixed: Path, several: Path, several_mixed: Path
 ) -> None:
-    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several):
+    for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several, several_mixed):
         counts, wrong = check_all("artifacts", base, range(1000, 6000))
         assert wrong == []
         assert counts.total() == 5000

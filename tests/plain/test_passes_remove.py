@@ -20,6 +20,7 @@ from nmcompile.passes.removal.uniform import uniform_channels
 from nmcompile.passes.remove_zero_channels import RemovalResult, RemoveZeroChannels
 from nmcompile.sparsity import check, detect, parse_pattern, project
 from tests.support.examples import examples
+from tests.support.mixed_models import FLOAT, by_onnxruntime, model, node
 from tests.support.permutable_models import NETWORKS, Block, X, network, residual
 from tests.support.random_networks import Random
 from tests.support.seed_modules import (
@@ -298,3 +299,22 @@ def test_channels_of_one_number_are_what_torch_computes() -> None:
     expected = functional.gelu(0.7 * torch.arange(1.0, 4.0)).numpy()
     np.testing.assert_allclose(made[1:4], expected, rtol=1e-6)
     assert np.isnan(made[[0, 4, 5, 6, 7]]).all()
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        [node("Gather", ["table", "places"], ["y"])],
+        [node("Cast", ["places"], ["f"], to=FLOAT), node("MatMul", ["table", "f"], ["y"])],
+    ],
+    ids=["Gather", "MatMul"],
+)
+def test_a_constant_that_is_read_with_a_tensor_of_unknown_length_stays(last: list[Any]) -> None:
+    """How many places NonZero finds is not known, nor is the shape of what is made of them."""
+    weights = {"table": np.arange(16, dtype=np.float32).reshape(8, 2) - 7}
+    nodes = [node("NonZero", ["x"], ["places"]), *last]
+    proto = model(nodes, weights, [("y", FLOAT, None)], [("x", FLOAT, (2, 6))])
+    x = np.array([[0, 1, 0, 2, 1, 1], [0, 0, 1, 0, 0, 1]], np.float32)
+    folded = open_folded(proto)[0].native()
+    (found,), (wanted,) = (by_onnxruntime(each, {"x": x}) for each in (folded, proto))
+    np.testing.assert_array_equal(found, wanted)

@@ -1,5 +1,7 @@
 """ONNX models of which onnxruntime has to run a part, with convolutions on our side."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
