@@ -9,38 +9,16 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdarg>
-#include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <deque>
-#include <functional>
 #include <vector>
 
-typedef _Float16 half;
-struct __half2 { half x, y; };
-struct Index { int x, y, z; };
-
-#define uint unsigned int
-#define __forceinline__ inline
-#define __device__
-#define __restrict__ __restrict
-
-static __half2 __floats2half2_rn(float low, float high) { return {(half)low, (half)high}; }
-static float __low2float(__half2 pair) { return (float)pair.x; }
-static float __high2float(__half2 pair) { return (float)pair.y; }
-static float max(float a, float b) { return fmaxf(a, b); }
-static float min(float a, float b) { return fminf(a, b); }
-static int min(int a, int b) { return a < b ? a : b; }
+#include "emulator.h"
 
 namespace emulator {
 
-constexpr int kShared = 227 * 1024, kThreads = 1024, kStack = 64 * 1024;
-
-// max.NaN.f32 and min.NaN.f32 (PTX ISA 9.0, 9.7.3): NaN where either is.
-static float max_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
-static float min_nan(float a, float b) { return a != a || b != b ? NAN : fminf(a, b); }
+constexpr int kThreads = 1024, kStack = 64 * 1024;
 
 struct Buffer { const char* name; const char* begin; const char* end; };
 struct Copy { uint32_t target; const void* source; uint32_t bytes; };
@@ -52,9 +30,6 @@ struct Word {
   int in_flight = 0;             // copies that have not been waited for
   bool fenced = false;           // visible to the path by which wgmma reads
 };
-
-// One wgmma as its threads have issued it: kept elements of 16 rows, and where the pixels are.
-struct GroupMultiply { float* sums; int columns; uint32_t a[4]; uint64_t pixels; uint32_t metadata; int selector; };
 
 struct Fiber {
   ucontext_t context;
@@ -78,15 +53,17 @@ struct Meeting {
   void* operands[32];
 };
 
-alignas(1024) static unsigned char memory[kShared];
+alignas(1024) unsigned char memory[kShared];
 static Word words[kShared / 4];
 static std::vector<Fiber> fibers;  // their stacks are let go of with each launch
 static ucontext_t scheduler;
 static Meeting block_meeting, warp_meetings[kThreads / 32];
 static std::vector<Buffer> buffers;
-static std::function<void()> body;
-static Index block_index;
-static int threads, current, shared_bytes;
+static void (*body)(void**);
+static void** arguments;
+Index block_index;
+int current;
+static int threads, shared_bytes;
 static char error[512];
 
 static void fail(const char* format, ...) {
@@ -125,7 +102,7 @@ static void meet_warp(const char* what, Operands& own, Work work) {
   meet(warp, 32, what, &own, [&] { work((Operands**)warp.operands); });
 }
 
-static void barrier() { meet(block_meeting, threads, "a barrier", nullptr, [] {}); }
+void barrier() { meet(block_meeting, threads, "a barrier", nullptr, [] {}); }
 
 static void check_shared(uint32_t address, uint32_t bytes) {
   if (address % bytes) fail("shared address %u is not a multiple of %u bytes", address, bytes);
@@ -133,7 +110,7 @@ static void check_shared(uint32_t address, uint32_t bytes) {
     fail("shared address %u is beyond the %d bytes of the block", address, shared_bytes);
 }
 
-static void note_read(uint32_t address, uint32_t bytes) {
+void note_read(uint32_t address, uint32_t bytes) {
   check_shared(address, bytes);
   for (uint32_t at = address; at < address + bytes; at += 4) {
     Word& word = words[at / 4];
@@ -147,7 +124,7 @@ static void note_read(uint32_t address, uint32_t bytes) {
   }
 }
 
-static void note_write(uint32_t address, uint32_t bytes) {
+void note_write(uint32_t address, uint32_t bytes) {
   check_shared(address, bytes);
   for (uint32_t at = address; at < address + bytes; at += 4) {
     Word& word = words[at / 4];
@@ -163,7 +140,7 @@ static void note_write(uint32_t address, uint32_t bytes) {
   }
 }
 
-static void check_global(const void* address, uint32_t bytes, uint32_t alignment) {
+void check_global(const void* address, uint32_t bytes, uint32_t alignment) {
   const char* begin = (const char*)address;
   if ((uintptr_t)begin % alignment) fail("global address is not a multiple of %u", alignment);
   for (const Buffer& buffer : buffers)
@@ -178,7 +155,7 @@ static void check_global(const void* address, uint32_t bytes, uint32_t alignment
 // ---- blocks
 
 static void run_thread() {
-  body();
+  body(arguments);
   fibers[current].done = true;
   setcontext(&scheduler);
 }
@@ -224,11 +201,12 @@ static void run_block() {
     if (!fibers[current].done) fail("waits for threads that never come");
 }
 
-static const char* run_grid(Index grid, int block_threads, int bytes, std::function<void()> kernel) {
+const char* run_grid(Index grid, int block_threads, int bytes, void (*kernel)(void**), void** given) {
   *error = 0;
   threads = block_threads;
   shared_bytes = bytes;
   body = kernel;
+  arguments = given;
   fibers = std::vector<Fiber>((block_threads + 31) / 32 * 32);
   for (int y = 0; y < grid.y; y++)
     for (int x = 0; x < grid.x && !*error; x++) {
@@ -240,8 +218,3 @@ static const char* run_grid(Index grid, int block_threads, int bytes, std::funct
 }
 
 }  // namespace emulator
-
-
-#define threadIdx (Index{emulator::current, 0, 0})
-#define blockIdx emulator::block_index
-static void __syncthreads() { emulator::barrier(); }

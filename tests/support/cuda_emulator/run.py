@@ -19,7 +19,7 @@ from tests.support.cuda_emulator.translate import translate
 Array = npt.NDArray[Any]
 HERE = Path(__file__).parent
 # Code of the machine at hand: conversions of float16 are library calls otherwise.
-COMPILE = ("g++", "-O1", "-march=native", "-w", "-std=c++17", "-fPIC")
+COMPILE = ("g++", "-march=native", "-w", "-std=c++17", "-fPIC", "-fvisibility=hidden")
 _NUMBERS = itertools.count()
 _FOLDER = tempfile.TemporaryDirectory(prefix="nmcompile-emulator-")
 
@@ -63,19 +63,22 @@ def emulated_library(source: CudaSource) -> Path:
 
 @functools.cache
 def _library(text: str, launches: tuple[Launch, ...]) -> ctypes.CDLL:
-    _precompile_header()
+    machine = _machine()
     path = Path(_FOLDER.name, f"kernel_{next(_NUMBERS)}.cpp")
     path.write_text(translate(text, launches))
     library = path.with_suffix(".so")
-    _compile("-shared", str(path), "-o", str(library))
+    _compile("-O1", "-shared", str(path), str(machine), "-o", str(library))
     return ctypes.CDLL(str(library))
 
 
 @functools.cache
-def _precompile_header() -> None:
-    """Reading the standard library takes half the time of a compilation: do it once."""
-    header = Path(_FOLDER.name, "emulator.h")
-    _compile("-x", "c++-header", str(HERE / header.name), "-o", f"{header}.gch")
+def _machine() -> Path:
+    """What all kernels share: the header, which is read once, and what is behind it."""
+    header, code = Path(_FOLDER.name, "emulator.h"), HERE / "instructions.cpp"
+    _compile("-O1", "-x", "c++-header", str(HERE / header.name), "-o", f"{header}.gch")
+    made = Path(_FOLDER.name, "instructions.o")
+    _compile("-O2", "-c", str(code), "-o", str(made))
+    return made
 
 
 def _compile(*arguments: str) -> None:

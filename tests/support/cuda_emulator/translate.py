@@ -124,16 +124,7 @@ def translate(text: str, launches: Sequence[Launch]) -> str:
     shared = r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];"
     kernels = re.sub(shared, r"\1* \2 = (\1*)emulator::memory;", kernels)
     drivers = [_driver(number, launch, kernels) for number, launch in enumerate(launches)]
-    return "\n".join(['#include "emulator.h"', kernels, _SET_BUFFERS, *drivers])
-
-
-_SET_BUFFERS = """
-extern "C" void set_buffers(int count, const char** names, char** begins, const long* sizes) {
-  emulator::buffers.clear();
-  for (int i = 0; i < count; i++)
-    emulator::buffers.push_back({names[i], begins[i], begins[i] + sizes[i]});
-}
-"""
+    return "\n".join(['#include "emulator.h"', kernels, *drivers])
 
 
 def _driver(number: int, launch: Launch, kernels: str) -> str:
@@ -143,7 +134,8 @@ def _driver(number: int, launch: Launch, kernels: str) -> str:
     arguments = ", ".join(f"({kind})arguments[{i}]" for i, kind in enumerate(kinds))
     grid, threads = _values([str(extent) for extent in launch.grid]), launch.block[0]
     return (
-        f'extern "C" const char* run_{number}(void** arguments) {{\n'
-        f"  auto kernel = [=] {{ {launch.kernel}({arguments}); }};\n"
-        f"  return emulator::run_grid({grid}, {threads}, {launch.shared_bytes}, kernel);\n}}"
+        f"static void call_{number}(void** arguments) {{ {launch.kernel}({arguments}); }}\n"
+        f"EXPORTED const char* run_{number}(void** arguments) {{\n"
+        f"  return emulator::run_grid({grid}, {threads}, {launch.shared_bytes}, call_{number}, "
+        "arguments);\n}"
     )
