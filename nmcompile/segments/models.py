@@ -62,6 +62,7 @@ class Extractor:
         result.graph.value_info.extend(
             value for value in graph.value_info if value.name in made.difference(outputs)
         )
+        _forget_origins(result.graph)
         return result
 
     def _with_constants(self, nodes: Iterable[int]) -> tuple[list[int], list[str]]:
@@ -91,6 +92,21 @@ class Extractor:
 
     def _sorted(self, names: set[str]) -> tuple[str, ...]:
         return tuple(name for name in self._order if name in names)
+
+
+def _forget_origins(graph: onnx.GraphProto) -> None:
+    """Take out what exporters note beside nodes and values: stack traces, with paths of theirs.
+
+    It differs from one export of a model to the next.
+    """
+    for node in graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _forget_origins(inner)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.ClearField("metadata_props")
 
 
 def _frame(proto: onnx.ModelProto) -> onnx.ModelProto:

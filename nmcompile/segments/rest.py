@@ -70,17 +70,12 @@ def _for_all(protos: Sequence[onnx.ModelProto]) -> Sequence[onnx.ModelProto]:
 
 
 def _without_sizes(proto: onnx.ModelProto, all_: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
-    """A part whose inputs and outputs have the sizes that they have in all shapes.
-
-    Without what exporters note of nodes, too, which differs from one export to the next.
-    """
+    """A part whose inputs and outputs have the sizes that they have in all shapes."""
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     result.graph.ClearField("value_info")
-    for node in result.graph.node:
-        node.ClearField("metadata_props")
     for kind in ("input", "output"):
         for place, value in enumerate(getattr(result.graph, kind)):
             types = [getattr(other.graph, kind)[place].type for other in all_]

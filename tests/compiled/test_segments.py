@@ -422,6 +422,17 @@ def test_equal_models_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_what_an_exporter_noted_of_nodes_is_not_in_the_file(tmp_path: Path) -> None:
+    noted = counting()
+    for each in noted.graph.node:
+        each.doc_string = "/home/somebody/model.py"
+        each.metadata_props.add(key="stack_trace", value="/home/somebody/model.py")
+    for name, proto in {"plain": counting(), "noted": noted}.items():
+        nmcompile.compile(proto, output=tmp_path / f"{name}.nmc")
+    plain, found = ((tmp_path / f"{name}.nmc").read_bytes() for name in ("plain", "noted"))
+    assert b"somebody" not in found and found == plain
+
+
 def test_random_numbers_are_drawn_once_a_run(tmp_path: Path) -> None:
     nodes = [
         *backbone(),
