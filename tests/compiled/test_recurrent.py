@@ -159,13 +159,23 @@ def test_kernels_skip_the_zeros_of_patterns(tmp_path: Path) -> None:
         assert rows[f"node{place}.W"].pattern == pattern
 
 
-def test_small_blocks_that_gain_nothing_run_with_all_weights(tmp_path: Path) -> None:
+def test_zeros_that_are_multiplied_have_a_reason() -> None:
     model = Recurrent()
     model.add("LSTM", (4, 1, 24, 96), pattern="1x4", density=0.5)
-    rows = {row.name: row for row in nmc.inspect(model.proto()).layers}
-    row = rows["node0.R"]
-    assert (row.pattern, row.kernel) == ("1x4", "recurrent_f32_dense__avx512")
-    assert "each that is left takes 2.3 times as long, and 50% are left" in row.reason
+    model.add("LSTM", (4, 1, 24, 96), pattern="unstructured", density=0.5)
+    model.add("LSTM", (4, 1, 24, 24), pattern="1x16", density=0.5)
+    rows = [row for row in nmc.inspect(model.proto()).layers if row.name.endswith("R")]
+    assert [row.kernel for row in rows] == ["recurrent_f32_dense__avx512"] * 3
+    for row, reason in zip(
+        rows,
+        (
+            "with 1x4 each that is left takes 2.3 times as long, and 50% are left",
+            "N:M and 1xN, not in unstructured",
+            "within one gate, and 24 is no multiple of 16",
+        ),
+        strict=True,
+    ):
+        assert reason in row.reason
 
 
 class Output(nn.Module):

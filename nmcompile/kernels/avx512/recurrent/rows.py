@@ -19,9 +19,10 @@ from nmcompile.kernels.avx512.recurrent.kernel import Storage, emit_recurrent
 from nmcompile.kernels.avx512.recurrent.packing import bias_by_blocks, by_blocks
 from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.kernels.recurrence import Recurrent
-from nmcompile.kernels.verdict import MADE_FOR, refuse_pattern
-from nmcompile.sparsity import NM, OneByN
+from nmcompile.kernels.verdict import refuse_pattern
+from nmcompile.sparsity import NM, OneByN, Unstructured
 
+SKIPPED = "zeros of recurrent weights are skipped in "  # opens a refusal
 ROWS = 6  # of the batch, whose sums of four gates fill the registers
 PICKED_ROWS = 4  # with what lanes pick from
 BLOCKS = (4, 8, 16, 32, 48, 64)  # outputs that share a list: vectors of 16, or even parts of one
@@ -48,19 +49,21 @@ def refuse_one_by_n(problem: Problem) -> str | None:
     pattern = problem.detection.pattern
     assert isinstance(pattern, OneByN)
     if pattern.n not in BLOCKS:
-        return f"{MADE_FOR}1xN with N 4, 8 or a multiple of 16"
+        return f"{SKIPPED}1xN with N 4, 8 or a multiple of 16"
     if problem.scattered is not None:
-        return f"{MADE_FOR}blocks of filters that lie side by side"
+        return f"{SKIPPED}blocks that lie side by side"
     hidden, block = _spec(problem).hidden, min(pattern.n, LANES)
     if hidden % block:
-        return f"{MADE_FOR}blocks that lie in one gate: {hidden} is no multiple of {block}"
+        return f"{SKIPPED}blocks within one gate, and {hidden} is no multiple of {block}"
     if hidden > MOST_INPUTS:
-        return f"{MADE_FOR}at most {MOST_INPUTS} hidden numbers"
+        return f"{SKIPPED}1xN of at most {MOST_INPUTS} hidden numbers"
     return None
 
 
 def refuse_nm(problem: Problem) -> str | None:
     """N:M weights in groups that every output starts anew."""
+    if problem.detection is not None and isinstance(problem.detection.pattern, Unstructured):
+        return f"{SKIPPED}N:M and 1xN, not in {problem.detection.pattern}"
     refused = refuse_pattern(problem, (NM,), "N:M")
     if refused is not None:
         return refused
@@ -69,9 +72,9 @@ def refuse_nm(problem: Problem) -> str | None:
     assert isinstance(pattern, NM)
     picking = Picking(pattern.n, pattern.m)
     if pattern.m not in GROUPS or pattern.n >= pattern.m or not picking.units:
-        return f"{MADE_FOR}N:M with M up to 16, and not nearly all kept"
+        return f"{SKIPPED}N:M with M 2, 4, 8 or 16, and not nearly all kept"
     if pattern.axis != "ic" and _spec(problem).hidden % pattern.m:
-        return f"{MADE_FOR}groups that every output starts anew"
+        return f"{SKIPPED}groups that every output starts anew"
     return None
 
 
