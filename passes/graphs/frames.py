@@ -53,7 +53,7 @@ class Reading:
     def total(
         self,
         x: Tensor,
-        depth: int,
+        given: Volume,
         made_by: Sequence[Each],
         make: Callable[[Tensor, Each], Tensor],
         into: Writer[Tensor],
@@ -61,17 +61,18 @@ class Reading:
         """The sum of what is made of the frames under each tap.
 
         Args:
-            x: (N, T, I, H, W).
-            depth: its frames.
+            x: (N, I, T, H, W).
+            given: its shape.
             made_by: one for all taps, which reads their frames side by side as channels, or one
                 for each.
-            make: takes the frames (N, count, channels, H, W) and one of `made_by`.
+            make: takes the frames, N * count * channels * H * W elements, and one of `made_by`.
             into: makes operators.
         """
+        x = frames_first(x, given, into)
         if any(self.padding):
-            x = into.pad(x, ((0, 0), self.padding, (0, 0), (0, 0), (0, 0)))
+            x = into.pad(x, ((0, 0), self.padding, (0, 0), (0, 0)))
         span = (self.count - 1) * self.stride + 1
-        whole = span == depth + sum(self.padding)
+        whole = span == given[2] + sum(self.padding)
         read = [
             x if whole and self.stride == 1 else into.narrow(x, 1, start, span, self.stride)
             for start in self.starts
@@ -83,6 +84,16 @@ class Reading:
         for other in made[1:]:
             total = into.add(total, other)
         return total
+
+
+def frames_first(x: Tensor, shape: Volume, into: Writer[Tensor]) -> Tensor:
+    """(N, I, T, H, W) as (N, T, I, H W), and the other way round.
+
+    Rows and columns are one axis, so that elements are moved in long lines.
+    """
+    batch, channels, depth, height, width = shape
+    x = into.reshape(x, (batch, channels, depth, height * width))
+    return into.permute(x, (0, 2, 1, 3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +120,9 @@ class Frames:
         def make(frames: Tensor, piece: Piece) -> Tensor:
             return into.conv(into.reshape(frames, self.data), piece)
 
-        y = into.permute(x, (0, 2, 1, 3, 4))
-        y = self.reading.total(y, self.given[2], self.pieces, make, into)
-        split = into.reshape(y, (batch, count, outputs, height, width))
-        return into.permute(split, (0, 2, 1, 3, 4))
+        y = self.reading.total(x, self.given, self.pieces, make, into)
+        y = frames_first(y, (batch, count, outputs, height, width), into)
+        return into.reshape(y, self.result)
 
 
 def frames(
@@ -220,20 +230,21 @@ class SpreadFrames:
         """See `Form`."""
         batch, outputs, kept, height, width = self.result
         count = self.parts[0].reading.count
-        split = (batch, count, outputs, self.phases // len(self.parts), height, width)
+        split = (batch, count, outputs, self.phases // len(self.parts), height * width)
 
         def make(frames: Tensor, flat: Planar) -> Tensor:
             return flat.write(into.reshape(frames, flat.data), into)
 
-        y = into.permute(x, (0, 2, 1, 3, 4))
         made = [
-            into.reshape(part.reading.total(y, self.given[2], part.flats, make, into), split)
+            into.reshape(part.reading.total(x, self.given, part.flats, make, into), split)
             for part in self.parts
         ]
         y = made[0] if len(made) == 1 else into.concat(made, 3)
-        whole = (batch, outputs, count * self.phases, height, width)
-        y = into.reshape(into.permute(y, (0, 2, 1, 3, 4, 5)), whole)
-        return y if whole[2] == kept else into.narrow(y, 2, self.crop, kept, 1)
+        y, whole = into.permute(y, (0, 2, 1, 3, 4)), count * self.phases
+        if whole != kept:
+            y = into.reshape(y, (batch, outputs, whole, height * width))
+            y = into.narrow(y, 2, self.crop, kept, 1)
+        return into.reshape(y, self.result)
 
 
 def spread(

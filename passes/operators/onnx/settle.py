@@ -27,6 +27,9 @@ from nmcompile.passes.operators.table import NOT_THERE
 def _rewrite_transposed(graph: OnnxGraph, node: ir.Node) -> str | None:
     if rewrite_planar(graph, node) is None:
         return None
+    shape = None if node.inputs[0] is None else graph.shape(node.inputs[0])
+    if shape is not None and len(shape) == 5:
+        return "along three axes it is computed by constant weights, with a tap for every output"
     return pad_transposed(graph, node)
 
 

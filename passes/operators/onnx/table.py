@@ -63,7 +63,7 @@ ROWS: tuple[Operator, ...] = (
     # Along channels and images.
     *_rows("Conv", 22, FLOAT, must.ranks(3, 4, 5), must.not_planar),
     *_rows(
-        "ConvTranspose", 22, FLOAT, must.ranks(3, 4, 5), must.absent("output_shape"),
+        "ConvTranspose", 22, FLOAT, must.ranks(3, 4), must.absent("output_shape"),
         must.one_of("auto_pad", "NOTSET", "VALID"), must.not_planar,
     ),
     *_rows("Gemm", 13, FLOAT),
