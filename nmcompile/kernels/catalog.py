@@ -39,8 +39,9 @@ from nmcompile.kernels.verdict import (
 
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
-    "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm", "softmax",
-    "activation", "resample", "quantise", "dequantise", "table", "sum", "gate",
+    "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm",
+    "group_norm", "softmax", "activation", "resample", "quantise", "dequantise", "table", "sum",
+    "gate",
 ]  # fmt: skip
 
 
@@ -279,6 +280,10 @@ CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "layer_norm_f32__avx512", "layer_norm", "avx512", "float32", False,
         accept, accept, one_config, rowwise.lower_layer_norm, None,
+    ),
+    Kernel(
+        "group_norm_f32__avx512", "group_norm", "avx512", "float32", False,
+        accept, accept, one_config, rowwise.lower_group_norm, None,
     ),
     Kernel(
         "softmax_f32__avx512", "softmax", "avx512", "float32", False,

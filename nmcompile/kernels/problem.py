@@ -18,6 +18,7 @@ from nmcompile.kernels.spec import (
     Epilogue,
     Gate,
     GlobalAverage,
+    GroupNorm,
     LayerNorm,
     Linear,
     Pool2d,
@@ -33,7 +34,7 @@ from nmcompile.sparsity import Detection
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | Product | LayerNorm | Softmax | Elementwise | Resample
+    | Attention | Product | LayerNorm | GroupNorm | Softmax | Elementwise | Resample
 )  # fmt: skip
 
 

@@ -374,6 +374,31 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class GroupNorm:
+    """Groups of channels of an image with mean 0 and variance 1; scales and shifts of channels.
+
+    shape: of x, (batch, channels, ...).
+    groups: of consecutive channels; as many as there are channels in an instance norm.
+    """
+
+    shape: tuple[int, ...]
+    groups: int
+    epsilon: float
+    scale: bool = True
+    shift: bool = True
+
+    @property
+    def channels(self) -> int:
+        """Of one group."""
+        return self.shape[1] // self.groups
+
+    @property
+    def pixels(self) -> int:
+        """Of one channel."""
+        return math.prod(self.shape[2:])
+
+
+@dataclass(frozen=True)
 class Taps:
     """A linear map along an axis: y[i] is the sum of weights[k][i] * x[places[k][i]] over k.
 

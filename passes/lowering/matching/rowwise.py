@@ -1,4 +1,4 @@
-"""Find layer norms, softmax and its logarithm."""
+"""Find norms, softmax and its logarithm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tvm import relax
 
 from nmcompile.kernels.spec import LayerNorm, Softmax
 from nmcompile.passes.lowering.matching.found import Found
+from nmcompile.passes.lowering.matching.group_norms import OPERATORS, group_norm, with_channels
 from nmcompile.passes.lowering.matching.norms import find_norms
 from nmcompile.passes.lowering.view import Expr, FunctionView, constant, shape_of
 
@@ -27,13 +28,16 @@ class RowwiseMatcher:
             return self._softmax(var, log=name == "nn.log_softmax")
         if name == "nn.layer_norm":
             return self._layer_norm(var)
+        if name in OPERATORS:
+            return group_norm(self._view, var)
         found = self._norms.get(var)
         return None if found is None or self._view.taken.intersection(found.members) else found
 
     @cached_property
     def _norms(self) -> dict[Expr, Found]:
         """Those that are spelled out, by their first variables."""
-        return {found.members[0]: found for found in find_norms(self._view)}
+        found = [with_channels(self._view, norm) for norm in find_norms(self._view)]
+        return {norm.members[0]: norm for norm in found}
 
     def _softmax(self, var: Expr, *, log: bool) -> Found | None:
         (x,), shape = self._view.args(var), shape_of(var)

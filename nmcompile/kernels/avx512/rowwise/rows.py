@@ -1,11 +1,12 @@
-"""What stands behind the rows of layer norms and softmax: the lowerings."""
+"""What stands behind the rows of norms and softmax: the lowerings."""
 
 from __future__ import annotations
 
+from nmcompile.kernels.avx512.rowwise.group_norm import emit_group_norm
 from nmcompile.kernels.avx512.rowwise.layer_norm import emit_layer_norm
 from nmcompile.kernels.avx512.rowwise.softmax import emit_softmax
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.kernels.spec import GroupNorm, LayerNorm, Softmax
 
 
 def lower_layer_norm(name: str, problem: Problem, config: None) -> Lowered:
@@ -13,6 +14,13 @@ def lower_layer_norm(name: str, problem: Problem, config: None) -> Lowered:
     spec = problem.spec
     assert isinstance(spec, LayerNorm)
     return Lowered(emit_layer_norm, (name, spec), {})
+
+
+def lower_group_norm(name: str, problem: Problem, config: None) -> Lowered:
+    """Group norm and instance norm, with the activation behind it."""
+    spec = problem.spec
+    assert isinstance(spec, GroupNorm)
+    return Lowered(emit_group_norm, (name, spec, problem.epilogue.activation), {})
 
 
 def lower_softmax(name: str, problem: Problem, config: None) -> Lowered:
