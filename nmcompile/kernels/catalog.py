@@ -40,8 +40,8 @@ from nmcompile.kernels.verdict import (
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
     "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm",
-    "group_norm", "softmax", "activation", "resample", "quantise", "dequantise", "table", "sum",
-    "gate",
+    "group_norm", "softmax", "positions", "activation", "resample", "quantise", "dequantise",
+    "table", "sum", "gate",
 ]  # fmt: skip
 
 
@@ -288,6 +288,10 @@ CATALOG: tuple[Kernel, ...] = (
     Kernel(
         "softmax_f32__avx512", "softmax", "avx512", "float32", False,
         accept, accept, one_config, rowwise.lower_softmax, None,
+    ),
+    Kernel(
+        "positions_f32__avx512", "positions", "avx512", "float32", False,
+        accept, accept, one_config, rowwise.lower_positions, None,
     ),
     Kernel(
         "activation_f32__avx512", "activation", "avx512", "float32", False,

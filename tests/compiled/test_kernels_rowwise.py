@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nmcompile.kernels.spec import Elementwise, GroupNorm, LayerNorm, Softmax
+from nmcompile.kernels.spec import Elementwise, GroupNorm, LayerNorm, Positions, Softmax
 from tests.support.examples import examples
 from tests.support.kernel_runner import ACTIVATIONS, activation, run_operands
 
@@ -136,6 +136,28 @@ def test_softmax_treats_what_is_no_number_as_torch_does(length: int, inner: int,
     found = run_operands("softmax", Softmax(x.shape, 6, length, inner, log), [x], x.shape)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6 if log else 1e-12)
     assert math.isnan(found[0, 0, 0]) and found[2, 6, 0] == (-math.inf if log else 0)
+
+
+@examples(15)
+@given(
+    outer=st.integers(1, 3),
+    length=st.integers(1, 9),
+    inner=st.sampled_from([16, 31, 64, 65, 130]),
+    largest=st.booleans(),
+    seed=st.integers(0),
+)
+def test_positions_are_those_of_torch(
+    outer: int, length: int, inner: int, largest: bool, seed: int
+) -> None:
+    """Of the first one of several, and of the first NaN."""
+    random = np.random.default_rng(seed)
+    values = np.array([-np.inf, -1, -0.0, 0.0, 0.5, np.inf, np.nan], np.float32)
+    x = random.choice(values, (outer, length, inner))
+    given = torch.from_numpy(x)
+    expected = (given.argmax(1) if largest else given.argmin(1)).numpy()
+    spec = Positions(x.shape, (outer, inner), outer, length, inner, largest)
+    found = run_operands("positions", spec, [x], (outer, inner), dtype=np.int64)
+    np.testing.assert_array_equal(found, expected)
 
 
 @examples(10)

@@ -18,17 +18,9 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.integers import Dequantise, Gate, Integers, Quantise, Sum, Table
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import (
-    Dequantise,
-    Gate,
-    GlobalAverage,
-    Linear,
-    Quantise,
-    Sum,
-    Table,
-)
+from nmcompile.kernels.spec import GlobalAverage, Linear
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.match import IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined

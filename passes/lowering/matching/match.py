@@ -36,6 +36,7 @@ from nmcompile.kernels.spec import (
     LayerNorm,
     Linear,
     Pool2d,
+    Positions,
     Product,
     Resample,
     Softmax,
@@ -55,6 +56,7 @@ _KINDS: dict[type[Spec], OpKind] = {
     Attention: "attention",
     GroupNorm: "group_norm",
     LayerNorm: "layer_norm",
+    Positions: "positions",
     Product: "product",
     Resample: "resample",
     Softmax: "softmax",
@@ -169,6 +171,8 @@ class Matcher:
         op = self._view.op(var)
         if not isinstance(value, relax.Call) or shape_of(var) is None:
             return None
+        if op in ("argmax", "argmin"):
+            return self._transformer(var) if self._transformers else None
         if str(var.ty.dtype) != "float32":
             return None
         if op == "nn.conv2d":

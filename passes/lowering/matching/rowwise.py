@@ -1,4 +1,4 @@
-"""Find norms, softmax and its logarithm."""
+"""Find norms, softmax and its logarithm, and positions of maxima along an axis not the last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from tvm import relax
 
-from nmcompile.kernels.spec import LayerNorm, Softmax
+from nmcompile.kernels.avx512.emit import LANES
+from nmcompile.kernels.spec import LayerNorm, Positions, Softmax
 from nmcompile.passes.lowering.matching.found import Found
 from nmcompile.passes.lowering.matching.group_norms import OPERATORS, group_norm, with_channels
 from nmcompile.passes.lowering.matching.norms import find_norms
@@ -28,6 +29,8 @@ class RowwiseMatcher:
             return self._softmax(var, log=name == "nn.log_softmax")
         if name == "nn.layer_norm":
             return self._layer_norm(var)
+        if name in ("argmax", "argmin"):
+            return self._positions(var, largest=name == "argmax")
         if name in OPERATORS:
             return group_norm(self._view, var)
         found = self._norms.get(var)
@@ -46,6 +49,17 @@ class RowwiseMatcher:
         axis = int(self._view.definitions[var].attrs.axis) % len(shape)
         outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
         return Found(Softmax(shape, outer, shape[axis], inner, log), (x,), (var,))
+
+    def _positions(self, var: Expr, *, largest: bool) -> Found | None:
+        (x,), axis = self._view.args(var), self._view.definitions[var].attrs.axis
+        shape, out = shape_of(x), shape_of(var)
+        if not shape or out is None or axis is None or str(x.ty.dtype) != "float32":
+            return None
+        along = int(axis) % len(shape)
+        outer, inner = math.prod(shape[:along]), math.prod(shape[along + 1 :])
+        if inner < LANES or str(var.ty.dtype) != "int64":
+            return None
+        return Found(Positions(shape, out, outer, shape[along], inner, largest), (x,), (var,))
 
     def _layer_norm(self, var: Expr) -> Found | None:
         x, scale, shift = self._view.args(var)
