@@ -41,8 +41,9 @@ from nmcompile.kernels.verdict import (
 
 RoofKind = Literal["fma", "load", "vnni", "bf16", "amx_int8", "amx_bf16"]
 OpKind = Literal[
-    "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm", "softmax",
-    "activation", "resample", "recurrent", "quantise", "dequantise", "table", "sum", "gate",
+    "conv2d", "linear", "pool2d", "global_average", "attention", "product", "layer_norm",
+    "group_norm", "softmax", "positions", "activation", "resample", "recurrent", "quantise",
+    "dequantise", "table", "sum", "gate",
 ]  # fmt: skip
 
 
@@ -302,8 +303,16 @@ CATALOG: tuple[Kernel, ...] = (
         accept, accept, one_config, rowwise.lower_layer_norm, None,
     ),
     Kernel(
+        "group_norm_f32__avx512", "group_norm", "avx512", "float32", False,
+        accept, accept, one_config, rowwise.lower_group_norm, None,
+    ),
+    Kernel(
         "softmax_f32__avx512", "softmax", "avx512", "float32", False,
         accept, accept, one_config, rowwise.lower_softmax, None,
+    ),
+    Kernel(
+        "positions_f32__avx512", "positions", "avx512", "float32", False,
+        accept, accept, one_config, rowwise.lower_positions, None,
     ),
     Kernel(
         "activation_f32__avx512", "activation", "avx512", "float32", False,

@@ -137,3 +137,49 @@ def whole_offset(weight: npt.NDArray[np.int8], integers: Integers) -> npt.NDArra
     offset = 0 if integers.offset is None else integers.offset.astype(np.int64)
     whole: npt.NDArray[np.int32] = (offset - total).astype(np.int32)
     return whole
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """Real numbers (batch, channels, height, width) to u8 (batch, height, width, channels)."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Dequantise:
+    """The way back: u8 (batch, height, width, channels) to (batch, channels, height, width)."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A function of one u8: y[i] = table[x[i]] for `count` values."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of two u8 tensors of `count` values, each with a scale and a zero point."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Products of u8: x (batch, pixels, channels) times a gate (batch, channels).
+
+    With one pixel the gate has the shape of x.
+    """
+
+    batch: int
+    pixels: int
+    channels: int

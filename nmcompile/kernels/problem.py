@@ -9,32 +9,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.integers import Dequantise, Gate, Integers, Quantise, Sum, Table
 from nmcompile.kernels.recurrence import Recurrent
 from nmcompile.kernels.spec import (
     Attention,
     Conv2d,
-    Dequantise,
     Elementwise,
     Epilogue,
-    Gate,
     GlobalAverage,
+    GroupNorm,
     LayerNorm,
     Linear,
     Pool2d,
+    Positions,
     Product,
-    Quantise,
     Resample,
     Softmax,
-    Sum,
-    Table,
 )
 from nmcompile.sparsity import Detection
 
 Array = npt.NDArray[np.generic]
 Spec = (
     Conv2d | Linear | Pool2d | GlobalAverage | Quantise | Dequantise | Table | Sum | Gate
-    | Attention | Product | LayerNorm | Softmax | Elementwise | Recurrent | Resample
+    | Attention | Product | LayerNorm | GroupNorm | Softmax | Elementwise | Recurrent | Resample
+    | Positions
 )  # fmt: skip
 
 

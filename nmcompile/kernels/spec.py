@@ -196,52 +196,6 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class Quantise:
-    """Real numbers (batch, channels, height, width) to u8 (batch, height, width, channels)."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Dequantise:
-    """The way back: u8 (batch, height, width, channels) to (batch, channels, height, width)."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Table:
-    """A function of one u8: y[i] = table[x[i]] for `count` values."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Sum:
-    """The sum of two u8 tensors of `count` values, each with a scale and a zero point."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Products of u8: x (batch, pixels, channels) times a gate (batch, channels).
-
-    With one pixel the gate has the shape of x.
-    """
-
-    batch: int
-    pixels: int
-    channels: int
-
-
-@dataclass(frozen=True)
 class Strides:
     """Where the elements of an operand of an attention or product lie in a tensor, in its elements.
 
@@ -371,6 +325,46 @@ class Softmax:
     length: int
     inner: int
     log: bool = False
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where along one axis the largest number is, or the smallest; x is (outer, length, inner).
+
+    shape, out_shape: of x and of the positions, int64.
+    """
+
+    shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    outer: int
+    length: int
+    inner: int
+    largest: bool
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """Groups of channels of an image with mean 0 and variance 1; scales and shifts of channels.
+
+    shape: of x, (batch, channels, ...).
+    groups: of consecutive channels; as many as there are channels in an instance norm.
+    """
+
+    shape: tuple[int, ...]
+    groups: int
+    epsilon: float
+    scale: bool = True
+    shift: bool = True
+
+    @property
+    def channels(self) -> int:
+        """Of one group."""
+        return self.shape[1] // self.groups
+
+    @property
+    def pixels(self) -> int:
+        """Of one channel."""
+        return math.prod(self.shape[2:])
 
 
 @dataclass(frozen=True)

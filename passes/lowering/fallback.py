@@ -10,7 +10,9 @@ import math
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, s_tir, tirx
+from tvm.ir import TensorLoad
 
 from nmcompile.errors import UnsupportedOperatorError
 from nmcompile.kernels.avx512.join import NAME as JOIN
@@ -99,7 +101,7 @@ def _parallelise(func: Any) -> Any:
     except s_tir.ScheduleError:
         return func  # written as plain loops, as scattering is
     for block in schedule.get_child_blocks(root):
-        if has_arithmetic(schedule.get(block)):
+        if has_arithmetic(schedule.get(block)) and not _is_read_once(schedule, block):
             continue  # whoever reads it would compute it for every time that it does
         try:
             schedule.compute_inline(block)
@@ -121,6 +123,24 @@ def _parallelise(func: Any) -> Any:
         if outer and extent >= MIN_PARALLEL:
             schedule.parallel(schedule.fuse(*outer))
     return schedule.mod["main"]
+
+
+def _is_read_once(schedule: Any, block: Any) -> bool:
+    """Whether one block reads what another writes, and no more often than there are elements.
+
+    Not where it computes such a function itself: TVM writes out what is inside again and again.
+    """
+    consumers = schedule.get_consumers(block)
+    if len(consumers) != 1:
+        return False
+    (written,), reader = schedule.get(block).writes, schedule.get(consumers[0])
+    if has_arithmetic(reader):
+        return False
+    loads: list[Any] = []
+    tvm_ffi.structural_walk(reader.body, (TensorLoad, loads.append))
+    places = sum(bool(load.source.same_as(written.source)) for load in loads)
+    times = math.prod(int(var.dom.extent) for var in reader.iter_vars)
+    return places == 1 and times <= math.prod(map(int, written.source.shape))
 
 
 def output_types(module: Any) -> list[tuple[tuple[int, ...], str]]:

@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from nmcompile.kernels.catalog import choose, rows_for
-from nmcompile.kernels.integers import Integers, Residual, Rounding
-from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import (
-    Activation,
-    Conv2d,
+from nmcompile.kernels.integers import (
     Dequantise,
     Gate,
-    GlobalAverage,
-    Pool2d,
+    Integers,
     Quantise,
+    Residual,
+    Rounding,
     Sum,
     Table,
 )
+from nmcompile.kernels.problem import Problem
+from nmcompile.kernels.spec import Activation, Conv2d, GlobalAverage, Pool2d
 from tests.support.channel_peers import MICROSOFT, run_onnx, to_nchw, to_nhwc
 from tests.support.channel_runner import Array, assert_agree, ended, run_integer
 from tests.support.examples import examples

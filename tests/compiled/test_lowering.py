@@ -167,6 +167,16 @@ def test_two_gelus_of_one_value_are_both_found(kind: str) -> None:
     assert leftovers == ["concat"]
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_positions_along_channels_have_a_kernel(kind: str) -> None:
+    def positions(x: Tensor) -> Tensor:
+        return x.argmax(1, keepdim=True) + x.argmin(1, keepdim=True) * x.argmax(3, keepdim=True)
+
+    groups, leftovers = match(Gelu(positions, apart=False), kind)
+    assert [group.op for group in groups] == ["conv2d", "positions", "positions"]
+    assert sorted(leftovers) == ["add", "argmax", "multiply"]
+
+
 class Parts(nn.Module):
     """Attention of the three parts of a product, the last of which may be read elsewhere too."""
 

@@ -1,4 +1,4 @@
-"""Layer norms and RMS norms spelled out: found in one piece, and right against torch."""
+"""Norms, also such as are spelled out: found in one piece, and right against torch."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -88,3 +88,45 @@ def test_norms_spelled_out(found: bool, kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(
             result, expected.detach().numpy(), rtol=1e-4, atol=1e-4, err_msg=name
         )
+
+
+class ChannelNorms(nn.Module):
+    """Group norms and instance norms, with activations behind some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norms = nn.ModuleList(
+            [
+                nn.Sequential(nn.GroupNorm(2, 6), nn.SiLU()),
+                nn.GroupNorm(1, 6, eps=1e-3),
+                nn.Sequential(nn.InstanceNorm2d(6, affine=True), nn.ReLU()),
+                nn.InstanceNorm2d(6),
+            ]
+        )
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+        self.line = nn.InstanceNorm1d(6, affine=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(x)
+        return (*(norm(y) for norm in self.norms), self.line(y.flatten(2) * 2))
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_norms_of_channels(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = ChannelNorms().eval(), torch.randn(2, 3, 9, 11)
+    source: Path | nn.Module = model
+    if kind == "onnx":
+        source = tmp_path / "m.onnx"
+        torch.onnx.export(model, (x,), source, opset_version=13, dynamo=False)
+    nmc.compile(source, output=tmp_path / "m.nmc", example_inputs=(x,) if kind == "torch" else None)
+    with runtime.load(tmp_path / "m.nmc", threads=1) as session:
+        feeds = {session.inputs[0].name: x.numpy()}
+        results = list(session.run(feeds).values())
+        symbols = Counter(c.symbol.partition("__")[0] for c in session.profile(feeds))
+    assert symbols["group_norm_f32"] == 5
+    assert not any("mean" in name or "silu" in name or "relu" in name for name in symbols)
+    for result, expected in zip(results, model.double()(x.double()), strict=True):
+        np.testing.assert_allclose(result, expected.detach().numpy(), rtol=1e-5, atol=1e-5)

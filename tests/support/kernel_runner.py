@@ -135,6 +135,7 @@ def run_operands(
     operands: Sequence[Array],
     shape: tuple[int, ...],
     activation: Activation | None = None,
+    dtype: npt.DTypeLike = np.float32,
 ) -> Array:
     """What the kernel for AVX-512 of an operator without weights makes of several tensors.
 
@@ -145,7 +146,8 @@ def run_operands(
     library = compile_kernels([lowered], find_target("avx512"))
     ((function, constants),) = ready_kernels(library.module, library.kernels, library.arrays)
     scratch = [lowered.scratch] if lowered.scratch else []
-    own = [np.full(extents, np.nan, np.float32) for extents in (*scratch, shape)]
+    own = [np.full(extents, np.nan, np.float32) for extents in scratch]
+    own.append(np.full(shape, np.nan if dtype == np.float32 else -1, dtype))
     guarded = [between_guards(array) for array in (*operands, *own)]
     given = list(map(tvm.runtime.from_dlpack, guarded))
     function(*given[: len(operands)], *constants, *given[len(operands) :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nmcompile.kernels.spec import Gate, Quantise, Table
+from nmcompile.kernels.integers import Gate, Quantise, Table
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.settle import runs
 from nmcompile.passes.lowering.integers.table import Function

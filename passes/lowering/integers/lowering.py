@@ -18,19 +18,9 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from nmcompile.kernels.integers import Integers
+from nmcompile.kernels.integers import Dequantise, Gate, Integers, Quantise, Sum, Table
 from nmcompile.kernels.problem import Problem
-from nmcompile.kernels.spec import (
-    Attention,
-    Dequantise,
-    Gate,
-    GlobalAverage,
-    LayerNorm,
-    Linear,
-    Quantise,
-    Sum,
-    Table,
-)
+from nmcompile.kernels.spec import Attention, GlobalAverage, LayerNorm, Linear
 from nmcompile.passes.lowering.integers.group import IntegerGroup
 from nmcompile.passes.lowering.integers.match import ROUNDED, IntegerMatcher
 from nmcompile.passes.lowering.integers.moves import Joined

@@ -26,7 +26,8 @@ from typing import Any
 
 from tvm import relax
 
-from nmcompile.kernels.spec import Activation, GlobalAverage, Pool2d, Sum
+from nmcompile.kernels.integers import Sum
+from nmcompile.kernels.spec import Activation, GlobalAverage, Pool2d
 from nmcompile.passes.lowering.constants import RESHAPES
 from nmcompile.passes.lowering.integers.elementwise import (
     find_gate,

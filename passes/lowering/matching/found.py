@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nmcompile.kernels.spec import Attention, LayerNorm, Product, Resample, Softmax
+from nmcompile.kernels.spec import (
+    Attention,
+    GroupNorm,
+    LayerNorm,
+    Positions,
+    Product,
+    Resample,
+    Softmax,
+)
 from nmcompile.passes.lowering.view import Expr
 
 
@@ -24,6 +32,6 @@ class Found:
     The result is the last of `members`.
     """
 
-    spec: Attention | Product | LayerNorm | Softmax | Resample
+    spec: Attention | Product | LayerNorm | GroupNorm | Softmax | Resample | Positions
     operands: tuple[Expr, ...]
     members: tuple[Expr, ...]

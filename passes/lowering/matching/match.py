@@ -8,9 +8,9 @@ A group starts at an operator with constant weights and grows along its only use
    hard-sigmoid, hard-swish, gelu and its form with a tangent, in the spellings that torch and ONNX
    exports use.
 
-Zero padding in front of a convolution becomes part of it, and so do reshapes around a matrix
-product that join rows and part them again. Values with other users are never absorbed, so nothing
-is computed twice.
+Behind a group norm there is only the last. Zero padding in front of a convolution becomes part of
+it, and so do reshapes around a matrix product that join rows and part them again. Values with other
+users are never absorbed, so nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from nmcompile.kernels.spec import (
     Elementwise,
     Epilogue,
     GlobalAverage,
+    GroupNorm,
     LayerNorm,
     Linear,
     Pool2d,
+    Positions,
     Product,
     Resample,
     Softmax,
@@ -54,7 +56,9 @@ FloatArray = npt.NDArray[np.float32]
 
 _KINDS: dict[type[Spec], OpKind] = {
     Attention: "attention",
+    GroupNorm: "group_norm",
     LayerNorm: "layer_norm",
+    Positions: "positions",
     Product: "product",
     Resample: "resample",
     Softmax: "softmax",
@@ -169,6 +173,8 @@ class Matcher:
         op = self._view.op(var)
         if not isinstance(value, relax.Call) or shape_of(var) is None:
             return None
+        if op in ("argmax", "argmin"):
+            return self._transformer(var) if self._transformers else None
         if str(var.ty.dtype) != "float32":
             return None
         if op == "nn.conv2d":
@@ -177,14 +183,15 @@ class Matcher:
             return self._linear(var, value)
         if op in ("nn.max_pool2d", "nn.avg_pool2d"):
             return self._pool(var, value, op)
-        if op == "mean" and (found := self._mean(var, value)) is not None:
-            return found
         if op == RECURRENT:
             return self._recurrent(var, value)
-        return self._transformer(var) if self._transformers else None
+        found = self._transformer(var) if self._transformers else None
+        if op == "mean" and found is None:
+            return self._mean(var, value)
+        return found
 
     def _transformer(self, var: Expr) -> Group | None:
-        """Attention, a layer norm, a softmax, a resize, or a gelu that no product goes before."""
+        """Attention, a norm, a softmax, a resize, or a gelu that no product goes before."""
         gelu = self._activations.begun(var)
         if gelu is not None:
             return Group(
@@ -303,7 +310,7 @@ class Matcher:
     # Step 2. What follows the operator.
 
     def _grow(self, group: Group) -> None:
-        if group.op not in ("conv2d", "linear"):
+        if group.op not in ("conv2d", "linear", "group_norm"):
             return
         while group.activation.kind == "none":
             found = self._activations.match(group.out)
@@ -312,7 +319,7 @@ class Matcher:
                 self._extend(group, members)
                 return
             user = self._view.only_user(group.out)
-            if user is None:
+            if user is None or group.op == "group_norm":
                 return
             absorb = {"add": self._absorb_add, "reshape": self._absorb_reshape}
             absorbed = absorb.get(self._view.op(user))

@@ -1,1 +1,1 @@
-"""Rows that are read, reduced, and read again: layer norms and softmax."""
+"""Rows that are read, reduced, and read again: norms and softmax; positions of maxima."""

@@ -7,17 +7,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import (
-    LANES,
-    Buffer,
-    Expr,
-    first_lanes,
-    lanes,
-    load,
-    over_lanes,
-    splat,
-)
-from nmcompile.kernels.avx512.rowwise.sweep import AT_ONCE, sweep
+from nmcompile.kernels.avx512.emit import LANES, Expr, first_lanes, load, splat
+from nmcompile.kernels.avx512.rowwise.sweep import mean_over, sweep
 from nmcompile.kernels.avx512.writing import REALS, Writing
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import LayerNorm
@@ -41,7 +32,7 @@ def emit_layer_norm(name: str, spec: LayerNorm, writing: Writing = REALS) -> Any
             start = T.bind(row * length)
             mean = None
             if spec.centred:
-                mean = T.bind(_mean(length, lambda at, active: load(x, start + at, active)))
+                mean = T.bind(mean_over(length, lambda at, active: load(x, start + at, active)))
 
             def centred(at: Expr, active: int) -> Expr:
                 value = T.bind(load(x, start + at, active))
@@ -53,7 +44,7 @@ def emit_layer_norm(name: str, spec: LayerNorm, writing: Writing = REALS) -> Any
                     value = T.bind(T.Select(first_lanes(active), value, splat(0.0)))
                 return value * value
 
-            variance = _mean(length, square)
+            variance = mean_over(length, square)
             factor = T.bind(splat(1.0) / tirx.op.sqrt(variance + splat(spec.epsilon)))
 
             def finish(at: Expr, lane: int, active: int) -> None:
@@ -66,18 +57,3 @@ def emit_layer_norm(name: str, spec: LayerNorm, writing: Writing = REALS) -> Any
 
             sweep(length, finish)
     return func.result()
-
-
-def _mean(length: int, value: Any) -> Expr:
-    """The mean of `value(at, active)` over a row, in every lane; lanes behind the last are 0."""
-    sums: Buffer = T.alloc_buffer((AT_ONCE * LANES,), scope="local")
-    places = [lanes(lane * LANES) for lane in range(AT_ONCE)]
-    for place in places:
-        T.buffer_store(sums, splat(0.0), [place])
-
-    def add(at: Expr, lane: int, active: int) -> None:
-        T.buffer_store(sums, sums[places[lane]] + value(at, active), [places[lane]])
-
-    sweep(length, add)
-    total = T.bind((sums[places[0]] + sums[places[1]]) + (sums[places[2]] + sums[places[3]]))
-    return over_lanes(total, lambda a, b: a + b) * splat(1.0 / length)

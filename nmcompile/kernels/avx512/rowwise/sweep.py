@@ -1,4 +1,4 @@
-"""Sweeps over the vectors of a row."""
+"""Sweeps over the vectors of a row, and means over it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Expr
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, lanes, over_lanes, splat
 
 AT_ONCE = 4  # vectors whose sums are kept apart, so that no sum waits for the one before
 
@@ -27,3 +27,18 @@ def sweep(length: int, visit: Callable[[Expr, int, int], None]) -> None:
         visit(T.int32((steps * AT_ONCE + lane) * LANES), lane, LANES)
     if rest:
         visit(T.int32(full * LANES), AT_ONCE - 1, rest)
+
+
+def mean_over(length: int, value: Callable[[Expr, int], Expr]) -> Expr:
+    """The mean of `value(at, active)` over a row, in every lane; lanes behind the last are 0."""
+    sums: Buffer = T.alloc_buffer((AT_ONCE * LANES,), scope="local")
+    places = [lanes(lane * LANES) for lane in range(AT_ONCE)]
+    for place in places:
+        T.buffer_store(sums, splat(0.0), [place])
+
+    def add(at: Expr, lane: int, active: int) -> None:
+        T.buffer_store(sums, sums[places[lane]] + value(at, active), [places[lane]])
+
+    sweep(length, add)
+    total = T.bind((sums[places[0]] + sums[places[1]]) + (sums[places[2]] + sums[places[3]]))
+    return over_lanes(total, lambda a, b: a + b) * splat(1.0 / length)

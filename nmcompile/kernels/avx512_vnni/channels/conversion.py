@@ -28,8 +28,8 @@ from nmcompile.kernels.avx512_vnni.emit import (
     spread,
     store_bytes,
 )
+from nmcompile.kernels.integers import Dequantise, Quantise
 from nmcompile.kernels.prim_func import PrimFuncBuilder
-from nmcompile.kernels.spec import Dequantise, Quantise
 
 FEW = 4  # channels up to which whole planes are interleaved
 

@@ -8,9 +8,8 @@ from nmcompile.kernels.avx512.emit import LANES, Expr, splat, store
 from nmcompile.kernels.avx512_vnni.channels.frame import Ending, tasks
 from nmcompile.kernels.avx512_vnni.emit import BYTES, QUAD, multiply_add, store_bytes, widen_bytes
 from nmcompile.kernels.avx512_vnni.requantise import Requantiser
-from nmcompile.kernels.integers import STEPS, IntegerEpilogue
+from nmcompile.kernels.integers import STEPS, Gate, IntegerEpilogue
 from nmcompile.kernels.prim_func import PrimFuncBuilder
-from nmcompile.kernels.spec import Gate
 
 PIXELS = 16  # of a task: they share the gate's registers
 

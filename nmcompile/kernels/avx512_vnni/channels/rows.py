@@ -16,9 +16,17 @@ from nmcompile.kernels.avx512_vnni.channels.packing import in_blocks, pack_depth
 from nmcompile.kernels.avx512_vnni.channels.pool import emit_average_pool, emit_max_pool
 from nmcompile.kernels.avx512_vnni.channels.window import covered
 from nmcompile.kernels.avx512_vnni.emit import BYTES
-from nmcompile.kernels.integers import Integers, whole_offset
+from nmcompile.kernels.integers import (
+    Dequantise,
+    Gate,
+    Integers,
+    Quantise,
+    Sum,
+    Table,
+    whole_offset,
+)
 from nmcompile.kernels.problem import Lowered, Problem
-from nmcompile.kernels.spec import Dequantise, Gate, GlobalAverage, Pool2d, Quantise, Sum, Table
+from nmcompile.kernels.spec import GlobalAverage, Pool2d
 from nmcompile.kernels.verdict import MADE_FOR
 
 INT32 = float(2**31)
