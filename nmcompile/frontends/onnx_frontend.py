@@ -146,8 +146,8 @@ def to_relax(model: ir.Model) -> Any:
             if op_name != STEPS:
                 return super()._convert_operator(op_name, inputs, attrs, opset)
             kind, direction = (attrs[name].decode() for name in ("kind", "direction"))
-            call = recurrent_call(inputs, kind, direction, bool(attrs["cells"]))
-            return self.bb.emit(call)
+            flags = {name: bool(attrs[name]) for name in ("cells", "reset_first")}
+            return self.bb.emit(recurrent_call(inputs, kind, direction, **flags))
 
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     shapes = {

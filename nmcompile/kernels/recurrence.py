@@ -23,6 +23,7 @@ class Recurrent:
     gru: n = tanh(x_h + sigmoid(u_r) (R_h h + bias)), h = n + sigmoid(u_z) (h - n): the state is
         reset behind its product, as torch does and ONNX with `linear_before_reset`.
 
+    reset_first: whether a GRU resets it in front of that: n = tanh(x_h + R_h (sigmoid(u_r) h)).
     initial: whether it begins with given states (directions, batch, hidden), and an LSTM with given
         cells; else both are 0.
     cells: whether those of an LSTM's last step stand behind the output, as one more step.
@@ -37,6 +38,7 @@ class Recurrent:
     direction: Direction = "forward"
     initial: bool = False
     cells: bool = False
+    reset_first: bool = False
 
     @property
     def directions(self) -> int:

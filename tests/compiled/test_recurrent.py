@@ -40,7 +40,8 @@ class Recurrent:
     def add(
         self, operator: str, sizes: tuple[int, int, int, int], direction: str = "forward", *,
         pattern: str = "dense", density: float = 0.15, bias: bool = True, state: str = "",
-        cell: str = "", reads: tuple[bool, ...] = (True, False, False), **attributes: Any,
+        cell: str = "", reads: tuple[bool, ...] = (True, False, False), behind: int = 1,
+        **attributes: Any,
     ) -> str:  # fmt: skip
         """A node of (steps, batch, inputs, hidden); `state` and `cell` are "", fixed or given."""
         steps, batch, inputs, hidden = sizes
@@ -63,7 +64,7 @@ class Recurrent:
                 where[names[-1]] = self.floats(directions, batch, hidden)
         if operator == "GRU":
             names.pop()
-            attributes.setdefault("linear_before_reset", 1)
+            attributes["linear_before_reset"] = behind
         reads = reads[: GATES[operator] - 1]
         made = [f"{name}.y{i}" if read else "" for i, read in enumerate(reads)]
         self.outputs += [each for each in made if each]
@@ -115,7 +116,8 @@ def added(draw: st.DrawFn) -> dict[str, Any]:
         "operator": draw(st.sampled_from(["LSTM", "GRU"])),
         "sizes": (steps, batch, inputs, hidden),
         "direction": draw(st.sampled_from(DIRECTIONS)),
-        "bias": draw(st.booleans()), "state": draw(GIVEN), "cell": draw(GIVEN), "reads": reads,
+        "bias": draw(st.booleans()), "behind": draw(st.integers(0, 1)), "reads": reads,
+        "state": draw(GIVEN), "cell": draw(GIVEN),
     }  # fmt: skip
 
 
@@ -151,6 +153,7 @@ def test_kernels_skip_the_zeros_of_patterns(tmp_path: Path) -> None:
         model.add(
             ("LSTM", "GRU")[place % 2], (4, (1, 5, 9)[place % 3], 24, 96),
             DIRECTIONS[place // 2 % 3], pattern=pattern, state="given" if place % 2 else "",
+            behind=int(place < 4),
         )  # fmt: skip
     rows = {row.name: row for row in model.check(tmp_path).report.layers}
     for place, (pattern, kernel) in enumerate(PATTERNS.items()):
@@ -261,8 +264,6 @@ def test_what_was_not_verified_is_refused_with_its_reason() -> None:
     model, expected = Recurrent(), list(REFUSED)
     for attributes in REFUSED.values():
         model.add("LSTM", (2, 2, 4, 16), **attributes)
-    model.add("GRU", (2, 2, 4, 16), linear_before_reset=0)
-    expected.append("it resets its state in front of the product")
     name = model.add("LSTM", (2, 2, 4, 16))
     model.constants[f"{name}.lengths"] = np.array([2, 1], np.int32)
     model.nodes[-1].input[4] = f"{name}.lengths"

@@ -20,7 +20,9 @@ NAME = "recurrent"
 """The first word of the function's name, and what `FunctionView.op` says."""
 
 
-def recurrent_call(inputs: Sequence[Expr], kind: str, direction: str, cells: bool) -> Any:
+def recurrent_call(
+    inputs: Sequence[Expr], kind: str, direction: str, *, cells: bool, reset_first: bool
+) -> Any:
     """The call.
 
     Args:
@@ -29,10 +31,12 @@ def recurrent_call(inputs: Sequence[Expr], kind: str, direction: str, cells: boo
         kind: see `Recurrent`, as for the following.
         direction: which.
         cells: whether they are asked for.
+        reset_first: whether the state is reset first.
     """
     x, weight, bias, *first = inputs
     initial = any(value is not None for value in first)
-    words = (NAME, kind, direction, *_flags(initial=initial, cells=cells, bias=bias is not None))
+    flags = _flags(initial=initial, cells=cells, bias=bias is not None, reset_first=reset_first)
+    words = (NAME, kind, direction, *flags)
     given = [value for value in inputs if value is not None]
     spec = _spec(words, shape_of(x) or (), shape_of(weight) or ())
     out = relax.TensorType(spec.out_shape, "float32")
@@ -60,5 +64,5 @@ def _spec(words: Sequence[str], x: tuple[int, ...], weight: tuple[int, ...]) -> 
     steps, batch, _ = x
     return Recurrent(
         kind, steps, batch, weight[1], direction,  # type: ignore[arg-type]
-        initial="initial" in flags, cells="cells" in flags,
+        initial="initial" in flags, cells="cells" in flags, reset_first="reset_first" in flags,
     )  # fmt: skip

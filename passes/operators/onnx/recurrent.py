@@ -1,8 +1,7 @@
 """LSTM and GRU as a product for all steps, and the steps, which are an operator of our own.
 
 Taken are float32 with the activations that are the default, whole sequences, the batch as the
-second axis, and constant weights; a GRU that resets its state behind the product, as torch writes
-it.
+second axis, and constant weights.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ def rewrite_lstm(new: Writing) -> None:
 
 
 def rewrite_gru(new: Writing) -> None:
-    """GRU with `linear_before_reset`."""
-    found = attribute(new.node, "linear_before_reset", 0)
-    if not found:
-        raise Reason("it resets its state in front of the product (its linear_before_reset is 0)")
+    """GRU, which resets its state behind its product, as torch writes it, or in front of it."""
     layer = _Layer(new, "gru")
     first = layer.states(initial_h=5)
     layer.finish(layer.steps(first, layer.behind_reset, False), None)
@@ -63,6 +59,8 @@ class _Layer:
         self._new, self._kind, gates = new, kind, GATES[kind]
         self._direction = str(attribute(new.node, "direction", "forward"))
         directions = DIRECTIONS.get(self._direction, 0)
+        before = attribute(new.node, "linear_before_reset", 0)
+        self._reset_first = kind == "gru" and not before
         new.expect("layout", 0)
         self._check_attributes(directions)
         self._x = new.given(0, "X")
@@ -110,7 +108,7 @@ class _Layer:
         if found.shape != (directions, 2 * rows):
             raise Reason(f"its B is of shape {found.shape}, not {(directions, 2 * rows)}")
         self._bias, more = found[:, :rows].copy(), found[:, rows:].copy()
-        if self._kind == "gru":
+        if self._kind == "gru" and not self._reset_first:
             last = more[:, -self._hidden :]
             self.behind_reset = last.reshape(-1).copy() if last.any() else None
             last[:] = 0
@@ -144,7 +142,8 @@ class _Layer:
             x = new.add("Add", x, new.constant(self._bias.reshape(-1)))
         weight = new.constant(self._recurrent.reshape(-1, self._hidden))
         more = None if bias is None else new.constant(bias)
-        words = {"kind": self._kind, "direction": self._direction, "cells": int(cells)}
+        flags = {"cells": int(cells), "reset_first": int(self._reset_first)}
+        words = {"kind": self._kind, "direction": self._direction, **flags}
         out = new.add(STEPS, x, weight, more, *first, **words)
         maker = out.producer()
         assert maker is not None

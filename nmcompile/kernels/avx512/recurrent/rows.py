@@ -16,7 +16,7 @@ from nmcompile.kernels.avx512.lanes.picked import pack_picked
 from nmcompile.kernels.avx512.lanes.rows import MOST_INPUTS
 from nmcompile.kernels.avx512.lanes.tiling import steps_of
 from nmcompile.kernels.avx512.recurrent.kernel import Storage, emit_recurrent
-from nmcompile.kernels.avx512.recurrent.packing import bias_by_blocks, by_blocks
+from nmcompile.kernels.avx512.recurrent.packing import bias_by_blocks, by_panels, vectors_of
 from nmcompile.kernels.problem import Array, Lowered, Problem
 from nmcompile.kernels.recurrence import Recurrent
 from nmcompile.kernels.verdict import refuse_pattern
@@ -134,13 +134,13 @@ def lower_nm(name: str, problem: Problem, config: None) -> Lowered:
 
 
 def _config(spec: Recurrent, rows: int) -> LanesConfig:
-    """Rows of the batch together, and a vector of each gate."""
-    return LanesConfig(steps_of(spec.batch, rows)[0], spec.gates)
+    """Rows of the batch together, and the vectors of a panel."""
+    return LanesConfig(steps_of(spec.batch, rows)[0], vectors_of(spec))
 
 
 def _weight(problem: Problem) -> npt.NDArray[np.float32]:
     assert problem.weight is not None
-    return by_blocks(_spec(problem), problem.weight)
+    return by_panels(_spec(problem), problem.weight)
 
 
 def _lowered(
