@@ -110,8 +110,8 @@ class BrainBackend(CpuBackend):
     lowering: type[Lowering] = BrainLowering
 
     def arrange(self, module: Module) -> Module:
-        """Leave the batch whole: what `split_batch` counts is float32 in planes."""
-        return module
+        """Pool images. The batch stays whole: what `split_batch` counts is float32 in planes."""
+        return pool_images(module)
 
 
 @dataclass(frozen=True)

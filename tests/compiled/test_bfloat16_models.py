@@ -92,6 +92,23 @@ def test_constants_are_rounded_too(target: str, tmp_path: Path) -> None:
 
 
 @on_both
+def test_volumes_are_pooled(target: str, tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv3d(3, 8, 3, padding=1), nn.MaxPool3d(3, 2, 1), nn.AvgPool3d((1, 2, 2), 1),
+        nn.AdaptiveAvgPool3d((2, 3, 3)),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 5, 14, 12, generator=torch.Generator().manual_seed(0))
+    compile_bf16(model, x, tmp_path / "m.nmc", target)
+    session = runtime.load(tmp_path / "m.nmc", threads=1)
+    found = np.asarray(next(iter(session.run(x.numpy()).values())))
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert np.abs(found - wanted).max() < TOLERANCE * np.ptp(wanted)
+    rows = [find_row(call.symbol) for call in session.manifest.calls]
+    assert sum(row is not None and row.op == "pool2d" for row in rows) == 6
+
+
+@on_both
 def test_two_threads_and_a_batch(target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     make, shape = MODELS["residual"]
