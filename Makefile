@@ -81,15 +81,17 @@ emulator:
 # Commands are started hundreds of times: each would compile our modules, where this is set.
 test test-all: export PYTHONDONTWRITEBYTECODE =
 
-# Two workers, but for the tests that want the machine to themselves.
+# Two workers, but for the tests that want the machine to themselves. Those are looked for where they are: to import all
+# the others takes longer than they do.
+ALONE = $$(grep -rlF mark.alone tests --include='*.py')
 test: emulator setup browser images
 	$(BIN)/pytest -q -n 2 --dist worksteal --durations=20 -m 'not long and not alone'
-	$(BIN)/pytest -q -m 'alone and not long'
+	$(BIN)/pytest -q -m 'alone and not long' $(ALONE)
 
-# Before a release: the long sweeps too, and every property on ten times as many examples.
+# Before a release: the long sweeps too, and every property on ten times as many examples or more.
 test-all: emulator setup browser images
 	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -n 2 --dist worksteal -m 'not alone'
-	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -m alone
+	NMCOMPILE_THOROUGH=1 $(BIN)/pytest -q -m alone $(ALONE)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 import onnx
 import pytest
+from torch._export import utils as export_utils
 
 import nmcompile
 from nmcompile.cache import VARIABLE
@@ -79,6 +81,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     root = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     os.environ[VARIABLE] = str(root / "cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_of_torch() -> None:
+    """Torch looks for new operators of C++ three times in every export, which is a fifth of it.
+
+    Here hundreds of tests export, and none adds any.
+    """
+    export_utils._materialize_cpp_cia_ops = functools.cache(export_utils._materialize_cpp_cia_ops)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """Attention as torch and ONNX models spell it: found, and right against their frameworks."""
 
+import copy
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,18 +149,33 @@ def run(path: Path, given: tuple[torch.Tensor, ...]) -> tuple[list[str], list[np
         return [call.symbol.partition("__")[0] for call in session.profile(feeds)], found
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_torch_models_run_in_one_kernel(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, given = MODELS[name]
-    nmc.compile(model.eval(), output=tmp_path / "m.nmc", example_inputs=given)
-    symbols, (found, *_) = run(tmp_path / "m.nmc", given)
+class Several(nn.Module):
+    """Models side by side, each with inputs of its own, to be compiled at once."""
+
+    def __init__(self, models: Sequence[nn.Module], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.models, self.counts = nn.ModuleList(models), counts
+
+    def forward(self, *given: torch.Tensor) -> list[torch.Tensor]:
+        rest = iter(given)
+        return [
+            model(*itertools.islice(rest, count))
+            for model, count in zip(self.models, self.counts, strict=True)
+        ]
+
+
+def test_torch_models_run_in_one_kernel_each(tmp_path: Path) -> None:
+    models, inputs = zip(*MODELS.values(), strict=True)
+    model = Several(models, [len(given) for given in inputs]).eval()
+    given = tuple(itertools.chain.from_iterable(inputs))
+    nmc.compile(model, output=tmp_path / "m.nmc", example_inputs=given)
+    symbols, found = run(tmp_path / "m.nmc", given)
     with torch.no_grad():
-        expected = model.double()(*(x.double() for x in given)).numpy()
-    model.float()
-    assert symbols.count("attention_f32") == 1
+        expected = copy.deepcopy(model).double()(*(x.double() for x in given))
+    assert symbols.count("attention_f32") == len(MODELS)
     assert not any(name in symbol for symbol in symbols for name in ("softmax", "matmul"))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+    for name, ours, theirs in zip(MODELS, found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("fill", ["sdpa", "-inf", "-1e9"])

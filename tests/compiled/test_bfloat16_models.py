@@ -21,6 +21,7 @@ from nmcompile.precision import paying_precision
 from nmcompile.runtime import cpu
 from nmcompile.targets import find_target
 from nmcompile.tuning import tuner
+from tests.support.examples import crossed
 from tests.support.gpu_models import MODELS, pruned
 from tests.support.peer import by_peer
 from tests.support.tiny_models import example, tiny_net
@@ -41,8 +42,7 @@ def compile_bf16(model: nn.Module, x: torch.Tensor, path: Path, target: str) -> 
 
 
 @on_both
-@pytest.mark.parametrize("pattern", ["dense", "2:4"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "pattern"), crossed(list(MODELS), ["2:4", "dense"]))
 def test_models_compute_what_torch_does(
     name: str, pattern: str, target: str, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from tests.support.tensor_core_runner import (
     make_problem,
     method_of,
     source_of,
+    usual_variants,
     variant_name,
 )
 
@@ -62,7 +63,7 @@ def build(kernel: Kernel, conv: Conv2d, tile: TileConfig) -> Cubin:
 
 
 @pytest.mark.tool("nvcc")
-@pytest.mark.parametrize(("kernel", "tile"), VARIANTS, ids=variant_name)
+@pytest.mark.parametrize(("kernel", "tile"), usual_variants(), ids=variant_name)
 def test_variant_compiles_without_spills_to_tensor_core_code(
     kernel: Kernel, tile: TileConfig, tmp_path: Path
 ) -> None:

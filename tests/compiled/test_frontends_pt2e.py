@@ -19,16 +19,13 @@ from nmcompile.passes.pipeline import check_graph
 from nmcompile.sparsity import NM, parse_pattern, project
 from tests.support.quantised import SHAPE, compiled, images, mixed_net, weight_dtypes
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
-    from torchao.testing.pt2e import _xnnpack_quantizer
-
 X = torch.zeros(SHAPE)
 
 
 def _quantizer(name: str) -> Any:
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+    from torchao.testing.pt2e import _xnnpack_quantizer
+
     if name == "x86":
         x86 = x86_inductor_quantizer.X86InductorQuantizer()
         return x86.set_global(x86_inductor_quantizer.get_default_x86_inductor_quantization_config())
@@ -45,6 +42,9 @@ def quantised(name: str) -> Any:
         net.wide.weight.copy_(torch.from_numpy(pruned))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Seconds, which nobody who collects the tests has to spend.
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
         prepared = prepare_pt2e(torch.export.export(net, (X,)).module(), _quantizer(name))
         for image in images(4):
             prepared(torch.from_numpy(image))

@@ -23,6 +23,7 @@ from nmcompile.passes.lowering.gpu import (
     takes_memory,
 )
 from nmcompile.runtime import gpu
+from tests.support.examples import crossed
 from tests.support.gpu_interpreter import lower_for_gpu, run_model
 from tests.support.gpu_models import MODELS, Residuals, pruned
 from tests.support.tiny_models import tiny_net
@@ -45,8 +46,7 @@ def assert_like_torch(model: nn.Module, shape: tuple[int, ...], arch: str) -> An
     return lowered
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "arch"), crossed(list(MODELS), ARCHITECTURES[::-1]))
 def test_model_computes_what_torch_does(name: str, arch: str) -> None:
     make, shape = MODELS[name]
     torch.manual_seed(0)
@@ -141,11 +141,11 @@ def test_zeros_are_ignored_where_dense_is_asked_for(tmp_path: Path) -> None:
     assert not any(layer.sparse for layer in result.report.layers)
 
 
-BUILDS = [(name, arch) for arch in ARCHITECTURES for name in MODELS]
+OTHERS = [("residual", arch) for arch in ("sm_86", "sm_89")]
 
 
 @pytest.mark.tool("nvcc")
-@pytest.mark.parametrize(("name", "arch"), [*BUILDS, ("residual", "sm_86"), ("residual", "sm_89")])
+@pytest.mark.parametrize(("name", "arch"), [*crossed(list(MODELS), ARCHITECTURES), *OTHERS])
 def test_model_builds_to_an_artifact_that_needs_a_gpu(
     name: str, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import nmcompile as nmc
+from tests.support.examples import crossed
 from tests.support.quantised import as_defined, images, quantised
 from tests.support.seed_modules import Array, export_onnx
 
@@ -113,16 +114,16 @@ NETS: dict[str, tuple[Layers, Forward, tuple[int, ...], set[str]]] = {
 ON_VECTORS, ON_TILES = "avx512_vnni", pytest.param("avx512_amx", marks=pytest.mark.isa("amx_int8"))
 
 
+FORMS = {"unsigned": UNSIGNED, "signed": SIGNED}
+
+
 @pytest.mark.parametrize("target", [ON_VECTORS, ON_TILES])
-@pytest.mark.parametrize("form", [UNSIGNED, SIGNED], ids=["unsigned", "signed"])
-@pytest.mark.parametrize("name", NETS)
-def test_networks_agree_with_onnxruntime(
-    name: str, form: dict[str, Any], target: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("name", "form"), crossed(list(NETS), list(FORMS)))
+def test_networks_agree_with_onnxruntime(name: str, form: str, target: str, tmp_path: Path) -> None:
     layers, forward, shape, others = NETS[name]
     torch.manual_seed(0)
     model = export_onnx(Net(layers, forward).eval(), torch.zeros(shape))
-    model = quantised(model, shape, quant_format=QuantFormat.QDQ, **form)
+    model = quantised(model, shape, quant_format=QuantFormat.QDQ, **FORMS[form])
     path = tmp_path / "m.nmc"
     result = nmc.compile(model, output=path, target=target)
     conversions = {"quantize", "dequantize"}

@@ -11,7 +11,7 @@ from nmcompile.kernels.avx512_amx.tiles.config import TilesConfig
 from nmcompile.kernels.catalog import choose
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
-from tests.support.examples import examples
+from tests.support.examples import crossed, examples
 from tests.support.integer_problems import (
     assert_finished,
     assert_sums,
@@ -30,7 +30,7 @@ METHODS = tuple(PATTERNS)
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("method", METHODS)
-@examples(3)
+@examples(2, 30)
 @given(conv=convolutions(), seed=st.integers(0, 1 << 16), data=st.data())
 def test_sums_are_exact(
     unit: str, method: str, conv: Conv2d, seed: int, data: st.DataObject
@@ -67,21 +67,29 @@ def test_matrix_products_are_exact(
 
 
 SHAPES = [(a, v) for a in (1, 2, 3, 4) for v in (1, 2, 3, 4) if a * v <= 4]
+# Pixels, rows, tiles and chunks: whole and partial blocks and chunks.
+BLOCKS = ((3, 4, 3, 2), (5, 2, 2, 1), (9, 6, 1, 1), (4, 1, 2, 1))
+WAYS = [(method, *blocks) for method in METHODS for blocks in BLOCKS]
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize(("across", "vectors"), SHAPES)
-def test_any_tile_is_exact(unit: str, across: int, vectors: int) -> None:
-    """Whole and ragged tiles, vectors and outputs, in whole and partial blocks and chunks."""
+@pytest.mark.parametrize(("shape", "way"), crossed(SHAPES, WAYS), ids=str)
+def test_any_tile_is_exact(
+    unit: str, shape: tuple[int, int], way: tuple[str, int, int, int, int]
+) -> None:
+    """Whole and ragged tiles, vectors and outputs."""
+    across, vectors = shape
+    method, pixels, rows, tiles, chunks = way
     conv = Conv2d(2, 72, 6, 9, 150, (3, 3), (1, 1), (1, 1, 1, 1))
-    shared = 16 * vectors
-    for method, pattern in (("dense", Dense()), ("one_by_n", OneByN(shared))):
-        kernel = row_on(unit, f"conv2d_i8_{method}")
-        problem, x = make_problem(conv, pattern, None if method == "dense" else 0.5, 2)
-        for pixels, rows, tiles, chunks in ((3, 4, 3, 2), (5, 2, 2, 1), (9, 6, 1, 1), (4, 1, 2, 1)):
-            name, lists = ("gathered", shared) if method == "one_by_n" else ("dense", 0)
-            config = TilesConfig(name, pixels, across, vectors, rows, tiles, chunks, lists)  # type: ignore[arg-type]
-            assert_sums(kernel, problem, x, config)
+    kernel = row_on(unit, f"conv2d_i8_{method}")
+    if method == "dense":
+        problem, x = make_problem(conv, Dense(), None, 2)
+        config = TilesConfig("dense", pixels, across, vectors, rows, tiles, chunks, 0)
+    else:
+        shared = 16 * vectors
+        problem, x = make_problem(conv, OneByN(shared), 0.5, 2)
+        config = TilesConfig("gathered", pixels, across, vectors, rows, tiles, chunks, shared)
+    assert_sums(kernel, problem, x, config)
 
 
 STRIDED = [
@@ -102,7 +110,7 @@ def test_pointwise_with_strides_or_borders(unit: str, conv: Conv2d) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("method", METHODS)
-@examples(3)
+@examples(2, 30)
 @given(
     epilogue=epilogues(), outputs=st.sampled_from([16, 32, 40, 72]), seed=st.integers(0, 1 << 16)
 )

@@ -43,7 +43,7 @@ def reference(
     return result
 
 
-@examples(25)
+@examples(10, 250)
 @given(data=st.data())
 def test_attention_agrees_with_float64(data: st.DataObject) -> None:
     draw = data.draw

@@ -14,7 +14,7 @@ from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, GlobalAverage, Linear, Pool2d
 from nmcompile.sparsity import NM, Dense, Detection, OneByN, Pattern, Unstructured, project
 from tests.support.bfloat16_runner import bfloat16, expected, run_bfloat16
-from tests.support.examples import examples
+from tests.support.examples import crossed, examples
 from tests.support.integer_problems import convolutions
 from tests.support.kernel_runner import ACTIVATIONS, activation
 from tests.support.tile_rows import LANES, UNITS, row_on
@@ -71,7 +71,7 @@ def assert_close(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize(("unit", "method"), ROWS)
-@examples(3)
+@examples(2, 30)
 @given(conv=convolutions(), epilogue=epilogues(), data=st.data())
 def test_convolutions(
     unit: str, method: str, conv: Conv2d, epilogue: Epilogue, data: st.DataObject
@@ -109,7 +109,7 @@ def test_groups_and_strides(conv: Conv2d, unit: str) -> None:
 
 
 @pytest.mark.parametrize(("unit", "method"), ROWS)
-@examples(3)
+@examples(2, 30)
 @given(
     rows=st.sampled_from([(1,), (17,), (50,)]),
     features=st.sampled_from([1, 3, 30, 64, 257]),
@@ -125,9 +125,12 @@ def test_matrix_products(
     assert_close(found, expected(problem, x, None))
 
 
-@pytest.mark.parametrize("channels", [3, 8, 24, 32, 40, 100])
-@pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 1, 2)])
-def test_depthwise(channels: int, size: int, stride: int, dilation: int) -> None:
+@pytest.mark.parametrize(
+    ("channels", "window"),
+    crossed([3, 8, 24, 32, 40, 100], [(3, 1, 1), (5, 2, 1), (3, 1, 2)]),
+)
+def test_depthwise(channels: int, window: tuple[int, int, int]) -> None:
+    size, stride, dilation = window
     conv = Conv2d(
         2, channels, 9, 11, channels, (size, size), (stride, stride), (2, 1, 1, 2),
         (dilation, dilation), channels,
@@ -139,15 +142,17 @@ def test_depthwise(channels: int, size: int, stride: int, dilation: int) -> None
     assert_close(run_bfloat16(kernel, problem, x, residual), expected(problem, x, residual))
 
 
-@pytest.mark.parametrize("channels", [3, 8, 40, 96])
-@pytest.mark.parametrize("kind", ["max", "average"])
-@pytest.mark.parametrize("inside", [False, True])
-def test_pooling(channels: int, kind: Any, inside: bool) -> None:
-    pool = Pool2d(
+POOLS = [("max", False), ("average", False), ("average", True)]
+
+
+@pytest.mark.parametrize(("channels", "pool"), crossed([3, 8, 40, 96], POOLS))
+def test_pooling(channels: int, pool: tuple[Any, bool]) -> None:
+    kind, inside = pool
+    spec = Pool2d(
         kind, 2, channels, 9, 10, 5, 5, (3, 3), (2, 2), (1, 1, 1, 1), count_include_pad=inside
     )
     x = np.random.default_rng(0).standard_normal((2, channels, 9, 10)).astype(np.float32)
-    problem = Problem(pool, dtype="bfloat16")
+    problem = Problem(spec, dtype="bfloat16")
     found = run_bfloat16(row_on(LANES, "pool2d_bf16"), problem, x, None)
     assert_close(found, expected(problem, x, None))
 

@@ -113,7 +113,7 @@ def geometries(kernel: Kernel) -> st.SearchStrategy[Conv2d]:
     return convolutions("depthwise" in kernel.name)
 
 
-@examples(6)
+@examples(4, 60)
 @given(
     window=st.sampled_from([((8, 9), (2, 1), (3, 2)), ((9, 7), (1, 4), (4, 3)),
                             ((9, 9), (1, 1), (0, 0)), ((11, 11), (4, 4), (2, 2)),
@@ -137,7 +137,7 @@ def test_windows_too_large_to_be_written_out(
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(5)
+@examples(3, 50)
 @given(data=st.data())
 def test_convolution_agrees_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries(kernel))
@@ -188,12 +188,12 @@ def test_winograd_blocks_agree_with_float64(conv: Conv2d, pattern: Pattern) -> N
 
 
 def covering(ways: dict[tuple[Any, ...], Any]) -> dict[tuple[Any, ...], Any]:
-    """Some of the ways, so that every value that a field has in one of them is in these too."""
-    chosen, seen = {}, set[tuple[int, Any]]()
-    for way, config in ways.items():
-        if not seen.issuperset(enumerate(way)):
-            chosen[way] = config
-            seen.update(enumerate(way))
+    """Few of the ways, so that every value that a field has in one of them is in these too."""
+    chosen, left = {}, {value for way in ways for value in enumerate(way)}
+    while left:
+        way = max(ways, key=lambda way: len(left.intersection(enumerate(way))))
+        chosen[way] = ways[way]
+        left.difference_update(enumerate(way))
     return chosen
 
 
@@ -274,11 +274,13 @@ def test_activations_agree_with_float64(kind: str) -> None:
 
 def test_weight_of_zeros_gives_the_bias() -> None:
     conv = Conv2d(1, 16, 9, 9, 32, (3, 3), padding=(1, 1, 1, 1))
+    tried = set[str]()
     for pattern in (OneByN(16), NM(2, 4)):
         problem, x, _ = make_problem(conv, pattern, 0.5, Epilogue(bias=True), 0)
         assert problem.weight is not None
         problem.weight[...] = 0
         for kernel in CONVOLUTIONS:
-            if kernel.refuse(problem) is None:
+            if kernel.name not in tried and kernel.refuse(problem) is None:
+                tried.add(kernel.name)
                 found = run_kernel(kernel, problem, x, None)
                 assert relative_error(found, reference(problem, x, None)) < 1e-6

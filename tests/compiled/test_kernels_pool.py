@@ -13,7 +13,7 @@ from tests.support.examples import examples
 from tests.support.kernel_runner import relative_error, run_kernel
 
 
-@examples(20)
+@examples(10, 200)
 @given(
     maximum=st.booleans(),
     batch=st.integers(1, 2),
@@ -63,7 +63,7 @@ def test_pooling_agrees_with_torch(
     assert relative_error(found, expected.numpy()) < 1e-6
 
 
-@examples(8)
+@examples(5, 80)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 33),

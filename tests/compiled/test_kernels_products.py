@@ -26,7 +26,7 @@ def strides(operand: int, view: Floats, whole: Floats) -> Strides:
     return Strides(operand, offset, tuple(lead), token, feature)
 
 
-@examples(30)
+@examples(12, 300)
 @given(data=st.data())
 def test_products_agree_with_float64(data: st.DataObject) -> None:
     draw = data.draw

@@ -17,7 +17,7 @@ KERNELS = [1, 2, 3, 5, 7]  # 7 x 7 reads a copy
 STRIDES = [1, 1, 2, 3, 6]  # 6 too
 
 
-@examples(10)
+@examples(7, 100)
 @given(data=st.data())
 def test_depthwise_of_any_size_agrees_with_float64(data: st.DataObject) -> None:
     draw = data.draw
@@ -48,7 +48,7 @@ def test_depthwise_of_any_size_agrees_with_float64(data: st.DataObject) -> None:
     assert relative_error(found, expected.numpy()) < 1e-6
 
 
-@examples(6)
+@examples(5, 60)
 @given(
     maximum=st.booleans(),
     height=st.sampled_from(SIZES),

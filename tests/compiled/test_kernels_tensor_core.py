@@ -21,13 +21,13 @@ from tests.support.kernel_runner import ACTIVATIONS, activation, reference, rela
 from tests.support.tensor_core_runner import (
     ROWS,
     VARIANTS,
-    emulated_variants,
     geometries,
     make_problem,
     method_of,
     run_row,
     source_of,
     tiles_of_row,
+    usual_variants,
     variant_name,
 )
 
@@ -51,13 +51,13 @@ def assert_exact(kernel: Kernel, conv: Conv2d, epilogue: Epilogue, tile: TileCon
     assert (found == reference(problem, x, residual).astype(np.float16)).all()
 
 
-@pytest.mark.parametrize(("kernel", "tile"), emulated_variants(), ids=variant_name)
+@pytest.mark.parametrize(("kernel", "tile"), usual_variants(), ids=variant_name)
 def test_whole_numbers_are_exact(kernel: Kernel, tile: TileConfig) -> None:
     assert_exact(kernel, ODD, Epilogue(True, True, Activation("relu")), tile)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "tile"), emulated_variants(lambda tile: tile.stages), ids=variant_name
+    ("kernel", "tile"), usual_variants(lambda tile: tile.stages), ids=variant_name
 )
 def test_depth_shorter_than_the_stages(kernel: Kernel, tile: TileConfig) -> None:
     assert Gemm(SHORT, tile, method_of(kernel)).slices < tile.stages
@@ -89,7 +89,7 @@ def test_layers_of_networks(kernel: Kernel, conv: Conv2d) -> None:
 
 
 @pytest.mark.parametrize("kernel", [SPARSE, DENSE, WGMMA], ids=variant_name)
-@examples(5)
+@examples(4, 50)
 @given(data=st.data())
 def test_random_problems_agree_with_float64(kernel: Kernel, data: st.DataObject) -> None:
     conv = data.draw(geometries())

@@ -57,7 +57,7 @@ def some_bytes(shape: tuple[int, ...], seed: int) -> Array:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-@examples(5)
+@examples(3, 50)
 @given(count=COUNTS, seed=st.integers(0))
 def test_a_table_is_looked_up(count: int, seed: int) -> None:
     x, table = some_bytes((count,), seed), some_bytes((256,), seed + 1)
@@ -65,7 +65,7 @@ def test_a_table_is_looked_up(count: int, seed: int) -> None:
     assert_agree(run_integer("table", problem, x, x.shape), table[x])
 
 
-@examples(12)
+@examples(6, 120)
 @given(
     count=COUNTS, zeros=st.tuples(ZEROS, ZEROS), scales=st.tuples(SCALES, SCALES), ends=limits(),
     out=OUTS, activation=st.sampled_from(["none", "none", "hard_swish", "silu"]),
@@ -97,7 +97,7 @@ def test_sums_agree_with_onnxruntime() -> None:
     assert_agree(found, expected.reshape(-1), exact=False)
 
 
-@examples(10)
+@examples(5, 100)
 @given(
     shape=st.tuples(st.integers(1, 2), st.sampled_from([1, 2, 17, 49]), CHANNELS),
     zeros=st.tuples(ZEROS, ZEROS), ends=limits(), out=OUTS, seed=st.integers(0),
@@ -129,7 +129,7 @@ SHAPES = st.sampled_from(
 )  # fmt: skip
 
 
-@examples(10)
+@examples(5, 100)
 @given(shape=SHAPES, ends=limits(), seed=st.integers(0))
 def test_real_numbers_are_quantised(
     shape: tuple[int, int, int, int], ends: dict[str, Any], seed: int
@@ -157,7 +157,7 @@ def test_what_is_no_number_of_steps_becomes_a_limit(channels: int) -> None:
     assert_agree(found, run_onnx("QuantizeLinear", [x, np.float32(0.1), u8(7)]))
 
 
-@examples(8)
+@examples(4, 80)
 @given(shape=SHAPES, zero=ZEROS, scale=SCALES, seed=st.integers(0))
 def test_bytes_become_real_numbers(
     shape: tuple[int, int, int, int], zero: int, scale: float, seed: int
@@ -171,7 +171,7 @@ def test_bytes_become_real_numbers(
     assert np.array_equal(found, expected)
 
 
-@examples(8)
+@examples(4, 80)
 @given(
     batch=st.integers(1, 2), channels=CHANNELS, height=st.integers(1, 9), width=st.integers(1, 9),
     zero=ZEROS, scale=SCALES, ends=limits(), out=OUTS, seed=st.integers(0),
@@ -235,7 +235,7 @@ def windows(pool: Pool2d, x: Array, fill: int) -> Array:
     return result
 
 
-@examples(12)
+@examples(6, 120)
 @given(pool=pools(), seed=st.integers(0))
 def test_the_largest_of_a_window_is_found(pool: Pool2d, seed: int) -> None:
     x = some_bytes((pool.batch, pool.in_height, pool.in_width, pool.channels), seed)
@@ -248,7 +248,7 @@ def test_the_largest_of_a_window_is_found(pool: Pool2d, seed: int) -> None:
     assert_agree(found, to_nhwc(expected))
 
 
-@examples(12)
+@examples(6, 120)
 @given(pool=pools(), zero=ZEROS, scale=SCALES, ends=limits(), out=OUTS, seed=st.integers(0))
 def test_means_of_windows_are_exact(
     pool: Pool2d, zero: int, scale: float, ends: dict[str, Any], out: str, seed: int
@@ -294,7 +294,7 @@ def depthwise(draw: st.DrawFn) -> Conv2d:
     )  # fmt: skip
 
 
-@examples(14)
+@examples(7, 140)
 @given(
     conv=depthwise(), zero=ZEROS, ends=limits(), out=OUTS,
     more=st.sampled_from(["", "", "middle", "in_place", "silu"]), seed=st.integers(0),

@@ -21,7 +21,7 @@ from nmcompile.kernels.integers import Integers
 from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Linear
 from nmcompile.sparsity import NM, Dense, OneByN, Pattern, Unstructured
-from tests.support.examples import examples
+from tests.support.examples import crossed, examples
 from tests.support.integer_problems import (
     assert_finished,
     assert_sums,
@@ -62,7 +62,7 @@ def method_of(kernel: Kernel) -> str:
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(8)
+@examples(5, 80)
 @given(conv=convolutions(), seed=st.integers(0, 1 << 16), data=st.data())
 def test_sums_are_exact(kernel: Kernel, conv: Conv2d, seed: int, data: st.DataObject) -> None:
     pattern, density = data.draw(st.sampled_from(PATTERNS[method_of(kernel)]))
@@ -98,7 +98,7 @@ def test_sparse_groups_share_no_channels() -> None:
 
 
 @pytest.mark.parametrize("kernel", PRODUCTS, ids=lambda kernel: kernel.name)
-@examples(5)
+@examples(3, 50)
 @given(
     rows=st.sampled_from([(1,), (2, 3), (17,), (50,)]),
     features=st.sampled_from([1, 3, 30, 64, 100, 256, 700]),
@@ -113,7 +113,7 @@ def test_matrix_products_are_exact(
     assert_sums(kernel, problem, x)
 
 
-TILED = [
+TILED: list[tuple[Method, int, int]] = [
     *(("picked", vectors, 0) for vectors in (1, 2, 3, 4, 5)),
     *(("dense", vectors, 0) for vectors in (1, 2, 3, 4, 5)),
     *(("gathered", vectors, 16 * vectors) for vectors in (1, 2, 3, 4)),
@@ -122,21 +122,26 @@ TILED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "vectors", "shared"), TILED)
-def test_any_tile_is_exact(method: Method, vectors: int, shared: int) -> None:
-    """Whole and ragged tiles, vectors and outputs, in whole and partial blocks and chunks."""
+# Pixels, rows, tiles, chunks and lines: whole and partial blocks and chunks.
+BLOCKS = ((2, 4, 2, 2, 1), (5, 4, 1, 1, 2), (5, 7, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("tile", "blocks"), crossed(TILED, BLOCKS), ids=str)
+def test_any_tile_is_exact(tile: tuple[Method, int, int], blocks: tuple[int, ...]) -> None:
+    """Whole and ragged tiles, vectors and outputs."""
+    method, vectors, shared = tile
     name = "one_by_n" if shared else "nm" if method == "picked" else "dense"
     kernel = CONVOLUTIONS[METHODS.index(name)]
     pattern: Pattern = OneByN(shared) if shared else NM(2, 4)
     conv = Conv2d(2, 72, 7, 5, 150, (3, 3), (1, 1), (1, 1, 1, 1))
     problem, x = make_problem(conv, pattern, 0.5, 2)
-    for pixels, rows, tiles, chunks, lines in ((2, 4, 2, 2, 1), (5, 4, 1, 1, 2), (5, 7, 1, 2, 3)):
-        config = LanesConfig(method, pixels, vectors, rows, tiles, chunks, shared, lines)
-        assert_sums(kernel, problem, x, config)
+    pixels, rows, tiles, chunks, lines = blocks
+    config = LanesConfig(method, pixels, vectors, rows, tiles, chunks, shared, lines)
+    assert_sums(kernel, problem, x, config)
 
 
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda kernel: kernel.name)
-@examples(6)
+@examples(4, 60)
 @given(
     epilogue=epilogues(), outputs=st.sampled_from([16, 32, 40, 72]), seed=st.integers(0, 1 << 16)
 )

@@ -19,6 +19,7 @@ from nmcompile.passes.lowering.kernels import lower_kernels
 from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.simplify import simplify
 from nmcompile.passes.pipeline import run_pipeline
+from tests.support.examples import crossed
 from tests.support.seed_modules import export_onnx
 
 ACTIVATIONS: dict[str, tuple[nn.Module, str]] = {
@@ -143,8 +144,7 @@ class Gelu(nn.Module):
         return self.function(y.permute(0, 2, 3, 1)).sum(3) if self.apart else self.function(y)
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
-@pytest.mark.parametrize("name", GELUS)
+@pytest.mark.parametrize(("name", "kind"), crossed(list(GELUS), ["torch", "onnx"]))
 def test_gelu_is_found_however_it_is_spelled_out(name: str, kind: str) -> None:
     function, expected = GELUS[name]
     (group,), leftovers = match(Gelu(function, apart=False), kind)

@@ -316,7 +316,7 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
     return model(nodes, weights, [(name, FLOAT, None) for name in outputs], [("x", FLOAT, shape)])
 
 
-@examples(25)
+@examples(10, 250)
 @given(proto=networks(), seed=st.integers(0, 9))
 def test_any_cut_gives_what_onnxruntime_does(
     tmp_path_factory: pytest.TempPathFactory, proto: onnx.ModelProto, seed: int

@@ -240,7 +240,7 @@ def test_the_command_replaces_the_file(sparse: Path, tmp_path: Path) -> None:
     assert path.read_bytes() == wanted.path.read_bytes()
 
 
-@examples(5)
+@examples(4, 50)
 @given(
     st.sampled_from(["dense", "2:4", "1:4", "1x16", "unstructured"]),
     st.sampled_from(["dense", "2:4", "1:4", "1x16", "unstructured"]),

@@ -25,9 +25,10 @@ IN_PARTS = {"crnn", "faster_rcnn", "ssd"}
 NEVER_SPARSE = {"marian", "temporal", "video"}
 # How many attentions run in one kernel each.
 ATTENTIONS = {"marian": 3, "yolo11n": 1}
+# Whose operators and patterns others have too.
 LONG = {
-    "dbnet", "densenet121", "faster_rcnn", "ghostnet", "googlenet", "hrnet", "pose",
-    "shufflenet_v2", "vgg16", "yolov8n", "yolov8n_seg",
+    "dbnet", "deeplab_v3", "densenet121", "edsr", "faster_rcnn", "ghostnet", "googlenet", "hrnet",
+    "mobilenet_v3", "pose", "shufflenet_v2", "squeezenet", "vgg16", "yolov8n", "yolov8n_seg",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from tests.conformance.judge import (
 from tests.conformance.older import older
 from tests.conformance.workers import judge_all
 
-SHARE = 16
+SHARE = 32
 """One in so many tests is a part of every run."""
 
 

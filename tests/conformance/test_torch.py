@@ -19,7 +19,7 @@ import nmcompile
 from nmcompile.errors import UnsupportedOperatorError
 
 few = settings(
-    max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 many = settings(few, max_examples=60, derandomize=False)
 

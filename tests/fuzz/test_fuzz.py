@@ -59,14 +59,14 @@ def test_some_changed_artifacts(
     sparse_artifact: Path, preparing: Path, mixed: Path, several: Path
 ) -> None:
     for base in (sparse_artifact, preparing, mixed.with_suffix(".nmc"), several):
-        counts, wrong = check_all("artifacts", base, range(1, 400), seconds=8)
+        counts, wrong = check_all("artifacts", base, range(1, 130), seconds=8)
         assert wrong == []
         assert counts["refused"] and counts["same"]
 
 
 def test_some_changed_models(model: Path, mixed: Path) -> None:
     for base in (model, mixed):
-        counts, wrong = check_all("models", base, range(1, 200), seconds=10)
+        counts, wrong = check_all("models", base, range(1, 70), seconds=10)
         assert wrong == []
         assert counts["refused"]
 

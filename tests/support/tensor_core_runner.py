@@ -38,7 +38,7 @@ def tiles_of_row(kernel: Kernel) -> tuple[TileConfig, ...]:
 VARIANTS = [(row, tile) for row in ROWS for tile in tiles_of_row(row)]
 
 
-def emulated_variants(part: Callable[[TileConfig], object] = lambda tile: tile) -> list[Any]:
+def usual_variants(part: Callable[[TileConfig], object] = lambda tile: tile) -> list[Any]:
     """Every tile of every row; what is the same code on another architecture is long.
 
     But for the first tile of each row, so that every row runs. Tiles of the same `part` are taken
