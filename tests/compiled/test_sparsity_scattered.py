@@ -13,7 +13,7 @@ from nmcompile.kernels.problem import Problem
 from nmcompile.kernels.spec import Conv2d, Epilogue, Linear
 from nmcompile.sparsity import OneByN, Unstructured, check, detect, project, stored_share
 from nmcompile.sparsity.scattered import scattered_order
-from tests.support.examples import examples
+from tests.support.examples import examples, is_thorough
 from tests.support.kernel_runner import (
     activation,
     output_shape,
@@ -23,6 +23,9 @@ from tests.support.kernel_runner import (
 )
 
 Array = NDArray[Any]
+
+TILES = 2 if is_thorough() else 1
+"""How many tile sizes of each row."""
 
 
 def rearranged(shape: tuple[int, ...], n: int, density: float, seed: int) -> Array:
@@ -123,7 +126,7 @@ def test_kernels_write_every_filter_to_its_channel(
     x = rng.standard_normal((2, 32, size, size)).astype(np.float32)
     residual = rng.standard_normal(output_shape(problem)).astype(np.float32)
     expected = reference(problem, x, residual)
-    for candidate in row.configs(problem)[:2]:
+    for candidate in row.configs(problem)[:TILES]:
         found = run_kernel(row, problem, x, residual, candidate.config)
         assert relative_error(found, expected) < 1e-5
 
@@ -147,7 +150,7 @@ def test_products_write_every_output_to_its_place(inputs: int, outputs: int, row
     assert able
     assert choose("linear", "avx512", problem).kernel.op == "linear"
     for row in able:
-        for candidate in row.configs(problem)[:2]:
+        for candidate in row.configs(problem)[:TILES]:
             found = run_kernel(row, problem, x, residual, candidate.config)
             assert relative_error(found, expected) < 1e-5
 

@@ -142,7 +142,7 @@ def test_onnx_padding_that_is_left_to_be_found(
         assert_close(run(again, x), run(plain, x))
 
 
-@examples(40)
+@examples(15, 400)
 @given(geometry=geometries(even=True), channels=st.tuples(small, small), seed=st.integers(0, 99))
 def test_torch_transposed_convolutions_keep_their_function(
     geometry: dict[str, Any], channels: tuple[int, int], seed: int
@@ -164,7 +164,7 @@ def test_torch_transposed_convolutions_keep_their_function(
     same_in_torch(nn.Sequential(layer), torch.randn(2, channels[0] * groups, *geometry["image"]))
 
 
-@examples(20)
+@examples(10, 200)
 @given(
     kernel=st.integers(1, 5),
     stride=small,
@@ -219,7 +219,7 @@ def spread_volumes(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return layer, torch.randn(draw(st.integers(1, 2)), inputs, *draw(st.tuples(*[small] * 3)))
 
 
-@examples(30)
+@examples(12, 300)
 @given(found=st.one_of(volumes(), spread_volumes()), seed=st.integers(0, 99))
 def test_convolutions_along_three_axes_keep_their_function(
     found: tuple[nn.Module, torch.Tensor], seed: int

@@ -156,7 +156,7 @@ def test_norms_behind_norms(shift: bool, bias: bool, kind: str) -> None:
     assert_close(output(source, T), run_torch(model, T), 1e-4)
 
 
-@examples(15)
+@examples(8, 150)
 @given(
     bias=st.booleans(), shift=st.booleans(), rank=st.integers(1, 3),
     kind=st.sampled_from(["torch", "onnx"]), width=st.integers(1, 9), seed=st.integers(0, 2**31),

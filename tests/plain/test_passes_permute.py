@@ -109,7 +109,7 @@ def test_any_order_of_free_channels_keeps_the_function(name: str, kind: str) -> 
     assert_close(output(exported(name, kind)), expected)
 
 
-@examples(8)
+@examples(5, 80)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["torch", "folded torch", "folded onnx"]))
 def test_random_networks_keep_their_function(seed: int, kind: str) -> None:
     model = Random(seed).eval()

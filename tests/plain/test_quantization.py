@@ -602,7 +602,7 @@ def test_asymmetric_weights_are_found(
         prove(folded, read_integers(proto), ())
 
 
-@examples(8)
+@examples(5, 80)
 @given(
     channels=st.sampled_from([(16, 16), (32, 8), (6, 10)]),
     kernel=st.sampled_from([1, 3]),
