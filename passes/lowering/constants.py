@@ -1,6 +1,6 @@
 """Views of constants and arithmetic on whole ones, computed by numpy; repeated matrices, once.
 
-Importers write a reshape for every bias, a transposition for every matrix, and for every index four
+Importers write a reshape for every bias, a transposition for every matrix, and for every index six
 operators that count it from the end where it is negative. TVM's own folding generates and compiles
 a function for each, which for a ResNet-50 takes longer than everything else that inspecting it
 does, and a minute for 150 indices.
@@ -42,7 +42,8 @@ def fold_views(module: Any) -> Any:
     1. `reshape`, `expand_dims`, `squeeze` and `flatten` to a shape that is known;
     2. `permute_dims`;
     3. arithmetic and comparisons of whole numbers and truth values;
-    4. all of what another of them made.
+    4. shapes that are known as tensors, and an extent of such;
+    5. all of what another of them made.
 
     `broadcast_to` the shape that a tensor has goes away, and so does that of a matrix in a product,
     which repeats it by itself: torch exports a `Linear` of a transposed tensor so. So do `astype`
@@ -65,14 +66,14 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
             return call.args[0]
         if name == "astype" and str(call.args[0].ty.dtype) == str(call.attrs.dtype):
             return call.args[0]
-        if name == "where" and (chosen := _chosen(call)) is not None:
+        if name == "where" and (chosen := self._chosen(call)) is not None:
             return chosen
         if name == "matmul" and (matrix := self._repeated(call.args[1])) is not None:
             once = relax.op.matmul(call.args[0], matrix, call.attrs.out_dtype)
             once = self.builder_.normalize(once)
             return once if shape_of(once) == shape_of(call) is not None else call
         computed = self._compute(call)
-        return call if computed is None else relax.const(computed)
+        return call if computed is None else relax.const(computed, str(computed.dtype))
 
     def _repeated(self, value: Any) -> Any:
         """The matrix that a `broadcast_to` repeats along axes in front of it, or None."""
@@ -88,6 +89,10 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
         name, shape = operator_name(call), shape_of(call)
         if shape is not None and name in ON_INTEGERS:
             return self._on_integers(ON_INTEGERS[name], call, shape)
+        if name == "shape_to_tensor":
+            return self._shape(call.args[0])
+        if name == "take" and shape is not None:
+            return self._taken(call)
         if name not in (*RESHAPES, "permute_dims") or shape is None:
             return None
         value = self._known(call.args[0])
@@ -108,6 +113,8 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
     def _on_integers(
         self, compute: Callable[..., Any], call: Any, shape: tuple[int, ...]
     ) -> npt.NDArray[Any] | None:
+        if not all(isinstance(argument.ty, relax.TensorType) for argument in call.args):
+            return None  # a function of TVM's of that name
         dtypes = [str(each.ty.dtype) for each in (call, *call.args)]
         if not all(dtype == "bool" or dtype.startswith(("int", "uint")) for dtype in dtypes):
             return None
@@ -117,11 +124,30 @@ class _Folder(PyExprMutator):  # type: ignore[misc]
         found = np.asarray(compute(*values), dtypes[0])
         return found if found.shape == shape else None
 
+    def _shape(self, source: Any) -> npt.NDArray[Any] | None:
+        """A shape as a tensor, where all of it is known."""
+        try:
+            return np.array([int(extent) for extent in source.ty.values], np.int64)
+        except (AttributeError, TypeError):
+            return None
 
-def _chosen(call: Any) -> Any:
-    """What a `where` selects everywhere, if that has its shape; None where it does select."""
-    held = constant(call.args[0])
-    if held is None or held.size == 0 or held.any() != held.all():
-        return None
-    chosen = call.args[1 if held.all() else 2]
-    return chosen if shape_of(chosen) == shape_of(call) is not None else None
+    def _taken(self, call: Any) -> npt.NDArray[Any] | None:
+        """Whole numbers of a constant vector, at constant places inside of it."""
+        values, places = (self._known(argument) for argument in call.args)
+        if values is None or places is None or values.ndim != 1 or not _is_whole(values):
+            return None
+        if places.size and not 0 <= places.min() <= places.max() < values.size:
+            return None
+        return np.asarray(values[places])
+
+    def _chosen(self, call: Any) -> Any:
+        """What a `where` selects everywhere, if it has its shape; None where it does select."""
+        held = self._known(call.args[0])
+        if held is None or held.size == 0 or held.any() != held.all():
+            return None
+        chosen = call.args[1 if held.all() else 2]
+        return chosen if shape_of(chosen) == shape_of(call) is not None else None
+
+
+def _is_whole(values: npt.NDArray[Any]) -> bool:
+    return values.dtype.kind in "iub"

@@ -25,6 +25,7 @@ def simplify(module: IRModule) -> IRModule:
         [
             relax.transform.DecomposeOpsForInference(),
             relax.transform.CanonicalizeBindings(),
+            relax.transform.DeadCodeElimination(),  # what nobody reads is not to be computed
             relax.transform.FoldConstant(),
             relax.transform.CanonicalizeBindings(),
             relax.transform.DeadCodeElimination(),

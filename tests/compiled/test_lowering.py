@@ -1,12 +1,15 @@
 """What the Relax lowering fuses into our kernels, from torch and from ONNX."""
 
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +21,7 @@ from nmcompile.passes.lowering.fallback import lower_fallback
 from nmcompile.passes.lowering.kernels import lower_kernels
 from nmcompile.passes.lowering.matching.match import Group, Matcher
 from nmcompile.passes.lowering.simplify import simplify
+from nmcompile.passes.lowering.view import FunctionView, constant
 from nmcompile.passes.pipeline import run_pipeline
 from tests.support.examples import crossed
 from tests.support.seed_modules import export_onnx
@@ -112,6 +116,39 @@ def match(model: nn.Module, kind: str) -> tuple[list[Group], list[str]]:
     function = simplify(opened.to_relax())["main"]
     matcher = Matcher(function)
     return matcher.groups, matcher.leftovers()
+
+
+def test_what_importers_write_for_indices_is_computed_without_compiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A negative index becomes a constant, and TVM builds no function for what it is made of."""
+    nodes = [
+        helper.make_node("Gather", ["x", "last"], ["a"], axis=1),
+        helper.make_node("Gather", ["x", "both"], ["b"], axis=1),
+        helper.make_node("Clip", ["a", "low", "high"], ["c"]),
+    ]
+    arrays: dict[str, Any] = {
+        "last": np.array(-2, np.int64), "both": np.array([[0, -1]], np.int64),
+        "low": np.float32(0), "high": np.float32(6),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 5, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "bc"],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    opened = open_model(helper.make_model(graph, opset_imports=opset, ir_version=9))
+    module = opened.to_relax()
+
+    def build(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("TVM compiles what it folds")
+
+    monkeypatch.setattr(importlib.import_module("tvm.tirx.build"), "tir_to_runtime", build)
+    view = FunctionView(simplify(module)["main"])
+    taken = [view.args(var)[1] for var in view.definitions if view.op(var) == "take"]
+    assert [constant(index).tolist() for index in taken] == [3, [[0, 4]]]
 
 
 TANGENT = math.sqrt(2 / math.pi)
