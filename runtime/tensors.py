@@ -29,11 +29,31 @@ def from_numpy(native: NativeRuntime, array: np.ndarray[Any, Any]) -> Any:
     return native.from_dlpack(array)
 
 
-def to_numpy(native: NativeRuntime, tensor: Any) -> np.ndarray[Any, Any]:
-    """Return a TVM tensor's values as an array with memory of its own.
+class _Memory:
+    """The memory of a TVM tensor, for numpy: what is made of it keeps the tensor alive."""
 
-    Always a copy: the VM's memory is reused by the next run, and an output may alias an input, a
-    weight or another output.
+    def __init__(self, tensor: Any, dtype: "np.dtype[Any]") -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "typestr": dtype.str,
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def over(tensor: Any) -> np.ndarray[Any, Any]:
+    """Return a contiguous TVM tensor's values as an array over its memory, which may be written."""
+    dtype = numpy_dtype(str(tensor.dtype))
+    if str(tensor.dtype) == "bfloat16":
+        return np.asarray(_Memory(tensor, np.dtype(np.uint16))).view(dtype)
+    return np.asarray(_Memory(tensor, dtype))
+
+
+def to_numpy(native: NativeRuntime, tensor: Any) -> np.ndarray[Any, Any]:
+    """Return a TVM tensor's values as an array with memory of its own: a copy.
+
+    An output may alias an input, a weight or another output.
     """
     name = str(tensor.dtype)
     if name == "bfloat16":

@@ -9,9 +9,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import nmcompile
 from nmcompile.errors import ArtifactError, DeviceError, InputError
-from nmcompile.runtime import Call, Manifest, Session, TensorSpec, cpu, load, write_artifact
+from nmcompile.runtime import (
+    Call,
+    Manifest,
+    Session,
+    TensorSpec,
+    cpu,
+    load,
+    placement,
+    write_artifact,
+)
 from nmcompile.runtime.compiled import Compiled
 from tests.support.manifests import FEATURES, SHAPE, X, Y, aligned, manifest
 from tests.support.runtime_models import (
@@ -103,6 +114,44 @@ def test_an_output_that_is_an_input_is_not_the_callers_memory(pair: Session) -> 
     x[...] = 1
     result = pair.run({"x": x, "y": x})
     assert not np.shares_memory(result["x"], x)
+
+
+class Several(nn.Module):
+    """The same values twice, what it was given, and what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.held = nn.Parameter(torch.arange(5000.0))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.relu(self.conv(x))
+        return y, y.flatten(1), x, self.held
+
+
+def test_large_outputs_are_not_copied_and_the_callers_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be written to, and outlive runs and the session; weights and inputs are not they."""
+    monkeypatch.setattr(placement, "LARGE", 1)
+    model, x = Several().eval(), torch.randn(1, 3, 16, 16)
+    nmcompile.compile(model, output=tmp_path / "m.nmc", example_inputs=(x,))
+    session = load(tmp_path / "m.nmc")
+    given = aligned((1, 3, 16, 16))
+    given[...] = x.numpy()
+    runs = [session.run({session.inputs[0].name: given}) for _ in range(3)]
+    arrays = [array for outputs in runs for array in outputs.values()]
+    for place, array in enumerate(arrays):
+        assert array.flags.writeable and not np.shares_memory(array, given)
+        assert not any(np.shares_memory(array, other) for other in arrays[:place])
+        array[...] = np.nan
+    session.run({session.inputs[0].name: given + 1})
+    last = list(session.run({session.inputs[0].name: given}).values())
+    session.close()
+    assert not any(array.flags.owndata for array in last[:1])
+    for found, expected in zip(last, model(x), strict=True):
+        np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert all(np.isnan(array).all() for array in arrays)
 
 
 def test_aligned_numpy_is_passed_by_reference(stamper: Session) -> None:
