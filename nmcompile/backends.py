@@ -11,6 +11,7 @@ import tvm
 
 from nmcompile.kernels.objects import Report
 from nmcompile.passes.lowering.batch.split import split_batch
+from nmcompile.passes.lowering.computed_weights import multiply_windows
 from nmcompile.passes.lowering.fallback import lower_fallback
 from nmcompile.passes.lowering.gpu import (
     build_gpu_library,
@@ -71,8 +72,8 @@ class CpuBackend:
         return simplify(module)
 
     def arrange(self, module: Module) -> Module:
-        """Pool images, and run early layers image by image where that spares the caches."""
-        return split_batch(pool_images(module))
+        """Bring operators to forms with kernels; run early layers image by image where it pays."""
+        return split_batch(multiply_windows(pool_images(module)))
 
     def finish(self, module: Module) -> Module:
         """See `lower_fallback`."""

@@ -122,9 +122,9 @@ def compile(
         output: the `.nmc` file to write.
         target: a name of `nmc targets`, or "cuda": the one for this machine's GPU.
         example_inputs: for torch models: the inputs whose shapes are compiled for.
-        shapes: input shapes by name, where an ONNX model leaves them open, or for float32 inputs of
-            a torch model without `example_inputs`. A list of such mappings makes an artifact for
-            several shapes over the same weights, for a CPU.
+        shapes: input shapes by name, where an ONNX model leaves them open, or for inputs of a
+            torch model: of the dtypes of `example_inputs`, float32 without these. A list of such
+            mappings makes an artifact for several shapes over the same weights, for a CPU.
         pattern: "auto" takes what every layer holds; "2:4", "1x16", "1x16@0.5", ... is verified
             first; "dense" ignores all zeros, those of whole filters too.
         pruning: what may be done to layers that break `pattern`, and which layers it concerns;

@@ -54,7 +54,8 @@ def to_graph(
         model: module, exported program, or FX graph (symbolically traced ones are exported too).
         example_inputs: a tensor, a tuple of positional arguments, or a mapping of keyword
             arguments. May be left out for exported programs, or where `shapes` says enough.
-        shapes: float32 inputs to make up, by argument name, when there are no example inputs; of
+        shapes: float32 inputs to make up, by argument name, when there are no example inputs;
+            with them, which of them have other shapes, their dtypes being as given; of
             an exported program, those of its inputs that it leaves open.
 
     Raises:
@@ -258,11 +259,50 @@ def _examples(
             "found none; pass example_inputs=(x,) with tensors of the shape to compile for, or "
             'shapes={"x": (1, 3, 224, 224)} with the float32 inputs by argument name'
         )
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(example_inputs, Mapping):
-        return (), {str(name): _tensor(value) for name, value in example_inputs.items()}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(_tensor(value) for value in example_inputs), {}
-    return (_tensor(example_inputs),), {}
+        kwargs = {str(name): _tensor(value) for name, value in example_inputs.items()}
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(_tensor(value) for value in example_inputs)
+    else:
+        args = (_tensor(example_inputs),)
+    return _in_shapes(model, args, kwargs, shapes) if shapes else (args, kwargs)
+
+
+def _in_shapes(
+    model: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+) -> Examples:
+    """Example inputs, zeros of their dtypes in the shapes that are named.
+
+    Raises:
+        ShapeError: a shape is of none of them.
+    """
+    known: list[str] = []
+    if isinstance(model, ExportedProgram):
+        known = [str(name) for name in model.graph_signature.user_inputs]
+    elif isinstance(model, torch.nn.Module):
+        known = list(signature(model.forward).parameters)
+    names = known[: len(args)]
+    wanted = {_argument(model, name): tuple(shape) for name, shape in shapes.items()}
+    for name in wanted:
+        if name not in (*names, *kwargs):
+            found = ", ".join((*names, *kwargs)) or "none"
+            raise ShapeError(
+                f"shapes: expected names of the example inputs, which are {found}; found {name!r}"
+            )
+
+    def shaped(name: str, value: Any) -> Any:
+        if name not in wanted or not isinstance(value, torch.Tensor):
+            return value
+        return torch.zeros(wanted[name], dtype=value.dtype)
+
+    behind = args[len(names) :]
+    given = tuple(shaped(name, value) for name, value in zip(names, args, strict=False))
+    return (*given, *behind), {name: shaped(name, value) for name, value in kwargs.items()}
 
 
 def _of_program(model: ExportedProgram, shapes: Mapping[str, Sequence[int]]) -> Examples:

@@ -20,7 +20,7 @@ import nmcompile
 import nmcompile.precision
 from nmcompile import runtime
 from nmcompile.cli import app
-from nmcompile.errors import InputError, PatternError
+from nmcompile.errors import InputError, PatternError, ShapeError
 from nmcompile.passes.lowering.batch import cost
 from nmcompile.runtime.format import read_artifact
 from nmcompile.sparsity import parse_pattern, project
@@ -218,6 +218,33 @@ def test_another_resolution_shares_the_weights(tmp_path: Path) -> None:
     assert sum(spec.nbytes for spec in params) < 1.5 * 4 * floats
     with pytest.raises(InputError, match="x 1x3x16x16 or x 2x3x24x20 or x 1x3x24x20, or a batch"):
         session.run(np.zeros((1, 3, 16, 20), np.float32))
+
+
+class Words(nn.Module):
+    """Whole numbers in, as torch models of text have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 32), nn.Linear(32, 8)
+
+    def forward(self, words: Tensor, *, scale: Tensor) -> Tensor:
+        found: Tensor = self.head(self.embedding(words)) * scale
+        return found
+
+
+def test_example_inputs_say_the_dtypes_of_several_shapes(tmp_path: Path) -> None:
+    model = Words().eval()
+    examples_ = {"words": torch.zeros(1, 3, dtype=torch.int64), "scale": torch.ones(1)}
+    shapes = [{"words": (1, 5)}, {"words": (2, 7)}]
+    session, _ = compiled(model, tmp_path, shapes, example_inputs=examples_)
+    for shape in shapes:
+        words = torch.randint(0, 20, shape["words"])
+        scale = torch.tensor([2.0])
+        (found,) = session.run({"words": words, "scale": scale}).values()
+        expected = model(words, scale=scale).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ShapeError, match="names of the example inputs, which are words, scale"):
+        compiled(model, tmp_path, {"word": (1, 5)}, example_inputs=examples_)
 
 
 def test_several_inputs_have_their_shapes_together(tmp_path: Path) -> None:
