@@ -1,6 +1,7 @@
 """Convolutions whose weights are computed in the model agree with torch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.support.examples import examples
 class Attended(nn.Module):
     """A sum of kernels, weighted by the image (Yang et al., CondConv, arXiv 1904.04971)."""
 
-    def __init__(self, kernel: tuple[int, int], groups: int, **options: int) -> None:
+    def __init__(self, kernel: tuple[int, int], groups: int, **options: Any) -> None:
         super().__init__()
         self.groups, self.options = groups, options
         self.weigh = nn.Linear(8, 3)
@@ -25,7 +26,8 @@ class Attended(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shares = torch.softmax(self.weigh(x.mean((2, 3))), -1)[0]
         weight = (shares[:, None, None, None, None] * self.kernels).sum(0)
-        return functional.conv2d(x, weight, groups=self.groups, **self.options)
+        found: Tensor = functional.conv2d(x, weight, groups=self.groups, **self.options)
+        return found
 
 
 class Tracker(nn.Module):
