@@ -214,7 +214,7 @@ def _channel_rows() -> Iterator[Kernel]:
         ("table_i8", "table", accept, channels.lower_table),
         ("sum_i8", "sum", channels.refuse_two, channels.lower_sum),
         ("gate_i8", "gate", channels.refuse_gate, channels.lower_gate),
-        ("layer_norm_f32_i8", "layer_norm", accept, rounded.lower_layer_norm),
+        ("layer_norm_f32_i8", "layer_norm", rounded.refuse_layer_norm, rounded.lower_layer_norm),
         ("attention_f32_i8", "attention", rounded.refuse_attention, rounded.lower_attention),
     )  # fmt: skip
     for name, op, refuse, lower in rows:

@@ -92,12 +92,11 @@ def round_to_int(value: Expr) -> Expr:
     return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), current_rounding)
 
 
-def round_to_steps(value: Expr, step: Expr, zero: int, low: int, high: int) -> Expr:
-    """Real numbers as int32x16 from `low` to `high`: rint(value / step) + zero.
+def round_steps(value: Expr, zero: int, low: int, high: int) -> Expr:
+    """Numbers of steps as int32x16 from `low` to `high`: rint(value) + zero.
 
     Values beyond the limits become the limits, infinities too; NaN becomes `low`.
     """
-    value = T.bind(value / step)
     # The limits go second: the instructions give that operand where the other is NaN.
     value = extreme("max", value, splat(float(low - zero)))
     value = extreme("min", value, splat(float(high - zero)))

@@ -24,7 +24,7 @@ from nmcompile.kernels.avx512_vnni.emit import (
     pack_words,
     pick_bytes,
     pick_bytes_of_two,
-    round_to_steps,
+    round_steps,
     spread,
     store_bytes,
 )
@@ -48,8 +48,8 @@ def emit_quantise(name: str, spec: Quantise, zero: int, low: int, high: int) -> 
 
         def steps(channel: Expr, pixel: Expr, width: int) -> Expr:
             """Pixels of one plane as int32x16; `channel` counts over all images."""
-            value = load(x, channel * pixels + pixel, width)
-            return round_to_steps(value, splat(scale[0]), zero, low, high)
+            value = T.bind(load(x, channel * pixels + pixel, width) / splat(scale[0]))
+            return round_steps(value, zero, low, high)
 
         def square(image: Expr, channel: Expr, pixel: Expr, height: int, width: int) -> None:
             plane = T.bind(image * channels + channel)
