@@ -13,7 +13,7 @@ from nmcompile.kernels.avx512.lanes.config import LanesConfig, Picking
 from nmcompile.kernels.avx512.lanes.dense import pack_dense
 from nmcompile.kernels.avx512.lanes.listed import pack_listed
 from nmcompile.kernels.avx512.lanes.picked import pack_picked
-from nmcompile.kernels.avx512.lanes.rows import MOST_INPUTS
+from nmcompile.kernels.avx512.lanes.rows import BLOCKS, GROUPS, MOST_INPUTS
 from nmcompile.kernels.avx512.lanes.tiling import steps_of
 from nmcompile.kernels.avx512.recurrent.kernel import Storage, emit_recurrent
 from nmcompile.kernels.avx512.recurrent.packing import bias_by_blocks, by_panels, vectors_of
@@ -25,8 +25,6 @@ from nmcompile.sparsity import NM, OneByN, Unstructured
 SKIPPED = "zeros of recurrent weights are skipped in "  # opens a refusal
 ROWS = 6  # of the batch, whose sums of four gates fill the registers
 PICKED_ROWS = 4  # with what lanes pick from
-BLOCKS = (4, 8, 16, 32, 48, 64)  # outputs that share a list: vectors of 16, or even parts of one
-GROUPS = (2, 4, 8, 16)  # inputs of a group: even parts of 16
 
 
 # Times as long as with all weights for each weight that is left, with one row of the batch and with
