@@ -26,6 +26,7 @@ from nmcompile.runtime.tensors import (
 )
 
 LARGE = 1 << 18  # bytes from which outputs are not copied
+MOST_LENT = 1 << 27  # bytes of such that may be alive: the VM never gives back what it has had
 _CUDA = 2  # DLPack's device type
 _DEFAULT_STREAM = 0  # CUDA's legacy one
 _DLPACK_DEFAULT_STREAM = 1  # and what DLPack calls it
@@ -76,6 +77,7 @@ class CpuPlacement:
 
     def __init__(self, native: NativeRuntime) -> None:
         self._native = native
+        self._lent: dict[int, int] = {}
 
     def place(self, array: Array) -> Any:
         """See `Placement`."""
@@ -104,13 +106,16 @@ class CpuPlacement:
             nbytes = math.prod(tensor.shape) * DTYPES[str(tensor.dtype)]
             if nbytes < LARGE or not tensor.is_contiguous():
                 return to_numpy(self._native, tensor)
+            # Other threads come and go in between: a little more may be lent.
+            if sum(list(self._lent.values())) + nbytes > MOST_LENT:
+                return to_numpy(self._native, tensor)
             if not taken:
                 taken.update(each.data_ptr() for each in (*arguments, *params))
             address = tensor.data_ptr()
             if address in taken:
                 return to_numpy(self._native, tensor)
             taken.add(address)
-            return over(tensor)
+            return over(tensor, self._lent)
 
         yield Transfer(arguments, give_back)
 

@@ -30,10 +30,14 @@ def from_numpy(native: NativeRuntime, array: np.ndarray[Any, Any]) -> Any:
 
 
 class _Memory:
-    """The memory of a TVM tensor, for numpy: what is made of it keeps the tensor alive."""
+    """The memory of a TVM tensor, for numpy: what is made of it keeps the tensor alive.
 
-    def __init__(self, tensor: Any, dtype: "np.dtype[Any]") -> None:
-        self._tensor = tensor
+    lent: bytes by owner, of those that are alive.
+    """
+
+    def __init__(self, tensor: Any, dtype: "np.dtype[Any]", lent: dict[int, int]) -> None:
+        self._tensor, self._lent = tensor, lent
+        lent[id(self)] = math.prod(tensor.shape) * dtype.itemsize
         self.__array_interface__ = {
             "version": 3,
             "shape": tuple(tensor.shape),
@@ -41,13 +45,21 @@ class _Memory:
             "data": (tensor.data_ptr(), False),
         }
 
+    def __del__(self) -> None:
+        self._lent.pop(id(self), None)
 
-def over(tensor: Any) -> np.ndarray[Any, Any]:
-    """Return a contiguous TVM tensor's values as an array over its memory, which may be written."""
+
+def over(tensor: Any, lent: dict[int, int]) -> np.ndarray[Any, Any]:
+    """Return a contiguous TVM tensor's values as an array over its memory, which may be written.
+
+    Args:
+        tensor: on the CPU.
+        lent: has an entry with its bytes for as long as the array, or a view of it, is alive.
+    """
     dtype = numpy_dtype(str(tensor.dtype))
     if str(tensor.dtype) == "bfloat16":
-        return np.asarray(_Memory(tensor, np.dtype(np.uint16))).view(dtype)
-    return np.asarray(_Memory(tensor, dtype))
+        return np.asarray(_Memory(tensor, np.dtype(np.uint16), lent)).view(dtype)
+    return np.asarray(_Memory(tensor, dtype, lent))
 
 
 def to_numpy(native: NativeRuntime, tensor: Any) -> np.ndarray[Any, Any]:
