@@ -4,6 +4,8 @@ Everything is checked here before any of it is used: a step reads inputs of the 
 earlier steps have made, and each name is made once.
 """
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +15,8 @@ from nmcompile.runtime.strict_json import StrictObject, check_unique
 
 LIBRARY, ONNX = "library", "onnx"
 KINDS = (LIBRARY, ONNX)
+BOUND = re.compile(r".*_w([0-9a-f]{8})", re.DOTALL)
+"""Names of entry functions that say which weights they take, see `binding`."""
 WEIGHTS = "weights"
 """The last section of every artifact."""
 
@@ -161,6 +165,8 @@ def check_sections(where: str, plans: Sequence[Sequence[Step]], params: int) -> 
                 raise ArtifactError(
                     f"{title}: weights: expected none for onnxruntime, found {len(step.weights)}"
                 )
+            if step.weights is not None and step.kind == LIBRARY:
+                check_binding(title, step.entry, step.weights)
             if step.weights and not step.prepare and max(step.weights) >= step.params:
                 raise ArtifactError(
                     f"{title}: weights: expected positions below {step.params}, found "
@@ -231,3 +237,25 @@ def _check_values(
                 f"{where}: expected a tensor of a dtype that libraries take for {name!r}, found "
                 f"{specs[name].dtype}"
             )
+
+
+def binding(weights: Sequence[int]) -> str:
+    """What the name of an entry function ends with that takes these weights, in this order.
+
+    Weights of one shape can be told apart by nothing else that a library says.
+    """
+    return "w" + hashlib.sha256(",".join(map(str, weights)).encode()).hexdigest()[:8]
+
+
+def check_binding(title: str, entry: str, weights: Sequence[int]) -> None:
+    """Hold the weights of an entry function against its name, if that says which they are.
+
+    Raises:
+        ArtifactError: they are others.
+    """
+    bound = BOUND.fullmatch(entry)
+    if bound is not None and not entry.endswith(binding(weights)):
+        raise ArtifactError(
+            f"{title}: weights: expected those that {entry!r} takes in the order in which it takes "
+            f"them, found {list(weights)!r:.80}; compile the model again"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from nmcompile.errors import ArtifactError
 from nmcompile.runtime.specs import Call, TensorSpec
-from nmcompile.runtime.steps import Step
+from nmcompile.runtime.steps import Step, check_binding
 
 Shapes = Sequence[tuple[int, ...]]
 """Of the inputs, in the order of the manifest."""
@@ -103,6 +103,8 @@ def check_variants(
         other = seen.setdefault(tuple(spec.shape for spec in variant.inputs), index)
         if other != index:
             raise ArtifactError(f"{title}: expected other shapes than those of variants[{other}]")
+        if variant.entry:
+            check_binding(title, variant.entry, variant.weights)
         if weights is not None and any(place >= weights for place in variant.weights):
             raise ArtifactError(
                 f"{title}: weights: expected positions below {weights}, found "

@@ -25,6 +25,7 @@ from nmcompile.passes.lowering.calls import Entry
 from nmcompile.passes.lowering.kernels import ENTRY, LoweredModule
 from nmcompile.passes.lowering.naming import Content, content_name, content_of
 from nmcompile.passes.lowering.prepare import PREPARE, Operand, add_prepare
+from nmcompile.runtime.steps import binding
 
 Array = npt.NDArray[np.generic]
 
@@ -54,8 +55,13 @@ def join_variants(lowered: Sequence[LoweredModule]) -> Joined:
     functions: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     entries = []
-    for number, module in enumerate(lowered):
-        entries.append(_copy(module.module, number, functions, variables))
+    prepares = any(operand.prepare is not None for operand, _ in store.operands)
+    if not prepares:
+        places = {name: place for place, name in enumerate(store.params)}
+        sources = [operand.sources[0] for operand, _ in store.operands]
+        operands = [tuple(places[sources[place]] for place in own) for own in operands]
+    for number, (module, own) in enumerate(zip(lowered, operands, strict=True)):
+        entries.append(_copy(module.module, f"{number}_{binding(own)}", functions, variables))
     builder = relax.BlockBuilder(
         tvm.IRModule({variables[name]: function for name, function in functions.items()})
     )
@@ -63,11 +69,7 @@ def join_variants(lowered: Sequence[LoweredModule]) -> Joined:
     def function_of(prepare: Prepare) -> Any:
         return variables[content_name(prepare.name, prepare.made_by)]
 
-    prepares = add_prepare(builder, store.params, store.operands, function_of)
-    if not prepares:
-        places = {name: place for place, name in enumerate(store.params)}
-        sources = [operand.sources[0] for operand, _ in store.operands]
-        operands = [tuple(places[sources[place]] for place in own) for own in operands]
+    add_prepare(builder, store.params, store.operands, function_of)
     return Joined(builder.get(), tuple(entries), store.params, tuple(operands), prepares)
 
 
@@ -101,12 +103,12 @@ class _Store:
         return name
 
 
-def _copy(module: Any, number: int, functions: dict[str, Any], variables: dict[str, Any]) -> Entry:
+def _copy(module: Any, suffix: str, functions: dict[str, Any], variables: dict[str, Any]) -> Entry:
     """Add the functions of a module but for `PREPARE`; those not named by content anew."""
     own: dict[str, Any] = {}
     for var, function in module.functions_items():
         by_content = MADE_BY in (function.attrs or {})
-        name = var.name_hint if by_content else f"{var.name_hint}_{number}"
+        name = var.name_hint if by_content else f"{var.name_hint}_{suffix}"
         if name not in variables:
             variables[name] = tvm.ir.GlobalVar(name)
             _update_type(variables[name], var.ty)
@@ -124,4 +126,4 @@ def _copy(module: Any, number: int, functions: dict[str, Any], variables: dict[s
             if "global_symbol" in (function.attrs or {}):
                 function = function.with_attr("global_symbol", name)
         functions[name] = function
-    return Entry(f"{ENTRY}_{number}", f"{EARLY}_{number}")
+    return Entry(f"{ENTRY}_{suffix}", f"{EARLY}_{suffix}")

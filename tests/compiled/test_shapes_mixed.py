@@ -22,6 +22,7 @@ from nmcompile.bundle import write_bundle
 from nmcompile.cli import app
 from nmcompile.errors import ArtifactError, InputError, UnsupportedOperatorError
 from nmcompile.runtime.format import read_artifact
+from nmcompile.runtime.steps import binding
 from nmcompile.sparsity import parse_pattern, project
 from tests.support.mixed_models import (
     BACKBONE,
@@ -148,7 +149,7 @@ def test_weights_that_a_library_does_not_prepare_are_refused_at_load(
 ) -> None:
     artifact = read_artifact(compiled.path)
     first, second = artifact.manifest.variants
-    last = replace(second.steps[2], weights=(7,))
+    last = replace(second.steps[2], weights=(7,), entry=f"main_1_{binding((7,))}")
     assert last.prepare and last.section == first.steps[2].section
     changed = replace(second, steps=(*second.steps[:2], last))
     manifest = replace(artifact.manifest, params=(), sections=(), variants=(first, changed))

@@ -17,6 +17,7 @@ from nmcompile.cli.options import Shape, shape_sets_of, shapes_of
 from nmcompile.errors import ArtifactError, InputError, ShapeError, TargetError
 from nmcompile.runtime import Manifest, TensorSpec, Variant, read_artifact, write_artifact
 from nmcompile.runtime.arguments import Arguments
+from nmcompile.runtime.steps import binding
 from nmcompile.runtime.variants import Part, find_parts, sum_of
 from nmcompile.shape_sets import check_sets, sets_of
 from nmcompile.targets import find_target
@@ -88,6 +89,10 @@ def _output(**changes: Any) -> Edit:
         (lambda top: top["variants"].pop(), "expected at least two variants, found 1"),
         (lambda top: top["variants"].append(top["variants"][0]), "expected other shapes than"),
         (_second(weights=[3]), r"variants\[1\]: weights: expected positions below 3, found 3"),
+        (
+            _second(entry="main_w4f8b3d1a"),
+            r"variants\[1\]: weights: expected those that 'main_w4f8",
+        ),
         (_second(weights=[-1]), "weights: expected integers in 0.."),
         (_second(weights=[True]), "weights: expected integers in 0.."),
         (_second(inputs=[]), r"variants\[1\]: inputs: expected those of variants\[0\]"),
@@ -108,6 +113,20 @@ def test_what_contradicts_itself_is_refused(artifact: Path, edit: Edit, message:
     signed(artifact, json.dumps(top).encode())
     with pytest.raises(ArtifactError, match=message):
         read_artifact(artifact)
+
+
+def test_a_name_says_which_weights_a_function_takes(tmp_path: Path) -> None:
+    """Those of one shape could change places, and the library would take them."""
+    taken = (2, 0)
+    named = replace(variant(8, weights=taken), entry=f"main_{binding(taken)}")
+    path = tmp_path / "m.nmc"
+    write_artifact(path, several(variant(1), named), b"library", WEIGHTS)
+    assert read_artifact(path).manifest.variants[1].weights == taken
+    top = stored(path)
+    top["variants"][1]["weights"] = [0, 2]
+    signed(path, json.dumps(top).encode())
+    with pytest.raises(ArtifactError, match="in the order in which it takes them, found \\[0, 2"):
+        read_artifact(path)
 
 
 def test_a_batch_takes_no_part_where_images_are_not_by_themselves() -> None:
