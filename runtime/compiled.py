@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ class Compiled:
     outputs: tuple[TensorSpec, ...]
     params: list[Any]
     idle: list[Any] = field(default_factory=list)
+
+    @cached_property
+    def addresses(self) -> frozenset[int]:
+        """Of the weights: where no output of a caller's own may lie."""
+        return frozenset(tensor.data_ptr() for tensor in self.params)
 
     def run(self, call: Call, arguments: Sequence[Any]) -> list[Any]:
         """The tensors that it returns; an output may alias an input, a weight or another output.

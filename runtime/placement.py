@@ -62,9 +62,14 @@ class Placement(Protocol):
         """Within it, tensors may be let go of that lie there."""
 
     def transfer(
-        self, specs: Sequence[TensorSpec], values: Sequence[Any], params: Sequence[Any]
+        self, specs: Sequence[TensorSpec], values: Sequence[Any], weights: frozenset[int]
     ) -> AbstractContextManager[Transfer]:
         """Bring the caller's values there for one run, which happens within.
+
+        Args:
+            specs: of the inputs.
+            values: the caller's.
+            weights: their addresses, which no output that is given back may have.
 
         Raises:
             InputError: a value has another shape or dtype, cannot be read, or lies elsewhere.
@@ -89,13 +94,13 @@ class CpuPlacement:
 
     @contextmanager
     def transfer(
-        self, specs: Sequence[TensorSpec], values: Sequence[Any], params: Sequence[Any]
+        self, specs: Sequence[TensorSpec], values: Sequence[Any], weights: frozenset[int]
     ) -> Iterator[Transfer]:
         """See `Placement`."""
         arguments = [
             convert(self._native, spec, value) for spec, value in zip(specs, values, strict=True)
         ]
-        taken: set[int] = set()
+        taken = set[int]()
 
         def give_back(tensor: Any) -> Any:
             """A large output itself, where its memory is nothing else's; of others a copy.
@@ -110,9 +115,9 @@ class CpuPlacement:
             if sum(list(self._lent.values())) + nbytes > MOST_LENT:
                 return to_numpy(self._native, tensor)
             if not taken:
-                taken.update(each.data_ptr() for each in (*arguments, *params))
+                taken.update(each.data_ptr() for each in arguments)
             address = tensor.data_ptr()
-            if address in taken:
+            if address in taken or address in weights:
                 return to_numpy(self._native, tensor)
             taken.add(address)
             return over(tensor, self._lent)
@@ -162,7 +167,7 @@ class GpuPlacement:
 
     @contextmanager
     def transfer(
-        self, specs: Sequence[TensorSpec], values: Sequence[Any], params: Sequence[Any]
+        self, specs: Sequence[TensorSpec], values: Sequence[Any], weights: frozenset[int]
     ) -> Iterator[Transfer]:
         """See `Placement`."""
         given = [value for value in values if is_on_gpu(value)]
@@ -183,7 +188,7 @@ class GpuPlacement:
                 if caller is None:
                     yield Transfer(arguments, lambda tensor: from_gpu(self._native, tensor), stream)
                     return
-                taken = {tensor.data_ptr() for tensor in (*arguments, *params)}
+                taken = {*weights, *(tensor.data_ptr() for tensor in arguments)}
 
                 def give_back(tensor: Any) -> Any:
                     return caller.export(self._own(tensor, taken, stream))

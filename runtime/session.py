@@ -328,9 +328,9 @@ class Session:
     def _transfer(
         self, loaded: Compiled | Chain, part: Part, values: Sequence[Any]
     ) -> AbstractContextManager[Transfer]:
-        params = loaded.params if isinstance(loaded, Compiled) else []
+        weights = loaded.addresses if isinstance(loaded, Compiled) else frozenset[int]()
         specs = self._forms[part.variant].inputs
-        return self._placement.transfer(specs, self._arguments.of(part, values), params)
+        return self._placement.transfer(specs, self._arguments.of(part, values), weights)
 
 
 def reopen(path: str, threads: int, digest: str) -> Session:

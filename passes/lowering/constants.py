@@ -3,7 +3,7 @@
 Importers write a reshape for every bias, a transposition for every matrix, and for every index six
 operators that count it from the end where it is negative. TVM's own folding generates and compiles
 a function for each, which for a ResNet-50 takes longer than everything else that inspecting it
-does, and a minute for 150 indices.
+does, and half a minute for 150 indices.
 """
 
 from __future__ import annotations

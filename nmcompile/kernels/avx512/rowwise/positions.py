@@ -7,30 +7,26 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Expr, either, first_lanes, held, lanes, load, splat
+from nmcompile.kernels.avx512.emit import LANES, Expr, first_lanes, held, lanes, load, splat
+from nmcompile.kernels.avx512.rowwise.sweep import WIDE, over_columns
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Positions
-
-COLUMNS = 4  # vectors of the axes behind that are compared together
 
 
 def emit_positions(name: str, spec: Positions) -> Any:
     """The TIR function (x, out): int64, of the first one, or of the first NaN if there is one."""
-    wide = COLUMNS * LANES
-    blocks = -(-spec.inner // wide)
-    last = spec.inner - (blocks - 1) * wide
     with PrimFuncBuilder(name) as func:
         x = func.tensor("x", spec.shape)
         out = func.tensor("out", spec.out_shape, "int64")
         x, out = func.flat(x), func.flat(out)
 
-        def block(outer: Expr, column: Expr, count: int) -> None:
-            start = T.bind(outer * (spec.length * spec.inner) + column * wide)
-            into = T.bind(outer * spec.inner + column * wide)
+        def block(outer: Expr, first: Expr, count: int) -> None:
+            start = T.bind(outer * (spec.length * spec.inner) + first)
+            into = T.bind(outer * spec.inner + first)
             actives = [min(LANES, count - first) for first in range(0, count, LANES)]
             places = [lanes(v * LANES) for v in range(len(actives))]
-            best = T.alloc_buffer((wide,), scope="local")
-            found = T.alloc_buffer((wide,), "int32", scope="local")
+            best = T.alloc_buffer((WIDE,), scope="local")
+            found = T.alloc_buffer((WIDE,), "int32", scope="local")
             for v, active in enumerate(actives):
                 T.buffer_store(best, load(x, start + v * LANES, active), [places[v]])
                 T.buffer_store(found, splat(T.int32(0)), [places[v]])
@@ -51,11 +47,5 @@ def emit_positions(name: str, spec: Positions) -> Any:
                 else:
                     T.evaluate(tirx.op.masked_store(out, position, at, first_lanes(active)))
 
-        with T.parallel(0, spec.outer * blocks) as item:
-            outer, column = T.bind(item // blocks), T.bind(item % blocks)
-            either(
-                column == blocks - 1,
-                last != wide and blocks > 1,
-                lambda final: block(outer, column, last if final else wide),
-            )
+        over_columns(spec.outer, spec.inner, block)
     return func.result()

@@ -11,7 +11,6 @@ from nmcompile.kernels.avx512.emit import (
     LANES,
     Buffer,
     Expr,
-    either,
     exp_below,
     extreme,
     first_lanes,
@@ -21,12 +20,11 @@ from nmcompile.kernels.avx512.emit import (
     splat,
     store,
 )
-from nmcompile.kernels.avx512.rowwise.sweep import AT_ONCE, sweep
+from nmcompile.kernels.avx512.rowwise.sweep import AT_ONCE, WIDE, over_columns, sweep
 from nmcompile.kernels.prim_func import PrimFuncBuilder
 from nmcompile.kernels.spec import Softmax
 
 INFINITY = float("inf")
-COLUMNS = 4  # vectors of the axes behind that are computed together
 
 
 def emit_softmax(name: str, spec: Softmax) -> Any:
@@ -97,15 +95,12 @@ def _row(spec: Softmax, x: Buffer, out: Buffer, start: Expr) -> None:
 
 def _columns(spec: Softmax, x: Buffer, out: Buffer) -> None:
     """Vectors along the axes behind the one that is summed over."""
-    wide = COLUMNS * LANES
-    blocks = -(-spec.inner // wide)
-    last = spec.inner - (blocks - 1) * wide
 
-    def block(outer: Expr, column: Expr, count: int) -> None:
-        start = T.bind(outer * (spec.length * spec.inner) + column * wide)
+    def block(outer: Expr, first: Expr, count: int) -> None:
+        start = T.bind(outer * (spec.length * spec.inner) + first)
         actives = [min(LANES, count - first) for first in range(0, count, LANES)]
-        best = T.alloc_buffer((COLUMNS * LANES,), scope="local")
-        sums = T.alloc_buffer((COLUMNS * LANES,), scope="local")
+        best = T.alloc_buffer((WIDE,), scope="local")
+        sums = T.alloc_buffer((WIDE,), scope="local")
         places = [lanes(v * LANES) for v in range(len(actives))]
         for place in places:
             T.buffer_store(best, splat(-INFINITY), [place])
@@ -134,10 +129,4 @@ def _columns(spec: Softmax, x: Buffer, out: Buffer) -> None:
                     value = load(out, at, active) * sums[places[v]]
                 store(out, at, value, active)
 
-    with T.parallel(0, spec.outer * blocks) as item:
-        outer, column = T.bind(item // blocks), T.bind(item % blocks)
-        either(
-            column == blocks - 1,
-            last != wide and blocks > 1,
-            lambda final: block(outer, column, last if final else wide),
-        )
+    over_columns(spec.outer, spec.inner, block)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from tvm.tirx.script import builder as T
 
-from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, lanes, over_lanes, splat
+from nmcompile.kernels.avx512.emit import LANES, Buffer, Expr, either, lanes, over_lanes, splat
 
+WIDE = 4 * LANES  # numbers behind an axis that are gone along together
 AT_ONCE = 4  # vectors whose sums are kept apart, so that no sum waits for the one before
 
 
@@ -42,3 +43,22 @@ def mean_over(length: int, value: Callable[[Expr, int], Expr]) -> Expr:
     sweep(length, add)
     total = T.bind((sums[places[0]] + sums[places[1]]) + (sums[places[2]] + sums[places[3]]))
     return over_lanes(total, lambda a, b: a + b) * splat(1.0 / length)
+
+
+def over_columns(outer: int, inner: int, block: Callable[[Expr, Expr, int], None]) -> None:
+    """`block(image, first, count)` for up to `WIDE` numbers beside each other, over all threads.
+
+    Args:
+        outer: in front of the axis that a kernel goes along.
+        inner: behind it, where `first` counts.
+        block: emits the whole way along the axis.
+    """
+    blocks = -(-inner // WIDE)
+    last = inner - (blocks - 1) * WIDE
+    with T.parallel(0, outer * blocks) as item:
+        image, column = T.bind(item // blocks), T.bind(item % blocks)
+        either(
+            column == blocks - 1,
+            last != WIDE and blocks > 1,
+            lambda final: block(image, column * WIDE, last if final else WIDE),
+        )
